@@ -1,0 +1,48 @@
+# Every target sets itself up: nothing is needed but python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check slow conformance bench up down clean
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+conformance: $(STAMP)
+	$(BIN)/python -m pytest -m conformance tests/conformance
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+up: $(STAMP)
+	$(BIN)/python examples/lab.py up
+
+down:
+	$(BIN)/python examples/lab.py down
+
+clean:
+	rm -rf $(VENV) .cache build
+
+# uv when it is there, because it is faster; venv and pip when it is not.
+$(STAMP): pyproject.toml constraints.txt
+	@if command -v uv >/dev/null 2>&1; then \
+		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+		uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+	else \
+		$(PYTHON) -m venv $(VENV) && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+	fi
+	@touch $@
