@@ -1,0 +1,1 @@
+"""Credentials blocks, one for each platform."""

@@ -1,0 +1,1 @@
+"""Flows that read like the protocol of each platform."""

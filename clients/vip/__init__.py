@@ -1,0 +1,1 @@
+"""The Virtual Imaging Platform: REST client, session file, inputs and transfers."""

@@ -1,0 +1,1 @@
+"""The Virtual Imaging Platform on loopback."""

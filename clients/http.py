@@ -1,0 +1,354 @@
+"""One HTTP session for all platforms: pooled, bounded, and the only place that knows the exceptions of `requests`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.cookiejar import DefaultCookiePolicy
+from importlib.metadata import version
+from types import TracebackType
+from typing import IO, Any, Self
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
+from urllib3.util.retry import Retry
+
+from prefect_biomed.clients.errors import (
+    BiomedError,
+    ConfigurationError,
+    ConnectionFailed,
+    NetworkError,
+    RequestTimedOut,
+    ServerUnavailable,
+    UnexpectedResponse,
+)
+
+__all__ = ["HttpSession", "Timeouts"]
+
+logger = logging.getLogger(__name__)
+
+_UNAVAILABLE = frozenset({429, 502, 503, 504})
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MAX_REDIRECTS = 3
+_CHUNK_BYTES = 1024 * 1024
+
+
+class Timeouts:
+    """Seconds to wait for a connection and for the next byte of an answer.
+
+    Args:
+        connect_seconds: Limit for making the connection.
+        read_seconds: Limit for each read; a server that works for long before it answers needs a large one.
+    """
+
+    def __init__(self, connect_seconds: float = 10.0, read_seconds: float = 90.0) -> None:
+        self.connect_seconds = connect_seconds
+        self.read_seconds = read_seconds
+
+
+class _HeaderAuth(AuthBase):
+    """Sets headers at the time of the call, so that a renewed key is used, and keeps ~/.netrc out."""
+
+    def __init__(self, headers: Callable[[], Mapping[str, str]]) -> None:
+        self._headers = headers
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers.update(self._headers())
+        return request
+
+
+class HttpSession:
+    """A `requests` session bound to one server.
+
+    Reads (GET and HEAD) are repeated twice by urllib3 for short outages; nothing else is ever repeated here.
+    Redirects are followed for reads and on the same origin only, so that a key never reaches another host. Cookies are
+    refused. Bodies of JSON and text answers are bounded.
+
+    Args:
+        base_url: Scheme, host and path prefix; paths of requests are appended to it.
+        auth_headers: Called for each request; returns the headers that carry the credentials.
+        timeouts: Seconds to wait.
+        verify_tls: False accepts any certificate; a warning is logged each time a session is made.
+        connections: Size of the connection pool.
+        max_body_bytes: Bound of a JSON or text answer in bytes.
+        read_retries: How often urllib3 repeats a read on a broken connection or HTTP 502, 503, 504.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        auth_headers: Callable[[], Mapping[str, str]] = dict,
+        timeouts: Timeouts | None = None,
+        verify_tls: bool = True,
+        connections: int = 10,
+        max_body_bytes: int = 64 * 1024 * 1024,
+        read_retries: int = 2,
+    ) -> None:
+        parts = urlsplit(base_url)
+        if parts.scheme not in {"http", "https"} or not parts.netloc:
+            raise ConfigurationError(f"{base_url!r} is not a http(s) URL. Give scheme and host.")
+        if parts.username or parts.password:
+            raise ConfigurationError("Credentials do not belong into a URL. Use the block's fields.")
+        self.base_url = base_url.rstrip("/")
+        self._auth = _HeaderAuth(auth_headers)
+        self._timeouts = timeouts or Timeouts()
+        self._max_body_bytes = max_body_bytes
+        self._session = requests.Session()
+        self._session.headers["User-Agent"] = f"prefect-biomed/{version('prefect-biomed')}"
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self._session.verify = verify_tls
+        if not verify_tls:
+            logger.warning("TLS certificates of %s are not verified", parts.netloc)
+        retry = Retry(
+            total=read_retries,
+            status_forcelist=(502, 503, 504),
+            allowed_methods=frozenset({"GET", "HEAD"}),
+            backoff_factor=0.5,
+            backoff_jitter=0.25,
+            redirect=False,
+            raise_on_status=False,
+        )
+        adapter = HTTPAdapter(max_retries=retry, pool_connections=1, pool_maxsize=connections)
+        self._session.mount("http://", adapter)
+        self._session.mount("https://", adapter)
+
+    def __enter__(self) -> Self:
+        """Return the session itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close all connections."""
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._session.close()
+
+    @contextmanager
+    def open(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        json_body: Any = None,
+        body: bytes | IO[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+        read_seconds: float | None = None,
+        authenticate: bool = True,
+    ) -> Iterator[requests.Response]:
+        """Send a request and hand out the answer with its body unread.
+
+        Args:
+            method: HTTP verb.
+            path: Appended to the base URL; already percent-encoded.
+            params: Query parameters.
+            json_body: Sent as JSON.
+            body: Sent as it is. An open file is streamed with its length announced.
+            headers: Further headers.
+            read_seconds: Overrides the read timeout.
+            authenticate: False sends no credentials.
+
+        Yields:
+            The answer, whatever its status.
+
+        Raises:
+            ConnectionFailed: No connection; nothing was sent.
+            RequestTimedOut: No answer in time; the request may have taken effect.
+            NetworkError: The connection broke; the request may have taken effect.
+            UnexpectedResponse: The server redirects elsewhere.
+        """
+        url = self.base_url + path
+        for _ in range(_MAX_REDIRECTS + 1):
+            with _converted(method, url):
+                request = requests.Request(
+                    method,
+                    url,
+                    params=params,
+                    json=json_body,
+                    data=body,
+                    headers=dict(headers or {}),
+                    auth=self._auth if authenticate else _HeaderAuth(dict),
+                )
+                settings = self._session.merge_environment_settings(url, {}, True, self._session.verify, None)
+                response = self._session.send(
+                    self._session.prepare_request(request),
+                    timeout=(
+                        self._timeouts.connect_seconds,
+                        read_seconds or self._timeouts.read_seconds,
+                    ),
+                    allow_redirects=False,
+                    **settings,
+                )
+            with response:
+                if response.status_code not in _REDIRECTS:
+                    yield response
+                    return
+                url, params = self._redirected(method, url, response), None
+        raise UnexpectedResponse(f"{method} {_bare(url)}: redirected too often.", url=_bare(url))
+
+    def json(self, method: str, path: str, **request: Any) -> tuple[requests.Response, Any]:
+        """Send a request and decode its JSON answer.
+
+        Args:
+            method: HTTP verb.
+            path: Appended to the base URL.
+            **request: As for `open`.
+
+        Returns:
+            The answer and its decoded body; None for an empty one.
+
+        Raises:
+            UnexpectedResponse: The body is not JSON, or larger than the bound.
+            ServerUnavailable: The body is not JSON and the status says that the server is out of order.
+            NetworkError: As for `open`.
+        """
+        with self.open(method, path, **request) as response:
+            text = self.read_text(response)
+            if not text.strip():
+                return response, None
+            try:
+                return response, json.loads(text)
+            except ValueError:
+                raise not_the_platform(response, text) from None
+
+    def text(self, method: str, path: str, **request: Any) -> tuple[requests.Response, str]:
+        """Send a request and return its answer as text; arguments and errors as for `json`."""
+        with self.open(method, path, **request) as response:
+            return response, self.read_text(response)
+
+    def read_text(self, response: requests.Response) -> str:
+        """Read the body of an open answer, up to the bound.
+
+        Args:
+            response: An answer from `open`.
+
+        Returns:
+            The decoded text.
+
+        Raises:
+            UnexpectedResponse: The body is larger than the bound.
+        """
+        body = bytearray()
+        for chunk in self.chunks(response):
+            body += chunk
+            if len(body) > self._max_body_bytes:
+                raise UnexpectedResponse(
+                    f"{_bare(response.url)} answered with more than {self._max_body_bytes} bytes.",
+                    status=response.status_code,
+                    url=_bare(response.url),
+                )
+        return body.decode("utf-8", errors="replace")
+
+    def chunks(self, response: requests.Response) -> Iterator[bytes]:
+        """Read the body of an open answer piece by piece.
+
+        Args:
+            response: An answer from `open`.
+
+        Yields:
+            Pieces of at most 1 MiB.
+
+        Raises:
+            NetworkError: The connection broke, or the body is shorter than announced.
+            RequestTimedOut: The next piece did not come in time.
+        """
+        pieces = response.iter_content(_CHUNK_BYTES)
+        while True:
+            with _converted(response.request.method or "GET", response.url):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+    def _redirected(self, method: str, url: str, response: requests.Response) -> str:
+        target = requests.compat.urljoin(url, response.headers.get("Location", ""))
+        here, there = urlsplit(url), urlsplit(target)
+        if method in {"GET", "HEAD"} and (here.scheme, here.netloc) == (there.scheme, there.netloc):
+            return target
+        raise UnexpectedResponse(
+            f"{method} {_bare(url)}: the server redirects to {_bare(target)}. The credentials were not sent there. "
+            "If that is the platform, give its URL.",
+            status=response.status_code,
+            url=_bare(url),
+        )
+
+
+def not_the_platform(response: requests.Response, text: str) -> BiomedError:
+    """Make the error for an answer that is not JSON where JSON was due.
+
+    Args:
+        response: The answer.
+        text: Its body.
+
+    Returns:
+        A transient error when the status says that the server is out of order, else one that names the URL tried.
+    """
+    url, status = _bare(response.url), response.status_code
+    if status in _UNAVAILABLE:
+        return ServerUnavailable(
+            f"{url}: the server is out of order for the moment (HTTP {status}).",
+            status=status,
+            url=url,
+        )
+    kind = "an HTML page" if "<html" in text[:2000].lower() else "something that is not JSON"
+    return UnexpectedResponse(
+        f"{url} answered HTTP {status} with {kind}. Check the URL of the platform.",
+        status=status,
+        url=url,
+    )
+
+
+@contextmanager
+def _converted(method: str, url: str) -> Iterator[None]:
+    what = f"{method} {_bare(url)}"
+    try:
+        yield
+    except requests.exceptions.SSLError as error:
+        raise ConfigurationError(
+            f"{what}: the server's TLS certificate was not accepted ({_reason(error)}). "
+            "Check the URL, or give the certificate authority in REQUESTS_CA_BUNDLE."
+        ) from None
+    except requests.ConnectTimeout as error:
+        raise ConnectionFailed(f"{what}: no connection ({_reason(error)}).") from None
+    except (requests.Timeout, urllib3.exceptions.ReadTimeoutError):
+        raise RequestTimedOut(f"{what}: no answer in time.") from None
+    except requests.ConnectionError as error:
+        kind = ConnectionFailed if _never_connected(error) else NetworkError
+        raise kind(f"{what}: the connection failed ({_reason(error)}).") from None
+    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+        if isinstance(error, requests.exceptions.InvalidURL):
+            raise ConfigurationError(f"{what}: not a valid URL.") from None
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        raise NetworkError(f"{what}: the connection broke ({_reason(error)}).") from None
+
+
+def _bare(url: str | None) -> str:
+    return (url or "").split("?", 1)[0]
+
+
+def _never_connected(error: requests.ConnectionError) -> bool:
+    cause = error.args[0] if error.args else None
+    reason = getattr(cause, "reason", cause)
+    return isinstance(reason, urllib3.exceptions.NewConnectionError)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in words; the outer texts repeat the whole URL with its query."""
+    cause: Any = error.args[0] if error.args else error
+    cause = getattr(cause, "reason", cause)
+    while isinstance(cause, BaseException) and cause.args and isinstance(cause.args[-1], BaseException):
+        cause = cause.args[-1]
+    return cause.__class__.__name__ if isinstance(cause, BaseException) else str(cause)[:200]
