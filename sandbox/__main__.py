@@ -30,16 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m prefect_biomed.sandbox",
         description="Serve VIP, vantage6 and Boss on loopback until SIGTERM or SIGINT.",
     )
-    parser.add_argument(
-        "platforms", nargs="*", metavar="PLATFORM", help=f"{', '.join(_PLATFORMS)}; default: all"
-    )
+    parser.add_argument("platforms", nargs="*", metavar="PLATFORM", help=f"{', '.join(_PLATFORMS)}; default: all")
     parser.add_argument("--state", type=Path, help="file for the ready line, removed at exit")
     parser.add_argument("--latency", type=float, default=0.0, metavar="MS", help="per request")
     parser.add_argument("--faults", type=Path, help='JSON file: {"vip": [{"status": 502}]}')
     parser.add_argument("--seed", type=int, default=0, help="of ids, keys and noise; default 0")
-    parser.add_argument(
-        "--port", type=int, default=0, help="of the first platform; the next get the ones after it"
-    )
+    parser.add_argument("--port", type=int, default=0, help="of the first platform; the next get the ones after it")
     parser.add_argument(
         "--set",
         action="append",

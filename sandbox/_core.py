@@ -102,8 +102,7 @@ class Journal:
             return [
                 entry.model_copy()
                 for entry in self._entries
-                if (method is None or entry.method == method)
-                and (path is None or re.search(path, entry.path))
+                if (method is None or entry.method == method) and (path is None or re.search(path, entry.path))
             ]
 
     def peak(self, method: str | None = None, path: str | None = None) -> int:
@@ -565,9 +564,7 @@ class _Gate:
         finally:
             self._platform.journal._end(entry)
 
-    async def _fail(
-        self, fault: Fault, scope: Scope, receive: Receive, send: Send, server_send: Send
-    ) -> None:
+    async def _fail(self, fault: Fault, scope: Scope, receive: Receive, send: Send, server_send: Send) -> None:
         late = fault.after_effect or fault.drop == "after"
         if not late:
             await asyncio.sleep(fault.delay_seconds)
@@ -612,8 +609,7 @@ class _Cut:
             return
         if message["type"] == "http.response.start":
             added = {
-                name.lower().encode("latin-1"): value.encode("latin-1")
-                for name, value in self._fault.headers.items()
+                name.lower().encode("latin-1"): value.encode("latin-1") for name, value in self._fault.headers.items()
             }
             kept = [(name, value) for name, value in message["headers"] if name not in added]
             await self._send({**message, "headers": [*kept, *added.items()]})
