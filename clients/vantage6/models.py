@@ -1,0 +1,548 @@
+"""What vantage6 talks about: frozen records with the platform's names, the same for all generations.
+
+A server answers with links to related objects (``{"id": 2, "link": …}``); here they become ids:
+``organization`` is read into ``organization_id``. Names that changed between generations are read into the newest
+one: a *result* of generation 3 is a `Run`, its ``run_id`` is ``job_id``, its ``initiator`` is ``init_org_id``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, JsonValue, SecretStr, model_validator
+
+__all__ = [
+    "AlgorithmStore",
+    "Collaboration",
+    "Column",
+    "Dataframe",
+    "EncodedResult",
+    "Node",
+    "NodeStatus",
+    "Organization",
+    "Record",
+    "Result",
+    "Role",
+    "Rule",
+    "Run",
+    "RunFailure",
+    "Session",
+    "SessionScope",
+    "Status",
+    "Study",
+    "Task",
+    "User",
+    "Version",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def _in_utc(time: datetime) -> datetime:
+    """Servers send UTC without saying so."""
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+Time = Annotated[datetime, AfterValidator(_in_utc)]
+
+
+class Status(StrEnum):
+    """State of a run, and of a task as the sum of its runs.
+
+    A value this list does not know is kept as it is, logged, and counts as not terminal.
+    """
+
+    AWAITING = "awaiting"
+    PENDING = "pending"
+    INITIALIZING = "initializing"
+    ACTIVE = "active"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    START_FAILED = "start failed"
+    NO_DOCKER_IMAGE = "non-existing Docker image"
+    CRASHED = "crashed"
+    KILLED = "killed by user"
+    NOT_ALLOWED = "not allowed"
+    UNKNOWN_ERROR = "unknown error"
+    DATAFRAME_NOT_FOUND = "dataframe not found"
+    DEPENDENCY_FAILED = "depended on failed task"
+    UNEXPECTED_OUTPUT = "unexpected output"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Status | None:
+        if not isinstance(value, str):
+            return None
+        logger.warning("vantage6 reports the status %r, which is unknown here", value)
+        member = str.__new__(cls, value)
+        member._name_, member._value_ = "UNKNOWN", value
+        return member
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing will happen any more."""
+        return self is Status.COMPLETED or self.is_failure
+
+    @property
+    def is_success(self) -> bool:
+        """Whether it ended well."""
+        return self is Status.COMPLETED
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether it ended otherwise."""
+        return self in _FAILURES
+
+
+_FAILURES = frozenset(
+    {
+        Status.FAILED,
+        Status.START_FAILED,
+        Status.NO_DOCKER_IMAGE,
+        Status.CRASHED,
+        Status.KILLED,
+        Status.NOT_ALLOWED,
+        Status.UNKNOWN_ERROR,
+        Status.DATAFRAME_NOT_FOUND,
+        Status.DEPENDENCY_FAILED,
+        Status.UNEXPECTED_OUTPUT,
+    }
+)
+
+
+class NodeStatus(StrEnum):
+    """Whether a node is connected; a dead one may count as online for about two minutes."""
+
+    ONLINE = "online"
+    OFFLINE = "offline"
+
+
+class SessionScope(StrEnum):
+    """Who may use a session (generation 5)."""
+
+    OWN = "own"
+    ORGANIZATION = "organization"
+    COLLABORATION = "collaboration"
+
+
+class Version(BaseModel):
+    """Version of a server.
+
+    Attributes:
+        text: As the server gives it.
+        major: 3, 4 or 5: which of the three protocols it speaks.
+        minor: Which features of that protocol it has.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    major: int
+    minor: int
+
+
+class Record(BaseModel):
+    """Base of everything the server keeps under an id.
+
+    Attributes:
+        id: Number of the object on its server.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    #: The server's word for the object, as in its URLs.
+    resource: ClassVar[str]
+
+    id: int
+
+    @model_validator(mode="before")
+    @classmethod
+    def _links_to_ids(cls, record: Any) -> Any:
+        """Turn ``x: {id, link}`` into ``x_id`` and drop links to lists."""
+        if not isinstance(record, dict):
+            return record
+        flat: dict[str, Any] = {}
+        for name, value in record.items():
+            if _is_link(value):
+                flat[f"{name}_id"] = value["id"]
+            elif value is not None and not _is_link_to_list(name, value):
+                flat[name] = value
+        return flat
+
+
+def _is_link(value: Any) -> bool:
+    return isinstance(value, dict) and "id" in value and "link" in value
+
+
+def _is_link_to_list(name: str, value: Any) -> bool:
+    """Generation 3 lists links; later ones give the path of the list, unless they were asked to include the list."""
+    if isinstance(value, list):
+        return bool(value) and all(map(_is_link, value))
+    return isinstance(value, str) and name in {"organizations", "runs", "columns"}
+
+
+class Organization(Record):
+    """Owner of users, of one key pair and of one node in each of its collaborations."""
+
+    resource: ClassVar[str] = "organization"
+
+    name: str = ""
+    domain: str = ""
+    address1: str = ""
+    address2: str = ""
+    zipcode: str = ""
+    country: str = ""
+    public_key: str = Field("", repr=False)
+
+
+class Collaboration(Record):
+    """Organizations that agreed to compute together.
+
+    Attributes:
+        encrypted: Whether every input and result is encrypted for its reader.
+        organizations: Its members, where the server was asked to include them.
+        session_restrict_to_same_image: Whether all tasks of a session must use one image (generation 5).
+    """
+
+    resource: ClassVar[str] = "collaboration"
+
+    name: str = ""
+    encrypted: bool = False
+    organizations: tuple[Organization, ...] = ()
+    session_restrict_to_same_image: bool = False
+
+
+class Study(Record):
+    """Some of the organizations of a collaboration (4.3 and later)."""
+
+    resource: ClassVar[str] = "study"
+
+    name: str = ""
+    collaboration_id: int | None = None
+    organizations: tuple[Organization, ...] = ()
+
+
+class User(Record):
+    """A person or a service account of an organization.
+
+    Attributes:
+        otp_secret: Secret of the second factor, which servers of generation 4 hand to everyone who may see the user.
+        client_secret: Secret of a new service account; the server shows it once (generation 5).
+    """
+
+    resource: ClassVar[str] = "user"
+
+    username: str = ""
+    firstname: str = ""
+    lastname: str = ""
+    email: str = ""
+    organization_id: int | None = None
+    is_service_account: bool = False
+    last_seen: Time | None = None
+    otp_secret: SecretStr | None = None
+    client_secret: SecretStr | None = None
+
+
+class Role(Record):
+    """A named set of rules."""
+
+    resource: ClassVar[str] = "role"
+
+    name: str = ""
+    description: str = ""
+    organization_id: int | None = None
+    is_default_role: bool = False
+
+
+class Rule(Record):
+    """One permission: an operation on a resource within a scope."""
+
+    resource: ClassVar[str] = "rule"
+
+    name: str = ""
+    operation: str = ""
+    scope: str = ""
+    description: str = ""
+
+
+class Node(Record):
+    """The computer of one organization in one collaboration.
+
+    Attributes:
+        status: None when it was never connected.
+        config: What an online node tells about itself, empty when it tells nothing. Keys are ``encryption``,
+            ``allowed_algorithms``, ``database_labels``, ``db_type_<label>``, ``columns_<label>`` and more.
+        api_key: Secret with which the node logs in; the server shows it once, when the node is registered.
+    """
+
+    resource: ClassVar[str] = "node"
+
+    name: str = ""
+    status: NodeStatus | None = None
+    organization_id: int | None = None
+    collaboration_id: int | None = None
+    last_seen: Time | None = None
+    config: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    api_key: SecretStr | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _group_config(cls, record: Any) -> Any:
+        """The server gives a list with one entry for each value."""
+        if not isinstance(record, dict) or not isinstance(record.get("config"), list):
+            return record
+        config: dict[str, list[str]] = {}
+        for entry in record["config"]:
+            config.setdefault(str(entry["key"]), []).append(str(entry["value"]))
+        return record | {"config": config}
+
+    @property
+    def is_online(self) -> bool:
+        """Whether the server believes it to be connected."""
+        return self.status is NodeStatus.ONLINE
+
+    @property
+    def database_labels(self) -> tuple[str, ...]:
+        """Labels of its databases, empty when the node does not share them."""
+        return self.config.get("database_labels", ())
+
+    def columns(self, label: str) -> tuple[str, ...]:
+        """Columns of a database, empty when the node does not share them.
+
+        Args:
+            label: Label of the database.
+        """
+        return self.config.get(f"columns_{label}", ())
+
+
+class Run(Record):
+    """The execution of a task by one organization. Generation 3 calls it a result.
+
+    Attributes:
+        node_name: Name of the node that executes it.
+        log: What the algorithm has printed so far; grows while the run is active on 4.11 and later.
+        cleanup_at: When the server has deleted the result to save space.
+    """
+
+    resource: ClassVar[str] = "run"
+
+    status: Status = Status.PENDING
+    task_id: int | None = None
+    organization_id: int | None = None
+    node_id: int | None = None
+    node_name: str = ""
+    started_at: Time | None = None
+    finished_at: Time | None = None
+    cleanup_at: Time | None = None
+    log: str = Field("", repr=False)
+    action: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_node(cls, record: Any) -> Any:
+        if not isinstance(record, dict):
+            return record
+        node, task = record.get("node"), record.get("task")
+        flat = dict(record)
+        if isinstance(node, dict) and "name" in node:
+            flat |= {"node_id": node.get("id"), "node_name": node["name"]}
+        if isinstance(task, dict):
+            flat["task_id"] = task.get("id")
+        elif isinstance(task, int):
+            flat["task_id"] = task
+        return flat
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has ended; an unknown status counts as ended once it has an end time."""
+        return self.finished_at is not None or self.status.is_terminal
+
+
+class EncodedResult(Record):
+    """The output of one run as it travels: base64, encrypted text, or the name of a blob.
+
+    Attributes:
+        result: None until the run has ended well.
+        blob_storage_used: Whether ``result`` names a blob. Generation 5 leaves this false even then.
+    """
+
+    resource: ClassVar[str] = "result"
+
+    result: str | None = Field(None, repr=False)
+    run_id: int | None = None
+    task_id: int | None = None
+    cleanup_at: Time | None = None
+    blob_storage_used: bool = False
+    action: str | None = None
+
+
+class Task(Record):
+    """One request to execute one function of one image at some organizations.
+
+    Attributes:
+        job_id: Common to a task and all its subtasks.
+        parent_id: For a subtask, the task that made it.
+        init_org_id: The organization that asked; only its key reads the results.
+        method: Function called; the server knows it in generation 5 only.
+        action: ``federated_compute``, ``central_compute``, ``data_extraction`` or ``preprocessing`` (generation 5).
+        databases: What the task reads, as the server gives it.
+        runs: Its runs, where the server was asked to include them.
+    """
+
+    resource: ClassVar[str] = "task"
+
+    name: str = ""
+    description: str = ""
+    image: str = ""
+    status: Status = Status.PENDING
+    job_id: int | None = None
+    parent_id: int | None = None
+    collaboration_id: int | None = None
+    study_id: int | None = None
+    session_id: int | None = None
+    algorithm_store_id: int | None = None
+    init_org_id: int | None = Field(None, validation_alias=AliasChoices("init_org_id", "initiator_id", "initiator"))
+    init_user_id: int | None = Field(None, validation_alias=AliasChoices("init_user_id", "init_user"))
+    method: str | None = None
+    action: str | None = None
+    databases: tuple[JsonValue, ...] = ()
+    depends_on: tuple[int, ...] = ()
+    created_at: Time | None = None
+    finished_at: Time | None = None
+    runs: tuple[Run, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_generation_3(cls, record: Any) -> Any:
+        if isinstance(record, dict) and "complete" in record:
+            label = record.get("database")
+            return record | {"job_id": record.get("run_id"), "databases": [{"label": label}] if label else []}
+        return record
+
+
+class Column(BaseModel):
+    """A column of a dataframe at one node (generation 5), or of a database (generation 4)."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    dtype: str = ""
+    node_id: int | None = None
+
+
+class Session(Record):
+    """A place at the nodes where dataframes are kept between tasks (generation 5)."""
+
+    resource: ClassVar[str] = "session"
+
+    name: str = ""
+    scope: SessionScope = SessionScope.OWN
+    ready: bool = False
+    image: str | None = None
+    owner_id: int | None = None
+    collaboration_id: int | None = None
+    study_id: int | None = None
+    created_at: Time | None = None
+    last_used_at: Time | None = None
+
+
+class Dataframe(Record):
+    """Data extracted from a database of each node, ready for computation (generation 5).
+
+    Attributes:
+        db_label: Database it was extracted from.
+        ready: Whether every organization has it.
+        organizations_ready: Ids of those that have it.
+        last_session_task: The last task that made or changed it; the dataframe is ready when that one has ended well.
+    """
+
+    resource: ClassVar[str] = "dataframe"
+
+    name: str = ""
+    db_label: str = ""
+    ready: bool = False
+    organizations_ready: tuple[int, ...] = ()
+    columns: tuple[Column, ...] = ()
+    session_id: int | None = None
+    last_session_task: Task | None = None
+
+
+class AlgorithmStore(Record):
+    """A service that lists reviewed algorithms (4.3 and later)."""
+
+    resource: ClassVar[str] = "algorithmstore"
+
+    name: str = ""
+    url: str = ""
+
+
+class RunFailure(BaseModel):
+    """What went wrong at one organization.
+
+    Attributes:
+        task_id: The task, or the subtask of it, whose run failed.
+        run_id: The run.
+        organization: Name of the organization, or its id when the name is hidden.
+        node: Name of the node.
+        status: How the run ended.
+        log: Last lines of the algorithm's log.
+        in_subtask: Whether the run belongs to a subtask of the task asked for.
+        not_run: Whether the run never started because another run of the task failed first.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    task_id: int
+    run_id: int
+    organization: str
+    node: str
+    status: Status
+    log: str = Field("", repr=False)
+    in_subtask: bool = False
+    not_run: bool = False
+
+    def __str__(self) -> str:
+        if self.not_run:
+            return f"{self.organization} (node {self.node}): not run, because another run of the task failed"
+        where = f" in subtask {self.task_id}" if self.in_subtask else ""
+        lines = "".join(f"\n      {line}" for line in self.log.splitlines())
+        return f"{self.organization} (node {self.node}): {self.status.value}{where}{lines}"
+
+
+class Result(BaseModel):
+    """The output of one organization, decrypted and decoded.
+
+    Attributes:
+        run_id: The run that made it.
+        task_id: Its task.
+        organization_id: The organization that computed it.
+        organization: Its name.
+        value: The decoded JSON; None when it was written to a file, or when there is none.
+        path: File that holds the JSON, when it was too large to be kept in memory.
+        size_bytes: Size of the JSON in bytes.
+        unavailable: Why there is no value, None when there is one.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: int
+    task_id: int
+    organization_id: int | None
+    organization: str
+    value: JsonValue = Field(None, repr=False)
+    path: Path | None = None
+    size_bytes: int = 0
+    unavailable: str | None = None
+
+
+def names_of(records: Sequence[Organization | Collaboration | Node | Study]) -> str:
+    """List objects for an error message.
+
+    Args:
+        records: Objects with a name.
+    """
+    return ", ".join(f"{record.name!r} (id {record.id})" for record in records) or "none"
