@@ -1,0 +1,234 @@
+"""Where ingested pixels end up, and how they are read back as arrays.
+
+Tiles are kept encoded and decoded when somebody looks, because decoding them during an ingest
+would measure the sandbox rather than the client. Placement follows what the tile-ingest lambda
+and the cuboid store of the Boss do, their silent misplacements included.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+CUBOID_X, CUBOID_Y, CUBOID_Z = 512, 512, 16
+
+Range = tuple[int, int]
+BlobRef = tuple[int, int]
+Array = npt.NDArray[np.generic]
+
+
+class Blobs:
+    """An append-only file of bytes: objects by the thousand without a file or RAM for each."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b")
+        self._lock = threading.Lock()
+        self._end = 0
+
+    def put(self, content: bytes) -> BlobRef:
+        """Append and tell where."""
+        with self._lock:
+            self._file.seek(self._end)
+            self._file.write(content)
+            reference = (self._end, len(content))
+            self._end += len(content)
+        return reference
+
+    def get(self, reference: BlobRef) -> bytes:
+        """Read back what `put` stored."""
+        with self._lock:
+            self._file.seek(reference[0])
+            return self._file.read(reference[1])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def image_header(content: bytes) -> tuple[tuple[int, int], int] | None:
+    """Size (x, y) and number of array dimensions of an encoded image; None when unreadable."""
+    if not content:
+        return None
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.size, 2 if len(image.getbands()) == 1 else 3
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        return None
+
+
+@dataclass(slots=True)
+class TileRef:
+    """One uploaded tile of a chunk; `blob` is None for the black tile of an unreadable image."""
+
+    key: str
+    z: int
+    blob: BlobRef | None
+    x_size: int
+    y_size: int
+
+
+@dataclass(slots=True)
+class TileChunk:
+    """Up to sixteen tiles above one another, as the tile-ingest lambda writes them."""
+
+    x_index: int
+    y_index: int
+    z_chunk: int
+    t: int
+    width: int
+    height: int
+    tiles: list[TileRef]
+
+
+@dataclass(slots=True)
+class Cuboid:
+    """One 512x512x16 cuboid of a volumetric ingest, still compressed."""
+
+    x_index: int
+    y_index: int
+    z_index: int
+    t: int
+    blob: BlobRef
+
+
+@dataclass
+class Volume:
+    """All that was ingested into one channel."""
+
+    datatype: str
+    pieces: list[TileChunk | Cuboid] = field(default_factory=list)
+
+
+def unblosc(content: bytes) -> bytes:
+    """Decode one blosc1 frame: by the blosc package, or by hand when it is uncompressed.
+
+    Raises:
+        ValueError: Not a blosc frame, or a compressed one while blosc is not installed.
+    """
+    if len(content) < 16:
+        raise ValueError("not a blosc frame: shorter than its header")
+    version, _, flags, _, size, _, total = struct.unpack("<BBBBIII", content[:16])
+    if version != 2 or total != len(content):
+        raise ValueError("not a blosc frame: header does not fit the content")
+    if flags & 0x02:
+        return content[16 : 16 + size]
+    try:
+        import blosc  # type: ignore[import-untyped]  # it ships no types
+    except ImportError as error:
+        raise ValueError("a compressed frame needs the blosc package to be read back") from error
+    decoded: bytes = blosc.decompress(content)
+    return decoded
+
+
+class Volumes:
+    """The cuboid store of all channels.
+
+    Args:
+        blobs: Where the encoded tiles and cuboids are.
+        on_black: Called with the key of a tile that turned out to be undecodable.
+    """
+
+    def __init__(self, blobs: Blobs, on_black: Callable[[str], None]) -> None:
+        self._blobs = blobs
+        self._on_black = on_black
+        self._lock = threading.Lock()
+        self._channels: dict[str, Volume] = {}
+
+    def add(self, lookup_key: str, datatype: str, piece: TileChunk | Cuboid) -> None:
+        """Write one chunk or cuboid; what was there before is overwritten."""
+        with self._lock:
+            self._channels.setdefault(lookup_key, Volume(datatype)).pieces.append(piece)
+
+    def read(self, lookup_key: str, datatype: str, x: Range, y: Range, z: Range, t: Range) -> Array:
+        """Assemble a block.
+
+        Args:
+            lookup_key: `collection&experiment&channel` by number.
+            datatype: dtype of the channel.
+            x: Half-open range in voxels; `y`, `z` and `t` likewise.
+            y: See `x`.
+            z: See `x`.
+            t: See `x`, in samples.
+
+        Returns:
+            Array of shape (t, z, y, x); zero where nothing was ingested.
+        """
+        out = np.zeros((t[1] - t[0], z[1] - z[0], y[1] - y[0], x[1] - x[0]), dtype=datatype)
+        with self._lock:
+            volume = self._channels.get(lookup_key)
+            pieces = list(volume.pieces) if volume else []
+        for piece in pieces:
+            if not t[0] <= piece.t < t[1]:
+                continue
+            if isinstance(piece, Cuboid):
+                origin = (piece.x_index * CUBOID_X, piece.y_index * CUBOID_Y, piece.z_index * 16)
+                if _overlaps(origin, (CUBOID_X, CUBOID_Y, CUBOID_Z), (x, y, z)):
+                    raw = unblosc(self._blobs.get(piece.blob))
+                    block = np.frombuffer(raw, dtype=datatype)
+                    block = block.reshape(CUBOID_Z, CUBOID_Y, CUBOID_X)
+                    _place(out[piece.t - t[0]], block, origin, (x[0], y[0], z[0]))
+            else:
+                self._place_tiles(out[piece.t - t[0]], piece, datatype, (x, y, z))
+        return out
+
+    def _place_tiles(self, out: Array, chunk: TileChunk, datatype: str, wanted: Sequence[Range]) -> None:
+        # The lambda counts cuboids per tile from the image's own width, so that a tile whose
+        # width is no multiple of 512 pushes all its right neighbours away. Likewise in y; in z
+        # the first tile lands at the start of the cuboid wherever its slice really is.
+        columns, rows = -(-chunk.width // CUBOID_X), -(-chunk.height // CUBOID_Y)
+        z0 = chunk.z_chunk * CUBOID_Z
+        origin = (chunk.x_index * columns * CUBOID_X, chunk.y_index * rows * CUBOID_Y, z0)
+        if not _overlaps(origin, (columns * CUBOID_X, rows * CUBOID_Y, CUBOID_Z), wanted):
+            return
+        for rank, tile in enumerate(chunk.tiles):
+            if not wanted[2][0] <= z0 + rank < wanted[2][1]:
+                continue
+            pixels = np.zeros((1, rows * CUBOID_Y, columns * CUBOID_X), dtype=datatype)
+            image = self._decode(tile, datatype)
+            pixels[0, : image.shape[0], : image.shape[1]] = image
+            corner = (wanted[0][0], wanted[1][0], wanted[2][0])
+            _place(out, pixels, (origin[0], origin[1], z0 + rank), corner)
+
+    def _decode(self, tile: TileRef, datatype: str) -> Array:
+        black = np.zeros((tile.x_size, tile.y_size), dtype=datatype)  # transposed, as theirs
+        if tile.blob is None:
+            return black
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with Image.open(io.BytesIO(self._blobs.get(tile.blob))) as image:
+                    return np.asarray(image).astype(datatype)  # wraps silently, as theirs
+        except (OSError, ValueError, SyntaxError, struct.error):
+            tile.blob = None
+            self._on_black(tile.key)
+            return black
+
+
+def _overlaps(origin: Sequence[int], size: Sequence[int], wanted: Sequence[Range]) -> bool:
+    return all(
+        start < high and start + length > low for start, length, (low, high) in zip(origin, size, wanted, strict=True)
+    )
+
+
+def _place(out: Array, block: Array, origin: Sequence[int], corner: Sequence[int]) -> None:
+    """Copy the part of `block` (z, y, x at `origin`) that lies in `out` (at `corner`)."""
+    target: list[slice] = []
+    source: list[slice] = []
+    for axis in (2, 1, 0):
+        start = origin[axis] - corner[axis]
+        length = block.shape[2 - axis]
+        low, high = max(start, 0), min(start + length, out.shape[2 - axis])
+        if low >= high:
+            return
+        target.append(slice(low, high))
+        source.append(slice(low - start, high - start))
+    out[tuple(target)] = block[tuple(source)]
