@@ -163,7 +163,7 @@ def test_a_key_may_do_nothing_but_what_an_ingest_needs(boss: BossSandbox) -> Non
         lambda: client.s3.list_objects_v2(Bucket=answer["tile_bucket_name"]),
     ]
     for attempt in forbidden:
-        with pytest.raises(ClientError, match="Denied|does not exist"):
+        with pytest.raises(ClientError, match=r"Denied|does not exist"):
             attempt()
     with pytest.raises(ClientError, match="MetadataTooLarge"):
         client.s3.put_object(Bucket=answer["tile_bucket_name"], Key="x", Body=b"", Metadata={"a": "b" * 2048})
