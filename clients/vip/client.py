@@ -1,0 +1,633 @@
+"""REST client of VIP and other CARMIN platforms."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, Self
+from urllib.parse import quote, urlsplit
+
+import requests
+
+from prefect_biomed.clients.errors import (
+    AuthenticationError,
+    BiomedError,
+    CapacityError,
+    ConfigurationError,
+    NotFoundError,
+    PermissionDeniedError,
+    PlatformError,
+    ServerUnavailable,
+    UnexpectedResponse,
+)
+from prefect_biomed.clients.http import HttpSession, Timeouts, not_the_platform
+from prefect_biomed.clients.vip.models import PathEntry, Pipeline, Platform, Profile, Workflow
+
+__all__ = ["GenericVipError", "VipClient"]
+
+logger = logging.getLogger(__name__)
+
+# VIP serialises the launches of all its users behind one lock.
+_LAUNCH_SECONDS = 300.0
+# Fetching metadata of many outputs takes one or two storage calls each.
+_RESULTS_SECONDS = 900.0
+
+_BAD_KEY = frozenset({8002, 8003, 8004, 20, 25, 30})
+_NOT_FOUND = frozenset({8007, 8015, 56, 105})
+_NOT_ALLOWED = frozenset({8008, 8013, 45, 50})
+_CAPACITY = frozenset({2000, 2001})
+_CARMIN_STILL_RUNNING = 155
+_CARMIN_PLAYED_ALREADY = 135
+
+
+class GenericVipError(PlatformError):
+    """VIP's error 8000, which stands for nearly everything. Look at the state before acting on it."""
+
+    transient = True
+
+
+class VipClient:
+    """One account on a CARMIN platform.
+
+    Args:
+        url: Address of the portal, with or without `/rest`; which of both serves the API is found out.
+        api_key: The key, or a function that returns it, called for each request.
+        verify_tls: False accepts any certificate.
+        connect_seconds: Limit for making a connection.
+        read_seconds: Limit for each read. VIP blocks up to 50 s for a transfer.
+        parallelism: Number of transfers at once, 1 to 10. VIP shares about 20 among all users.
+    """
+
+    MAX_PARALLELISM = 10
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str | Callable[[], str],
+        *,
+        verify_tls: bool = True,
+        connect_seconds: float = 10.0,
+        read_seconds: float = 90.0,
+        parallelism: int = 8,
+    ) -> None:
+        if not 1 <= parallelism <= self.MAX_PARALLELISM:
+            raise ConfigurationError(f"parallelism is {parallelism}; choose 1 to {self.MAX_PARALLELISM}.")
+        self.parallelism = parallelism
+        self.url = url.rstrip("/")
+        self._key = api_key if callable(api_key) else lambda: api_key
+        self._session_settings: dict[str, Any] = {
+            "auth_headers": lambda: {"apikey": self._key()},
+            "timeouts": Timeouts(connect_seconds, read_seconds),
+            "verify_tls": verify_tls,
+            "connections": 2 * self.MAX_PARALLELISM,
+        }
+        self._lock = threading.Lock()
+        self._found: tuple[HttpSession, Platform] | None = None
+
+    def __enter__(self) -> Self:
+        """Return the client itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close all connections."""
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        if self._found:
+            self._found[0].close()
+
+    # -- platform ------------------------------------------------------------------------------------------------------
+
+    @property
+    def platform(self) -> Platform:
+        """What the platform tells of itself (`GET /platform`), read once."""
+        return self._connect()[1]
+
+    @property
+    def profile(self) -> Profile:
+        """`vip` or `carmin`, chosen from what the platform tells."""
+        return self.platform.profile
+
+    def check_key(self) -> None:
+        """Ask whether the key is good (`PUT /platform`, as vip-client does; `GET /pipelines` on other platforms).
+
+        Raises:
+            AuthenticationError: It is not. Asked once, never retried.
+        """
+        if self.profile == "vip":
+            self._json("PUT", "/platform")
+        else:
+            self._json("GET", "/pipelines")
+
+    @classmethod
+    def authenticate(cls, url: str, username: str, password: str, **settings: Any) -> Self:
+        """Exchange user name and password for a key (`POST /authenticate`). One attempt.
+
+        Args:
+            url: Address of the portal.
+            username: Login.
+            password: Password.
+            **settings: As for the class.
+
+        Returns:
+            A client with the key.
+
+        Raises:
+            AuthenticationError: The login was refused.
+        """
+        anonymous = cls(url, "", **settings)
+        answer = anonymous._json(
+            "POST", "/authenticate", json_body={"username": username, "password": password}, authenticate=False
+        )
+        return cls(url, str(answer["httpHeaderValue"]), **settings)
+
+    def _connect(self) -> tuple[HttpSession, Platform]:
+        with self._lock:
+            if self._found is None:
+                self._found = self._discover()
+            return self._found
+
+    def _discover(self) -> tuple[HttpSession, Platform]:
+        path = urlsplit(self.url).path
+        bases = [self.url] if path.endswith("/rest") else [self.url + "/rest", self.url]
+        tried: list[UnexpectedResponse | NotFoundError] = []
+        for base in bases:
+            http = HttpSession(base, **self._session_settings)
+            try:
+                response, body = http.json("GET", "/platform", authenticate=False)
+                if response.status_code == requests.codes.ok and isinstance(body, dict):
+                    return http, Platform.model_validate(body)
+                _raise_for(response, body)
+            except (UnexpectedResponse, NotFoundError) as error:
+                tried.append(error)
+                http.close()
+        raise UnexpectedResponse(
+            "No CARMIN platform found. "
+            + " ".join(f"Tried {base}/platform: {error}" for base, error in zip(bases, tried, strict=True)),
+            url=self.url,
+        )
+
+    # -- pipelines -----------------------------------------------------------------------------------------------------
+
+    def pipelines(self) -> list[Pipeline]:
+        """List the pipelines of the user's groups (`GET /pipelines`).
+
+        Returns:
+            All visible pipelines; on VIP without their parameters.
+        """
+        return [Pipeline.model_validate(entry) for entry in self._json("GET", "/pipelines")]
+
+    def pipeline(self, identifier: str) -> Pipeline:
+        """Describe one pipeline (`GET /pipelines/{identifier}`).
+
+        Args:
+            identifier: As in the list, `Application/version` on VIP.
+
+        Returns:
+            The pipeline with its parameters, and with what its Boutiques descriptor says of lists.
+
+        Raises:
+            NotFoundError: There is none of this name, or it is hidden.
+            PermissionDeniedError: It belongs to a group the user is not in; the message says how to join.
+        """
+        path = "/pipelines/" + quote(identifier, safe="/")
+        definition = self._json("GET", path, about=f"pipeline {identifier!r}")
+        if self.profile == "vip":
+            definition["dot_parameters"] = self._dot_parameters(path)
+        return Pipeline.model_validate(definition)
+
+    def _dot_parameters(self, path: str) -> frozenset[str]:
+        """Read which lists are zipped. Only newer portals tell; without it lists count as crossed."""
+        try:
+            descriptor = self._json("GET", path, params={"format": "boutiques"})
+        except PlatformError as error:
+            logger.debug("No Boutiques descriptor: %s", error)
+            return frozenset()
+        custom = descriptor.get("custom") if isinstance(descriptor, dict) else None
+        ids = (custom or {}).get("vip:dot") or []
+        names = {entry.get("id"): entry.get("name") for entry in descriptor.get("inputs", [])} if ids else {}
+        return frozenset(ids) | frozenset(names[item] for item in ids if names.get(item))
+
+    # -- workflows -----------------------------------------------------------------------------------------------------
+
+    def launch(
+        self, *, name: str, pipeline_id: str, input_values: dict[str, Any], results_location: str | None
+    ) -> Workflow:
+        """Launch an execution (`POST /executions`), and play it where the platform wants that. Never repeated here.
+
+        Args:
+            name: Execution name: letters, digits, `-`, `_` and space.
+            pipeline_id: Pipeline to run.
+            input_values: Values by parameter; a list makes parallel jobs.
+            results_location: Folder for the results; None on platforms that have none.
+
+        Returns:
+            The execution as it was just after the launch.
+
+        Raises:
+            CapacityError: A limit of running executions is reached; nothing was launched.
+            NetworkError: No answer. The execution may exist: look for its name.
+            GenericVipError: The same.
+            PlatformError: The launch was refused.
+        """
+        body: dict[str, Any] = {"name": name, "pipelineIdentifier": pipeline_id, "inputValues": input_values}
+        if results_location is not None:
+            body["resultsLocation"] = results_location
+        answer = self._json(
+            "POST", "/executions", json_body=body, read_seconds=_LAUNCH_SECONDS, about=f"launch of {pipeline_id!r}"
+        )
+        workflow = Workflow.model_validate(answer)
+        self.play(workflow)
+        return workflow
+
+    def play(self, workflow: Workflow) -> None:
+        """Start an execution that was created but does not start by itself (`PUT /executions/{id}/play`).
+
+        Args:
+            workflow: The execution. Nothing is done on VIP, or when it has been started already.
+        """
+        if self.profile == "vip" or workflow.status != "Initializing":
+            return
+        try:
+            self._json("PUT", f"/executions/{_part(workflow.identifier)}/play")
+        except PlatformError as error:
+            if error.code != _CARMIN_PLAYED_ALREADY:
+                raise
+
+    def workflows(self, *, newest: int | None = None) -> list[Workflow]:
+        """List executions, newest first (`GET /executions`). On VIP this refreshes the status of all running ones.
+
+        Args:
+            newest: How many to ask for; None for as many as VIP gives in one list, or all of another platform.
+
+        Returns:
+            Summaries: without jobs and outputs on VIP. Cleaned executions are not among them.
+        """
+        if self.profile == "vip":
+            limit = min(newest or 500, 500)
+            return self._workflow_page({"limit": limit})
+        found: list[Workflow] = []
+        page_size = 50
+        while newest is None or len(found) < newest:
+            page = self._workflow_page({"offset": len(found), "limit": page_size})
+            found += page
+            if len(page) < page_size:
+                break
+        return found[:newest]
+
+    def _workflow_page(self, params: dict[str, int]) -> list[Workflow]:
+        return [Workflow.model_validate(entry) for entry in self._json("GET", "/executions", params=params)]
+
+    def workflow(self, identifier: str) -> Workflow:
+        """Describe one execution (`GET /executions/{id}`).
+
+        Args:
+            identifier: Its identifier.
+
+        Returns:
+            The execution with its jobs and outputs.
+
+        Raises:
+            NotFoundError: It was cleaned, or is unknown on platforms that say so.
+            GenericVipError: VIP does not know it, it is someone else's, or its engine cannot be reached.
+        """
+        path = f"/executions/{_part(identifier)}"
+        try:
+            return Workflow.model_validate(self._json("GET", path, about=f"workflow {identifier}"))
+        except PlatformError as error:
+            if error.status != requests.codes.internal_server_error or self.profile == "vip":
+                raise
+            return self._workflow_from_results(identifier, error)
+
+    def _workflow_from_results(self, identifier: str, cause: PlatformError) -> Workflow:
+        """CARMIN-server as published cannot describe a completed execution; whether it has results still tells."""
+        try:
+            outputs = self.results(identifier)
+        except PlatformError as error:
+            if error.code == _CARMIN_STILL_RUNNING:
+                return Workflow.model_validate({"identifier": identifier, "status": "Running"})
+            raise UnexpectedResponse(
+                f"Execution {identifier} can neither be described ({cause}) nor its results be listed ({error}). "
+                "Ask the administrators of the platform.",
+                status=error.status,
+                code=error.code,
+                url=error.url,
+            ) from error
+        return Workflow.model_validate(
+            {"identifier": identifier, "status": "Finished", "outputs": tuple(entry.path for entry in outputs)}
+        )
+
+    def results(self, identifier: str) -> list[PathEntry]:
+        """List the outputs of an execution with their sizes (`GET /executions/{id}/results`).
+
+        Args:
+            identifier: Its identifier.
+
+        Returns:
+            Files and folders; deleted ones have `exists` False on VIP.
+        """
+        entries = self._json(
+            "GET",
+            f"/executions/{_part(identifier)}/results",
+            read_seconds=_RESULTS_SECONDS,
+            about=f"results of workflow {identifier}",
+        )
+        return [_entry(entry) for entry in entries]
+
+    def log(self, identifier: str, *, stream: str = "stdout", job: str | None = None) -> str:
+        """Read a log (`GET /executions/{id}/stdout` or `/stderr`).
+
+        Args:
+            identifier: The execution.
+            stream: `stdout` or `stderr`.
+            job: Number of the job; needed where an execution has several.
+
+        Returns:
+            The text, at most 64 MiB.
+        """
+        where = f"/jobs/{_part(job)}" if job is not None else ""
+        response, text = self._http.text("GET", f"/executions/{_part(identifier)}{where}/{stream}")
+        if response.status_code != requests.codes.ok:
+            _raise_for(response, _decoded(response, text), about=f"{stream} of workflow {identifier}")
+        return text
+
+    def kill(self, identifier: str) -> None:
+        """Kill an execution (`PUT /executions/{id}/kill`).
+
+        VIP does not look before it kills: a finished execution becomes `Killed`. So its status is read first.
+
+        Args:
+            identifier: The execution. Nothing is done when it has ended.
+        """
+        if self.workflow(identifier).status.is_terminal:
+            return
+        self._json("PUT", f"/executions/{_part(identifier)}/kill", about=f"kill of workflow {identifier}")
+
+    def delete_workflow(self, identifier: str, *, delete_files: bool = False) -> None:
+        """Remove the record of a finished or killed execution.
+
+        `PUT /executions/{id}/delete` on VIP, where `DELETE` answers 200 and does nothing; `DELETE` elsewhere.
+
+        Args:
+            identifier: The execution.
+            delete_files: Whether its output files go too.
+        """
+        path = f"/executions/{_part(identifier)}"
+        if self.profile == "vip":
+            self._json("PUT", path + "/delete", json_body={"deleteFiles": delete_files})
+        else:
+            self._json("DELETE", path, params={"deleteFiles": str(delete_files).lower()})
+
+    def examples(self) -> list[Workflow]:
+        """List the public example executions (`GET /executions/examples`).
+
+        Returns:
+            Executions whose inputs may serve as a model.
+        """
+        return [Workflow.model_validate(entry) for entry in self._json("GET", "/executions/examples")]
+
+    # -- paths ---------------------------------------------------------------------------------------------------------
+
+    def entry(self, path: str) -> PathEntry:
+        """Describe a path (`GET /path/{path}?action=properties`).
+
+        Args:
+            path: Absolute path on the platform.
+
+        Returns:
+            Its description; `exists` is False when there is nothing.
+        """
+        try:
+            return _entry(self._json("GET", _path(path), params={"action": "properties"}, about=path))
+        except NotFoundError:
+            return PathEntry(path=path, exists=False)
+
+    def exists(self, path: str) -> bool:
+        """Tell whether there is something at a path (`GET /path/{path}?action=exists`).
+
+        Args:
+            path: Absolute path on the platform.
+
+        Returns:
+            True for files and folders.
+        """
+        try:
+            answer = self._json("GET", _path(path), params={"action": "exists"}, about=path)
+        except NotFoundError:
+            return False
+        return bool(answer["exists"])
+
+    def list_folder(self, path: str) -> list[PathEntry]:
+        """List a folder, not its sub-folders (`GET /path/{path}?action=list`).
+
+        Args:
+            path: Absolute path on the platform.
+
+        Returns:
+            What is in it.
+
+        Raises:
+            NotFoundError: There is no such folder, on platforms that say so.
+            GenericVipError: There is no such folder, or another reason VIP does not give.
+        """
+        entries = self._json("GET", _path(path), params={"action": "list"}, about=path)
+        return [_entry(entry) for entry in entries]
+
+    def md5(self, path: str) -> str:
+        """Read the MD5 of a file (`GET /path/{path}?action=md5`), which VIP does not offer.
+
+        Args:
+            path: Absolute path on the platform.
+
+        Returns:
+            32 hexadecimal digits.
+        """
+        return str(self._json("GET", _path(path), params={"action": "md5"}, about=path)["md5"])
+
+    def make_folder(self, path: str) -> None:
+        """Make a folder and what it lies in (`PUT /path/{path}` without a body). Safe to repeat.
+
+        Args:
+            path: Absolute path on the platform.
+        """
+        missing = []
+        while not self.exists(path):
+            missing.append(path)
+            path = path.rpartition("/")[0]
+            if path.count("/") < 1:
+                break
+        for folder in reversed(missing):
+            try:
+                self._put(folder, b"")
+            except PlatformError:
+                # Another transfer may have made it meanwhile, which grid storage refuses.
+                if not self.exists(folder):
+                    raise
+
+    def put_file(self, local: Path, path: str) -> None:
+        """Send one file once (`PUT /path/{path}`), streamed with its length. Existing files are refused by VIP.
+
+        Args:
+            local: File to send; not empty, because an empty body makes a folder.
+            path: Absolute path on the platform; its folder exists.
+
+        Raises:
+            NetworkError: No answer; the file may or may not arrive.
+            GenericVipError: The file exists, the folder does not, or the file arrives later.
+            UnexpectedResponse: The answer is not 201; the file may or may not have arrived.
+        """
+        with local.open("rb") as file:
+            self._put(path, file)
+
+    def put_file_encoded(self, local: Path, path: str) -> None:
+        """Send one file as base64 in JSON (`PUT /path/{path}`, `application/carmin+json`).
+
+        For platforms that damage raw uploads. The encoded file is held on disk, not in memory.
+
+        Args:
+            local: File to send.
+            path: Absolute path on the platform.
+        """
+        with local.open("rb") as source, tempfile.TemporaryFile() as encoded:
+            encoded.write(b'{"type": "File", "base64Content": "')
+            while piece := source.read(3 * 256 * 1024):
+                encoded.write(base64.b64encode(piece))
+            encoded.write(b'"}')
+            encoded.seek(0)
+            self._put(path, encoded, content_type="application/carmin+json")
+
+    def _put(self, path: str, body: Any, content_type: str = "application/octet-stream") -> None:
+        response, text = self._http.text("PUT", _path(path), body=body, headers={"Content-Type": content_type})
+        if response.status_code != requests.codes.created:
+            _raise_for(response, _decoded(response, text), about=path)
+
+    @contextmanager
+    def open_file(self, path: str, *, start: int = 0) -> Iterator[tuple[requests.Response, Iterator[bytes]]]:
+        """Open a file for reading (`GET /path/{path}?action=content`).
+
+        Args:
+            path: Absolute path on the platform.
+            start: First byte wanted; the platform may ignore it and answer 200 with the whole file.
+
+        Yields:
+            The answer, with status 200 or 206, and the pieces of its body.
+
+        Raises:
+            GenericVipError: A folder, a missing file, one that is too large, or one that the platform is still fetching
+                from the grid; a later try may succeed.
+        """
+        # A coded body would have another length than the one announced.
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+        with self._http.open("GET", _path(path), params={"action": "content"}, headers=headers) as response:
+            if response.status_code not in {requests.codes.ok, requests.codes.partial_content}:
+                _raise_for(response, _decoded(response, self._http.read_text(response)), about=path)
+            yield response, self._http.chunks(response)
+
+    def read_file(self, path: str, *, max_bytes: int) -> bytes:
+        """Read a small file whole.
+
+        Args:
+            path: Absolute path on the platform.
+            max_bytes: Refuse more than this.
+
+        Returns:
+            Its content.
+        """
+        content = bytearray()
+        with self.open_file(path) as (response, chunks):
+            for chunk in chunks:
+                content += chunk
+                if len(content) > max_bytes:
+                    raise UnexpectedResponse(f"{path} is larger than {max_bytes} bytes.", url=response.url)
+        return bytes(content)
+
+    def delete(self, path: str) -> None:
+        """Delete a file or folder (`DELETE /path/{path}`). VIP only queues it; poll `exists`.
+
+        Args:
+            path: Absolute path on the platform. One that is gone already is no error.
+        """
+        try:
+            self._json("DELETE", _path(path), about=path)
+        except (NotFoundError, GenericVipError):
+            if self.exists(path):
+                raise
+
+    # -- the wire ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _http(self) -> HttpSession:
+        return self._connect()[0]
+
+    def _json(self, method: str, path: str, *, about: str = "", **request: Any) -> Any:
+        response, body = self._http.json(method, path, **request)
+        if not response.ok:
+            _raise_for(response, body, about=about)
+        return body
+
+
+def _path(path: str) -> str:
+    return "/path" + quote(path, safe="/")
+
+
+def _part(identifier: str) -> str:
+    return quote(identifier, safe="")
+
+
+def _entry(answer: dict[str, Any]) -> PathEntry:
+    return PathEntry.model_validate(answer)
+
+
+def _decoded(response: requests.Response, text: str) -> Any:
+    if not text.strip():
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise not_the_platform(response, text) from None
+
+
+def _raise_for(response: requests.Response, body: Any, *, about: str = "") -> NoReturn:
+    """Raise the typed error of an answer. VIP's clients decide on the code; the message is for people."""
+    status, url = response.status_code, response.url.split("?", 1)[0]
+    code = body.get("errorCode") if isinstance(body, dict) else None
+    said = str(body.get("errorMessage", ""))[:500] if isinstance(body, dict) else ""
+    subject = f"{about}: " if about else ""
+    detail = f"{said} (HTTP {status}, code {code})" if code is not None else f"HTTP {status}"
+
+    def error(kind: type[PlatformError], advice: str) -> BiomedError:
+        return kind(f"{subject}{detail}. {advice}".strip(), status=status, code=code, url=url)
+
+    if code in _NOT_FOUND:
+        raise error(NotFoundError, "Check the name.")
+    if code == 8008:
+        raise error(
+            PermissionDeniedError,
+            "It belongs to a group you are not in. Join the group on the portal: your account, Join group.",
+        )
+    if code in _NOT_ALLOWED:
+        raise error(PermissionDeniedError, "The path or object is outside what this account may use.")
+    if code in _BAD_KEY or status == requests.codes.unauthorized:
+        raise error(
+            AuthenticationError, "Put a valid API key into the credentials; nothing is lost, run it again then."
+        )
+    if code in _CAPACITY:
+        raise error(CapacityError, "Too many executions are running.")
+    if status == requests.codes.forbidden:
+        raise error(PermissionDeniedError, "The account lacks the role for this.")
+    if status in {429, 502, 503, 504}:
+        raise error(ServerUnavailable, "The server is out of order for the moment.")
+    if code == 8000:
+        raise error(GenericVipError, "VIP gives no reason.")
+    if status == requests.codes.not_found and code is None:
+        raise error(NotFoundError, f"{url} is not there.")
+    if response.ok or status < 400:
+        raise UnexpectedResponse(f"{subject}{url} answered HTTP {status}, which says nothing.", status=status, url=url)
+    raise error(PlatformError, "")

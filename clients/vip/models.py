@@ -1,0 +1,382 @@
+"""What VIP and other CARMIN platforms speak of, as frozen models."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import unquote, urlsplit
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+__all__ = [
+    "InputValue",
+    "Job",
+    "JobStatus",
+    "Parameter",
+    "ParameterType",
+    "PathEntry",
+    "Pipeline",
+    "Platform",
+    "Profile",
+    "VipSession",
+    "Workflow",
+    "WorkflowStatus",
+]
+
+logger = logging.getLogger(__name__)
+
+Profile = Literal["vip", "carmin"]
+
+InputValue = str | bool | int | float | list[str | bool | int | float] | None
+"""One value of `input_settings`; a list means parallel jobs."""
+
+# Portals before mid-2025 spell "no default" in words.
+_NO_DEFAULT = frozenset({"$input.getDefaultValue()", "No_value_provided"})
+# A date in seconds stays below this until the year 5138; one in milliseconds is above it since 1973.
+_MILLISECONDS_FROM = 100_000_000_000
+
+
+class _Status(StrEnum):
+    """A status that keeps values this version does not know; they are not terminal."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        if not isinstance(value, str):
+            return None
+        logger.warning("Unknown %s %r; it counts as not finished", cls.__name__, value)
+        member = str.__new__(cls, value)
+        member._name_ = member._value_ = value
+        return member
+
+
+class WorkflowStatus(_Status):
+    """Status of an execution as the platform names it, and `Removed`, which vip-client adds."""
+
+    INITIALIZING = "Initializing"
+    INITIALIZATION_FAILED = "InitializationFailed"
+    READY = "Ready"
+    RUNNING = "Running"
+    FINISHED = "Finished"
+    EXECUTION_FAILED = "ExecutionFailed"
+    KILLED = "Killed"
+    UNKNOWN = "Unknown"
+    REMOVED = "Removed"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the status will not change any more."""
+        return self in _TERMINAL
+
+    @property
+    def is_success(self) -> bool:
+        """Whether at least one job succeeded; look at the jobs for the others."""
+        return self is WorkflowStatus.FINISHED
+
+
+_TERMINAL = frozenset(
+    {
+        WorkflowStatus.INITIALIZATION_FAILED,
+        WorkflowStatus.FINISHED,
+        WorkflowStatus.EXECUTION_FAILED,
+        WorkflowStatus.KILLED,
+        WorkflowStatus.REMOVED,
+    }
+)
+
+
+class JobStatus(_Status):
+    """Status of one job of a workflow."""
+
+    SUCCESSFULLY_SUBMITTED = "SUCCESSFULLY_SUBMITTED"
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    ERROR = "ERROR"
+    ERROR_HELD = "ERROR_HELD"
+    STALLED = "STALLED"
+    STALLED_HELD = "STALLED_HELD"
+    CANCELLED = "CANCELLED"
+    DELETED = "DELETED"
+    KILL = "KILL"
+    RESCHEDULE = "RESCHEDULE"
+    REPLICATE = "REPLICATE"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the status will not change without an operator of the platform."""
+        return self.is_success or self.is_failure
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the job gave its outputs."""
+        return self is JobStatus.COMPLETED
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the job failed, was cancelled, or is held in error."""
+        return self.value.startswith(("ERROR", "STALLED", "CANCELLED", "DELETED", "KILL"))
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, populate_by_name=True, alias_generator=to_camel, extra="ignore")
+
+
+def _platform_path(value: str) -> str:
+    """Paths of outputs are paths on VIP and URLs elsewhere."""
+    return unquote(urlsplit(value).path).partition("/path")[2] if "://" in value else value
+
+
+class Platform(_Model):
+    """What `GET /platform` tells.
+
+    Attributes:
+        platform_name: Name of the platform.
+        max_size_direct_transfer: Largest file that can be downloaded, in bytes; None when not told.
+        default_limit_list_executions: How many executions one list may hold.
+        unsupported_methods: Names of CARMIN methods the platform lacks.
+        supported_api_version: Version of CARMIN.
+    """
+
+    platform_name: str = ""
+    max_size_direct_transfer: int | None = None
+    default_limit_list_executions: int = 500
+    unsupported_methods: tuple[str, ...] = ()
+    supported_api_version: str = Field(
+        "", validation_alias=AliasChoices("supportedAPIVersion", "supported_api_version")
+    )
+
+    @property
+    def profile(self) -> Profile:
+        """`vip` where an execution starts by itself, `carmin` where it must be played."""
+        return "vip" if "playExecution" in self.unsupported_methods else "carmin"
+
+
+class ParameterType(_Status):
+    """Type of a pipeline parameter. `List` is a list of anything, files included."""
+
+    FILE = "File"
+    STRING = "String"
+    BOOLEAN = "Boolean"
+    INT64 = "Int64"
+    DOUBLE = "Double"
+    LIST = "List"
+
+
+class Parameter(_Model):
+    """One parameter of a pipeline.
+
+    Attributes:
+        name: Name of the parameter.
+        type: Its type.
+        is_optional: Whether it may be left out without a default.
+        is_returned_value: Whether it is an output.
+        default_value: Its default, or None.
+        description: Text for users; may hold HTML.
+        id: Key of the parameter in `inputValues` where the platform keys by it instead of the name.
+    """
+
+    name: str
+    type: ParameterType = ParameterType.STRING
+    is_optional: bool = False
+    is_returned_value: bool = False
+    default_value: Annotated[
+        str | bool | int | float | list[Any] | None,
+        BeforeValidator(lambda value: None if value in ("", *_NO_DEFAULT) else value),
+    ] = None
+    description: str | None = None
+    id: str | None = None
+
+    @property
+    def is_required(self) -> bool:
+        """Whether a launch without a value for it is refused."""
+        return not self.is_optional and not self.is_returned_value and self.default_value is None
+
+    @property
+    def takes_files(self) -> bool:
+        """Whether its values can be files."""
+        return self.type in {ParameterType.FILE, ParameterType.LIST}
+
+    @property
+    def key(self) -> str:
+        """Key of the parameter in a launch request."""
+        return self.id or self.name
+
+
+class Pipeline(_Model):
+    """A pipeline of the platform.
+
+    Attributes:
+        identifier: What a launch names, `Application/version` on VIP.
+        name: Name of the application.
+        version: Its version.
+        description: Text for users; may hold HTML.
+        can_execute: Whether this user may launch it.
+        parameters: Its parameters; empty in lists of VIP.
+        dot_parameters: Parameters whose lists are combined element by element; all others are combined every with
+            every. Empty where the platform does not tell.
+    """
+
+    identifier: str
+    name: str = ""
+    version: str = ""
+    description: str | None = None
+    can_execute: bool = True
+    parameters: tuple[Parameter, ...] = ()
+    dot_parameters: frozenset[str] = frozenset()
+
+    @property
+    def inputs(self) -> tuple[Parameter, ...]:
+        """The parameters that are not outputs."""
+        return tuple(parameter for parameter in self.parameters if not parameter.is_returned_value)
+
+
+class Job(_Model):
+    """One job of a workflow.
+
+    Attributes:
+        id: Number of the job within its workflow.
+        status: Latest status.
+        exit_code: Exit code of the tool or of the transfer that failed; None while there is none.
+        exit_message: The platform's words for it.
+    """
+
+    id: str
+    status: JobStatus
+    exit_code: int | None = None
+    exit_message: str | None = None
+
+
+class PathEntry(_Model):
+    """A file or folder on the platform.
+
+    Attributes:
+        path: Absolute path.
+        is_directory: Whether it is a folder; False when it does not exist.
+        exists: Whether it exists.
+        size: Bytes of a file; number of children or 0 for a folder.
+        execution_id: The workflow that made it, where the platform tells.
+    """
+
+    path: Annotated[str, BeforeValidator(_platform_path)] = Field(validation_alias=AliasChoices("path", "platformPath"))
+    is_directory: Annotated[bool, BeforeValidator(bool)] = False
+    exists: bool = True
+    size: int | None = None
+    execution_id: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Last component of the path."""
+        return PurePosixPath(self.path).name
+
+
+def _when(value: Any) -> datetime | None:
+    if not isinstance(value, (int, float)):
+        return datetime.fromisoformat(value) if isinstance(value, str) else value
+    return datetime.fromtimestamp(value / 1000 if value >= _MILLISECONDS_FROM else value, tz=UTC)
+
+
+class Workflow(_Model):
+    """One execution of a pipeline.
+
+    Attributes:
+        identifier: Identifier the platform gave.
+        name: Execution name; ours carry the session, the run and the token of the intent.
+        pipeline_identifier: Pipeline that runs.
+        status: Latest status.
+        start_date: When it started, in UTC.
+        end_date: When it ended; VIP never tells.
+        outputs: Paths of the returned files; may grow while it runs.
+        jobs: Its jobs; empty in lists, and always on platforms that do not tell.
+    """
+
+    identifier: str
+    name: str = ""
+    pipeline_identifier: str = ""
+    status: WorkflowStatus = WorkflowStatus.UNKNOWN
+    start_date: Annotated[datetime | None, BeforeValidator(_when)] = None
+    end_date: Annotated[datetime | None, BeforeValidator(_when)] = None
+    outputs: tuple[str, ...] = ()
+    jobs: tuple[Job, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_answer(cls, answer: Any) -> Any:
+        if not isinstance(answer, Mapping) or "returnedFiles" not in answer:
+            return answer
+        returned = answer["returnedFiles"] or []
+        lists = returned.values() if isinstance(returned, Mapping) else [returned]
+        paths = (path for paths in lists for path in ([paths] if isinstance(paths, str) else paths or []))
+        jobs = answer.get("jobs") or {}
+        return {
+            **answer,
+            "outputs": tuple(dict.fromkeys(_platform_path(path) for path in paths)),
+            "jobs": tuple({**job, "id": number} for number, job in jobs.items()),
+        }
+
+    @property
+    def failed_jobs(self) -> tuple[Job, ...]:
+        """The jobs that failed."""
+        return tuple(job for job in self.jobs if job.status.is_failure)
+
+
+class VipSession(BaseModel):
+    """What one session is: names, folders, pipeline and settings. What has happened to it is in its session file.
+
+    Attributes:
+        session_name: Name of the session and of its folder on the platform.
+        pipeline_id: Pipeline to run.
+        input_settings: Values of the pipeline's parameters as the user gave them.
+        input_dir: Local folder of input files; None when all inputs are on the platform already.
+        output_dir: Local folder of the outputs and of `session_data.json`.
+        vip_input_dir: Folder of the inputs on the platform.
+        vip_output_dir: Folder of the outputs on the platform.
+        token: The same for every retry of one intent, different for every new one; part of each execution's name.
+        backup: Where the session file is kept.
+        results_location: Where the platform puts outputs instead of `vip_output_dir`; `<storage>:<folder id>`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    session_name: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+$", max_length=200)]
+    pipeline_id: str | None = None
+    input_settings: dict[str, InputValue] = Field(default_factory=dict)
+    input_dir: Path | None = None
+    output_dir: Path
+    vip_input_dir: str
+    vip_output_dir: str
+    token: Annotated[str, Field(pattern=r"^[0-9a-z]{4,32}$")]
+    backup: Literal["local", "vip"] | None = "local"
+    results_location: str | None = None
+
+    @cached_property
+    def vip_dir(self) -> str:
+        """Folder of the session on the platform."""
+        return str(PurePosixPath(self.vip_output_dir).parent)
+
+    def workflow_name(self, repetition: int) -> str:
+        """Name of the execution of one repetition; the platform can be searched for it.
+
+        Args:
+            repetition: Number of the run, from 1.
+
+        Returns:
+            `<session>-r<repetition>-<token>`.
+        """
+        return f"{self.session_name}-r{repetition:03d}-{self.token}"
+
+    def run_dir(self, repetition: int) -> str:
+        """Folder on the platform that only this repetition writes to.
+
+        Args:
+            repetition: Number of the run, from 1.
+
+        Returns:
+            An absolute path below `vip_output_dir`.
+        """
+        return f"{self.vip_output_dir}/r{repetition:03d}-{self.token}"
