@@ -200,20 +200,26 @@ class VipClient:
         path = "/pipelines/" + quote(identifier, safe="/")
         definition = self._json("GET", path, about=f"pipeline {identifier!r}")
         if self.profile == "vip":
-            definition["dot_parameters"] = self._dot_parameters(path)
+            self._add_descriptor(definition, path)
         return Pipeline.model_validate(definition)
 
-    def _dot_parameters(self, path: str) -> frozenset[str]:
-        """Read which lists are zipped. Only newer portals tell; without it lists count as crossed."""
+    def _add_descriptor(self, definition: dict[str, Any], path: str) -> None:
+        """Add what only the Boutiques descriptor tells of lists; without one, lists count as crossed."""
         try:
             descriptor = self._json("GET", path, params={"format": "boutiques"})
         except PlatformError as error:
             logger.debug("No Boutiques descriptor: %s", error)
-            return frozenset()
-        custom = descriptor.get("custom") if isinstance(descriptor, dict) else None
-        ids = (custom or {}).get("vip:dot") or []
-        names = {entry.get("id"): entry.get("name") for entry in descriptor.get("inputs", [])} if ids else {}
-        return frozenset(ids) | frozenset(names[item] for item in ids if names.get(item))
+            return
+        inputs = descriptor.get("inputs") if isinstance(descriptor, dict) else None
+        if not inputs:
+            return
+        zipped = set((descriptor.get("custom") or {}).get("vip:dot") or [])
+        described = {key: entry for entry in inputs for key in (entry.get("id"), entry.get("name")) if key}
+        definition["dot_parameters"] = zipped | {described[item]["name"] for item in zipped if item in described}
+        for parameter in definition.get("parameters") or []:
+            entry = described.get(parameter["name"])
+            if entry and entry.get("list"):
+                parameter["list_of_files"] = entry.get("type") == "File"
 
     # -- workflows -----------------------------------------------------------------------------------------------------
 

@@ -6,8 +6,7 @@ import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
@@ -24,6 +23,7 @@ __all__ = [
     "Pipeline",
     "Platform",
     "Profile",
+    "Scalar",
     "VipSession",
     "Workflow",
     "WorkflowStatus",
@@ -33,7 +33,18 @@ logger = logging.getLogger(__name__)
 
 Profile = Literal["vip", "carmin"]
 
-InputValue = str | bool | int | float | list[str | bool | int | float] | None
+
+def _path_as_text(value: Any) -> Any:
+    """Write paths so that they stay recognisable as paths: absolute, or starting with `./`."""
+    if isinstance(value, list | tuple):
+        return [_path_as_text(element) for element in value]
+    if isinstance(value, PurePath):
+        return value.as_posix() if value.is_absolute() else f"./{value.as_posix()}"
+    return value
+
+
+Scalar = str | bool | int | float
+InputValue = Annotated[Scalar | list[Scalar | None] | None, BeforeValidator(_path_as_text)]
 """One value of `input_settings`; a list means parallel jobs."""
 
 # Portals before mid-2025 spell "no default" in words.
@@ -179,6 +190,7 @@ class Parameter(_Model):
         default_value: Its default, or None.
         description: Text for users; may hold HTML.
         id: Key of the parameter in `inputValues` where the platform keys by it instead of the name.
+        list_of_files: For a `List`, whether its elements are files; None where the platform does not tell.
     """
 
     name: str
@@ -191,6 +203,7 @@ class Parameter(_Model):
     ] = None
     description: str | None = None
     id: str | None = None
+    list_of_files: bool | None = None
 
     @property
     def is_required(self) -> bool:
@@ -198,9 +211,14 @@ class Parameter(_Model):
         return not self.is_optional and not self.is_returned_value and self.default_value is None
 
     @property
-    def takes_files(self) -> bool:
-        """Whether its values can be files."""
-        return self.type in {ParameterType.FILE, ParameterType.LIST}
+    def is_file(self) -> bool:
+        """Whether all its values are files."""
+        return self.type is ParameterType.FILE or (self.type is ParameterType.LIST and self.list_of_files is True)
+
+    @property
+    def may_be_file(self) -> bool:
+        """Whether a value can be a file or another thing: a list the platform tells nothing of."""
+        return self.type is ParameterType.LIST and self.list_of_files is None
 
     @property
     def key(self) -> str:
@@ -354,7 +372,7 @@ class VipSession(BaseModel):
     backup: Literal["local", "vip"] | None = "local"
     results_location: str | None = None
 
-    @cached_property
+    @property
     def vip_dir(self) -> str:
         """Folder of the session on the platform."""
         return str(PurePosixPath(self.vip_output_dir).parent)

@@ -1,0 +1,278 @@
+"""Fetching the outputs of a session: eight at a time, whole or not at all, never outside their folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from prefect_biomed.clients.archives import ArchiveLimits, is_archive, unpack
+from prefect_biomed.clients.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    NetworkError,
+    NotFoundError,
+    PermissionDeniedError,
+    PlatformError,
+    UnexpectedResponse,
+    UnsafeContent,
+    is_transient,
+)
+from prefect_biomed.clients.polling import sleep
+from prefect_biomed.clients.transfer import safe_join, transfer_all
+from prefect_biomed.clients.vip.client import VipClient
+from prefect_biomed.clients.vip.models import PathEntry, VipSession, Workflow, WorkflowStatus
+from prefect_biomed.clients.vip.session_file import SessionFile
+
+__all__ = ["DownloadSummary", "Output", "download", "fetch_file"]
+
+logger = logging.getLogger(__name__)
+
+# The platform gives up fetching from the grid after 45 s but goes on behind it, so a later try is answered fast.
+_RETRY_SECONDS = (1.0, 3.0, 10.0, 30.0, 60.0)
+_CONTENT_SUFFIX = ".content"
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output on its way to the local folder.
+
+    Attributes:
+        path: Path on the platform.
+        local: Where it goes.
+        size: Bytes, where the platform told.
+    """
+
+    path: str
+    local: Path
+    size: int | None
+
+
+@dataclass(frozen=True)
+class DownloadSummary:
+    """What a download did.
+
+    Attributes:
+        files: Every local file of the wanted workflows, by workflow; those inside unpacked archives too.
+        fetched: Number of outputs fetched.
+        skipped: Number of outputs that were here already.
+        gone: Outputs the platform has deleted.
+    """
+
+    files: dict[str, tuple[Path, ...]]
+    fetched: int
+    skipped: int
+    gone: tuple[str, ...]
+
+
+def download(
+    client: VipClient,
+    session: VipSession,
+    *,
+    workflow_ids: Sequence[str] | None = None,
+    get_status: Sequence[str] = ("Finished",),
+    unzip: bool = True,
+    keep_archives: bool = False,
+    limits: ArchiveLimits | None = None,
+    progress: Progress | None = None,
+) -> DownloadSummary:
+    """Fetch the outputs of the workflows that ended with one of the wanted statuses.
+
+    Safe to repeat, also after a kill: a file under its final name is complete, and complete files are not fetched
+    twice. Two processes on one session take turns.
+
+    Args:
+        client: The account; its `parallelism` is the number of transfers at once.
+        session: The session.
+        workflow_ids: The executions; all of the session when None.
+        get_status: Statuses whose outputs are wanted.
+        unzip: Whether archives, recognised by content, are replaced by a folder of the same name.
+        keep_archives: Whether archives stay, beside a folder with `.content` at the end of the name.
+        limits: Bounds on an archive.
+        progress: Told the number of outputs done and in all.
+
+    Returns:
+        What was done, with all local files.
+
+    Raises:
+        TransferFailed: Some outputs could not be fetched or unpacked; the others are here.
+        ConfigurationError: `Removed` is among the wanted statuses.
+        AuthenticationError: The key was refused. What is here stays.
+    """
+    if WorkflowStatus.REMOVED in get_status:
+        raise ConfigurationError("get_status has 'Removed', whose outputs exist no more. Leave it out.")
+    file = SessionFile(session, client)
+    with file.exclusive("download"):
+        record = file.read()
+        wanted = record.workflow_ids(*get_status)
+        if workflow_ids is not None:
+            wanted = [identifier for identifier in wanted if identifier in set(workflow_ids)]
+        outputs: dict[str, list[Output]] = {}
+        gone: list[str] = []
+        for identifier in wanted:
+            entries = _entries(client, client.workflow(identifier))
+            with file.edit() as record:
+                record.note_outputs(identifier, entries)
+            gone += [entry.path for entry in entries if not entry.exists]
+            outputs[identifier] = [
+                Output(entry.path, _local_path(session, identifier, entry.path), entry.size)
+                for entry in entries
+                if entry.exists and not entry.is_directory
+            ]
+        everything = list({output.local: output for group in outputs.values() for output in group}.values())
+        missing = [output for output in everything if not _is_here(output)]
+        done = len(everything) - len(missing)
+        skipped = done
+
+        def fetch(output: Output) -> None:
+            fetch_file(client, output)
+
+        def note(output: Output, _: None) -> None:
+            nonlocal done
+            done += 1
+            if progress:
+                progress(done, len(everything))
+
+        transfer_all(
+            missing,
+            fetch,
+            name=lambda output: output.path,
+            subject=f"Download to {session.output_dir}",
+            parallelism=client.parallelism,
+            on_done=note,
+        )
+        if unzip:
+            transfer_all(
+                [output for output in everything if output.local.is_file()],
+                lambda output: _unpack(output.local, keep_archives, limits),
+                name=lambda output: str(output.local),
+                subject=f"Unpacking in {session.output_dir}",
+                parallelism=os.cpu_count() or 1,
+            )
+        with file.edit() as record:
+            record.ledger.downloaded.update(wanted)
+    files = {identifier: _files(group) for identifier, group in outputs.items()}
+    return DownloadSummary(files, len(missing), skipped, tuple(gone))
+
+
+def fetch_file(client: VipClient, output: Output, *, retry_seconds: Sequence[float] = _RETRY_SECONDS) -> None:
+    """Fetch one output, taking up a broken transfer where it broke when the platform can.
+
+    The file appears under its name when it is complete and on disk. Safe to repeat.
+
+    Args:
+        client: The account.
+        output: What to fetch and where to.
+        retry_seconds: Pauses between tries.
+
+    Raises:
+        PlatformError: The platform does not give the file, after the last try.
+        NetworkError: The transfer broke, after the last try.
+        UnexpectedResponse: The file is larger than the platform transfers, or has another size than it told.
+    """
+    limit = client.platform.max_size_direct_transfer
+    if client.profile == "vip" and limit is not None and output.size is not None and output.size > limit:
+        raise UnexpectedResponse(
+            f"{output.path} has {output.size} bytes, the platform transfers at most {limit}. Fetch it from the portal."
+        )
+    output.local.parent.mkdir(parents=True, exist_ok=True)
+    part = output.local.with_name(f".{output.local.name[:200]}.part")
+    for pause in (*retry_seconds, None):
+        try:
+            _fetch_into(client, output, part)
+            break
+        except (AuthenticationError, PermissionDeniedError, NotFoundError):
+            raise
+        except (NetworkError, PlatformError) as error:
+            if pause is None or not (is_transient(error) or isinstance(error, UnexpectedResponse)):
+                raise
+            logger.warning("Download of %s, trying again in %.0f s: %s", output.path, pause, error)
+            sleep(pause)
+    part.replace(output.local)
+
+
+def _fetch_into(client: VipClient, output: Output, part: Path) -> None:
+    start = part.stat().st_size if part.exists() else 0
+    if output.size is None or start >= output.size:
+        start = 0
+    with client.open_file(output.path, start=start) as (response, chunks):
+        resumed = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(
+            f"bytes {start}-"
+        )
+        with part.open("ab" if resumed else "wb") as file:
+            announced = response.headers.get("Content-Length")
+            expected = (start if resumed else 0) + int(announced) if announced else output.size
+            for chunk in chunks:
+                file.write(chunk)
+                if expected is not None and file.tell() > expected:
+                    break
+            file.flush()
+            os.fsync(file.fileno())
+            received = file.tell()
+    if expected is not None and received < expected:
+        raise NetworkError(f"{output.path}: {received} of {expected} bytes came.")
+    if received != (output.size if output.size is not None else expected or received):
+        part.unlink()
+        raise UnexpectedResponse(f"{output.path}: {received} bytes came, the platform told {output.size}.")
+
+
+def _entries(client: VipClient, workflow: Workflow) -> list[PathEntry]:
+    """The output files with sizes; folders among them are walked, because their content cannot be asked for."""
+    if not workflow.outputs and client.profile == "vip":
+        return []
+    found: list[PathEntry] = []
+    for entry in client.results(workflow.identifier):
+        if ":" in entry.path.split("/", 1)[0]:
+            logger.info("%s is kept outside the platform and not downloaded", entry.path)
+        elif entry.is_directory and entry.exists:
+            found += _walk(client, entry.path)
+        else:
+            found.append(entry)
+    return found
+
+
+def _walk(client: VipClient, folder: str) -> list[PathEntry]:
+    found: list[PathEntry] = []
+    for entry in client.list_folder(folder):
+        found += _walk(client, entry.path) if entry.is_directory else [entry]
+    return found
+
+
+def _local_path(session: VipSession, workflow_id: str, path: str) -> Path:
+    position = PurePosixPath(path)
+    if position.is_relative_to(session.vip_output_dir):
+        return safe_join(session.output_dir, position.relative_to(session.vip_output_dir).as_posix())
+    if ".." in position.parts:
+        raise UnsafeContent(f"The platform gave the output path {path[:200]!r}. Refused.")
+    # Not where we asked for it: keep what tells it from the outputs of other workflows.
+    return safe_join(session.output_dir, f"{workflow_id}/{position.name}")
+
+
+def _is_here(output: Output) -> bool:
+    """A folder of the same name is the unpacked archive, which appears only when it is complete."""
+    if output.local.is_dir():
+        return True
+    return output.local.is_file() and (output.size is None or output.local.stat().st_size == output.size)
+
+
+def _unpack(path: Path, keep: bool, limits: ArchiveLimits | None) -> None:
+    if not is_archive(path):
+        return
+    folder = path.with_name(path.name + _CONTENT_SUFFIX) if keep else path
+    if not folder.is_dir():
+        unpack(path, folder, limits)
+
+
+def _files(outputs: Sequence[Output]) -> tuple[Path, ...]:
+    found: set[Path] = set()
+    for output in outputs:
+        for path in (output.local, output.local.with_name(output.local.name + _CONTENT_SUFFIX)):
+            if path.is_dir():
+                found.update(file for file in path.rglob("*") if file.is_file())
+            elif path.is_file():
+                found.add(path)
+    return tuple(sorted(found))

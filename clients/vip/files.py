@@ -1,0 +1,148 @@
+"""Single files on the platform: sent until they are surely there, deleted until they are surely gone."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from pathlib import Path
+
+from prefect_biomed.clients.errors import (
+    AuthenticationError,
+    BiomedError,
+    DeadlineExceeded,
+    NetworkError,
+    NotFoundError,
+    PermissionDeniedError,
+    PlatformError,
+    UnexpectedResponse,
+    is_transient,
+)
+from prefect_biomed.clients.polling import sleep
+from prefect_biomed.clients.vip.client import VipClient
+
+__all__ = ["delete_and_wait", "list_folder_or_nothing", "put_and_verify"]
+
+logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 1.0
+_MAX_LOOK_SECONDS = 10.0
+
+
+def list_folder_or_nothing(client: VipClient, path: str) -> dict[str, int | None]:
+    """List a folder that may not exist.
+
+    Args:
+        client: The account.
+        path: Absolute path on the platform.
+
+    Returns:
+        Size in bytes by name; None for folders. Empty when there is no such folder.
+    """
+    try:
+        entries = client.list_folder(path)
+    except (NotFoundError, PlatformError) as error:
+        if isinstance(error, AuthenticationError | PermissionDeniedError) or client.exists(path):
+            raise
+        return {}
+    return {entry.name: None if entry.is_directory else entry.size for entry in entries}
+
+
+def delete_and_wait(client: VipClient, path: str, *, timeout_seconds: float) -> None:
+    """Delete a file or folder and wait until it is gone; VIP deletes later than it answers. Safe to repeat.
+
+    Args:
+        client: The account.
+        path: Absolute path on the platform.
+        timeout_seconds: How long to wait.
+
+    Raises:
+        DeadlineExceeded: It is still there. The deletion may still happen.
+    """
+    client.delete(path)
+    deadline = time.monotonic() + timeout_seconds
+    pause = _LOOK_SECONDS / 4
+    while client.exists(path):
+        if time.monotonic() >= deadline:
+            raise DeadlineExceeded(
+                f"{path} is still there {timeout_seconds:.0f} s after its deletion was accepted. "
+                "Run this again later; what is gone is not deleted twice."
+            )
+        sleep(pause)
+        pause = min(2 * pause, _MAX_LOOK_SECONDS)
+
+
+def put_and_verify(
+    client: VipClient, local: Path, path: str, *, settle_seconds: float = 90.0, attempts: int = 4
+) -> None:
+    """Send a file until the platform shows it with the right size.
+
+    An upload that VIP calls failed may still arrive, because it goes on behind the answer. So after any doubt the
+    platform is looked at until the size matches or `settle_seconds` are over; only then what is there is deleted and
+    the file sent again. Safe to repeat.
+
+    Args:
+        client: The account.
+        local: File to send; not empty.
+        path: Absolute path on the platform; its folder exists and nothing is there, or something to be replaced.
+        settle_seconds: How long a file may take to appear after a failed answer.
+        attempts: How often to send it at most.
+
+    Raises:
+        BiomedError: The last failure, after the last attempt.
+        UnexpectedResponse: The file that arrived is not the one that was sent.
+    """
+    size = local.stat().st_size
+    for attempt in range(1, attempts + 1):
+        try:
+            client.put_file(local, path)
+        except (AuthenticationError, PermissionDeniedError):
+            raise
+        except (NetworkError, PlatformError) as error:
+            logger.warning("Upload of %s, attempt %d of %d, in doubt: %s", path, attempt, attempts, error)
+            if _settles(client, path, size, settle_seconds):
+                break
+            if attempt == attempts:
+                raise
+            if client.exists(path):
+                delete_and_wait(client, path, timeout_seconds=settle_seconds)
+        else:
+            if client.profile == "vip" or _settles(client, path, size, 0):
+                break
+            # This platform stores raw bodies as text and drops what is not.
+            logger.warning("%s came back changed; sending it as base64", path)
+            client.put_file_encoded(local, path)
+            break
+    if client.profile == "carmin":
+        _verify_digest(client, local, path)
+
+
+def _settles(client: VipClient, path: str, size: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    pause = _LOOK_SECONDS
+    while True:
+        try:
+            entry = client.entry(path)
+        except BiomedError as error:
+            if not is_transient(error):
+                raise
+            logger.warning("Look at %s failed: %s", path, error)
+        else:
+            if entry.exists and entry.size == size:
+                return True
+        if time.monotonic() >= deadline:
+            return False
+        sleep(min(pause, max(0.05, deadline - time.monotonic())))
+        pause = min(1.5 * pause, _MAX_LOOK_SECONDS)
+
+
+def _verify_digest(client: VipClient, local: Path, path: str) -> None:
+    with local.open("rb") as file:
+        expected = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    try:
+        found = client.md5(path)
+    except PlatformError as error:
+        logger.debug("%s has no digest to compare: %s", path, error)
+        return
+    if found != expected:
+        raise UnexpectedResponse(f"{path} has MD5 {found} on the platform, the local file {expected}. Send it again.")

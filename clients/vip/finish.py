@@ -1,0 +1,186 @@
+"""Ending sessions: what is removed from the platform, and who may still need it."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from prefect_biomed.clients.errors import BiomedError, LedgerError
+from prefect_biomed.clients.vip.client import VipClient
+from prefect_biomed.clients.vip.files import delete_and_wait, list_folder_or_nothing, put_and_verify
+from prefect_biomed.clients.vip.models import VipSession, Workflow, WorkflowStatus
+from prefect_biomed.clients.vip.session_file import SessionFile
+
+__all__ = ["FinishSummary", "StillRunning", "finish", "share_inputs"]
+
+logger = logging.getLogger(__name__)
+
+_HOLDERS = "HOLDERS"
+
+
+class StillRunning(BiomedError):
+    """The session cannot be finished because executions may still write outputs. Nothing was removed.
+
+    Attributes:
+        workflow_ids: The executions that run.
+    """
+
+    def __init__(self, message: str, workflow_ids: list[str]) -> None:
+        super().__init__(message)
+        self.workflow_ids = tuple(workflow_ids)
+
+
+@dataclass(frozen=True)
+class FinishSummary:
+    """What finishing did.
+
+    Attributes:
+        removed: Folders removed from the platform.
+        kept_for: Sessions that still need the inputs, which were kept therefore.
+    """
+
+    removed: tuple[str, ...]
+    kept_for: tuple[str, ...]
+
+
+def share_inputs(client: VipClient, session: VipSession, owner: VipSession) -> VipSession:
+    """Let a session use the inputs of another one, and count it among those who hold them. Safe to repeat.
+
+    Each holder has a small file in the folder `HOLDERS` beside the inputs, so that the count is known on every machine
+    and survives crashes.
+
+    Args:
+        client: The account.
+        session: The session that needs inputs; it must have none of its own.
+        owner: The session that uploaded them.
+
+    Returns:
+        The session, with the input folders of the owner.
+
+    Raises:
+        LedgerError: The owner's inputs are not on the platform, or the session has inputs of its own.
+    """
+    if not client.exists(owner.vip_input_dir):
+        raise LedgerError(f"{owner.vip_input_dir} is not on the platform. Upload the inputs of the owner first.")
+    own = f"{session.vip_dir}/INPUTS"
+    if own != owner.vip_input_dir and client.exists(own):
+        raise LedgerError(f"Session {session.session_name!r} has inputs of its own in {own}. Choose another name.")
+    for holder in (owner, session):
+        _hold(client, owner.vip_input_dir, holder.session_name)
+    if not client.exists(owner.vip_input_dir):
+        raise LedgerError(f"{owner.vip_input_dir} was removed just now. Upload the inputs of the owner again.")
+    return session.model_copy(update={"vip_input_dir": owner.vip_input_dir, "input_dir": owner.input_dir})
+
+
+def finish(
+    client: VipClient,
+    session: VipSession,
+    *,
+    timeout_seconds: float = 300.0,
+    keep_input: bool = False,
+    keep_output: bool = False,
+    delete_records: bool = False,
+) -> FinishSummary:
+    """Remove the folders of a session from the platform and mark its workflows `Removed`. Safe to repeat.
+
+    Inputs that other sessions hold are kept; the last one out removes them.
+
+    Args:
+        client: The account.
+        session: The session.
+        timeout_seconds: How long to wait for each deletion.
+        keep_input: Whether the inputs stay on the platform.
+        keep_output: Whether the outputs stay on the platform.
+        delete_records: Whether the platform's records of finished and killed executions are deleted too.
+
+    Returns:
+        What was removed and what was kept for whom.
+
+    Raises:
+        StillRunning: Some executions have not ended; nothing was removed.
+        DeadlineExceeded: A deletion takes longer. Finishing again goes on with it.
+    """
+    file = SessionFile(session, client)
+    with file.exclusive("finish"):
+        record = file.read()
+        ids = record.workflow_ids()
+        workflows = _states(client, ids)
+        if running := [workflow.identifier for workflow in workflows if not workflow.status.is_terminal]:
+            raise StillRunning(
+                f"Session {session.session_name!r} is not finished: {', '.join(running)} may still write outputs. "
+                "Nothing was removed. Wait for them, or kill them.",
+                running,
+            )
+        removed: list[str] = []
+        held_by: tuple[str, ...] = ()
+        if not keep_output:
+            removed += _remove(client, session.vip_output_dir, timeout_seconds)
+        if not keep_input:
+            inputs, held_by = _release(client, session, timeout_seconds)
+            removed += inputs
+        for folder in {session.vip_dir, str(PurePosixPath(session.vip_input_dir).parent)}:
+            if client.exists(folder) and not list_folder_or_nothing(client, folder):
+                removed += _remove(client, folder, timeout_seconds)
+        if delete_records:
+            for workflow in workflows:
+                if workflow.status in {WorkflowStatus.FINISHED, WorkflowStatus.KILLED}:
+                    client.delete_workflow(workflow.identifier)
+        if not keep_output and session.backup != "vip":
+            with file.edit() as record:
+                for identifier in ids:
+                    record.workflows[identifier].status = WorkflowStatus.REMOVED.value
+    if held_by:
+        logger.info("%s is kept for %s", session.vip_input_dir, ", ".join(held_by))
+    return FinishSummary(tuple(removed), held_by)
+
+
+def _states(client: VipClient, ids: list[str]) -> list[Workflow]:
+    if not ids:
+        return []
+    listed = {workflow.identifier: workflow for workflow in client.workflows()}
+    return [listed.get(identifier) or client.workflow(identifier) for identifier in ids]
+
+
+def _hold(client: VipClient, input_dir: str, holder: str) -> None:
+    folder = f"{PurePosixPath(input_dir).parent}/{_HOLDERS}"
+    client.make_folder(folder)
+    if holder in list_folder_or_nothing(client, folder):
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        mark = Path(temporary, holder)
+        mark.write_text(f"{holder} uses {input_dir}\n")
+        put_and_verify(client, mark, f"{folder}/{holder}")
+
+
+def _release(client: VipClient, session: VipSession, timeout_seconds: float) -> tuple[list[str], tuple[str, ...]]:
+    """Give up the hold of a session; remove the inputs when nobody else holds them.
+
+    Returns:
+        What was removed, and who still holds the inputs.
+    """
+    me = session.session_name
+    folder = f"{PurePosixPath(session.vip_input_dir).parent}/{_HOLDERS}"
+    if not client.exists(folder):
+        if PurePosixPath(session.vip_input_dir).is_relative_to(session.vip_dir):
+            return _remove(client, session.vip_input_dir, timeout_seconds), ()
+        return [], ("their owner",)
+    holders = list_folder_or_nothing(client, folder)
+    if me in holders and len(holders) > 1:
+        delete_and_wait(client, f"{folder}/{me}", timeout_seconds=timeout_seconds)
+        # Two sessions that leave at once see each other above, and both see an empty folder here.
+        holders = list_folder_or_nothing(client, folder)
+    if others := tuple(sorted(holders.keys() - {me})):
+        return [], others
+    removed = _remove(client, session.vip_input_dir, timeout_seconds)
+    # Only now: after a kill in between, the next to finish finds the folder and goes on.
+    _remove(client, folder, timeout_seconds)
+    return removed, ()
+
+
+def _remove(client: VipClient, path: str, timeout_seconds: float) -> list[str]:
+    if not client.exists(path):
+        return []
+    delete_and_wait(client, path, timeout_seconds=timeout_seconds)
+    return [path]

@@ -1,0 +1,415 @@
+"""From what the user typed to what the platform understands, with all problems found before anything is sent."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from html import unescape
+from pathlib import Path, PurePosixPath
+
+from prefect_biomed.clients.errors import AuthenticationError, PermissionDeniedError, PlatformError, PreflightFailed
+from prefect_biomed.clients.vip.client import VipClient
+from prefect_biomed.clients.vip.files import list_folder_or_nothing
+from prefect_biomed.clients.vip.models import (
+    InputValue,
+    Parameter,
+    ParameterType,
+    Pipeline,
+    Profile,
+    Scalar,
+    VipSession,
+)
+
+__all__ = ["LocalFile", "Preflight", "describe", "preflight", "stored_name"]
+
+logger = logging.getLogger(__name__)
+
+_ALLOWED = re.compile(r"[0-9A-Za-z.,\-+@/_(): \[\]?&=]")
+_STORAGE = re.compile(r"^[A-Za-z][0-9A-Za-z_-]*:[^/\\]")
+_LIST_SEPARATOR = "@@"
+_RESULTS_DIRECTORY = "results-directory"
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file to upload.
+
+    Attributes:
+        path: The local file.
+        name: Path relative to the input folder as it is stored on the platform.
+        local_name: The same as it is here.
+        size: Bytes.
+        mtime_ns: Modification time in nanoseconds.
+    """
+
+    path: Path
+    name: str
+    local_name: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a session will send, all checks passed.
+
+    Attributes:
+        files: Files to upload.
+        folders: Folders they lie in, relative to the input folder, parents first.
+        input_values: Values by parameter name, files as paths on the platform.
+        jobs: Number of jobs one run will have.
+    """
+
+    files: tuple[LocalFile, ...]
+    folders: tuple[str, ...]
+    input_values: dict[str, InputValue]
+    jobs: int
+
+    @property
+    def bytes(self) -> int:
+        """Sum of the sizes of the files."""
+        return sum(file.size for file in self.files)
+
+
+def stored_name(name: str, profile: Profile = "vip") -> str:
+    """Tell what a file or folder is called once VIP has stored it.
+
+    Args:
+        name: One path component.
+        profile: Only `vip` renames.
+
+    Returns:
+        The name trimmed, with `_` for spaces and without what is not ASCII.
+    """
+    if profile != "vip":
+        return name
+    name = name.strip().replace(" ", "_")
+    return unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+
+
+def preflight(
+    client: VipClient,
+    session: VipSession,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    max_jobs: int = 1000,
+    inputs_uploaded: bool = False,
+) -> Preflight:
+    """Check everything that can be checked before the first byte is sent. Only reads; safe to repeat.
+
+    Args:
+        client: The account.
+        session: The session.
+        include: Patterns of files to upload, relative to the input folder; all when empty.
+        exclude: Patterns of files not to upload.
+        max_jobs: The platform's limit of jobs in one workflow.
+        inputs_uploaded: Whether the inputs must be on the platform already; the input folder may then be gone.
+
+    Returns:
+        What will be sent.
+
+    Raises:
+        PreflightFailed: With all problems at once.
+        AuthenticationError: The key was refused.
+    """
+    problems: list[str] = []
+    files: tuple[LocalFile, ...] = ()
+    folders: tuple[str, ...] = ()
+    if session.input_dir is not None and not (inputs_uploaded and not session.input_dir.is_dir()):
+        files, folders = _scan(session.input_dir, include, exclude, client.profile, problems)
+    values: dict[str, InputValue] = {}
+    jobs = 0
+    if session.pipeline_id is not None:
+        try:
+            pipeline = client.pipeline(session.pipeline_id)
+        except AuthenticationError:
+            raise
+        except (PlatformError, PermissionDeniedError) as error:
+            if error.transient:
+                raise
+            problems.append(str(error))
+        else:
+            check = _Settings(client, session, pipeline, files, folders, inputs_uploaded, problems)
+            values = check.resolve()
+            jobs = check.jobs(max_jobs)
+    if problems:
+        raise PreflightFailed(f"Session {session.session_name!r}", problems)
+    return Preflight(files, folders, values, jobs)
+
+
+def _scan(
+    folder: Path, include: Sequence[str], exclude: Sequence[str], profile: Profile, problems: list[str]
+) -> tuple[tuple[LocalFile, ...], tuple[str, ...]]:
+    if not folder.is_dir():
+        problems.append(f"The input folder {folder} does not exist.")
+        return (), ()
+    files: list[LocalFile] = []
+    owner: dict[str, str] = {}
+    folders: set[str] = set()
+    for root, subfolders, names in os.walk(folder, followlinks=True, onerror=lambda e: problems.append(_unreadable(e))):
+        subfolders.sort()
+        for name in sorted(names):
+            path = Path(root, name)
+            local_name = path.relative_to(folder).as_posix()
+            if not _selected(local_name, include, exclude):
+                continue
+            stored = "/".join(stored_name(part, profile) for part in PurePosixPath(local_name).parts)
+            if any(not part for part in stored.split("/")):
+                problems.append(f"{local_name!r} has no character the platform can store. Rename it.")
+                continue
+            if stored in owner:
+                problems.append(f"{owner[stored]!r} and {local_name!r} would both be stored as {stored!r}. Rename one.")
+                continue
+            owner[stored] = local_name
+            try:
+                status = path.stat()
+                with path.open("rb"):
+                    pass
+            except OSError as error:
+                problems.append(_unreadable(error))
+                continue
+            if status.st_size == 0 and profile == "vip":
+                problems.append(f"{local_name!r} is empty; VIP cannot store empty files. Exclude it or fill it.")
+                continue
+            files.append(LocalFile(path, stored, local_name, status.st_size, status.st_mtime_ns))
+            folders.update(parent.as_posix() for parent in PurePosixPath(stored).parents if parent.name)
+    problems.extend(
+        f"{owner[stored]!r} and a folder would both be stored as {stored!r}. Rename one."
+        for stored in sorted(folders & owner.keys())
+    )
+    if not files and not problems:
+        filtered = " that the include and exclude patterns let through" if include or exclude else ""
+        problems.append(f"The input folder {folder} holds no file{filtered}.")
+    return tuple(files), tuple(sorted(folders))
+
+
+def _unreadable(error: OSError) -> str:
+    return f"{error.filename} cannot be read: {error.strerror}."
+
+
+def _selected(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    def matches(patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) or PurePosixPath(name).match(pattern) for pattern in patterns)
+
+    return (not include or matches(include)) and not matches(exclude)
+
+
+@dataclass
+class _Settings:
+    """The checks of `input_settings` against one pipeline."""
+
+    client: VipClient
+    session: VipSession
+    pipeline: Pipeline
+    files: tuple[LocalFile, ...]
+    folders: tuple[str, ...]
+    inputs_uploaded: bool
+    problems: list[str]
+    _remote_folders: dict[str, dict[str, int | None]] = field(default_factory=dict)
+    _values: dict[str, InputValue] = field(default_factory=dict)
+
+    def resolve(self) -> dict[str, InputValue]:
+        parameters = {parameter.name: parameter for parameter in self.pipeline.inputs}
+        settings = self.session.input_settings
+        if _RESULTS_DIRECTORY in settings:
+            self.problems.append(f"{_RESULTS_DIRECTORY!r} is set for each run; take it out of input_settings.")
+        missing = [p.name for p in parameters.values() if p.is_required and p.name not in settings]
+        for name in missing:
+            self.problems.append(f"{name!r} is missing: {_expected(parameters[name])}.")
+        for name in settings.keys() - parameters.keys() - {_RESULTS_DIRECTORY}:
+            known = ", ".join(sorted(parameters)) or "none"
+            self.problems.append(f"{self.pipeline.identifier} has no parameter {name!r}. It has: {known}.")
+        for name, parameter in parameters.items():
+            if name in settings:
+                self._values[name] = self._resolve(parameter, settings[name])
+        return self._values
+
+    def jobs(self, limit: int) -> int:
+        """Count the jobs: lists are combined every with every, zipped ones element by element."""
+        lengths = {name: length for name, value in self._values.items() if (length := _length(value)) != 1}
+        zipped = {name: lengths.get(name, 1) for name in self.pipeline.dot_parameters if name in self._values}
+        if len(set(zipped.values())) > 1:
+            told = ", ".join(f"{name} has {length}" for name, length in sorted(zipped.items()))
+            self.problems.append(f"These lists are combined element by element and need equal lengths: {told}.")
+        crossed = [length for name, length in lengths.items() if name not in zipped]
+        jobs = math.prod(crossed) * max(zipped.values(), default=1)
+        if jobs > limit:
+            told = ", ".join(f"{name} has {length}" for name, length in sorted(lengths.items()))
+            self.problems.append(f"The settings make {jobs} jobs, the limit is {limit}: {told}. Split the lists.")
+        return jobs
+
+    def _resolve(self, parameter: Parameter, value: InputValue) -> InputValue:
+        if isinstance(value, list):
+            if not value:
+                self.problems.append(f"{parameter.name!r} is an empty list.")
+            return [element for element in (self._scalar(parameter, item) for item in value) if element is not None]
+        return self._scalar(parameter, value)
+
+    def _scalar(self, parameter: Parameter, value: Scalar | None) -> Scalar | None:
+        name = parameter.name
+        if value is None or (isinstance(value, str) and not value.strip()):
+            self.problems.append(f"{name!r} has no value ({value!r}): {_expected(parameter)}, or leave it out.")
+            return None
+        if parameter.is_file or (parameter.may_be_file and isinstance(value, str) and self._written_as_path(value)):
+            if not isinstance(value, str):
+                self.problems.append(f"{name!r} is {value!r}: {_expected(parameter)}.")
+                return None
+            resolved: Scalar | None = self._file(name, value)
+        else:
+            resolved = self._typed(parameter, value)
+        if isinstance(resolved, str) and (wrong := sorted(set(_ALLOWED.sub("", resolved)))):
+            self.problems.append(
+                f"{name!r} has characters VIP refuses in {value!r}: {' '.join(map(repr, wrong))}. "
+                "Allowed are letters, digits, space and . , - + @ / _ ( ) : [ ] ? & ="
+            )
+        return resolved
+
+    def _typed(self, parameter: Parameter, value: Scalar) -> Scalar | None:
+        try:
+            match parameter.type:
+                case ParameterType.BOOLEAN:
+                    return {"true": "true", "false": "false"}[str(value).lower()]
+                case ParameterType.INT64:
+                    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+                        raise ValueError
+                    return int(value)
+                case ParameterType.DOUBLE:
+                    if isinstance(value, bool) or not math.isfinite(float(value)):
+                        raise ValueError
+                    return value if isinstance(value, int) else float(value)
+                case _:
+                    return value
+        except (ValueError, KeyError):
+            self.problems.append(f"{parameter.name!r} is {value!r}: {_expected(parameter)}.")
+            return None
+
+    def _written_as_path(self, value: str) -> bool:
+        """Only what is written as a path is one; a word that happens to name a file stays a word."""
+        if value.startswith(("/", "./")) or _STORAGE.match(value):
+            return True
+        return "/" in value and self._local(value) is not None
+
+    def _file(self, name: str, value: str) -> str | None:
+        if _STORAGE.match(value):
+            return value
+        if (local := self._local(value)) is not None:
+            return f"{self.session.vip_input_dir}/{local}"
+        root = "/vip/" if self.client.profile == "vip" else "/"
+        if not value.startswith(root):
+            self.problems.append(f"{name!r}: the file {value!r} is not in the input folder {self.session.input_dir}.")
+            return None
+        uploaded = value.removeprefix(self.session.vip_input_dir + "/")
+        on_its_way = not self.inputs_uploaded and any(uploaded in {file.name, *self.folders} for file in self.files)
+        if not on_its_way and not self._on_platform(value):
+            self.problems.append(f"{name!r}: {value} does not exist on the platform.")
+            return None
+        return value
+
+    def _local(self, value: str) -> str | None:
+        """The stored name of a local file, named relative to the input folder, absolutely, or from here."""
+        if self.session.input_dir is None:
+            return None
+        for candidate in (self.session.input_dir / value, Path(value)):
+            try:
+                relative = Path(os.path.normpath(candidate.absolute())).relative_to(
+                    Path(os.path.normpath(self.session.input_dir.absolute()))
+                )
+            except ValueError:
+                continue
+            stored = "/".join(stored_name(part, self.client.profile) for part in relative.parts)
+            if any(file.local_name == relative.as_posix() for file in self.files) or stored in self.folders:
+                return stored
+            if self.inputs_uploaded and self._on_platform(f"{self.session.vip_input_dir}/{stored}"):
+                return stored
+        return None
+
+    def _on_platform(self, path: str) -> bool:
+        folder, _, name = path.rstrip("/").rpartition("/")
+        if folder not in self._remote_folders:
+            self._remote_folders[folder] = list_folder_or_nothing(self.client, folder)
+        return name in self._remote_folders[folder]
+
+
+def _length(value: InputValue) -> int:
+    """Number of values; VIP reads `a@@b` as a list of two."""
+    elements: Iterable[Scalar | None] = value if isinstance(value, list) else [value]
+    return sum(str(element).count(_LIST_SEPARATOR) + 1 for element in elements)
+
+
+def _expected(parameter: Parameter) -> str:
+    words = {
+        ParameterType.FILE: "a file in the input folder or on the platform",
+        ParameterType.BOOLEAN: "true or false",
+        ParameterType.INT64: "a whole number",
+        ParameterType.DOUBLE: "a number",
+        ParameterType.LIST: "a list",
+    }
+    return f"expected is {words.get(parameter.type, 'a text')}"
+
+
+def describe(pipeline: Pipeline) -> str:
+    """Describe a pipeline in Markdown, with an `input_settings` to paste.
+
+    Args:
+        pipeline: A pipeline with its parameters.
+
+    Returns:
+        A heading, the description, a table of parameters, and a Python dictionary.
+    """
+    rows = [
+        f"| `{p.name}` | {p.type.value} | {'yes' if p.is_required else 'no'} "
+        f"| {'' if p.default_value is None else f'`{p.default_value}`'} | {_plain(p.description)} |"
+        for p in sorted(pipeline.inputs, key=lambda p: (not p.is_required, p.name))
+    ]
+    settings = [
+        f"    {p.name!r}: {_example(p)!r},{'' if p.is_required else '  # optional'}"
+        for p in sorted(pipeline.inputs, key=lambda p: (not p.is_required, p.name))
+    ]
+    return "\n".join(
+        [
+            f"# {pipeline.identifier}",
+            "",
+            _plain(pipeline.description),
+            "",
+            "| parameter | type | required | default | description |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            "A list of values makes parallel jobs"
+            + (
+                f"; {', '.join(sorted(pipeline.dot_parameters))} are combined element by element."
+                if pipeline.dot_parameters
+                else ", every value combined with every other."
+            ),
+            "",
+            "```python",
+            "input_settings = {",
+            *settings,
+            "}",
+            "```",
+        ]
+    )
+
+
+def _plain(text: str | None) -> str:
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", text or "")).split()).replace("|", "\\|")
+
+
+def _example(parameter: Parameter) -> Scalar | list[str]:
+    if parameter.default_value is not None and not isinstance(parameter.default_value, list):
+        return parameter.default_value
+    examples: dict[ParameterType, Scalar | list[str]] = {
+        ParameterType.FILE: f"{parameter.name}.nii.gz",
+        ParameterType.BOOLEAN: "true",
+        ParameterType.INT64: 1,
+        ParameterType.DOUBLE: 1.0,
+        ParameterType.LIST: ["a", "b"],
+    }
+    return examples.get(parameter.type, "text")

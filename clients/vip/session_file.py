@@ -1,0 +1,387 @@
+"""`session_data.json`: the session as vip-client writes it, and beside it the ledger of what we did.
+
+vip-client 0.1.10 reads our files and keeps the key `prefect_biomed` when it saves; we read its files and keep every key
+we do not know.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from prefect_biomed.clients.errors import LedgerError
+from prefect_biomed.clients.transfer import atomic_write
+from prefect_biomed.clients.vip.client import VipClient
+from prefect_biomed.clients.vip.files import delete_and_wait, put_and_verify
+from prefect_biomed.clients.vip.models import InputValue, PathEntry, VipSession, Workflow, WorkflowStatus
+
+__all__ = ["Launch", "SessionFile", "SessionLocked", "SessionRecord", "UploadedFile", "WorkflowRecord", "open_session"]
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "session_data.json"
+_LOCKS = ".locks"
+_MAX_BYTES = 64 * 1024 * 1024
+_DELETE_SECONDS = 60.0
+
+
+class SessionLocked(LedgerError):
+    """Another process works on the same session; it can be tried again when that one has ended."""
+
+    transient = True
+
+
+class UploadedFile(BaseModel):
+    """A local file as it was when it was sent.
+
+    Attributes:
+        size: Bytes.
+        mtime_ns: Modification time in nanoseconds.
+        sha256: Digest of the content.
+    """
+
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+class Launch(BaseModel):
+    """The intent to launch one repetition, written before the request.
+
+    Attributes:
+        intended: When it was written.
+        results_location: Folder of its results on the platform.
+        workflow_id: The execution; None until the platform has answered.
+    """
+
+    intended: datetime
+    results_location: str
+    workflow_id: str | None = None
+
+
+class Ledger(BaseModel):
+    """What vip-client does not record.
+
+    Attributes:
+        version: Version of this layout.
+        token: Token of the intent that made the session.
+        launches: Intents by execution name.
+        uploads: Files sent, by path relative to the input folder.
+        downloaded: Workflows whose outputs are all here.
+        results_location: See `VipSession`.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    version: Literal[1] = 1
+    token: str
+    launches: dict[str, Launch] = Field(default_factory=dict)
+    uploads: dict[str, UploadedFile] = Field(default_factory=dict)
+    downloaded: set[str] = Field(default_factory=set)
+    results_location: str | None = None
+
+
+class WorkflowRecord(BaseModel):
+    """One workflow as vip-client records it.
+
+    Attributes:
+        status: Status at the last look.
+        start: Local time, `YYYY/MM/DD HH:MM:SS`.
+        outputs: Its outputs: `path`, and `isDirectory`, `size`, `exists` when known.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    status: str
+    start: str
+    outputs: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class SessionRecord(BaseModel):
+    """The content of `session_data.json`; the keys are vip-client's but for the last."""
+
+    model_config = ConfigDict(extra="allow")
+
+    session_name: str
+    pipeline_id: str | None
+    local_input_dir: str | None = None
+    local_output_dir: str | None = None
+    vip_input_dir: str | None = None
+    vip_output_dir: str
+    input_settings: dict[str, InputValue] | None
+    workflows: dict[str, WorkflowRecord]
+    prefect_biomed: Ledger | None = None
+
+    @classmethod
+    def of(cls, session: VipSession) -> SessionRecord:
+        """Make the record of a session to which nothing has happened yet.
+
+        Args:
+            session: The session.
+
+        Returns:
+            A record without workflows.
+        """
+        return cls(
+            session_name=session.session_name,
+            pipeline_id=session.pipeline_id,
+            local_input_dir=str(session.input_dir) if session.input_dir else None,
+            local_output_dir=str(session.output_dir),
+            vip_input_dir=session.vip_input_dir,
+            vip_output_dir=session.vip_output_dir,
+            input_settings=dict(session.input_settings),
+            workflows={},
+            prefect_biomed=Ledger(token=session.token, results_location=session.results_location),
+        )
+
+    @property
+    def ledger(self) -> Ledger:
+        """Our part; made when vip-client began the session, with a token of its own."""
+        if self.prefect_biomed is None:
+            self.prefect_biomed = Ledger(token="adopted")
+        return self.prefect_biomed
+
+    def note_workflow(self, workflow: Workflow) -> None:
+        """Write down how a workflow was at the last look.
+
+        Args:
+            workflow: What the platform told. Sizes of outputs that are known already are kept.
+        """
+        old = self.workflows.get(workflow.identifier)
+        started = workflow.start_date or datetime.now().astimezone()
+        known = {output["path"]: output for output in old.outputs} if old else {}
+        record = WorkflowRecord(
+            status=workflow.status.value,
+            start=started.astimezone().strftime("%Y/%m/%d %H:%M:%S"),
+            outputs=[known.get(path, {"path": path}) for path in workflow.outputs] or list(known.values()),
+        )
+        self.workflows[workflow.identifier] = old.model_copy(update=dict(record)) if old else record
+
+    def note_outputs(self, workflow_id: str, outputs: list[PathEntry]) -> None:
+        """Write down the outputs of a workflow with their sizes.
+
+        Args:
+            workflow_id: The workflow.
+            outputs: What `GET /executions/{id}/results` gave.
+        """
+        self.workflows[workflow_id].outputs = [
+            entry.model_dump(by_alias=True, include={"path", "is_directory", "size", "exists"}) for entry in outputs
+        ]
+
+    def workflow_ids(self, *statuses: str) -> list[str]:
+        """List the workflows of the session.
+
+        Args:
+            *statuses: Only those with one of these statuses; all but `Removed` when none is given.
+
+        Returns:
+            Identifiers, oldest first.
+        """
+        wanted = set(statuses)
+        return [
+            identifier
+            for identifier, record in self.workflows.items()
+            if (record.status in wanted if wanted else record.status != WorkflowStatus.REMOVED)
+        ]
+
+
+class SessionFile:
+    """The session file of one session, wherever it is kept.
+
+    Every change is read, made and written under a lock that other processes respect, and appears whole or not at all.
+
+    Args:
+        session: The session it must belong to.
+        client: Needed when the file is kept on the platform.
+        lock_seconds: How long to wait for another process.
+    """
+
+    def __init__(self, session: VipSession, client: VipClient | None = None, *, lock_seconds: float = 30.0) -> None:
+        self.session = session
+        self.path = session.output_dir / FILE_NAME
+        self._vip_path = f"{session.vip_output_dir}/{FILE_NAME}"
+        self._client = client
+        self._lock_seconds = lock_seconds
+        self._memory: SessionRecord | None = None
+
+    def read(self) -> SessionRecord:
+        """Read the record; one without workflows when there is none yet.
+
+        Returns:
+            The record.
+
+        Raises:
+            LedgerError: The file is damaged or belongs to another session. It is left as it is.
+        """
+        match self.session.backup:
+            case "local":
+                text = self.path.read_bytes() if self.path.is_file() else None
+            case "vip":
+                text = self._read_vip()
+            case _:
+                return self._memory or SessionRecord.of(self.session)
+        if text is None:
+            return SessionRecord.of(self.session)
+        return self._belonging(parse(text, self._where))
+
+    @contextmanager
+    def edit(self) -> Iterator[SessionRecord]:
+        """Change the record.
+
+        Yields:
+            The record, to be changed in place. It is written when the block ends without an exception.
+
+        Raises:
+            SessionLocked: Another process holds the file.
+            LedgerError: As for `read`.
+        """
+        with self._locked(FILE_NAME):
+            record = self.read()
+            yield record
+            self._write(record)
+
+    @contextmanager
+    def exclusive(self, step: str) -> Iterator[None]:
+        """Keep other processes from doing the same step of this session at the same time.
+
+        Args:
+            step: Name of the step.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            SessionLocked: Another process does it.
+        """
+        with self._locked(step):
+            yield
+
+    @property
+    def _where(self) -> str:
+        return self._vip_path if self.session.backup == "vip" else str(self.path)
+
+    @contextmanager
+    def _locked(self, what: str) -> Iterator[None]:
+        folder = self.session.output_dir / _LOCKS
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{what}.lock", timeout=self._lock_seconds)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise SessionLocked(
+                f"{self._where} is locked: another process holds {what!r} of session {self.session.session_name!r} "
+                f"for more than {self._lock_seconds:.0f} s. Wait for it, or stop it, and run this again."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _belonging(self, record: SessionRecord) -> SessionRecord:
+        if record.session_name != self.session.session_name:
+            raise LedgerError(
+                f"{self._where} belongs to session {record.session_name!r}, not to {self.session.session_name!r}. "
+                "Choose another output_dir, or that session_name. The file was left as it is."
+            )
+        return record
+
+    def _write(self, record: SessionRecord) -> None:
+        content = json.dumps(record.model_dump(mode="json", exclude_none=False), indent=4).encode()
+        match self.session.backup:
+            case "local":
+                with atomic_write(self.path) as file:
+                    file.write(content)
+            case "vip":
+                self._write_vip(content)
+            case _:
+                self._memory = record
+
+    def _read_vip(self) -> bytes | None:
+        client = self._needed_client()
+        if not client.exists(self._vip_path):
+            return None
+        return client.read_file(self._vip_path, max_bytes=_MAX_BYTES)
+
+    def _write_vip(self, content: bytes) -> None:
+
+        client = self._needed_client()
+        copy = self.session.output_dir / f".{FILE_NAME}.vip"
+        with atomic_write(copy) as file:
+            file.write(content)
+        client.make_folder(self.session.vip_output_dir)
+        if client.exists(self._vip_path):
+            delete_and_wait(client, self._vip_path, timeout_seconds=_DELETE_SECONDS)
+        put_and_verify(client, copy, self._vip_path)
+        copy.unlink()
+
+    def _needed_client(self) -> VipClient:
+        if self._client is None:
+            raise LedgerError("A session file on the platform cannot be read without a client.")
+        return self._client
+
+
+def parse(text: bytes, where: str) -> SessionRecord:
+    """Decode a session file.
+
+    Args:
+        text: Its content.
+        where: Where it came from, for messages.
+
+    Returns:
+        The record.
+
+    Raises:
+        LedgerError: It is not JSON, or lacks what vip-client writes.
+    """
+    try:
+        return SessionRecord.model_validate_json(text)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc']) or 'file'}: {problem['msg']}"
+            for problem in error.errors(include_input=False, include_url=False)[:5]
+        )
+        raise LedgerError(
+            f"{where} is damaged or not a session file ({problems}). It was left as it is. "
+            "Restore it, or move it away to begin anew; executions are found again by their names."
+        ) from None
+
+
+def open_session(output_dir: Path, *, session_name: str | None = None) -> VipSession:
+    """Make the session out of its local session file alone.
+
+    Args:
+        output_dir: Folder of the outputs and of `session_data.json`.
+        session_name: When given, the file must be of this session.
+
+    Returns:
+        The session.
+
+    Raises:
+        LedgerError: There is no file, it is damaged, or it belongs to another session.
+    """
+    path = output_dir / FILE_NAME
+    if not path.is_file():
+        raise LedgerError(f"{path} does not exist. Give the folder that holds the session's {FILE_NAME}.")
+    record = parse(path.read_bytes(), str(path))
+    session = VipSession(
+        session_name=record.session_name,
+        pipeline_id=record.pipeline_id,
+        input_settings=record.input_settings or {},
+        input_dir=Path(record.local_input_dir) if record.local_input_dir else None,
+        output_dir=output_dir,
+        vip_input_dir=record.vip_input_dir or f"{record.vip_output_dir.rpartition('/')[0]}/INPUTS",
+        vip_output_dir=record.vip_output_dir,
+        token=record.ledger.token,
+        results_location=record.ledger.results_location,
+    )
+    if session_name is not None and session_name != session.session_name:
+        raise LedgerError(f"{path} belongs to session {session.session_name!r}, not to {session_name!r}.")
+    return session
