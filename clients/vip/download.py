@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from pydantic import BaseModel, ConfigDict
+
 from prefect_biomed.clients.archives import ArchiveLimits, is_archive, unpack
 from prefect_biomed.clients.errors import (
     AuthenticationError,
@@ -52,8 +54,7 @@ class Output:
     size: int | None
 
 
-@dataclass(frozen=True)
-class DownloadSummary:
+class DownloadSummary(BaseModel):
     """What a download did.
 
     Attributes:
@@ -62,6 +63,8 @@ class DownloadSummary:
         skipped: Number of outputs that were here already.
         gone: Outputs the platform has deleted.
     """
+
+    model_config = ConfigDict(frozen=True)
 
     files: dict[str, tuple[Path, ...]]
     fetched: int
@@ -108,10 +111,22 @@ def download(
     file = SessionFile(session, client)
     with file.exclusive("download"):
         record = file.read()
-        wanted = record.workflow_ids(*get_status)
-        if workflow_ids is not None:
-            wanted = [identifier for identifier in wanted if identifier in set(workflow_ids)]
-        outputs: dict[str, list[Output]] = {}
+        chosen = set(record.workflows if workflow_ids is None else workflow_ids)
+        wanted = [identifier for identifier in record.workflow_ids(*get_status) if identifier in chosen]
+        # Another run, such as a scheduled collection, may have fetched and removed them in the meantime.
+        fetched_before = [
+            identifier
+            for identifier in record.workflow_ids(WorkflowStatus.REMOVED)
+            if identifier in chosen & record.ledger.downloaded
+        ]
+        outputs: dict[str, list[Output]] = {
+            identifier: [
+                Output(output["path"], _local_path(session, identifier, output["path"]), None)
+                for output in record.workflows[identifier].outputs
+            ]
+            for identifier in fetched_before
+        }
+        everything: list[Output] = []
         gone: list[str] = []
         for identifier in wanted:
             entries = _entries(client, client.workflow(identifier))
@@ -123,7 +138,7 @@ def download(
                 for entry in entries
                 if entry.exists and not entry.is_directory
             ]
-        everything = list({output.local: output for group in outputs.values() for output in group}.values())
+            everything += outputs[identifier]
         missing = [output for output in everything if not _is_here(output)]
         done = len(everything) - len(missing)
         skipped = done
@@ -156,7 +171,7 @@ def download(
         with file.edit() as record:
             record.ledger.downloaded.update(wanted)
     files = {identifier: _files(group) for identifier, group in outputs.items()}
-    return DownloadSummary(files, len(missing), skipped, tuple(gone))
+    return DownloadSummary(files=files, fetched=len(missing), skipped=skipped, gone=tuple(gone))
 
 
 def fetch_file(client: VipClient, output: Output, *, retry_seconds: Sequence[float] = _RETRY_SECONDS) -> None:

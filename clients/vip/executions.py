@@ -35,7 +35,7 @@ from prefect_biomed.clients.vip.models import (
 )
 from prefect_biomed.clients.vip.session_file import Launch, SessionFile
 
-__all__ = ["WorkflowFailed", "failures", "find", "kill", "launch", "monitor"]
+__all__ = ["WorkflowFailed", "failures", "find", "find_all", "kill", "launch", "monitor"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,20 @@ def find(client: VipClient, name: str) -> Workflow | None:
     if len(matches) > 1:
         logger.warning("%d executions are named %s; the oldest is taken", len(matches), name)
     return matches[-1] if matches else None
+
+
+def find_all(client: VipClient, session: VipSession) -> list[Workflow]:
+    """Look for all executions of a session, those too whose identifiers were never written down.
+
+    Args:
+        client: The account.
+        session: The session.
+
+    Returns:
+        The executions whose names carry the session and its token, oldest first.
+    """
+    names = {session.workflow_name(repetition) for repetition in range(1, session.nb_runs + 1)}
+    return [workflow for workflow in reversed(client.workflows()) if workflow.name in names]
 
 
 def launch(
@@ -305,7 +319,8 @@ def monitor(
             if all(workflow.status.is_terminal for workflow in workflows):
                 return
     except DeadlineExceeded as error:
-        running = [client.workflow(identifier) for identifier in ids if not states[identifier].status.is_terminal]
+        open_ids = [i for i in ids if i not in states or not states[i].status.is_terminal]
+        running = [client.workflow(identifier) for identifier in open_ids]
         held = "; ".join(f"{w.identifier} {_jobs_in_words(w.failed_jobs)}" for w in running if w.failed_jobs)
         told = f" Held in error: {held}." if held else ""
         if not kill_at_deadline:
@@ -389,7 +404,9 @@ def failures(
     return texts, failed
 
 
-def _job_lines(client: VipClient, workflow: Workflow, job: Job | None, lists: dict[str, list[InputValue]]) -> list[str]:
+def _job_lines(
+    client: VipClient, workflow: Workflow, job: Job | None, lists: Mapping[str, Sequence[Scalar | None]]
+) -> list[str]:
     logs = {}
     for stream in ("stderr", "stdout"):
         try:

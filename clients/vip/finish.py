@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from pydantic import BaseModel, ConfigDict
 
 from prefect_biomed.clients.errors import BiomedError, LedgerError
 from prefect_biomed.clients.vip.client import VipClient
@@ -32,14 +33,15 @@ class StillRunning(BiomedError):
         self.workflow_ids = tuple(workflow_ids)
 
 
-@dataclass(frozen=True)
-class FinishSummary:
+class FinishSummary(BaseModel):
     """What finishing did.
 
     Attributes:
         removed: Folders removed from the platform.
         kept_for: Sessions that still need the inputs, which were kept therefore.
     """
+
+    model_config = ConfigDict(frozen=True)
 
     removed: tuple[str, ...]
     kept_for: tuple[str, ...]
@@ -133,7 +135,7 @@ def finish(
                     record.workflows[identifier].status = WorkflowStatus.REMOVED.value
     if held_by:
         logger.info("%s is kept for %s", session.vip_input_dir, ", ".join(held_by))
-    return FinishSummary(tuple(removed), held_by)
+    return FinishSummary(removed=tuple(removed), kept_for=held_by)
 
 
 def _states(client: VipClient, ids: list[str]) -> list[Workflow]:

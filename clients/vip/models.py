@@ -24,6 +24,7 @@ __all__ = [
     "Platform",
     "Profile",
     "Scalar",
+    "SessionResult",
     "VipSession",
     "Workflow",
     "WorkflowStatus",
@@ -354,6 +355,7 @@ class VipSession(BaseModel):
         output_dir: Local folder of the outputs and of `session_data.json`.
         vip_input_dir: Folder of the inputs on the platform.
         vip_output_dir: Folder of the outputs on the platform.
+        nb_runs: Number of runs it is to have.
         token: The same for every retry of one intent, different for every new one; part of each execution's name.
         backup: Where the session file is kept.
         results_location: Where the platform puts outputs instead of `vip_output_dir`; `<storage>:<folder id>`.
@@ -368,6 +370,7 @@ class VipSession(BaseModel):
     output_dir: Path
     vip_input_dir: str
     vip_output_dir: str
+    nb_runs: Annotated[int, Field(ge=1, le=1000)] = 1
     token: Annotated[str, Field(pattern=r"^[0-9a-z]{4,32}$")]
     backup: Literal["local", "vip"] | None = "local"
     results_location: str | None = None
@@ -398,3 +401,21 @@ class VipSession(BaseModel):
             An absolute path below `vip_output_dir`.
         """
         return f"{self.vip_output_dir}/r{repetition:03d}-{self.token}"
+
+
+class SessionResult(BaseModel):
+    """What a session has come to.
+
+    Attributes:
+        session: The session.
+        workflows: Its executions.
+        files: Local files by execution; those inside unpacked archives too.
+        is_finished: Whether its folders were removed from the platform.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    session: VipSession
+    workflows: tuple[Workflow, ...] = ()
+    files: dict[str, tuple[Path, ...]] = Field(default_factory=dict)
+    is_finished: bool = False

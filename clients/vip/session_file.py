@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
@@ -28,6 +28,7 @@ __all__ = ["Launch", "SessionFile", "SessionLocked", "SessionRecord", "UploadedF
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "session_data.json"
+VIP_HOME = "/vip/Home/API"
 _LOCKS = ".locks"
 _MAX_BYTES = 64 * 1024 * 1024
 _DELETE_SECONDS = 60.0
@@ -73,6 +74,7 @@ class Ledger(BaseModel):
     Attributes:
         version: Version of this layout.
         token: Token of the intent that made the session.
+        nb_runs: Number of runs the session is to have.
         launches: Intents by execution name.
         uploads: Files sent, by path relative to the input folder.
         downloaded: Workflows whose outputs are all here.
@@ -83,6 +85,7 @@ class Ledger(BaseModel):
 
     version: Literal[1] = 1
     token: str
+    nb_runs: int = 1
     launches: dict[str, Launch] = Field(default_factory=dict)
     uploads: dict[str, UploadedFile] = Field(default_factory=dict)
     downloaded: set[str] = Field(default_factory=set)
@@ -139,7 +142,9 @@ class SessionRecord(BaseModel):
             vip_output_dir=session.vip_output_dir,
             input_settings=dict(session.input_settings),
             workflows={},
-            prefect_biomed=Ledger(token=session.token, results_location=session.results_location),
+            prefect_biomed=Ledger(
+                token=session.token, nb_runs=session.nb_runs, results_location=session.results_location
+            ),
         )
 
     @property
@@ -156,6 +161,8 @@ class SessionRecord(BaseModel):
             workflow: What the platform told. Sizes of outputs that are known already are kept.
         """
         old = self.workflows.get(workflow.identifier)
+        if old is not None and old.status == WorkflowStatus.REMOVED:
+            return
         started = workflow.start_date or datetime.now().astimezone()
         known = {output["path"]: output for output in old.outputs} if old else {}
         record = WorkflowRecord(
@@ -354,12 +361,16 @@ def parse(text: bytes, where: str) -> SessionRecord:
         ) from None
 
 
-def open_session(output_dir: Path, *, session_name: str | None = None) -> VipSession:
-    """Make the session out of its local session file alone.
+def open_session(
+    output_dir: Path, *, session_name: str | None = None, client: VipClient | None = None, vip_home: str = VIP_HOME
+) -> VipSession:
+    """Make the session out of its session file alone.
 
     Args:
         output_dir: Folder of the outputs and of `session_data.json`.
-        session_name: When given, the file must be of this session.
+        session_name: When given, the file must be of this session; needed to find a file on the platform.
+        client: When given and there is no local file, the file is looked for on the platform.
+        vip_home: Folder on the platform that holds the folders of sessions.
 
     Returns:
         The session.
@@ -368,20 +379,29 @@ def open_session(output_dir: Path, *, session_name: str | None = None) -> VipSes
         LedgerError: There is no file, it is damaged, or it belongs to another session.
     """
     path = output_dir / FILE_NAME
-    if not path.is_file():
-        raise LedgerError(f"{path} does not exist. Give the folder that holds the session's {FILE_NAME}.")
-    record = parse(path.read_bytes(), str(path))
-    session = VipSession(
-        session_name=record.session_name,
-        pipeline_id=record.pipeline_id,
-        input_settings=record.input_settings or {},
-        input_dir=Path(record.local_input_dir) if record.local_input_dir else None,
-        output_dir=output_dir,
-        vip_input_dir=record.vip_input_dir or f"{record.vip_output_dir.rpartition('/')[0]}/INPUTS",
-        vip_output_dir=record.vip_output_dir,
-        token=record.ledger.token,
-        results_location=record.ledger.results_location,
+    where, text, backup = str(path), None, "local"
+    if path.is_file():
+        text = path.read_bytes()
+    elif client is not None and session_name is not None:
+        where, backup = f"{vip_home}/{session_name}/OUTPUTS/{FILE_NAME}", "vip"
+        text = client.read_file(where, max_bytes=_MAX_BYTES) if client.exists(where) else None
+    if text is None:
+        raise LedgerError(f"There is no {path}. Give the folder that holds the session's {FILE_NAME}.")
+    record = parse(text, where)
+    if session_name not in (None, record.session_name):
+        raise LedgerError(f"{where} belongs to session {record.session_name!r}, not to {session_name!r}.")
+    return VipSession.model_validate(
+        {
+            "session_name": record.session_name,
+            "pipeline_id": record.pipeline_id,
+            "input_settings": record.input_settings or {},
+            "input_dir": record.local_input_dir,
+            "output_dir": output_dir,
+            "vip_input_dir": record.vip_input_dir or f"{PurePosixPath(record.vip_output_dir).parent}/INPUTS",
+            "vip_output_dir": record.vip_output_dir,
+            "nb_runs": record.ledger.nb_runs,
+            "token": record.ledger.token,
+            "backup": backup,
+            "results_location": record.ledger.results_location,
+        }
     )
-    if session_name is not None and session_name != session.session_name:
-        raise LedgerError(f"{path} belongs to session {session.session_name!r}, not to {session_name!r}.")
-    return session

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import PurePosixPath
+
+from pydantic import BaseModel, ConfigDict
 
 from prefect_biomed.clients.transfer import digest, transfer_all
 from prefect_biomed.clients.vip.client import VipClient
@@ -26,8 +27,7 @@ Progress = Callable[[int, int], None]
 """Called with the bytes transferred so far and the bytes in all."""
 
 
-@dataclass(frozen=True)
-class UploadSummary:
+class UploadSummary(BaseModel):
     """What an upload did.
 
     Attributes:
@@ -36,6 +36,8 @@ class UploadSummary:
         replaced: How many of those sent took the place of an older version.
         bytes_sent: Bytes sent.
     """
+
+    model_config = ConfigDict(frozen=True)
 
     sent: int
     skipped: int
@@ -78,7 +80,7 @@ def upload(
         record.input_settings = {**session.input_settings, **plan.input_values}
         sent_before = dict(record.ledger.uploads)
     if not update_files and client.exists(session.vip_input_dir):
-        return UploadSummary(0, len(plan.files), 0, 0)
+        return UploadSummary(sent=0, skipped=len(plan.files), replaced=0, bytes_sent=0)
 
     client.make_folder(session.vip_input_dir)
     there = {".": list_folder_or_nothing(client, session.vip_input_dir)}
@@ -144,7 +146,7 @@ def upload(
         )
     finally:
         save()
-    return UploadSummary(len(missing), skipped, len(outdated), total)
+    return UploadSummary(sent=len(missing), skipped=skipped, replaced=len(outdated), bytes_sent=total)
 
 
 def _unchanged(item: LocalFile, size_there: int | None, sent: UploadedFile | None) -> UploadedFile | None:

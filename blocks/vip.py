@@ -1,0 +1,110 @@
+"""Credentials of the Virtual Imaging Platform."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import ClassVar
+
+from prefect.blocks.core import Block
+from pydantic import Field, HttpUrl, SecretStr
+
+from prefect_biomed.clients.errors import ConfigurationError
+from prefect_biomed.clients.vip import VipClient
+
+__all__ = ["VipCredentials"]
+
+_MAX_KEY_CHARACTERS = 10_000
+
+
+class VipCredentials(Block):
+    """An account on VIP or another CARMIN platform.
+
+    Attributes:
+        api_key: The API key, the path of a file that holds it, or the name of an environment variable that holds it.
+        url: Address of the portal.
+        verify_tls: Whether TLS certificates are verified.
+        connect_seconds: Limit for making a connection.
+        read_seconds: Limit for each read.
+        parallelism: Number of transfers at once.
+
+    Example:
+        Load saved credentials and list the pipelines:
+
+        ```python
+        from prefect_biomed.blocks import VipCredentials
+
+        credentials = VipCredentials.load("BLOCK_NAME")
+        with credentials.get_client() as client:
+            print(client.pipelines())
+        ```
+    """
+
+    _block_type_name: ClassVar[str] = "VIP Credentials"
+    _block_type_slug: ClassVar[str] = "vip-credentials"
+    _logo_url: ClassVar[HttpUrl] = HttpUrl("https://vip.creatis.insa-lyon.fr/images/core/vip-logo.png")
+    _documentation_url: ClassVar[HttpUrl] = HttpUrl("https://vip.creatis.insa-lyon.fr/documentation/account.html")
+    _description: ClassVar[str] = "An account on the Virtual Imaging Platform or another CARMIN platform."
+
+    api_key: SecretStr = Field(
+        default=SecretStr("VIP_API_KEY"),
+        title="API key",
+        description="The key, the path of a file that holds it, or the name of an environment variable that holds it.",
+    )
+    url: str = Field(
+        default="https://vip.creatis.insa-lyon.fr",
+        title="URL",
+        description="Address of the portal, without /rest.",
+        pattern=r"^https?://[^/@]+",
+    )
+    verify_tls: bool = Field(
+        default=True, title="Verify TLS", description="Turn this off for a test server with its own certificate only."
+    )
+    connect_seconds: float = Field(
+        default=10.0, gt=0, title="Connect timeout", description="Seconds to wait for a connection."
+    )
+    read_seconds: float = Field(
+        default=90.0, ge=1, title="Read timeout", description="Seconds to wait for an answer; VIP blocks up to 50."
+    )
+    parallelism: int = Field(
+        default=8, ge=1, le=10, title="Parallel transfers", description="Number of transfers at once; VIP bears ten."
+    )
+
+    def get_client(self) -> VipClient:
+        """Make a client of the account. Nothing is sent yet.
+
+        Returns:
+            A client; use it as a context manager. It reads a key from a file or the environment anew for each request,
+            so that a key can be replaced during a run.
+        """
+        return VipClient(
+            self.url,
+            self._read_key,
+            verify_tls=self.verify_tls,
+            connect_seconds=self.connect_seconds,
+            read_seconds=self.read_seconds,
+            parallelism=self.parallelism,
+        )
+
+    def _read_key(self) -> str:
+        given = self.api_key.get_secret_value()
+        if _names_a_file(given):
+            with Path(given).open() as file:
+                key = file.read(_MAX_KEY_CHARACTERS)
+        elif given in os.environ:
+            key = os.environ[given]
+        elif given == "VIP_API_KEY":
+            raise ConfigurationError(
+                "The environment variable VIP_API_KEY is not set where this runs. Set it, or put the key into the "
+                "block."
+            )
+        else:
+            key = given
+        return key.strip()
+
+
+def _names_a_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False

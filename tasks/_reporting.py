@@ -1,0 +1,105 @@
+"""Artifacts and events. None of them ever fails a job: what goes wrong here is logged and that is all."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.events import emit_event
+
+__all__ = ["Progress", "artifact_key", "link", "markdown", "state_event", "table"]
+
+logger = logging.getLogger(__name__)
+
+_EVERY_SECONDS = 5.0
+
+
+def artifact_key(*parts: object) -> str:
+    """Make an artifact key, which may hold lower-case letters, digits and hyphens.
+
+    Args:
+        *parts: What the key is made of.
+
+    Returns:
+        The key.
+    """
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(map(str, parts)).lower()).strip("-")
+
+
+def link(key: str, url: str, text: str) -> None:
+    """Leave a link, for instance to a job that has just been launched."""
+    _guarded(create_link_artifact, key=key, link=url, link_text=text)
+
+
+def markdown(key: str, text: str, description: str) -> None:
+    """Leave a text in Markdown."""
+    _guarded(create_markdown_artifact, markdown=text, key=key, description=description)
+
+
+def table(key: str, rows: Iterable[dict[str, Any]], description: str) -> None:
+    """Leave a table."""
+    _guarded(create_table_artifact, table=list(rows), key=key, description=description)
+
+
+def state_event(platform: str, kind: str, identifier: str, state: str, **payload: Any) -> None:
+    """Emit `biomed.<platform>.<kind>.<state>` about one remote object."""
+    _guarded(
+        emit_event,
+        event=f"biomed.{platform}.{kind}.{state.lower()}",
+        resource={"prefect.resource.id": f"{platform}.{kind}.{identifier}", "prefect.resource.name": identifier},
+        payload=payload,
+    )
+
+
+class Progress:
+    """A progress artifact that is updated at most every five seconds, and at the end.
+
+    Args:
+        key: Key of the artifact.
+        description: What is in progress.
+    """
+
+    def __init__(self, key: str, description: str) -> None:
+        self._key, self._description = key, description
+        self._id: UUID | None = None
+        self._shown_at = 0.0
+        self._failed = False
+
+    def __call__(self, done: float, total: float) -> None:
+        """Show the progress.
+
+        Args:
+            done: How much is done.
+            total: How much there is in all.
+        """
+        finished = done >= total
+        if self._failed or (time.monotonic() - self._shown_at < _EVERY_SECONDS and not finished):
+            return
+        self._shown_at = time.monotonic()
+        percent = 100.0 * done / total if total else 100.0
+        if self._id is None:
+            self._id = _guarded(
+                create_progress_artifact, progress=percent, key=self._key, description=self._description
+            )
+            self._failed = self._id is None
+        else:
+            _guarded(update_progress_artifact, artifact_id=self._id, progress=percent)
+
+
+def _guarded(report: Callable[..., Any], **arguments: Any) -> Any:
+    try:
+        return report(**arguments)
+    except Exception as error:
+        logger.warning("%s failed, which changes nothing for the job: %s", report.__name__, error)
+        return None

@@ -1,0 +1,553 @@
+"""Tasks of the Virtual Imaging Platform: one remote effect each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from prefect import get_run_logger, task
+from prefect.context import FlowRunContext
+
+from prefect_biomed.blocks.vip import VipCredentials
+from prefect_biomed.clients.errors import ConfigurationError, PreflightFailed
+from prefect_biomed.clients.polling import PollSettings
+from prefect_biomed.clients.vip import (
+    DownloadSummary,
+    FinishSummary,
+    InputValue,
+    Pipeline,
+    UploadSummary,
+    VipSession,
+    Workflow,
+    WorkflowFailed,
+    WorkflowStatus,
+    describe,
+    download,
+    failures,
+    find_all,
+    kill,
+    launch,
+    monitor,
+    preflight,
+    share_inputs,
+    upload,
+)
+from prefect_biomed.clients.vip import finish as finish_session
+from prefect_biomed.clients.vip.session_file import VIP_HOME, SessionFile
+from prefect_biomed.tasks._reporting import Progress, artifact_key, link, markdown, state_event, table
+from prefect_biomed.tasks.policies import ONCE, RETRY, intent_token
+
+__all__ = [
+    "check_sessions",
+    "default_output_dir",
+    "download_outputs",
+    "finish",
+    "get_inputs",
+    "kill_workflows",
+    "launch_pipeline",
+    "monitor_workflows",
+    "new_session",
+    "show_pipeline",
+    "upload_inputs",
+]
+
+
+def new_session(
+    *,
+    pipeline_id: str | None = None,
+    input_settings: dict[str, InputValue] | None = None,
+    input_dir: Path | None = None,
+    output_dir: Path | None = None,
+    session_name: str | None = None,
+    nb_runs: int = 1,
+    backup_location: Literal["local", "vip"] | None = "local",
+    vip_home: str = VIP_HOME,
+) -> VipSession:
+    """Name a session so that a retry finds its executions again. Nothing is sent.
+
+    Not a task: inside a flow the name follows from the outermost flow run and the position of this call under it.
+
+    Args:
+        pipeline_id: Pipeline to run.
+        input_settings: Values of its parameters; files relative to `input_dir`, or as paths on the platform.
+        input_dir: Local folder of input files; None when all inputs are on the platform.
+        output_dir: Local folder of the outputs; `default_output_dir` when None.
+        session_name: Name of the session; made of the token when None. Letters, digits, `-` and `_`.
+        nb_runs: Number of runs with the same settings.
+        backup_location: Where `session_data.json` is kept: `local`, `vip`, or nowhere.
+        vip_home: Folder on the platform that holds the folders of sessions.
+
+    Returns:
+        The session.
+
+    Raises:
+        ConfigurationError: A relative folder in a run of a deployment, or a call from inside a task without a name.
+    """
+    token = intent_token("vip-session", explicit=session_name)
+    name = session_name or f"session-{token}"
+    for what, folder in (("input_dir", input_dir), ("output_dir", output_dir)):
+        if _is_deployed() and folder is not None and not folder.expanduser().is_absolute():
+            raise ConfigurationError(
+                f"{what} is the relative path {folder}. A run of a deployment works in a folder that is removed after "
+                "it. Give an absolute path."
+            )
+    return VipSession(
+        session_name=name,
+        pipeline_id=pipeline_id,
+        input_settings=input_settings or {},
+        input_dir=input_dir.expanduser().absolute() if input_dir else None,
+        output_dir=(output_dir or default_output_dir(name)).expanduser().absolute(),
+        vip_input_dir=f"{vip_home}/{name}/INPUTS",
+        vip_output_dir=f"{vip_home}/{name}/OUTPUTS",
+        nb_runs=nb_runs,
+        token=token,
+        backup=backup_location,
+    )
+
+
+def default_output_dir(session_name: str) -> Path:
+    """Tell where the outputs of a session go when nobody says it.
+
+    Args:
+        session_name: Name of the session.
+
+    Returns:
+        `vip_outputs/<session_name>` in the current folder; in the home folder for a run of a deployment, whose current
+        folder does not outlive it.
+    """
+    return (Path.home() if _is_deployed() else Path.cwd()) / "vip_outputs" / session_name
+
+
+@task(**RETRY)
+def show_pipeline(credentials: VipCredentials, pipeline_id: str | None = None) -> list[Pipeline]:
+    """List pipelines, or describe one with an `input_settings` to paste, as an artifact.
+
+    Safe to repeat: it only reads (`GET /pipelines`).
+
+    Args:
+        credentials: The account.
+        pipeline_id: Part of an identifier, in any case; all pipelines when None.
+
+    Returns:
+        The pipelines that match; with parameters when it is one.
+
+    Raises:
+        ConfigurationError: No pipeline matches; the message lists what there is.
+        AuthenticationError: The key was refused.
+    """
+    with credentials.get_client() as client:
+        known = client.pipelines()
+        pattern = (pipeline_id or "").lower()
+        found = [pipeline for pipeline in known if pipeline.identifier == pipeline_id] or [
+            pipeline for pipeline in known if pattern in pipeline.identifier.lower()
+        ]
+        if not found:
+            raise ConfigurationError(
+                f"No pipeline matches {pipeline_id!r}. This account may use: "
+                + (", ".join(sorted(pipeline.identifier for pipeline in known)) or "none")
+                + ". Others need a group you can join on the portal."
+            )
+        if len(found) == 1:
+            found = [client.pipeline(found[0].identifier)]
+    key = artifact_key("vip-pipelines", pipeline_id or "all")
+    if len(found) == 1:
+        text = describe(found[0])
+        get_run_logger().info(text)
+        markdown(key, text, f"Pipeline {found[0].identifier}")
+    else:
+        table(key, [{"pipeline": p.identifier, "name": p.name, "version": p.version} for p in found], "Pipelines")
+    return found
+
+
+@task(**RETRY)
+def check_sessions(
+    credentials: VipCredentials,
+    sessions: Sequence[VipSession],
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    max_jobs: int = 1000,
+) -> int:
+    """Check everything that can be checked of several sessions, and report all problems at once.
+
+    Safe to repeat: it only reads.
+
+    Args:
+        credentials: The account.
+        sessions: The sessions.
+        include: Patterns of files to send, relative to the input folder; all when empty.
+        exclude: Patterns of files not to send.
+        max_jobs: The platform's limit of jobs in one workflow.
+
+    Returns:
+        Number of jobs of one run of each.
+
+    Raises:
+        PreflightFailed: With the problems of all sessions.
+    """
+    problems: list[str] = []
+    jobs = 0
+    with credentials.get_client() as client:
+        for session in sessions:
+            try:
+                jobs += preflight(client, session, include=include, exclude=exclude, max_jobs=max_jobs).jobs
+            except PreflightFailed as error:
+                problems += [f"{session.session_name}: {problem}" for problem in error.problems]
+    if problems:
+        raise PreflightFailed(f"{len(sessions)} sessions", problems)
+    return jobs
+
+
+@task(**ONCE)
+def upload_inputs(
+    credentials: VipCredentials,
+    session: VipSession,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    update_files: bool = True,
+    max_jobs: int = 1000,
+) -> UploadSummary:
+    """Check everything that can be checked, then bring the inputs to the platform.
+
+    Safe to repeat, also after a kill: only what is missing or differs is sent (`PUT /path/…`). A retry of the same flow
+    run skips it once it has succeeded.
+
+    Args:
+        credentials: The account; its `parallelism` is the number of transfers at once.
+        session: The session.
+        include: Patterns of files to send, relative to the input folder; all when empty.
+        exclude: Patterns of files not to send.
+        update_files: False trusts that the inputs are complete when their folder exists.
+        max_jobs: The platform's limit of jobs in one workflow.
+
+    Returns:
+        How much was sent and how much was there already.
+
+    Raises:
+        PreflightFailed: All problems of files and settings at once; nothing was sent.
+        TransferFailed: Some files could not be sent; the others were.
+        AuthenticationError: The key was refused.
+    """
+    logger = get_run_logger()
+    with credentials.get_client() as client:
+        plan = preflight(client, session, include=include, exclude=exclude, max_jobs=max_jobs)
+        if session.input_dir is None:
+            logger.info("Nothing to send: all inputs are on the platform")
+            return UploadSummary(sent=0, skipped=0, replaced=0, bytes_sent=0)
+        logger.info("%d files, %d bytes; each run will have %d jobs", len(plan.files), plan.bytes, plan.jobs or 1)
+        progress = Progress(artifact_key("vip-upload", session.session_name), f"Upload of {session.session_name}")
+        summary = upload(client, session, plan, update_files=update_files, progress=progress)
+    logger.info("%d files sent, %d were there already", summary.sent, summary.skipped)
+    return summary
+
+
+@task(**ONCE)
+def get_inputs(credentials: VipCredentials, session: VipSession, owner: VipSession) -> VipSession:
+    """Let a session use the inputs another one has uploaded; the last one to finish removes them.
+
+    Safe to repeat: a mark that is there is not made again (`PUT /path/…/HOLDERS/…`).
+
+    Args:
+        credentials: The account.
+        session: The session that needs inputs.
+        owner: The session that uploaded them.
+
+    Returns:
+        The session with the owner's input folders.
+
+    Raises:
+        LedgerError: The owner's inputs are not there, or the session has inputs of its own.
+    """
+    with credentials.get_client() as client:
+        return share_inputs(client, session, owner)
+
+
+@task(**ONCE)
+def launch_pipeline(
+    credentials: VipCredentials,
+    session: VipSession,
+    repetition: int = 1,
+    max_jobs: int = 1000,
+    doubt_seconds: float = 120.0,
+    queue_timeout_seconds: float | None = None,
+) -> Workflow:
+    """Launch one run, once and never twice.
+
+    Safe to repeat: the intent is written to the session file, then the platform is searched for the run's name, and
+    only when nothing carries it the launch is sent (`POST /executions`). A lost answer is settled by looking again.
+    While the platform's limit of running executions is reached, it waits and tries again.
+
+    Args:
+        credentials: The account.
+        session: The session; its inputs are on the platform.
+        repetition: Number of the run, from 1. Two runs of one session differ in it.
+        max_jobs: The platform's limit of jobs in one workflow.
+        doubt_seconds: How long to look for a run whose answer was lost.
+        queue_timeout_seconds: How long to wait for capacity; for ever when None.
+
+    Returns:
+        The run, launched now or found.
+
+    Raises:
+        PreflightFailed: The settings do not fit the pipeline; nothing was sent.
+        LaunchInDoubt: It is not known whether it was launched; a retry looks first.
+        DeadlineExceeded: No capacity in time; nothing was launched.
+        PlatformError: The launch was refused.
+    """
+    capacity = PollSettings(
+        interval_seconds=min(30.0, queue_timeout_seconds or 30.0),
+        growth=1.5,
+        max_interval_seconds=300.0,
+        deadline_seconds=queue_timeout_seconds,
+    )
+    with credentials.get_client() as client:
+        workflow = launch(
+            client, session, repetition, max_jobs=max_jobs, doubt_seconds=doubt_seconds, capacity=capacity
+        )
+    get_run_logger().info("Run %d of %s is %s", repetition, session.session_name, workflow.identifier)
+    link(
+        artifact_key("vip-workflow", workflow.identifier),
+        credentials.url,
+        f"{workflow.identifier} ({workflow.name}) on the portal",
+    )
+    state_event("vip", "execution", workflow.identifier, "launched", session=session.session_name, run=repetition)
+    return workflow
+
+
+@task(**RETRY)
+def monitor_workflows(
+    credentials: VipCredentials,
+    session: VipSession,
+    workflow_ids: Sequence[str] | None = None,
+    refresh_time: float = 30.0,
+    timeout_seconds: float | None = None,
+    wait: bool = True,
+    strict: bool = False,
+    raise_on_failure: bool = True,
+    kill_at_deadline: bool = False,
+    unknown_grace_seconds: float = 900.0,
+    error_budget: int = 20,
+) -> list[Workflow]:
+    """Watch the runs of a session until all have ended.
+
+    Safe to repeat: it only reads, one list for all runs per look (`GET /executions`). Two processes may watch at once.
+
+    Args:
+        credentials: The account.
+        session: The session.
+        workflow_ids: The runs; all of the session when None.
+        refresh_time: Seconds between the first looks; it grows with the age of the runs to five times as much.
+        timeout_seconds: Stop waiting after this time; never when None.
+        wait: False looks once and returns.
+        strict: Whether a run of which some jobs failed counts as failed.
+        raise_on_failure: Whether a failed run raises; its jobs and logs are reported either way.
+        kill_at_deadline: Whether runs that have not ended in time are killed.
+        unknown_grace_seconds: How long the platform may have no trace of a run.
+        error_budget: So many looks in a row may fail.
+
+    Returns:
+        The runs with their jobs.
+
+    Raises:
+        WorkflowFailed: Some runs failed; with job exit codes, messages, failing inputs and the last lines of the logs.
+        DeadlineExceeded: Not all have ended in time; they go on unless they were killed.
+        PollingFailed: The platform could not be reached for long; the runs go on.
+    """
+    logger = get_run_logger()
+    settings = PollSettings(
+        interval_seconds=refresh_time,
+        growth=1.1,
+        max_interval_seconds=5 * refresh_time,
+        deadline_seconds=timeout_seconds,
+        error_budget=error_budget,
+    )
+    progress = Progress(artifact_key("vip-monitor", session.session_name), f"Runs of {session.session_name}")
+    known: dict[str, WorkflowStatus] = {}
+    workflows: list[Workflow] = []
+    with credentials.get_client() as client:
+        for workflows in monitor(
+            client,
+            session,
+            settings,
+            workflow_ids=workflow_ids,
+            unknown_grace_seconds=unknown_grace_seconds,
+            kill_at_deadline=kill_at_deadline,
+        ):
+            changed = [w for w in workflows if known.get(w.identifier) != w.status]
+            for workflow in changed:
+                known[workflow.identifier] = workflow.status
+                logger.info("%s is %s", workflow.identifier, workflow.status.value)
+                state_event("vip", "execution", workflow.identifier, workflow.status.value, name=workflow.name)
+            if changed:
+                table(
+                    artifact_key("vip-workflows", session.session_name),
+                    workflow_rows(workflows),
+                    f"Runs of {session.session_name}",
+                )
+            progress(sum(w.status.is_terminal for w in workflows), len(workflows))
+            if not wait:
+                break
+        ended = [workflow for workflow in workflows if workflow.status.is_terminal]
+        texts, failed = failures(client, session, ended, strict=strict)
+    if texts:
+        report = "\n".join(texts)
+        logger.error("Not everything succeeded:\n%s", report)
+        markdown(
+            artifact_key("vip-failures", session.session_name),
+            f"# Failed jobs of {session.session_name}\n\n```\n{report}\n```\n",
+            "Failed jobs",
+        )
+    if failed and raise_on_failure:
+        raise WorkflowFailed(
+            f"{len(failed)} of {len(workflows)} runs of {session.session_name} failed.\n" + "\n".join(texts), failed
+        )
+    return workflows
+
+
+@task(**RETRY)
+def download_outputs(
+    credentials: VipCredentials,
+    session: VipSession,
+    workflow_ids: Sequence[str] | None = None,
+    get_status: Sequence[str] = ("Finished",),
+    unzip: bool = True,
+    keep_archives: bool = False,
+) -> DownloadSummary:
+    """Fetch the outputs of the runs that ended with one of the wanted statuses.
+
+    Safe to repeat, also after a kill: files appear whole and complete ones are not fetched again
+    (`GET /executions/{id}/results`, `GET /path/…?action=content`).
+
+    Args:
+        credentials: The account; its `parallelism` is the number of transfers at once.
+        session: The session.
+        workflow_ids: The runs; all of the session when None.
+        get_status: Statuses whose outputs are wanted, such as `["Finished", "Killed"]`.
+        unzip: Whether archives are replaced by a folder of the same name with their content.
+        keep_archives: Whether archives stay, beside a folder `<name>.content`.
+
+    Returns:
+        What was fetched, with all local files.
+
+    Raises:
+        TransferFailed: Some outputs could not be fetched or unpacked; the others are here.
+        UnsafeContent: A name the platform gave would leave the output folder.
+    """
+    progress = Progress(artifact_key("vip-download", session.session_name), f"Download of {session.session_name}")
+    with credentials.get_client() as client:
+        summary = download(
+            client,
+            session,
+            workflow_ids=workflow_ids,
+            get_status=get_status,
+            unzip=unzip,
+            keep_archives=keep_archives,
+            progress=progress,
+        )
+    get_run_logger().info(
+        "%d outputs fetched to %s, %d were here already", summary.fetched, session.output_dir, summary.skipped
+    )
+    return summary
+
+
+@task(**RETRY)
+def finish(
+    credentials: VipCredentials,
+    session: VipSession,
+    keep_input: bool = False,
+    keep_output: bool = False,
+    timeout_seconds: float = 300.0,
+) -> FinishSummary:
+    """Remove the session's folders from the platform. Local files stay.
+
+    Safe to repeat: what is gone is not deleted again (`DELETE /path/…`). Inputs that other sessions hold are kept.
+
+    Args:
+        credentials: The account.
+        session: The session.
+        keep_input: Whether the inputs stay on the platform.
+        keep_output: Whether the outputs stay on the platform.
+        timeout_seconds: How long to wait for each deletion, which the platform queues.
+
+    Returns:
+        What was removed, and for whom inputs were kept.
+
+    Raises:
+        StillRunning: Some runs have not ended; nothing was removed.
+        DeadlineExceeded: A deletion takes longer; finishing again goes on with it.
+    """
+    with credentials.get_client() as client:
+        summary = finish_session(
+            client, session, timeout_seconds=timeout_seconds, keep_input=keep_input, keep_output=keep_output
+        )
+    logger = get_run_logger()
+    logger.info("Removed from the platform: %s", ", ".join(summary.removed) or "nothing")
+    if summary.kept_for:
+        logger.info("Inputs are kept for %s", ", ".join(summary.kept_for))
+    state_event("vip", "session", session.session_name, "finished", removed=list(summary.removed))
+    return summary
+
+
+@task(**RETRY)
+def kill_workflows(
+    credentials: VipCredentials,
+    session: VipSession,
+    workflow_ids: Sequence[str] | None = None,
+    timeout_seconds: float = 300.0,
+) -> list[Workflow]:
+    """Kill the runs of a session that have not ended, and wait until they are killed.
+
+    Safe to repeat: ended runs are left alone (`PUT /executions/{id}/kill`).
+
+    Args:
+        credentials: The account.
+        session: The session.
+        workflow_ids: The runs; when None all of the session, also those whose launch was never written down.
+        timeout_seconds: How long to wait for all of them.
+
+    Returns:
+        The runs after it.
+
+    Raises:
+        DeadlineExceeded: Some have not ended in time.
+    """
+    with credentials.get_client() as client:
+        file = SessionFile(session, client)
+        if workflow_ids is None:
+            found = [workflow.identifier for workflow in find_all(client, session)]
+            workflow_ids = list(dict.fromkeys(file.read().workflow_ids() + found))
+        workflows = kill(client, workflow_ids, timeout_seconds=timeout_seconds)
+        with file.edit() as record:
+            for workflow in workflows:
+                record.note_workflow(workflow)
+    for workflow in workflows:
+        state_event("vip", "execution", workflow.identifier, workflow.status.value, name=workflow.name)
+    return workflows
+
+
+def workflow_rows(workflows: Sequence[Workflow]) -> list[dict[str, object]]:
+    """Make the rows of a table of runs and jobs.
+
+    Args:
+        workflows: The runs.
+
+    Returns:
+        One row for each run.
+    """
+    return [
+        {
+            "run": workflow.name,
+            "workflow": workflow.identifier,
+            "status": workflow.status.value,
+            "started": workflow.start_date.isoformat(timespec="seconds") if workflow.start_date else "",
+            "jobs": len(workflow.jobs),
+            "failed jobs": len(workflow.failed_jobs),
+            "outputs": len(workflow.outputs),
+        }
+        for workflow in workflows
+    ]
+
+
+def _is_deployed() -> bool:
+    context = FlowRunContext.get()
+    return context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None
