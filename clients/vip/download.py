@@ -117,7 +117,7 @@ def download(
         fetched_before = [
             identifier
             for identifier in record.workflow_ids(WorkflowStatus.REMOVED)
-            if identifier in chosen & record.ledger.downloaded
+            if identifier in chosen.intersection(record.ledger.downloaded)
         ]
         outputs: dict[str, list[Output]] = {
             identifier: [
@@ -169,7 +169,7 @@ def download(
                 parallelism=os.cpu_count() or 1,
             )
         with file.edit() as record:
-            record.ledger.downloaded.update(wanted)
+            record.ledger.downloaded = sorted({*record.ledger.downloaded, *wanted})
     files = {identifier: _files(group) for identifier, group in outputs.items()}
     return DownloadSummary(files=files, fetched=len(missing), skipped=skipped, gone=tuple(gone))
 

@@ -88,7 +88,7 @@ class Ledger(BaseModel):
     nb_runs: int = 1
     launches: dict[str, Launch] = Field(default_factory=dict)
     uploads: dict[str, UploadedFile] = Field(default_factory=dict)
-    downloaded: set[str] = Field(default_factory=set)
+    downloaded: list[str] = Field(default_factory=list)
     results_location: str | None = None
 
 
