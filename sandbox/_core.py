@@ -14,13 +14,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, cast
 from urllib.parse import unquote_plus
 
 import uvicorn
 from fastapi import Body, FastAPI, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from prefect_biomed.sandbox.vip import VipSandbox
 
 # Looked up by name when asked for, so that one platform needs nothing of what another needs.
 _PLATFORMS = {
@@ -29,6 +32,7 @@ _PLATFORMS = {
     "boss": ("prefect_biomed.sandbox.boss", "BossSandbox"),
 }
 _CONTROL = "/_sandbox"
+_SECRET = re.compile(r"(?i)((?:^|&)[^=&]*(?:key|token|password|signature|secret|credential)[^=&]*=)[^&]*")
 _STARTED_WITHIN_SECONDS = 30.0
 
 
@@ -45,14 +49,14 @@ class Switches(BaseModel):
 
 
 class Entry(BaseModel):
-    """One request in the journal. It never holds headers or bodies, so no secret either.
+    """One request in the journal. It never holds headers or bodies, and no secret of a query either.
 
     Attributes:
         number: 1 for the first request since the journal was emptied.
         time: when it arrived, seconds since the epoch.
         method: HTTP verb.
         path: as sent, still percent-encoded, without the query.
-        query: as sent, without the question mark.
+        query: as sent, without the question mark; keys, tokens and passwords are replaced by ***.
         status: of the answer; None while there is none, or when the connection was dropped.
         bytes_in: length of the request body read so far.
         bytes_out: length of the answer body sent so far.
@@ -396,9 +400,9 @@ class Sandbox:
             raise
 
     @property
-    def vip(self) -> Platform:
+    def vip(self) -> VipSandbox:
         """The Virtual Imaging Platform."""
-        return self._platform("vip")
+        return cast("VipSandbox", self._platform("vip"))
 
     @property
     def vantage6(self) -> Platform:
@@ -534,7 +538,7 @@ class _Gate:
             return
         method: str = scope["method"]
         query = scope["query_string"].decode("latin-1")
-        entry = self._platform.journal._begin(method, scope["raw_path"].decode("latin-1"), query)
+        entry = self._platform.journal._begin(method, scope["raw_path"].decode("latin-1"), _SECRET.sub(r"\1***", query))
         scope["sandbox_entry"] = entry
 
         async def counting_receive() -> Message:
@@ -688,13 +692,17 @@ def _control_app(platform: Platform) -> FastAPI:
     @app.patch(_CONTROL + "/switches")
     def change_switches(changes: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
         current = platform.switches
+        for name, field in type(current).model_fields.items():
+            if field.frozen and changes.get(name, getattr(current, name)) != getattr(current, name):
+                raise HTTPException(422, f"{name} cannot be changed while the sandbox runs")
         try:
             # All or nothing: a wrong one among several must not leave half of them changed.
             changed = type(current).model_validate({**current.model_dump(), **changes})
         except ValidationError as error:
             raise HTTPException(422, json.loads(error.json(include_url=False))) from error
         for name in changes:
-            setattr(current, name, getattr(changed, name))
+            if not type(current).model_fields[name].frozen:
+                setattr(current, name, getattr(changed, name))
         return current.model_dump(mode="json")
 
     return app

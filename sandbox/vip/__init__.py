@@ -1,1 +1,103 @@
-"""The Virtual Imaging Platform on loopback."""
+"""The Virtual Imaging Platform on loopback.
+
+Profile `vip` behaves as VIP-portal 4.6, profile `carmin` as CARMIN-server. What goes wrong on the real platforms goes
+wrong here, too: errors without a reason, deletions that take effect later, transfers that are reported as failed and
+arrive all the same. `VipSwitches` tells what can be changed.
+
+The pipelines work on the files that were uploaded:
+
+========================  ==================================================================================
+`GreyMatter/1.0`, `/1.1`  exact: equal content in every run, different bytes (time stamps of gzip and tar)
+`GreyMatter/0.9`          hidden
+`SkullStripNoisy/1.0`     numerically noisy; switches `noise_digits`, `math_library`, `math_library_shift`
+`AlwaysFails/1.0`         every job fails, with exit code, message and a log
+`SlowSegmentation/1.0`    takes `duration` seconds; switch `duration_seconds`
+`SliceStatistics/2.0`     one job for each combination of `image` and `slice`; `fail_on` makes one fail
+`PairwiseDifference/1.0`  lists taken pairwise (`vip:dot`)
+`Free Surf (x)/0.3.7`     a name to be quoted
+`EveryType/1.0`           a parameter of every type
+`MonteCarlo/2.3`          N makes jobs 0 ... N-1; no directory of its own for an execution
+`FolderChecksums/1.0`     a folder stands for the files in it
+`CopyFile/1.0`            gives back a file of any size
+`HostileOutputs/1.0`      archives and paths that a client must refuse or handle with care
+`CardioFlow/2.0`          of a group the main user is not in
+========================  ==================================================================================
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from starlette.responses import HTMLResponse
+from starlette.types import Receive, Scope, Send
+
+from prefect_biomed.sandbox._core import Platform
+from prefect_biomed.sandbox.vip import _api
+from prefect_biomed.sandbox.vip._engine import Engine
+from prefect_biomed.sandbox.vip._model import Status, User, Users, VipSwitches
+from prefect_biomed.sandbox.vip._pipelines import PIPELINES
+from prefect_biomed.sandbox.vip._storage import Storage
+
+__all__ = ["Status", "VipSandbox", "VipSwitches"]
+
+
+class VipSandbox(Platform):
+    """The Virtual Imaging Platform.
+
+    Attributes:
+        switches: see `VipSwitches`.
+        users: the accounts.
+        storage: the files.
+        engine: the executions.
+    """
+
+    name = "vip"
+    switches_type = VipSwitches
+    switches: VipSwitches
+
+    def __init__(self, *, seed: int = 0, directory: Path, **switches: Any) -> None:
+        super().__init__(seed=seed, directory=directory, **switches)
+        self.users = Users(seed, self.switches)
+        self.storage = Storage(directory / "storage", self.switches)
+        for user in self.users:
+            self.storage.add_user(user)
+        self.engine = Engine(seed, directory / "jobs", self.switches, self.storage, None)
+        self._api = _api.SecuredApi(
+            self.users, _api.build(self.users, self.storage, self.engine, self.switches, lambda: self.url)
+        )
+        self.app = self._route
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        if path == "/rest" or path.startswith("/rest/"):
+            await self._api(scope, receive, send)
+            return
+        # What somebody gets who forgets /rest, or gives the address of something else.
+        await HTMLResponse(_PORTAL, 200 if path == "/" else 404)(scope, receive, send)
+
+    def stop(self) -> None:
+        """Kill what runs."""
+        self.engine.stop()
+
+    def ready(self) -> dict[str, Any]:
+        """Return address, keys, users and pipelines. `url` is without `/rest`."""
+        return {
+            "url": self.url,
+            "api_key": self.users.key(self.users.main),
+            "users": {user.name: self._facts(user) for user in self.users},
+            "pipelines": list(PIPELINES),
+        }
+
+    def _facts(self, user: User) -> dict[str, Any]:
+        return {
+            "api_key": self.users.key(user),
+            "email": user.email,
+            "password": self.users.password(user),
+            "groups": list(user.groups),
+            "beginner": user.beginner,
+            "locked": user.locked,
+        }
+
+
+_PORTAL = "<!doctype html><html><head><title>VIP</title></head><body><h1>VIP sandbox</h1></body></html>"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 from fastapi import FastAPI, Request
+from pydantic import Field
 
 from prefect_biomed.sandbox import Fault, Platform, Sandbox, Switches, _core, annotate
 
@@ -20,6 +21,7 @@ from prefect_biomed.sandbox import Fault, Platform, Sandbox, Switches, _core, an
 class EchoSwitches(Switches):
     greeting: str = "hello"
     volume: int = 1
+    colour: str = Field("red", frozen=True)
 
 
 class EchoSandbox(Platform):
@@ -91,6 +93,12 @@ def test_answers_and_journal(sandbox: Sandbox, session: requests.Session) -> Non
     assert "canary" not in over_http.text
     assert session.delete(sandbox.vip.url + "/_sandbox/journal").status_code == 204
     assert len(sandbox.vip.journal) == 0
+
+
+def test_journal_keeps_no_secret_of_a_query(sandbox: Sandbox, session: requests.Session) -> None:
+    session.get(sandbox.vip.url + "/slow?key=canary&page=2&X-Amz-Signature=canary&girder_token=canary")
+    (entry,) = sandbox.vip.journal
+    assert entry.query == "key=***&page=2&X-Amz-Signature=***&girder_token=***"
 
 
 def test_concurrency_is_counted(sandbox: Sandbox) -> None:
@@ -188,12 +196,14 @@ def test_faults_over_http(sandbox: Sandbox, session: requests.Session) -> None:
 
 def test_switches(sandbox: Sandbox, session: requests.Session) -> None:
     control = sandbox.vip.url + "/_sandbox/switches"
-    assert session.get(control).json() == {"latency_ms": 0, "greeting": "hello", "volume": 1}
+    assert session.get(control).json() == {"latency_ms": 0, "greeting": "hello", "volume": 1, "colour": "red"}
     assert session.patch(control, json={"greeting": "hei"}).json()["greeting"] == "hei"
     assert session.put(sandbox.vip.url + "/things/x").json()["greeting"] == "hei"
     refused = session.patch(control, json={"greeting": "never", "volume": "loud"})
     assert refused.status_code == 422
     assert session.patch(control, json={"nothing": 1}).status_code == 422
+    assert session.patch(control, json={"greeting": "never", "colour": "blue"}).status_code == 422
+    assert session.patch(control, json={"colour": "red"}).status_code == 200
     assert session.get(control).json()["greeting"] == "hei"
     with pytest.raises(ValueError, match="volume"):
         sandbox.vip.switches.volume = "loud"

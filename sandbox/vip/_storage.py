@@ -1,0 +1,350 @@
+"""The files of VIP: a tree per user and group, slow transfers, deletions that take effect later."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import mimetypes
+import os
+import posixpath
+import shutil
+import time
+import unicodedata
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any
+
+from prefect_biomed.sandbox.vip._model import ApiError, User, VipSwitches, refused
+
+ROOT = "/vip"
+_GROUP_SUFFIX = " (group)"
+_DIRECTORY_TYPE = "text/directory"
+_DELETE_WORKERS = 5
+
+
+def stored_name(name: str) -> str:
+    """Return the name VIP stores a file under: trimmed, spaces to underscores, everything but ASCII dropped."""
+    decomposed = unicodedata.normalize("NFKD", name.strip().replace(" ", "_"))
+    return decomposed.encode("ascii", "ignore").decode()
+
+
+class Storage:
+    """The storage of the platform. Its coroutines belong to the server's event loop; the rest is thread-safe.
+
+    Args:
+        directory: where everything is kept.
+        switches: of the sandbox.
+    """
+
+    def __init__(self, directory: Path, switches: VipSwitches) -> None:
+        self._switches = switches
+        self._homes = directory / "users"
+        self._groups = directory / "groups"
+        self._spool = directory / "spool"
+        self._spool.mkdir(parents=True)
+        self._numbers = itertools.count(1)
+        self._active_transfers = 0
+        self._active_deletes = 0
+        self._fetched: dict[tuple[str, int, int], asyncio.Task[None]] = {}
+        self._background: set[asyncio.Task[None]] = set()
+
+    def add_user(self, user: User) -> None:
+        """Make the folders of a user and of the groups of that user."""
+        for folder in ("Home", "Trash"):
+            (self._homes / user.name / folder).mkdir(parents=True, exist_ok=True)
+        for group in user.groups:
+            self._group(group).mkdir(parents=True, exist_ok=True)
+
+    def _group(self, group: str) -> Path:
+        return self._groups / group.replace(" ", "_")
+
+    # Paths
+
+    def locate(self, user: User, path: str, *, write: bool = False) -> Path | None:
+        """Return where a platform path is kept; None for the virtual root.
+
+        Args:
+            user: who asks.
+            path: absolute platform path; `..` is resolved first.
+            write: to make, change or delete it.
+
+        Raises:
+            ApiError: 8013 when the user may not.
+        """
+        if "\x00" in path:
+            raise refused("a NUL in the path")
+        parts = posixpath.normpath("/" + path.strip("/")).split("/")[1:]
+        denied = ApiError(8013, f"You may not access the path {path}.")
+        if parts[0] != ROOT[1:] or (write and len(parts) < 3):
+            raise denied
+        if len(parts) == 1:
+            return None
+        top, *rest = parts[1:]
+        if top in ("Home", "Trash"):
+            return self._homes.joinpath(user.name, top, *rest)
+        group = top.removesuffix(_GROUP_SUFFIX)
+        if group == top or group not in user.groups or (write and user.beginner):
+            raise denied
+        return self._group(group).joinpath(*rest)
+
+    def may_be_input(self, user: User, path: str) -> bool:
+        """Tell whether a launch accepts a path as an input; only homes and groups of others are refused."""
+        parts = path.split("/")
+        if parts[:3] == ["", ROOT[1:], "Users"]:
+            return parts[3:4] == [user.name]
+        if parts[:2] == ["", ROOT[1:]] and parts[2:] and parts[2].endswith(_GROUP_SUFFIX):
+            return parts[2].removesuffix(_GROUP_SUFFIX) in user.groups
+        return True
+
+    # What the API tells about paths
+
+    def exists(self, user: User, path: str) -> bool:
+        """Tell whether a path exists."""
+        place = self.locate(user, path)
+        return place is None or self._present(place)
+
+    def properties(self, user: User, path: str) -> dict[str, Any]:
+        """Return the path object; of a missing path, too."""
+        place = self.locate(user, path)
+        if place is None:
+            return _properties(path, size=2 + len(user.groups), directory=True)
+        if not self._present(place):
+            return _properties(path, exists=False)
+        status = place.stat()
+        if place.is_dir():
+            return _properties(path, size=sum(1 for _ in place.iterdir()), directory=True, date=int(status.st_mtime))
+        return _properties(path, size=status.st_size)
+
+    def listing(self, user: User, path: str) -> list[dict[str, Any]]:
+        """Return the path objects of what is in a directory, not recursively."""
+        place = self.locate(user, path)
+        if place is None:
+            names = ["Home", "Trash", *(group + _GROUP_SUFFIX for group in user.groups)]
+            return [_properties(f"{ROOT}/{name}", directory=True) for name in names]
+        if not self._present(place) or not place.is_dir():
+            raise refused("a list of what is not a directory")
+        with os.scandir(place) as entries:
+            return [
+                _properties(f"{path}/{entry.name}", size=0, directory=True)
+                if entry.is_dir()
+                else _properties(f"{path}/{entry.name}", size=entry.stat().st_size)
+                for entry in sorted(entries, key=lambda entry: entry.name)
+            ]
+
+    @staticmethod
+    def _present(place: Path) -> bool:
+        try:
+            return place.exists()
+        except OSError as error:
+            raise refused(f"the storage says: {error.strerror}") from error
+
+    # Transfers
+
+    async def upload(self, user: User, path: str, body: AsyncIterator[bytes]) -> str:
+        """Store a body as a file, or make a directory when it is empty.
+
+        Args:
+            user: who asks.
+            path: where to; the last part is rewritten.
+            body: streamed to disk.
+
+        Returns:
+            A remark for the journal.
+
+        Raises:
+            ApiError: 8013, or 8000 for all that goes wrong, also when the file arrives later.
+        """
+        place = self.locate(user, path, write=True)
+        assert place is not None  # the root cannot be written
+        name = stored_name(place.name) if self._switches.rewrite_names else place.name
+        target = place.with_name(name) if name else None
+        parent_present = self._present(place.parent) and place.parent.is_dir()
+        spooled = self._spool / str(next(self._numbers))
+        size = 0
+        try:
+            with spooled.open("wb") as stream:
+                async for chunk in body:
+                    size += len(chunk)
+                    stream.write(chunk)
+        except BaseException:
+            spooled.unlink()
+            raise
+        if not parent_present or target is None:
+            spooled.unlink()
+            raise refused("no parent directory" if target is not None else "nothing left of the name")
+        if not size:
+            spooled.unlink()
+            return self._make_directory(target)
+        await self._store(spooled, target)
+        return f"stored as {target.name}"
+
+    async def store_content(self, user: User, path: str, content: bytes) -> None:
+        """Store bytes as a file, an empty one too.
+
+        Raises:
+            ApiError: as `upload`.
+        """
+        place = self.locate(user, path, write=True)
+        assert place is not None  # the root cannot be written
+        name = stored_name(place.name) if self._switches.rewrite_names else place.name
+        if not name or not place.parent.is_dir():
+            raise refused("no parent directory")
+        spooled = self._spool / str(next(self._numbers))
+        spooled.write_bytes(content)
+        await self._store(spooled, place.with_name(name))
+
+    def _make_directory(self, target: Path) -> str:
+        try:
+            target.mkdir(exist_ok=not self._switches.mkdir_existing_fails)
+        except OSError as error:
+            raise refused(f"no directory made: {error.strerror}") from error
+        return f"directory {target.name}"
+
+    async def _store(self, spooled: Path, target: Path) -> None:
+        if self._switches.reschedule_uploads > 0:
+            self._switches.reschedule_uploads -= 1
+            self._later(self._try_again(spooled, target))
+            raise refused("the storage rescheduled the transfer")
+        transfer = asyncio.create_task(self._transfer(spooled, target))
+        self._background.add(transfer)
+        transfer.add_done_callback(self._background.discard)
+        await asyncio.wait({transfer}, timeout=self._switches.transfer_limit_seconds)
+        if not transfer.done():
+            # Nobody will ask for its result any more.
+            transfer.add_done_callback(lambda task: task.cancelled() or task.exception())
+            raise refused("the transfer takes too long and goes on")
+        transfer.result()
+
+    async def _transfer(self, spooled: Path, target: Path) -> None:
+        await self._in_slot(self._switches.transfer_seconds)
+        if not _place(spooled, target):
+            self._later(self._try_again(spooled, target))
+            raise refused("the file exists, or its directory is gone")
+
+    async def _in_slot(self, seconds: float) -> None:
+        while self._active_transfers >= self._switches.transfer_slots:
+            await asyncio.sleep(0.005)
+        self._active_transfers += 1
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._active_transfers -= 1
+
+    async def _try_again(self, spooled: Path, target: Path) -> None:
+        for _ in range(self._switches.storage_retries):
+            await asyncio.sleep(self._switches.reschedule_seconds)
+            if _place(spooled, target):
+                return
+        spooled.unlink(missing_ok=True)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def fetch(self, user: User, path: str) -> Path:
+        """Return a file whose content may be sent.
+
+        Raises:
+            ApiError: 8013, or 8000 when it is no file, is too large, or takes too long; then it goes on, and asking
+                later succeeds.
+        """
+        place = self.locate(user, path)
+        if place is None or not self._present(place) or not place.is_file():
+            raise refused("only files have content")
+        status = place.stat()
+        if status.st_size > self._switches.max_direct_transfer_bytes:
+            raise refused("the file is too large for a direct transfer")
+        key = (str(place), status.st_mtime_ns, status.st_size)
+        if key not in self._fetched:
+            self._fetched[key] = asyncio.create_task(self._in_slot(self._switches.download_seconds))
+        await asyncio.wait({self._fetched[key]}, timeout=self._switches.transfer_limit_seconds)
+        if not self._fetched[key].done():
+            raise refused("the fetch takes too long and goes on")
+        return place
+
+    # Deletion
+
+    def delete(self, user: User, path: str) -> None:
+        """Queue the deletion of a file or directory.
+
+        Raises:
+            ApiError: 8013, or 8000 when there is nothing of that name.
+        """
+        place = self.locate(user, path, write=True)
+        assert place is not None  # the root cannot be written
+        if not self._present(place):
+            raise refused("nothing to delete")
+        if self._switches.lose_deletes > 0:
+            self._switches.lose_deletes -= 1
+            return
+        self._later(self._delete(place))
+
+    async def _delete(self, place: Path) -> None:
+        while self._active_deletes >= _DELETE_WORKERS:
+            await asyncio.sleep(0.005)
+        self._active_deletes += 1
+        try:
+            await asyncio.sleep(self._switches.delete_seconds)
+            if place.is_dir():
+                await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+            else:
+                place.unlink(missing_ok=True)
+        finally:
+            self._active_deletes -= 1
+
+    # What the jobs do, in threads of their own
+
+    def input_file(self, user: User, path: str) -> Path | None:
+        """Return the file or directory an input names; None when there is none."""
+        try:
+            place = self.locate(user, path)
+        except ApiError:
+            return None
+        return place if place is not None and self._present(place) else None
+
+    def add_result(self, user: User, path: str, source: Path) -> bool:
+        """Copy a result to a platform path, making directories; tell whether that worked."""
+        try:
+            place = self.locate(user, path, write=True)
+            assert place is not None  # the root cannot be written
+            place.parent.mkdir(parents=True, exist_ok=True)
+        except (ApiError, OSError):
+            return False
+        if place.exists() and self._switches.result_collision == "fail":
+            return False
+        part = self._spool / f"result-{next(self._numbers)}"
+        try:
+            shutil.copyfile(source, part)
+            part.replace(place)
+        except OSError:
+            part.unlink(missing_ok=True)
+            return False
+        return True
+
+
+def _place(spooled: Path, target: Path) -> bool:
+    """Give an upload its name unless something has that name; a link does both in one step."""
+    try:
+        os.link(spooled, target)
+    except OSError:
+        return False
+    spooled.unlink()
+    # The link keeps the time of the upload's first byte; the storage knows only when it was complete.
+    os.utime(target, (time.time(), time.time()))
+    return True
+
+
+def _properties(
+    path: str, *, exists: bool = True, size: int | None = None, directory: bool = False, date: int | None = None
+) -> dict[str, Any]:
+    mime = _DIRECTORY_TYPE if directory else mimetypes.guess_type(path)[0] or "application/octet-stream"
+    return {
+        "path": path,
+        "lastModificationDate": date,
+        "isDirectory": directory if exists else None,
+        "exists": exists,
+        "size": size,
+        "executionId": None,
+        "mimeType": mime if exists else None,
+    }
