@@ -33,9 +33,10 @@ from starlette.responses import HTMLResponse
 from starlette.types import Receive, Scope, Send
 
 from prefect_biomed.sandbox._core import Platform
-from prefect_biomed.sandbox.vip import _api
+from prefect_biomed.sandbox.vip import _api, _girder
 from prefect_biomed.sandbox.vip._engine import Engine
-from prefect_biomed.sandbox.vip._model import Status, User, Users, VipSwitches
+from prefect_biomed.sandbox.vip._girder import Girder
+from prefect_biomed.sandbox.vip._model import GIRDER_STORAGE, Status, User, Users, VipSwitches
 from prefect_biomed.sandbox.vip._pipelines import PIPELINES
 from prefect_biomed.sandbox.vip._storage import Storage
 
@@ -50,6 +51,7 @@ class VipSandbox(Platform):
         users: the accounts.
         storage: the files.
         engine: the executions.
+        girder: the Girder beside it, under `/girder/api/v1`.
     """
 
     name = "vip"
@@ -62,10 +64,12 @@ class VipSandbox(Platform):
         self.storage = Storage(directory / "storage", self.switches)
         for user in self.users:
             self.storage.add_user(user)
-        self.engine = Engine(seed, directory / "jobs", self.switches, self.storage, None)
+        self.girder = Girder(seed, directory / "girder", self.users)
+        self.engine = Engine(seed, directory / "jobs", self.switches, self.storage, self.girder)
         self._api = _api.SecuredApi(
-            self.users, _api.build(self.users, self.storage, self.engine, self.switches, lambda: self.url)
+            self.users, _api.build(self.users, self.storage, self.engine, self.switches, self.girder)
         )
+        self._girder_api = _girder.build(self.girder)
         self.app = self._route
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,8 +77,16 @@ class VipSandbox(Platform):
         if path == "/rest" or path.startswith("/rest/"):
             await self._api(scope, receive, send)
             return
+        if path.startswith(_girder.PREFIX):
+            await self._girder_api(scope, receive, send)
+            return
         # What somebody gets who forgets /rest, or gives the address of something else.
         await HTMLResponse(_PORTAL, 200 if path == "/" else 404)(scope, receive, send)
+
+    def start(self, url: str) -> None:
+        """Tell Girder where it is."""
+        super().start(url)
+        self.girder.url = url
 
     def stop(self) -> None:
         """Kill what runs."""
@@ -87,6 +99,12 @@ class VipSandbox(Platform):
             "api_key": self.users.key(self.users.main),
             "users": {user.name: self._facts(user) for user in self.users},
             "pipelines": list(PIPELINES),
+            "girder": {
+                "api_url": self.girder.api_url,
+                "api_key": self.girder.key(self.users.main),
+                "storage_id": GIRDER_STORAGE,
+                "folders": ["/collection/Sandbox/Inputs", "/collection/Sandbox/Results"],
+            },
         }
 
     def _facts(self, user: User) -> dict[str, Any]:
@@ -95,6 +113,7 @@ class VipSandbox(Platform):
             "email": user.email,
             "password": self.users.password(user),
             "groups": list(user.groups),
+            "girder_api_key": self.girder.key(user),
             "beginner": user.beginner,
             "locked": user.locked,
         }

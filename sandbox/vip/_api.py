@@ -20,7 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prefect_biomed.sandbox._core import annotate
 from prefect_biomed.sandbox.vip._engine import RESULTS_DIRECTORY, Engine, Execution, Job, describe
-from prefect_biomed.sandbox.vip._model import ApiError, Status, User, Users, VipSwitches, refused
+from prefect_biomed.sandbox.vip._girder import Girder
+from prefect_biomed.sandbox.vip._model import GIRDER_STORAGE, ApiError, Status, User, Users, VipSwitches, refused
 from prefect_biomed.sandbox.vip._pipelines import PIPELINES, Parameter, Pipeline
 from prefect_biomed.sandbox.vip._storage import ROOT, Storage
 
@@ -184,7 +185,7 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def build(users: Users, storage: Storage, engine: Engine, switches: VipSwitches, girder_url: Any) -> FastAPI:
+def build(users: Users, storage: Storage, engine: Engine, switches: VipSwitches, girder: Girder) -> FastAPI:
     """Build the API.
 
     Args:
@@ -192,7 +193,7 @@ def build(users: Users, storage: Storage, engine: Engine, switches: VipSwitches,
         storage: the files.
         engine: the executions.
         switches: of the sandbox.
-        girder_url: called for the address of the Girder that is known as an external storage.
+        girder: known as an external storage.
     """
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     launching = asyncio.Lock()
@@ -256,7 +257,7 @@ def build(users: Users, storage: Storage, engine: Engine, switches: VipSwitches,
     @app.put(_PREFIX + "/user/externalKeys")
     async def add_external_key(request: Request) -> Response:
         body = _fields(await read_json(request), "storageIdentifier", "apiKey")
-        if body["storageIdentifier"] not in external_platforms():
+        if body["storageIdentifier"] != GIRDER_STORAGE:
             raise refused("no such external storage")
         user_of(request).external_keys[body["storageIdentifier"]] = body["apiKey"]
         return Response(status_code=204)
@@ -266,12 +267,16 @@ def build(users: Users, storage: Storage, engine: Engine, switches: VipSwitches,
         user_of(request).external_keys.pop(storage_id, None)
         return Response(status_code=204)
 
-    def external_platforms() -> dict[str, dict[str, Any]]:
-        return {}
-
     @app.get(_PREFIX + "/externalPlatforms")
-    async def list_external_platforms() -> list[dict[str, Any]]:
-        return list(external_platforms().values())
+    async def external_platforms() -> list[dict[str, Any]]:
+        return [
+            {
+                "identifier": GIRDER_STORAGE,
+                "type": "GIRDER",
+                "description": "The Girder of the sandbox",
+                "url": girder.url + "/girder",
+            }
+        ]
 
     # Pipelines
 
@@ -380,13 +385,15 @@ def build(users: Users, storage: Storage, engine: Engine, switches: VipSwitches,
             return value
         if re.match(r"\w+:", value):
             storage_id, _, identifier = value.partition(":")
-            return value if storage_id == "file" else external_uri(user, storage_id, identifier)
+            if storage_id == "file":
+                return value
+            if storage_id != GIRDER_STORAGE:
+                raise refused("no such external storage")
+            uri = girder.results_uri if name == RESULTS_DIRECTORY else girder.input_uri
+            return uri(user.external_keys.get(storage_id), identifier)
         if not storage.may_be_input(user, value):
             raise refused("an input of another user or group")
         return value
-
-    def external_uri(user: User, storage_id: str, identifier: str) -> str:
-        raise refused("no such external storage")
 
     @app.api_route(_PREFIX + "/executions", methods=[verb for verb in _ANY if verb != "POST"])
     async def list_executions(request: Request) -> list[dict[str, Any]]:

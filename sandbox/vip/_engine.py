@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from prefect_biomed.sandbox.vip._girder import Girder
 from prefect_biomed.sandbox.vip._model import ApiError, Status, User, VipSwitches, refused
 from prefect_biomed.sandbox.vip._pipelines import Call, Pipeline, Results, Stamps, ToolFailed
 from prefect_biomed.sandbox.vip._storage import Storage
@@ -27,16 +28,6 @@ _ACTIVE = (Status.RUNNING, Status.UNKNOWN, Status.READY)
 
 # Exit codes of the script that wraps every job on the grid.
 _INPUT_MISSING, _TOOL_FAILED, _RESULT_EXISTS = 40, 50, 32
-
-
-class External(Protocol):
-    """A storage outside of VIP, addressed by URIs."""
-
-    def open_input(self, uri: str, folder: Path) -> Path | None:
-        """Copy the file of a URI into a folder; None when that fails."""
-
-    def add_result(self, uri: str, name: str, source: Path) -> str | None:
-        """Store a result in the folder of a URI and return the URI of the file; None when that fails."""
 
 
 @dataclass
@@ -124,17 +115,15 @@ class Engine:
         folder: for the working folders of jobs.
         switches: of the sandbox.
         storage: where inputs come from and results go to.
-        external: storages behind `girder:` URIs.
+        girder: the storage behind `girder:` URIs.
     """
 
-    def __init__(
-        self, seed: int, folder: Path, switches: VipSwitches, storage: Storage, external: External | None
-    ) -> None:
+    def __init__(self, seed: int, folder: Path, switches: VipSwitches, storage: Storage, girder: Girder) -> None:
         self._seed = seed
         self._folder = folder
         self._switches = switches
         self._storage = storage
-        self._external = external
+        self._girder = girder
         self._random = random.Random(f"{seed}/identifiers")
         self._stamps = Stamps()
         self._lock = threading.RLock()
@@ -384,7 +373,7 @@ class Engine:
             target = folder / "inputs" / name
             target.mkdir(parents=True)
             if value.startswith("girder:"):
-                files[name] = self._external.open_input(value, target) if self._external else None
+                files[name] = self._girder.open_input(value, target)
                 continue
             place = self._storage.input_file(execution.owner, value)
             files[name] = None
@@ -438,7 +427,7 @@ class Engine:
         for output, files in results.items():
             for name, source in files:
                 if directory.startswith("girder:"):
-                    uri = self._external.add_result(directory, name, source) if self._external else None
+                    uri = self._girder.add_result(directory, name, source)
                     if uri is None:
                         return None
                     returned.append((output, uri))

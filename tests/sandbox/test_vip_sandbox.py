@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import girder_client
 import nibabel
 import numpy as np
 import pytest
@@ -847,3 +848,112 @@ def test_no_secret_in_the_journal(sandbox: Sandbox, portal: Portal, t1: str) -> 
     portal.run("GreyMatter/1.0", {"t1": t1})
     written = json.dumps(requests.get(sandbox.vip.url + "/_sandbox/journal", timeout=5).json())
     assert sandbox.ready()["vip"]["api_key"] not in written
+
+
+# Girder
+
+
+@pytest.fixture
+def girder(sandbox: Sandbox) -> Any:
+    facts = sandbox.ready()["vip"]["girder"]
+    client = girder_client.GirderClient(apiUrl=facts["api_url"])
+    client.authenticate(apiKey=facts["api_key"])
+    return client
+
+
+def test_girder_keys(sandbox: Sandbox, girder: Any) -> None:
+    assert girder.get("user/me")["login"] == "alice"
+    stranger = girder_client.GirderClient(apiUrl=girder.urlBase)
+    with pytest.raises(girder_client.HttpError) as wrong:
+        stranger.authenticate(apiKey="wrong")
+    assert wrong.value.status == 400
+    with pytest.raises(girder_client.HttpError) as nobody:
+        stranger.get("folder", {"parentType": "collection", "parentId": "0" * 24})
+    assert nobody.value.status == 401
+    facts = sandbox.ready()["vip"]["users"]["bob"]
+    stranger.authenticate(username="bob", password=facts["password"])
+    assert stranger.resourceLookup("/collection/Restricted/Data")["name"] == "Data"
+    with pytest.raises(girder_client.HttpError) as denied:
+        girder.resourceLookup("/collection/Restricted/Data")
+    assert denied.value.status == 403
+    written = json.dumps(requests.get(sandbox.vip.url + "/_sandbox/journal", timeout=5).json())
+    assert sandbox.ready()["vip"]["girder"]["api_key"] not in written
+
+
+def test_girder_files(girder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = girder.resourceLookup("/collection/Sandbox/Inputs")
+    (tmp_path / "a.bin").write_bytes(bytes(range(256)) * 10)
+    whole = girder.uploadFileToFolder(folder["_id"], str(tmp_path / "a.bin"))
+    assert (whole["_modelType"], whole["size"]) == ("file", 2560)
+    # In chunks, as a large file.
+    monkeypatch.setattr(girder, "MAX_CHUNK_SIZE", 1000)
+    chunked = girder.uploadFileToFolder(folder["_id"], str(tmp_path / "a.bin"), filename="b.bin")
+    again = girder.uploadFileToFolder(folder["_id"], str(tmp_path / "a.bin"), filename="b.bin")
+    assert [item["name"] for item in girder.listItem(folder["_id"])] == ["a.bin", "b.bin", "b.bin (1)"]
+    for file in (whole, chunked, again):
+        buffer = io.BytesIO()
+        girder.downloadFile(file["_id"], buffer)
+        assert buffer.getvalue() == bytes(range(256)) * 10
+    girder.uploadFileContents(chunked["_id"], io.BytesIO(b"new"), 3)
+    assert girder.getFile(chunked["_id"])["size"] == 3
+    path = "/collection/Sandbox/Inputs/a.bin/a.bin"
+    assert girder.resourceLookup(path)["_id"] == whole["_id"]
+    assert girder.get(f"resource/{whole['_id']}/path", {"type": "file"}) == path
+    girder.delete(f"folder/{folder['_id']}")
+    with pytest.raises(girder_client.HttpError) as missing:
+        girder.resourceLookup(path)
+    assert missing.value.status == 400
+
+
+def test_girder_folders_and_metadata(girder: Any) -> None:
+    parent = girder.resourceLookup("/collection/Sandbox/Results")["_id"]
+    folder = girder.createFolder(parent, "run", description="x", metadata={"a": 1, "b": None})
+    assert folder["meta"] == {"a": 1}
+    assert girder.createFolder(parent, "run", reuseExisting=True)["_id"] == folder["_id"]
+    with pytest.raises(girder_client.HttpError, match="already exists here"):
+        girder.createFolder(parent, "run")
+    girder.addMetadataToFolder(folder["_id"], {"a": None, "session": {"name": "s"}})
+    assert girder.getFolder(folder["_id"])["meta"] == {"session": {"name": "s"}}
+    with pytest.raises(girder_client.HttpError, match="a\\.b"):
+        girder.addMetadataToFolder(folder["_id"], {"a.b": 1})
+    for wrong in ("0" * 24, "x"):
+        with pytest.raises(girder_client.HttpError) as missing:
+            girder.getFolder(wrong)
+        assert missing.value.status == 400
+
+
+def test_girder_inputs_and_results(portal: Portal, girder: Any) -> None:
+    inputs = girder.resourceLookup("/collection/Sandbox/Inputs")["_id"]
+    results = girder.resourceLookup("/collection/Sandbox/Results")["_id"]
+    file = girder.uploadFileToFolder(inputs, str(ANATOMICAL))
+    body = {"t1": f"pilotGirder:{file['_id']}"}
+    # Without the user's key, VIP cannot fetch anything from Girder.
+    refused(portal.post("GreyMatter/1.0", body), 400, 8000)
+    keys = {"storageIdentifier": "pilotGirder", "apiKey": "wrong"}
+    assert portal.put("/user/externalKeys", json=keys).status_code == 204
+    refused(portal.post("GreyMatter/1.0", body), 400, 8000)
+    keys["apiKey"] = girder_key = portal_girder_key(portal)
+    assert portal.put("/user/externalKeys", json=keys).status_code == 204
+    assert portal.get("/user/externalKeys").json()[0]["apiKey"] == girder_key
+    refused(portal.put("/user/externalKeys", json={**keys, "storageIdentifier": "x"}), 400, 8000)
+    refused(portal.post("GreyMatter/1.0", {"t1": f"pilotGirder:{'0' * 24}"}), 400, 8000)
+    found = portal.run("GreyMatter/1.0", body, resultsLocation=f"pilotGirder:{results}")
+    assert found["status"] == "Finished"
+    (uri,) = found["returnedFiles"]["archive"]
+    assert uri.startswith("girder:/anatomical_greymatter.tar.gz?apiurl=")
+    (item,) = girder.listItem(results)
+    (stored,) = girder.listFile(item["_id"])
+    buffer = io.BytesIO()
+    girder.downloadFile(stored["_id"], buffer)
+    assert "measures.csv" in members(buffer.getvalue())
+    refused(portal.get(f"/executions/{found['identifier']}/results"), 400, 8013)
+    found = portal.run("GreyMatter/1.0", body, resultsLocation=f"pilotGirder:{'0' * 24}")
+    assert (found["status"], found["jobs"]["0"]["exitCode"]) == ("ExecutionFailed", 32)
+    assert portal.call("DELETE", "/user/externalKeys/pilotGirder").status_code == 204
+    refused(portal.post("GreyMatter/1.0", body), 400, 8000)
+
+
+def portal_girder_key(portal: Portal) -> str:
+    base = portal.url.removesuffix("/rest")
+    key: str = requests.get(base + "/_sandbox/ready", timeout=5).json()["girder"]["api_key"]
+    return key
