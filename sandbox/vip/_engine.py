@@ -166,25 +166,36 @@ class Engine:
         with self._lock:
             if self._switches.engine_unreachable:
                 raise refused("the engine is unreachable")
-            self._counts[pipeline.name] = self._counts.get(pipeline.name, 0) + 1
-            clock = self._switches.clock_seconds
-            execution = Execution(
-                identifier=self._identifier(),
-                name=name,
-                owner=owner,
-                pipeline=pipeline,
-                values=values,
-                number=self._counts[pipeline.name],
-                started=time.time() if clock is None else clock,
-                status=Status.RUNNING,
-                script=deque(self._switches.status_script),
-                held_jobs=frozenset(self._switches.held_jobs),
-            )
-            self._executions[execution.identifier] = execution
+            execution = self._new(owner, pipeline, values, name)
             thread = threading.Thread(target=self._drive, args=(execution,), name=f"sandbox-{execution.identifier}")
             self._threads = [one for one in self._threads if one.is_alive()] + [thread]
             thread.start()
             return execution
+
+    def _new(self, owner: User, pipeline: Pipeline, values: dict[str, list[str]], name: str) -> Execution:
+        self._counts[pipeline.name] = self._counts.get(pipeline.name, 0) + 1
+        clock = self._switches.clock_seconds
+        execution = Execution(
+            identifier=self._identifier(),
+            name=name,
+            owner=owner,
+            pipeline=pipeline,
+            values=values,
+            number=self._counts[pipeline.name],
+            started=time.time() if clock is None else clock,
+            status=Status.RUNNING,
+            script=deque(self._switches.status_script),
+            held_jobs=frozenset(self._switches.held_jobs),
+        )
+        self._executions[execution.identifier] = execution
+        return execution
+
+    def add_example(self, owner: User, pipeline: Pipeline, values: dict[str, list[str]], name: str) -> None:
+        """Run something that cannot fail, for everybody to look at."""
+        with self._lock:
+            execution = self._new(owner, pipeline, values, name)
+            execution.example, execution.status, execution.held_jobs = True, Status.FINISHED, frozenset()
+            self._schedule(execution)
 
     def _identifier(self) -> str:
         while True:
@@ -271,6 +282,9 @@ class Engine:
         lag = self._switches.unknown_seconds + self._switches.ready_seconds
         if execution.stopped.wait(lag):
             return
+        self._schedule(execution)
+
+    def _schedule(self, execution: Execution) -> None:
         try:
             jobs = self._plan(execution)
         except ValueError:

@@ -677,6 +677,18 @@ def test_executions_of_others(portal: Portal, connect: Callable[[str | None], Po
     assert connect("shanoir").get(f"/executions/{identifier}/summary").json()["inputValues"] == {}
 
 
+def test_examples(portal: Portal, connect: Callable[[str | None], Portal]) -> None:
+    (example,) = connect("bob").get("/executions/examples").json()
+    assert (example["status"], example["inputValues"]) == ("Finished", {})
+    found = until(
+        lambda: portal.get(f"/executions/examples/{example['identifier']}").json(), lambda one: one["returnedFiles"]
+    )
+    assert json.loads(portal.at(found["returnedFiles"]["values"][0], "content").content)["text"] == "an example"
+    assert portal.get("/executions").json() == []
+    identifier = portal.launch("EveryType/1.0", {"text": "x"})
+    refused(portal.get(f"/executions/examples/{identifier}"), 400, 8016)
+
+
 def test_rename(portal: Portal) -> None:
     identifier = portal.launch("EveryType/1.0", {"text": "x"})
     body = {"name": "new name", "pipelineIdentifier": "anything"}
