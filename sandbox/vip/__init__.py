@@ -34,14 +34,15 @@ from starlette.responses import HTMLResponse
 from starlette.types import Receive, Scope, Send
 
 from prefect_biomed.sandbox._core import Platform
-from prefect_biomed.sandbox.vip import _api, _girder
+from prefect_biomed.sandbox.vip import _api, _carmin, _girder
+from prefect_biomed.sandbox.vip._carmin import CarminServer
 from prefect_biomed.sandbox.vip._engine import Engine
 from prefect_biomed.sandbox.vip._girder import Girder
 from prefect_biomed.sandbox.vip._model import GIRDER_STORAGE, Status, User, Users, VipSwitches
 from prefect_biomed.sandbox.vip._pipelines import PIPELINES
 from prefect_biomed.sandbox.vip._storage import Storage
 
-__all__ = ["Status", "VipSandbox", "VipSwitches"]
+__all__ = ["PIPELINES", "Status", "VipSandbox", "VipSwitches"]
 
 
 class VipSandbox(Platform):
@@ -52,6 +53,7 @@ class VipSandbox(Platform):
         users: the accounts.
         storage: the files.
         engine: the executions.
+        carmin: files and executions of profile `carmin`.
         girder: the Girder beside it, under `/girder/api/v1`.
     """
 
@@ -62,6 +64,8 @@ class VipSandbox(Platform):
     def __init__(self, *, seed: int = 0, directory: Path, **switches: Any) -> None:
         super().__init__(seed=seed, directory=directory, **switches)
         self.users = Users(seed, self.switches)
+        self.carmin = CarminServer(seed, directory / "carmin", self.users, self.switches)
+        self._carmin_api = _carmin.build(self.carmin, self.switches)
         self.storage = Storage(directory / "storage", self.switches)
         for user in self.users:
             self.storage.add_user(user)
@@ -75,6 +79,9 @@ class VipSandbox(Platform):
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
+        if self.switches.profile == "carmin":
+            await self._carmin_api(scope, receive, send)
+            return
         if path == "/rest" or path.startswith("/rest/"):
             await self._api(scope, receive, send)
             return
@@ -90,6 +97,8 @@ class VipSandbox(Platform):
         """Tell Girder where it is, and run the example."""
         super().start(url)
         self.girder.url = url
+        if self.switches.profile == "carmin":
+            return
         owner = next(user for user in self.users if user.name == "examples")
         values = {"text": ["an example"], "results-directory": [f"/vip/{owner.groups[0]} (group)/examples"]}
         self.engine.add_example(owner, PIPELINES["EveryType/1.0"], values, "Example of every type")
@@ -97,12 +106,24 @@ class VipSandbox(Platform):
     def stop(self) -> None:
         """Kill what runs."""
         self.engine.stop()
+        self.carmin.stop()
 
     def ready(self) -> dict[str, Any]:
         """Return address, keys, users and pipelines. `url` is without `/rest`."""
+        if self.switches.profile == "carmin":
+            return {
+                "url": self.url,
+                "profile": "carmin",
+                "api_key": self.users.key(self.users.main),
+                "home": f"/{self.users.main.name}",
+                "users": {user.name: self._facts(user) for user in self.users},
+                "pipelines": list(self.carmin.pipelines),
+            }
         return {
             "url": self.url,
+            "profile": "vip",
             "api_key": self.users.key(self.users.main),
+            "home": "/vip/Home",
             "users": {user.name: self._facts(user) for user in self.users},
             "pipelines": list(PIPELINES),
             "girder": {

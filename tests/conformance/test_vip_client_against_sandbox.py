@@ -6,14 +6,13 @@ import os
 import subprocess
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import girder_client
 import nibabel
 import pytest
 import requests
-from conftest import OfficialEnvironment
 
 from prefect_biomed.sandbox import Entry, Sandbox
 
@@ -23,7 +22,7 @@ ANATOMICAL = Path(nibabel.__file__).parent / "tests" / "data" / "anatomical.nii"
 
 
 @pytest.fixture(scope="module")
-def vip_client(official_environment: OfficialEnvironment) -> Path:
+def vip_client(official_environment: Callable[..., Path]) -> Path:
     return official_environment("vip-client", ["vip-client==0.1.10"])
 
 

@@ -18,6 +18,7 @@ import pytest
 import requests
 
 from prefect_biomed.sandbox import Fault, Sandbox
+from prefect_biomed.sandbox.vip import PIPELINES, VipSwitches
 
 ANATOMICAL = Path(nibabel.__file__).parent / "tests" / "data" / "anatomical.nii"
 TERMINAL = {"Finished", "ExecutionFailed", "Killed"}
@@ -969,3 +970,11 @@ def portal_girder_key(portal: Portal) -> str:
     base = portal.url.removesuffix("/rest")
     key: str = requests.get(base + "/_sandbox/ready", timeout=5).json()["girder"]["api_key"]
     return key
+
+
+def test_documentation_names_every_switch_and_pipeline() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "sandbox.md").read_text(encoding="utf-8")
+    for name in VipSwitches.model_fields:
+        assert f"`{name}`" in text, name
+    for identifier in PIPELINES:
+        assert f"`{identifier}`" in text, identifier
