@@ -18,6 +18,7 @@ from prefect_biomed.clients.vip import (
     VipSession,
     Workflow,
     WorkflowFailed,
+    WorkflowStatus,
     open_session,
 )
 from prefect_biomed.clients.vip.session_file import FILE_NAME, VIP_HOME, SessionFile
@@ -155,6 +156,7 @@ def vip_session(
     return _collect(
         credentials,
         session,
+        workflow_ids=[workflow.identifier for workflow in launched],
         refresh_time=refresh_time,
         timeout_seconds=timeout_seconds,
         get_status=get_status or ["Finished"],
@@ -422,6 +424,7 @@ def _collect(
     *,
     refresh_time: float,
     get_status: list[Status],
+    workflow_ids: list[str] | None = None,
     timeout_seconds: float | None = None,
     unzip: bool = True,
     keep_archives: bool = False,
@@ -433,12 +436,23 @@ def _collect(
 ) -> SessionResult:
     """Monitor, download, finish. Outputs are fetched before a failed run is reported."""
     workflows = steps.monitor_workflows(
-        credentials, session, refresh_time=refresh_time, timeout_seconds=timeout_seconds, raise_on_failure=False
+        credentials,
+        session,
+        workflow_ids=workflow_ids,
+        refresh_time=refresh_time,
+        timeout_seconds=timeout_seconds,
+        raise_on_failure=False,
     )
     downloaded = steps.download_outputs(
-        credentials, session, get_status=get_status, unzip=unzip, keep_archives=keep_archives
+        credentials,
+        session,
+        workflow_ids=workflow_ids,
+        get_status=get_status,
+        unzip=unzip,
+        keep_archives=keep_archives,
     )
-    failed = [w for w in workflows if w.status not in get_status or (strict and w.failed_jobs)]
+    accepted = {*get_status, WorkflowStatus.REMOVED}
+    failed = [w for w in workflows if w.status not in accepted or (strict and w.failed_jobs)]
     is_finished = finish and (accept_failures or not failed)
     if is_finished:
         steps.finish(credentials, session, keep_input=keep_input, keep_output=keep_output)

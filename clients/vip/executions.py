@@ -33,7 +33,7 @@ from prefect_biomed.clients.vip.models import (
     Workflow,
     WorkflowStatus,
 )
-from prefect_biomed.clients.vip.session_file import Launch, SessionFile
+from prefect_biomed.clients.vip.session_file import Launch, SessionFile, SessionRecord
 
 __all__ = ["WorkflowFailed", "failures", "find", "find_all", "kill", "launch", "monitor"]
 
@@ -260,7 +260,8 @@ def monitor(
         client: The account.
         session: The session.
         settings: Interval, deadline and error budget.
-        workflow_ids: The executions to watch; all of the session when None.
+        workflow_ids: The executions to watch; when None all of the session whose outputs were not removed, or all
+            when all were.
         unknown_grace_seconds: How long the platform may say `Unknown` of one execution.
         kill_at_deadline: Whether executions that still run at the deadline are killed.
 
@@ -274,7 +275,7 @@ def monitor(
     """
     file = SessionFile(session, client)
     record = file.read()
-    ids = list(workflow_ids) if workflow_ids is not None else record.workflow_ids()
+    ids = list(workflow_ids) if workflow_ids is not None else record.workflow_ids() or list(record.workflows)
     if not ids:
         raise LedgerError(f"Session {session.session_name!r} has no executions to watch. Launch it first.")
     states: dict[str, Workflow] = {}
@@ -291,7 +292,7 @@ def monitor(
             new = listed.get(identifier)
             stale = now - detailed_at.get(identifier, now) > _DETAILS_EVERY_SECONDS
             if new is None or old is None or new.status != old.status or stale:
-                new = client.workflow(identifier)
+                new = _details(client, identifier, record)
                 detailed_at[identifier] = now
             elif new.status == old.status:
                 new = old
@@ -334,6 +335,16 @@ def monitor(
             f"Session {session.session_name!r} did not end within {settings.deadline_seconds:.0f} s. Killed: {killed}."
             f"{told} What had finished can be downloaded."
         ) from error
+
+
+def _details(client: VipClient, identifier: str, record: SessionRecord) -> Workflow:
+    try:
+        return client.workflow(identifier)
+    except NotFoundError:
+        known = record.workflows.get(identifier)
+        if known is None or known.status != WorkflowStatus.REMOVED:
+            raise
+        return Workflow(identifier=identifier, status=WorkflowStatus.REMOVED)
 
 
 def kill(client: VipClient, workflow_ids: Iterable[str], *, timeout_seconds: float = 300.0) -> list[Workflow]:

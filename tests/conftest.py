@@ -1,0 +1,47 @@
+"""Fixtures that several suites share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before Prefect is imported: nothing of the machine's own configuration reaches the tests.
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+os.environ["PREFECT_LOGGING_LEVEL"] = "WARNING"
+
+import nibabel
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+from prefect_biomed.sandbox import Sandbox
+
+
+@pytest.fixture(scope="session")
+def prefect_api() -> Iterator[None]:
+    """A Prefect API of its own, for tests that run flows or tasks."""
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def vip() -> Iterator[Sandbox]:
+    """The Virtual Imaging Platform on loopback."""
+    with Sandbox("vip") as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="session")
+def volume() -> Path:
+    """A real MRI volume, 68 kB."""
+    return Path(nibabel.__file__).parent / "tests" / "data" / "anatomical.nii"
+
+
+@pytest.fixture
+def input_dir(tmp_path: Path, volume: Path) -> Path:
+    """A folder with one real volume."""
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    shutil.copy(volume, folder / "anatomical.nii")
+    return folder
