@@ -1,0 +1,66 @@
+"""Register the block types and save credentials blocks from environment variables.
+
+    PREFECT_BIOMED_VIP_API_KEY=… python deployments/setup.py --name lab
+
+Every field of a block has a variable: `PREFECT_BIOMED_<PLATFORM>_<FIELD>`. A block is saved when at least one of its
+variables is set; one that exists is replaced. Secrets are read from the environment only, never from the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+
+from prefect.blocks.core import Block
+
+from prefect_biomed import blocks
+
+PREFIX = "PREFECT_BIOMED"
+
+
+def credentials_types() -> dict[str, type[Block]]:
+    """List the credentials blocks of the package.
+
+    Returns:
+        Block types by platform name.
+    """
+    return {
+        name.removesuffix("Credentials").lower(): getattr(blocks, name)
+        for name in blocks.__all__
+        if name.endswith("Credentials")
+    }
+
+
+def fields_from(environment: Mapping[str, str], platform: str, block_type: type[Block]) -> dict[str, str]:
+    """Collect the fields of one block that the environment sets.
+
+    Args:
+        environment: The variables.
+        platform: Name of the platform.
+        block_type: The block type.
+
+    Returns:
+        Values by field name.
+    """
+    variables = {field: f"{PREFIX}_{platform}_{field}".upper() for field in block_type.model_fields}
+    return {field: environment[variable] for field, variable in variables.items() if variable in environment}
+
+
+def main() -> None:
+    """Register all block types, save the blocks that the environment describes, and say which."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--name", default="default", help="name of the saved blocks")
+    name = parser.parse_args().name
+    for platform, block_type in credentials_types().items():
+        block_type.register_type_and_schema()
+        fields = fields_from(os.environ, platform, block_type)
+        if fields:
+            block_type.model_validate(fields).save(name, overwrite=True)
+            print(f"{block_type.get_block_type_slug()}/{name} saved with {', '.join(sorted(fields))}")
+        else:
+            print(f"{block_type.get_block_type_slug()} registered")
+
+
+if __name__ == "__main__":
+    main()
