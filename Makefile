@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test check slow conformance bench up down clean
 
 demo: $(STAMP)
-	$(BIN)/python examples/demo.py
+	$(BIN)/python -m examples.demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
@@ -28,10 +28,10 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
 up: $(STAMP)
-	$(BIN)/python examples/lab.py up
+	$(BIN)/python -m examples.lab up
 
 down:
-	$(BIN)/python examples/lab.py down
+	$(BIN)/python -m examples.lab down
 
 clean:
 	rm -rf $(VENV) .cache build

@@ -46,10 +46,11 @@ class VipCredentials(Block):
     _documentation_url: ClassVar[HttpUrl] = HttpUrl("https://vip.creatis.insa-lyon.fr/documentation/account.html")
     _description: ClassVar[str] = "An account on the Virtual Imaging Platform or another CARMIN platform."
 
+    # Without one required field Prefect cannot tell a reference to a saved block from a block written out.
     api_key: SecretStr = Field(
-        default=SecretStr("VIP_API_KEY"),
         title="API key",
-        description="The key, the path of a file that holds it, or the name of an environment variable that holds it.",
+        description="The key, the path of a file that holds it, or the name of an environment variable that holds it, "
+        "such as VIP_API_KEY.",
     )
     url: str = Field(
         default="https://vip.creatis.insa-lyon.fr",
