@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from prefect import Flow, flow, get_run_logger
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.logging.loggers import flow_run_logger
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_biomed.blocks.vip import VipCredentials
@@ -63,7 +64,9 @@ def kill_remote_workflows(flow: Flow[..., Any], flow_run: FlowRun, state: State[
         running = [w for w in client.workflows() if w.name.endswith(f"-{token}") and not w.status.is_terminal]
         for workflow in running:
             client.kill(workflow.identifier)
-    get_run_logger().info("Killed %s", ", ".join(workflow.identifier for workflow in running) or "nothing")
+    flow_run_logger(flow_run, flow).info(
+        "Killed %s", ", ".join(workflow.identifier for workflow in running) or "nothing"
+    )
 
 
 @flow(name="vip-session", on_cancellation=[kill_remote_workflows])

@@ -270,6 +270,7 @@ def launch_pipeline(
     max_jobs: int = 1000,
     doubt_seconds: float = 120.0,
     queue_timeout_seconds: float | None = None,
+    queue_interval_seconds: float = 30.0,
 ) -> Workflow:
     """Launch one run, once and never twice.
 
@@ -284,6 +285,7 @@ def launch_pipeline(
         max_jobs: The platform's limit of jobs in one workflow.
         doubt_seconds: How long to look for a run whose answer was lost.
         queue_timeout_seconds: How long to wait for capacity; for ever when None.
+        queue_interval_seconds: Seconds between the first tries while waiting; they grow to ten times as much.
 
     Returns:
         The run, launched now or found.
@@ -295,9 +297,9 @@ def launch_pipeline(
         PlatformError: The launch was refused.
     """
     capacity = PollSettings(
-        interval_seconds=min(30.0, queue_timeout_seconds or 30.0),
+        interval_seconds=queue_interval_seconds,
         growth=1.5,
-        max_interval_seconds=300.0,
+        max_interval_seconds=10 * queue_interval_seconds,
         deadline_seconds=queue_timeout_seconds,
     )
     with credentials.get_client() as client:
@@ -306,7 +308,7 @@ def launch_pipeline(
         )
     get_run_logger().info("Run %d of %s is %s", repetition, session.session_name, workflow.identifier)
     link(
-        artifact_key("vip-workflow", workflow.identifier),
+        artifact_key("vip", workflow.identifier),
         credentials.url,
         f"{workflow.identifier} ({workflow.name}) on the portal",
     )

@@ -207,7 +207,7 @@ class SessionFile:
 
     Args:
         session: The session it must belong to.
-        client: Needed when the file is kept on the platform.
+        client: Needed when there is no local file: it is kept on the platform, or nowhere.
         lock_seconds: How long to wait for another process.
     """
 
@@ -217,7 +217,6 @@ class SessionFile:
         self._vip_path = f"{session.vip_output_dir}/{FILE_NAME}"
         self._client = client
         self._lock_seconds = lock_seconds
-        self._memory: SessionRecord | None = None
 
     def read(self) -> SessionRecord:
         """Read the record; one without workflows when there is none yet.
@@ -234,7 +233,7 @@ class SessionFile:
             case "vip":
                 text = self._read_vip()
             case _:
-                return self._memory or SessionRecord.of(self.session)
+                return self._from_platform()
         if text is None:
             return SessionRecord.of(self.session)
         return self._belonging(parse(text, self._where))
@@ -308,8 +307,6 @@ class SessionFile:
                     file.write(content)
             case "vip":
                 self._write_vip(content)
-            case _:
-                self._memory = record
 
     def _read_vip(self) -> bytes | None:
         client = self._needed_client()
@@ -329,9 +326,18 @@ class SessionFile:
         put_and_verify(client, copy, self._vip_path)
         copy.unlink()
 
+    def _from_platform(self) -> SessionRecord:
+        """Without a file the names of the executions tell what the session has launched."""
+        record = SessionRecord.of(self.session)
+        names = {self.session.workflow_name(number) for number in range(1, self.session.nb_runs + 1)}
+        for workflow in reversed(self._needed_client().workflows()):
+            if workflow.name in names:
+                record.note_workflow(workflow)
+        return record
+
     def _needed_client(self) -> VipClient:
         if self._client is None:
-            raise LedgerError("A session file on the platform cannot be read without a client.")
+            raise LedgerError("Without a local session file, a client is needed to look at the platform.")
         return self._client
 
 
