@@ -37,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of ids, keys and noise; default 0")
     parser.add_argument("--port", type=int, default=0, help="of the first platform; the next get the ones after it")
     parser.add_argument(
+        "--v6", type=int, choices=(3, 4, 5), help="generation of vantage6; short for --set vantage6.generation="
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -56,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
             faults=options.faults,
             state=options.state,
             port=options.port,
-            **_switches(options.set),
+            **_switches([*options.set, *([f"vantage6.generation={options.v6}"] if options.v6 else [])]),
         )
         sandbox.start()
     except (ValueError, OSError) as error:
