@@ -11,6 +11,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -81,11 +82,12 @@ class Entry(BaseModel):
 
 
 class Journal:
-    """The requests a platform has received, in order of arrival. Safe to use from any thread."""
+    """The last 100 000 requests a platform has received, in order of arrival. Safe to use from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entries: list[Entry] = []
+        self._entries: deque[Entry] = deque(maxlen=100_000)
+        self._count = 0
         self._in_flight = 0
 
     def __len__(self) -> int:
@@ -132,12 +134,14 @@ class Journal:
         """Forget all entries; numbers begin at 1 again."""
         with self._lock:
             self._entries.clear()
+            self._count = 0
 
     def _begin(self, method: str, path: str, query: str) -> Entry:
         with self._lock:
             self._in_flight += 1
+            self._count += 1
             entry = Entry(
-                number=len(self._entries) + 1,
+                number=self._count,
                 time=time.time(),
                 method=method,
                 path=path,

@@ -19,7 +19,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainT
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prefect_biomed.sandbox._core import annotate
-from prefect_biomed.sandbox.vip._engine import RESULTS_DIRECTORY, Engine, Execution, Job, describe
+from prefect_biomed.sandbox.vip._engine import RESULTS_DIRECTORY, Engine, Execution, Job
 from prefect_biomed.sandbox.vip._girder import Girder
 from prefect_biomed.sandbox.vip._model import GIRDER_STORAGE, ApiError, Status, User, Users, VipSwitches, refused
 from prefect_biomed.sandbox.vip._pipelines import PIPELINES, Parameter, Pipeline
@@ -350,7 +350,7 @@ def build(users: Users, storage: Storage, engine: Engine, switches: VipSwitches,
             engine.refresh(execution)
         if execution.cleaned:
             raise ApiError(8015, f"The execution {execution.identifier} does not exist any more.")
-        return describe(execution, switches, summary=False)
+        return engine.describe(execution, summary=False)
 
     @app.post(_PREFIX + "/executions")
     async def launch(request: Request) -> dict[str, Any]:
@@ -410,7 +410,7 @@ def build(users: Users, storage: Storage, engine: Engine, switches: VipSwitches,
         for execution in found:
             engine.refresh(execution)
         # The portal compares after adding: even a limit of 0 gives one.
-        return [describe(one, switches, summary=True) for one in found[: max(1, limit)]]
+        return [engine.describe(one, summary=True) for one in found[: max(1, limit)]]
 
     @app.api_route(_PREFIX + "/executions/count", methods=_ANY)
     async def count_executions(request: Request) -> Response:
@@ -423,7 +423,7 @@ def build(users: Users, storage: Storage, engine: Engine, switches: VipSwitches,
 
     @app.api_route(_PREFIX + "/executions/examples", methods=_ANY)
     async def list_examples() -> list[dict[str, Any]]:
-        return [describe(one, switches, summary=True) for one in engine.examples()]
+        return [engine.describe(one, summary=True) for one in engine.examples()]
 
     @app.api_route(_PREFIX + "/executions/examples/{identifier}", methods=_ANY)
     async def example(identifier: str) -> dict[str, Any]:
@@ -433,7 +433,7 @@ def build(users: Users, storage: Storage, engine: Engine, switches: VipSwitches,
         shown(found)
         if not found.example:
             raise ApiError(8016, f"The execution {identifier} is not an example.")
-        return describe(found, switches, summary=False)
+        return engine.describe(found, summary=False)
 
     @app.put(_PREFIX + "/executions/{identifier}")
     async def rename(request: Request, identifier: str) -> dict[str, Any]:
@@ -456,12 +456,12 @@ def build(users: Users, storage: Storage, engine: Engine, switches: VipSwitches,
         if found is None:
             raise refused("no such execution")
         shown(found)
-        return describe(found, switches, summary=True)
+        return engine.describe(found, summary=True)
 
     @app.api_route(_PREFIX + "/executions/{identifier}/results", methods=_ANY)
     async def results(request: Request, identifier: str) -> list[dict[str, Any]]:
         found = own(request, identifier)
-        paths = [path for output in list(found.returned.values()) for path in output]
+        paths = engine.results(found)
         await asyncio.sleep(switches.results_seconds * len(paths))
         return [storage.properties(user_of(request), path) for path in paths]
 
@@ -501,7 +501,7 @@ def build(users: Users, storage: Storage, engine: Engine, switches: VipSwitches,
             raise refused(f"status {found.status}")
         engine.clean(found)
         if body["deleteFiles"] is True:
-            for path in (path for output in found.returned.values() for path in output):
+            for path in engine.results(found):
                 try:
                     storage.delete(user_of(request), path)
                 except ApiError:

@@ -23,7 +23,7 @@ from prefect_biomed.sandbox.vip._pipelines import Call, Pipeline, Results, Stamp
 from prefect_biomed.sandbox.vip._storage import Storage
 
 RESULTS_DIRECTORY = "results-directory"
-_JOB_THREADS = 4
+_JOB_THREADS = 16
 _ACTIVE = (Status.RUNNING, Status.UNKNOWN, Status.READY)
 
 # Exit codes of the script that wraps every job on the grid.
@@ -276,6 +276,46 @@ class Engine:
         with self._lock:
             execution.cleaned = True
 
+    def describe(self, execution: Execution, *, summary: bool) -> dict[str, Any]:
+        """Return the execution object of the API.
+
+        Args:
+            execution: the execution.
+            summary: without inputs, outputs and jobs, as lists show it.
+        """
+        with self._lock:
+            jobs = {
+                str(job.number): {"status": job.status, "exitCode": job.exit_code, "exitMessage": job.exit_message}
+                for job in execution.jobs
+            }
+            inputs = dict(execution.inputs)
+            returned: dict[str, list[str]] | None = {name: list(paths) for name, paths in execution.returned.items()}
+        if not returned and execution.status not in (Status.FINISHED, Status.KILLED):
+            returned = None
+        unnamed = time.monotonic() - execution.launched < self._switches.unnamed_seconds
+        found: dict[str, Any] = {
+            "identifier": execution.identifier,
+            "name": execution.identifier if unnamed else execution.name,
+            "pipelineIdentifier": execution.pipeline.identifier,
+            "timeout": 0,
+            "status": execution.status,
+            "inputValues": {} if summary else inputs,
+            "returnedFiles": {} if summary else returned,
+            "studyIdentifier": None,
+            "errorCode": None,
+            "startDate": int(execution.started * (1000 if self._switches.date_unit == "ms" else 1)),
+            "endDate": None,
+            "resultsLocation": None,
+        }
+        if self._switches.jobs_map:
+            found["jobs"] = {} if summary else jobs
+        return found
+
+    def results(self, execution: Execution) -> list[str]:
+        """Return the paths of all results."""
+        with self._lock:
+            return [path for paths in execution.returned.values() for path in paths]
+
     # What the engine does
 
     def _drive(self, execution: Execution) -> None:
@@ -464,38 +504,3 @@ class Engine:
             job.exit_code, job.exit_message = code, message
             if all(one.ended for one in execution.jobs):
                 execution.ended = time.time()
-
-
-def describe(execution: Execution, switches: VipSwitches, *, summary: bool) -> dict[str, Any]:
-    """Return the execution object of the API.
-
-    Args:
-        execution: the execution.
-        switches: of the sandbox.
-        summary: without inputs, outputs and jobs, as lists show it.
-    """
-    scale = 1000 if switches.date_unit == "ms" else 1
-    jobs = {
-        str(job.number): {"status": job.status, "exitCode": job.exit_code, "exitMessage": job.exit_message}
-        for job in execution.jobs
-    }
-    returned: dict[str, list[str]] | None = {output: list(paths) for output, paths in execution.returned.items()}
-    if not returned and execution.status not in (Status.FINISHED, Status.KILLED):
-        returned = None
-    result: dict[str, Any] = {
-        "identifier": execution.identifier,
-        "name": execution.name,
-        "pipelineIdentifier": execution.pipeline.identifier,
-        "timeout": 0,
-        "status": execution.status,
-        "inputValues": {} if summary else dict(execution.inputs),
-        "returnedFiles": {} if summary else returned,
-        "studyIdentifier": None,
-        "errorCode": None,
-        "startDate": int(execution.started * scale),
-        "endDate": None,
-        "resultsLocation": None,
-    }
-    if switches.jobs_map:
-        result["jobs"] = {} if summary else jobs
-    return result

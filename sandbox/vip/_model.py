@@ -54,6 +54,7 @@ class VipSwitches(Switches):
         max_running_user: the same for one user, with 2001.
         max_jobs: an execution that needs more of them fails after the launch.
         launch_seconds: how long a launch takes; all launches wait for each other.
+        unnamed_seconds: how long after its launch an execution shows its identifier instead of its name.
         unknown_seconds: how long an execution is Unknown after its launch.
         ready_seconds: how long it is Ready after that.
         kill_seconds: how long it is Unknown between a kill and Killed.
@@ -100,6 +101,7 @@ class VipSwitches(Switches):
     max_running_user: int = Field(20, ge=0)
     max_jobs: int = Field(1000, ge=1)
     launch_seconds: float = Field(0.0, ge=0.0)
+    unnamed_seconds: float = Field(0.0, ge=0.0)
     unknown_seconds: float = Field(0.0, ge=0.0)
     ready_seconds: float = Field(0.0, ge=0.0)
     kill_seconds: float = Field(0.1, ge=0.0)

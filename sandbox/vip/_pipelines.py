@@ -187,17 +187,22 @@ class Pipeline:
         }
 
 
-def gzipped(content: bytes, stamp: int) -> bytes:
+def gzipped(content: bytes | Iterable[bytes], stamp: int) -> bytes:
     """Compress with a time stamp in the header, as command-line gzip does: equal content, different bytes.
 
     Args:
-        content: anything.
+        content: anything; in pieces, when it is larger than memory should be.
         stamp: seconds since the epoch.
     """
     deflate = compressobj(6, wbits=-15)
-    header = b"\x1f\x8b\x08\x00" + stamp.to_bytes(4, "little") + b"\x00\x03"
-    body = deflate.compress(content) + deflate.flush()
-    return header + body + crc32(content).to_bytes(4, "little") + (len(content) & 0xFFFFFFFF).to_bytes(4, "little")
+    parts = [b"\x1f\x8b\x08\x00" + stamp.to_bytes(4, "little") + b"\x00\x03"]
+    checksum = size = 0
+    for piece in [content] if isinstance(content, bytes) else content:
+        checksum = crc32(piece, checksum)
+        size += len(piece)
+        parts.append(deflate.compress(piece))
+    parts += [deflate.flush(), checksum.to_bytes(4, "little"), (size & 0xFFFFFFFF).to_bytes(4, "little")]
+    return b"".join(parts)
 
 
 def tar(members: Iterable[tuple[str, bytes]], stamp: int) -> bytes:
@@ -485,7 +490,7 @@ def _hostile(call: Call) -> Results:
     elif kind == "device":
         files = {"result.tar.gz": archive(member("null", tarfile.CHRTYPE))}
     elif kind == "many":
-        files = {"result.tar.gz": archive(*(member(f"d{i // 1000}/{i}") for i in range(200_000)))}
+        files = {"result.tar.gz": gzipped(_many(), stamp)}
     elif kind == "bomb":
         files = {"result.tar.gz": gzipped(_zeros(), stamp)}
     elif kind == "not_a_tar":
@@ -503,11 +508,21 @@ def _hostile(call: Call) -> Results:
     }
 
 
-def _zeros() -> bytes:
-    """Return a tar of one member of 512 MiB of zeros; compressed it is half a MiB."""
+def _many() -> Iterable[bytes]:
+    """Yield a tar of 150 000 empty files."""
+    for number in range(150_000):
+        yield tarfile.TarInfo(f"d{number // 1000}/{number}").tobuf()
+    yield bytes(1024)
+
+
+def _zeros() -> Iterable[bytes]:
+    """Yield a tar of one member of 1 GiB of zeros; compressed it is 1 MiB."""
     info = tarfile.TarInfo("zeros")
-    info.size = 512 * 1024 * 1024
-    return info.tobuf() + bytes(info.size) + bytes(1024)
+    info.size = 1 << 30
+    yield info.tobuf()
+    for _ in range(1024):
+        yield bytes(1 << 20)
+    yield bytes(1024)
 
 
 _T1 = Parameter("t1", "File", "T1-weighted volume, NIfTI (.nii or .nii.gz).")

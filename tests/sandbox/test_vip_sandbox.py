@@ -3,6 +3,8 @@
 import gzip
 import io
 import json
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -14,6 +16,7 @@ from urllib.parse import quote
 import girder_client
 import nibabel
 import numpy as np
+import psutil
 import pytest
 import requests
 
@@ -771,6 +774,13 @@ def test_engine_lag(sandbox: Sandbox, portal: Portal) -> None:
     assert list(dict.fromkeys(status for status in seen if status != "Running")) == ["Unknown", "Ready", "Finished"]
 
 
+def test_name_shows_up_later(sandbox: Sandbox, portal: Portal) -> None:
+    sandbox.vip.switches.unnamed_seconds = 0.3
+    begun = portal.post("EveryType/1.0", {"text": "x"}, name="my run").json()
+    assert begun["name"] == begun["identifier"]
+    until(lambda: portal.get("/executions").json()[0]["name"], lambda name: name == "my run")
+
+
 def test_status_script(sandbox: Sandbox, portal: Portal) -> None:
     sandbox.vip.switches.status_script = ["Unknown", "Ready", "Running", "Unknown"]
     begun = portal.post("EveryType/1.0", {"text": "x"}).json()
@@ -855,6 +865,49 @@ def test_hostile_outputs(portal: Portal) -> None:
     assert found["returnedFiles"]["result"] == ["/vip/Home/outside/result.txt"]
     found = portal.run("HostileOutputs/1.0", {"kind": "colon"})
     assert ":" in found["returnedFiles"]["result"][0]
+
+
+@pytest.mark.parametrize(("kind", "members"), [("many", 150_000), ("bomb", 1)])
+def test_archives_that_are_too_much(portal: Portal, kind: str, members: int) -> None:
+    found = portal.run("HostileOutputs/1.0", {"kind": kind})
+    content = portal.at(found["returnedFiles"]["result"][0], "content").content
+    assert len(content) < 5_000_000
+    with tarfile.open(fileobj=io.BytesIO(content)) as packed:
+        first = packed.next()
+        assert first is not None
+        assert first.size == (1 << 30 if kind == "bomb" else 0)
+        if kind == "many":
+            assert len(packed.getnames()) == members
+
+
+@pytest.mark.slow
+def test_memory_stays_flat(tmp_path: Path) -> None:
+    size, limit = 300 * 2**20, 40 * 2**20
+    command = [sys.executable, "-m", "prefect_biomed.sandbox", "vip", "--set", f"vip.max_direct_transfer_bytes={size}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        facts = json.loads(process.stdout.readline())["vip"]
+        portal = Portal(facts["url"], facts["api_key"])
+        measured = psutil.Process(process.pid)
+        idle = measured.memory_info().rss
+        big = tmp_path / "big"
+        with big.open("wb") as stream:
+            stream.truncate(size)
+        with portal.session:
+            with big.open("rb") as stream:
+                assert portal.put("/path/vip/Home/big", data=stream).status_code == 201
+            assert measured.memory_info().rss - idle < limit
+            with portal.at("/vip/Home/big", "content", stream=True) as answer:
+                received = 0
+                for chunk in answer.iter_content(1 << 20):
+                    received += len(chunk)
+                    if received % (50 << 20) == 0:
+                        assert measured.memory_info().rss - idle < limit
+            assert received == size
+            portal.run("CopyFile/1.0", {"file": "/vip/Home/big"})
+            assert measured.memory_info().rss - idle < limit
+        process.terminate()
+        assert process.wait(10) == 0
 
 
 def test_no_secret_in_the_journal(sandbox: Sandbox, portal: Portal, t1: str) -> None:
