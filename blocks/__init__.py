@@ -1,5 +1,6 @@
 """Credentials blocks, one for each platform."""
 
+from prefect_biomed.blocks.vantage6 import Vantage6Credentials
 from prefect_biomed.blocks.vip import VipCredentials
 
-__all__ = ["VipCredentials"]
+__all__ = ["Vantage6Credentials", "VipCredentials"]

@@ -22,6 +22,7 @@ import base64
 import binascii
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
@@ -47,6 +48,7 @@ _IV_BYTES = 16
 _SEPARATOR = b"$"
 # The two base64 headers of an 8192-bit key take less than 1.5 kB.
 _HEADER_LIMIT = 4096
+_ONE_LINE_PEM = re.compile(rb"(-----BEGIN [A-Z ]+-----)(.*)(-----END [A-Z ]+-----)(?:\\n)?", re.DOTALL)
 _DAMAGED = "the private key is another organization's, or the message is damaged"
 
 
@@ -170,7 +172,7 @@ class PrivateKey:
         Raises:
             InvalidKey: The text is no unencrypted RSA private key.
         """
-        raw = pem.encode() if isinstance(pem, str) else pem
+        raw = _with_line_ends(pem.encode() if isinstance(pem, str) else pem)
         try:
             key = load_pem_private_key(raw, password=None)
         except TypeError as error:
@@ -350,6 +352,15 @@ def decode_base64_stream(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield _decode(rest[:whole])
         rest = rest[whole:]
     yield _decode(rest)
+
+
+def _with_line_ends(pem: bytes) -> bytes:
+    """Forms with one line turn the line ends of a PEM text into blanks, or into the letters of an escape."""
+    parts = _ONE_LINE_PEM.fullmatch(pem.strip())
+    if parts is None or b"\n" in pem.strip():
+        return pem
+    body = parts[2].replace(b"\\n", b" ").split()
+    return b"\n".join([parts[1], *body, parts[3], b""])
 
 
 def _decode(text: bytes) -> bytes:

@@ -17,7 +17,7 @@ from prefect_biomed.clients.errors import (
 )
 
 if TYPE_CHECKING:
-    from prefect_biomed.clients.vantage6.models import Result, RunFailure
+    from prefect_biomed.clients.vantage6.models import RunFailure
 
 __all__ = [
     "CancelNotPermitted",
@@ -136,13 +136,9 @@ class TaskFailed(JobFailed):
     Attributes:
         task_id: The task.
         failures: What went wrong where, the root cause first.
-        results: The results of the runs that succeeded, when they could be fetched.
     """
 
-    def __init__(
-        self, message: str, *, task_id: int, failures: Sequence[RunFailure], results: Sequence[Result] = ()
-    ) -> None:
+    def __init__(self, message: str, *, task_id: int, failures: Sequence[RunFailure]) -> None:
         super().__init__(message)
         self.task_id = task_id
         self.failures = tuple(failures)
-        self.results = tuple(results)

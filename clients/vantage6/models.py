@@ -36,6 +36,7 @@ __all__ = [
     "Status",
     "Study",
     "Task",
+    "TaskOutcome",
     "User",
     "Version",
 ]
@@ -511,6 +512,27 @@ class RunFailure(BaseModel):
         where = f" in subtask {self.task_id}" if self.in_subtask else ""
         lines = "".join(f"\n      {line}" for line in self.log.splitlines())
         return f"{self.organization} (node {self.node}): {self.status.value}{where}{lines}"
+
+
+class TaskOutcome(BaseModel):
+    """A task that has ended.
+
+    Attributes:
+        task: The task.
+        runs: Its runs, with the last lines of their logs.
+        failures: What went wrong where, the root cause first; empty when all went well.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    task: Task
+    runs: tuple[Run, ...]
+    failures: tuple[RunFailure, ...] = ()
+
+    @property
+    def is_success(self) -> bool:
+        """Whether every run ended well."""
+        return not self.failures and self.task.status.is_success
 
 
 class Result(BaseModel):

@@ -16,7 +16,7 @@ from pydantic import JsonValue
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.vantage6.errors import ResultNotReadable, UnsafeFormat
 
-__all__ = ["encode_call", "read_result"]
+__all__ = ["check_start", "encode_call", "read_result"]
 
 _PREFIX = re.compile(rb"([A-Za-z0-9_-]{1,10})\.")
 # A pickle of protocol 2 or later begins with PROTO and its number and ends with STOP. Older ones are text that is
@@ -69,20 +69,7 @@ def read_result(major: int, content: bytes, *, run_id: int) -> JsonValue:
         UnsafeFormat: The output is a pickle. It was not read.
         ResultNotReadable: The output is not JSON: the algorithm wrote something else, or the private key is wrong.
     """
-    text = content
-    if major == 3 and (prefix := _PREFIX.match(content)):
-        format_name = prefix.group(1).lower()
-        text = content[prefix.end() :]
-        if format_name == b"pickle":
-            raise _pickled(run_id)
-        if format_name != b"json":
-            raise ResultNotReadable(
-                f"Run {run_id} answers in the format {format_name.decode()!r}, which is not JSON.",
-                content=content,
-                size_bytes=len(content),
-            )
-    if _PICKLE.match(text):
-        raise _pickled(run_id)
+    text = check_start(major, content, run_id=run_id)
     try:
         value: JsonValue = json.loads(text)
     except ValueError:
@@ -93,6 +80,38 @@ def read_result(major: int, content: bytes, *, run_id: int) -> JsonValue:
             size_bytes=len(content),
         ) from None
     return value
+
+
+def check_start(major: int, start: bytes, *, run_id: int) -> bytes:
+    """Check from its first bytes that an output claims to be JSON.
+
+    Args:
+        major: Generation of the server, 3, 4 or 5.
+        start: The output, or the first part of it.
+        run_id: The run, for messages.
+
+    Returns:
+        The same without the prefix of generation 3.
+
+    Raises:
+        UnsafeFormat: The output is a pickle. It was not read.
+        ResultNotReadable: The output says that it is something else.
+    """
+    text = start
+    if major == 3 and (prefix := _PREFIX.match(start)):
+        format_name = prefix.group(1).lower()
+        text = start[prefix.end() :]
+        if format_name == b"pickle":
+            raise _pickled(run_id)
+        if format_name != b"json":
+            raise ResultNotReadable(
+                f"Run {run_id} answers in the format {format_name.decode()!r}, which is not JSON.",
+                content=start,
+                size_bytes=len(start),
+            )
+    if _PICKLE.match(text):
+        raise _pickled(run_id)
+    return text
 
 
 def _pickled(run_id: int) -> UnsafeFormat:

@@ -159,6 +159,12 @@ def test_private_keys_are_read(form: PrivateFormat, tmp_path: Path) -> None:
         assert key.pem.startswith(b"-----BEGIN RSA PRIVATE KEY-----")
 
 
+@pytest.mark.parametrize("line_end", [" ", "\\n", "\r\n"])
+def test_a_private_key_from_a_form_is_read(line_end: str) -> None:
+    pem = private_key("org_b_2048").pem.decode().replace("\n", line_end)
+    assert PrivateKey.from_pem(pem).matches(KEYS["org_b_2048"]["public_key_str"])
+
+
 def test_bad_private_keys_are_refused_without_quoting_them(tmp_path: Path) -> None:
     locked = rsa_key("org_b_2048").private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"canary"))
     with pytest.raises(InvalidKey, match="passphrase"):

@@ -1,0 +1,148 @@
+"""Credentials of vantage6."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar, Self
+
+from prefect.blocks.core import Block
+from pydantic import Field, HttpUrl, SecretStr, model_validator
+
+from prefect_biomed.clients.vantage6 import PrivateKey, Vantage6Client, connect
+
+__all__ = ["Vantage6Credentials"]
+
+
+class Vantage6Credentials(Block):
+    """An account on a vantage6 server of generation 3, 4 or 5, and the private key of its organization.
+
+    Attributes:
+        url: Address of the server.
+        api_path: Path of its API; found out when empty.
+        username: User of generations 3 and 4, or of generation 5 where its realm allows passwords.
+        password: Password of the user.
+        totp_secret: Base32 secret of the second factor.
+        service_account: Service account of generation 5.
+        client_secret: Secret of the service account.
+        auth_url: Address of Keycloak, for generation 5.
+        realm: Realm of Keycloak.
+        private_key: Private key of the organization as PEM text.
+        private_key_path: File that holds the private key, in place of the text.
+        verify_tls: Whether TLS certificates are verified.
+        connect_seconds: Limit for making a connection.
+        read_seconds: Limit for each read.
+
+    Example:
+        Load saved credentials and list the collaborations:
+
+        ```python
+        from prefect_biomed.blocks import Vantage6Credentials
+        from prefect_biomed.clients.vantage6 import Collaboration
+
+        credentials = Vantage6Credentials.load("BLOCK_NAME")
+        with credentials.get_client() as client:
+            print(client.list(Collaboration))
+        ```
+    """
+
+    _block_type_name: ClassVar[str] = "vantage6 Credentials"
+    _block_type_slug: ClassVar[str] = "vantage6-credentials"
+    _logo_url: ClassVar[HttpUrl | None] = HttpUrl("https://github.com/vantage6.png")
+    _documentation_url: ClassVar[HttpUrl | None] = HttpUrl("https://docs.vantage6.ai/")
+    _description: ClassVar[str] = "An account on a vantage6 server and the private key of its organization."
+
+    url: str = Field(
+        title="URL",
+        description="Address of the server, such as https://cotopaxi.vantage6.ai.",
+        pattern=r"^https?://[^/@]+",
+    )
+    api_path: str | None = Field(
+        default=None, title="API path", description="Path of the API, such as /api or /hq; found out when empty."
+    )
+    username: str | None = Field(default=None, title="User name", description="Name of the user.")
+    password: SecretStr | None = Field(default=None, title="Password", description="Password of the user.")
+    totp_secret: SecretStr | None = Field(
+        default=None,
+        title="Second factor",
+        description="Base32 secret of the second factor, from which codes are computed.",
+    )
+    service_account: str | None = Field(
+        default=None, title="Service account", description="Name of a service account, for vantage6 5."
+    )
+    client_secret: SecretStr | None = Field(
+        default=None, title="Client secret", description="Secret of the service account."
+    )
+    auth_url: str | None = Field(
+        default=None,
+        title="Authentication URL",
+        description="Address of Keycloak, for vantage6 5.",
+        pattern=r"^https?://[^/@]+",
+    )
+    realm: str = Field(default="vantage6", title="Realm", description="Realm of Keycloak.")
+    private_key: SecretStr | None = Field(
+        default=None,
+        title="Private key",
+        description="Private key of the organization as PEM text, for encrypted collaborations.",
+    )
+    private_key_path: Path | None = Field(
+        default=None,
+        title="Private key file",
+        description="File that holds the private key where the flow runs, in place of the text.",
+    )
+    verify_tls: bool = Field(
+        default=True, title="Verify TLS", description="Turn this off for a test server with its own certificate only."
+    )
+    connect_seconds: float = Field(
+        default=10.0, gt=0, title="Connect timeout", description="Seconds to wait for a connection."
+    )
+    read_seconds: float = Field(default=90.0, ge=1, title="Read timeout", description="Seconds to wait for an answer.")
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if self.private_key is not None and self.private_key_path is not None:
+            raise ValueError("give private_key or private_key_path, not both")
+        return self
+
+    def get_client(
+        self, *, mfa_code: str | int | None = None, device_prompt: Callable[[str, str], None] | None = None
+    ) -> Vantage6Client:
+        """Find out the generation of the server and make a client for it. Logs in with its first request.
+
+        Args:
+            mfa_code: A code of the second factor, for a single login.
+            device_prompt: Shows a person a page to open and a code to enter there, to log in to generation 5 without a
+                secret in the block.
+
+        Returns:
+            A client; use it as a context manager.
+
+        Raises:
+            ConfigurationError: No vantage6 server answers at the URL, or the fields do not fit its generation.
+            InvalidKey: The private key cannot be read.
+            NetworkError: The server cannot be reached.
+        """
+        return connect(
+            self.url,
+            api_path=self.api_path,
+            username=self.username,
+            password=self.password,
+            totp_secret=self.totp_secret,
+            mfa_code=mfa_code,
+            service_account=self.service_account,
+            client_secret=self.client_secret,
+            auth_url=self.auth_url,
+            realm=self.realm,
+            device_prompt=device_prompt,
+            private_key=self._read_private_key(),
+            verify_tls=self.verify_tls,
+            connect_seconds=self.connect_seconds,
+            read_seconds=self.read_seconds,
+        )
+
+    def _read_private_key(self) -> PrivateKey | None:
+        if self.private_key_path is not None:
+            return PrivateKey.from_file(self.private_key_path)
+        if self.private_key is not None:
+            return PrivateKey.from_pem(self.private_key.get_secret_value())
+        return None

@@ -1,0 +1,964 @@
+"""REST client of vantage6: one set of verbs for generations 3, 4 and 5."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, Self, TypeVar, cast
+from urllib.parse import urlsplit
+
+import requests
+from pydantic import JsonValue, SecretStr, ValidationError
+
+from prefect_biomed.clients.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    NotFoundError,
+    PermissionDeniedError,
+    PlatformError,
+    ServerUnavailable,
+    UnexpectedResponse,
+)
+from prefect_biomed.clients.http import HttpSession, Timeouts, not_the_platform
+from prefect_biomed.clients.vantage6._long_json import LongText, read_json
+from prefect_biomed.clients.vantage6.authentication import (
+    Authenticator,
+    DeviceLogin,
+    KeycloakPasswordLogin,
+    Login,
+    PasswordLogin,
+    SecondFactor,
+    ServiceAccountLogin,
+    claims_of,
+)
+from prefect_biomed.clients.vantage6.encryption import PrivateKey
+from prefect_biomed.clients.vantage6.errors import (
+    CancelNotPermitted,
+    KeyMismatch,
+    RequestRefused,
+    ServerFault,
+    TaskGone,
+)
+from prefect_biomed.clients.vantage6.models import (
+    Collaboration,
+    Column,
+    Dataframe,
+    Node,
+    Organization,
+    Record,
+    Run,
+    Status,
+    Study,
+    Task,
+    User,
+    Version,
+)
+from prefect_biomed.clients.vantage6.resources import resource_of
+
+__all__ = ["Vantage6Client", "connect"]
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Record)
+
+# In this order, because the first is the default of generations 3 and 4 and the second that of 5.
+_API_PATHS = ("/api", "/hq", "")
+_PAGE_SIZE = 100
+_MEMORY_BYTES = 16 * 1024**2
+# A page of results may hold a large output of each organization.
+_MAX_LIST_BYTES = 16 * 1024**3
+_REQUEST_INCORRECT = "Request body is incorrect: "
+
+
+def connect(
+    url: str,
+    *,
+    api_path: str | None = None,
+    username: str | None = None,
+    password: SecretStr | None = None,
+    totp_secret: SecretStr | None = None,
+    mfa_code: str | int | None = None,
+    service_account: str | None = None,
+    client_secret: SecretStr | None = None,
+    auth_url: str | None = None,
+    realm: str = "vantage6",
+    device_prompt: Callable[[str, str], None] | None = None,
+    private_key: PrivateKey | None = None,
+    verify_tls: bool = True,
+    connect_seconds: float = 10.0,
+    read_seconds: float = 90.0,
+) -> Vantage6Client:
+    """Find out which generation a server speaks and make a client for it. Nobody is logged in yet.
+
+    Asks ``GET {api}/version``, which needs no login. Safe to repeat.
+
+    Args:
+        url: The server: scheme, host, port, and the API path where that is known.
+        api_path: Path of the API, ``""`` for none; when None, the path in the URL and then ``/api``, ``/hq`` and none
+            are tried.
+        username: User, for a password.
+        password: Password of the user.
+        totp_secret: Base32 secret of the second factor; codes are computed from it.
+        mfa_code: One code of the second factor, good for one login.
+        service_account: Service account of generation 5.
+        client_secret: Secret of the service account.
+        auth_url: Keycloak of generation 5.
+        realm: Realm of Keycloak.
+        device_prompt: Shows a person the page to open and the code to enter there; used for generation 5 when neither a
+            service account nor a password is given.
+        private_key: The organization's private key; needed in encrypted collaborations.
+        verify_tls: False accepts any certificate.
+        connect_seconds: Limit for making a connection.
+        read_seconds: Limit for each read.
+
+    Returns:
+        A client that logs in with its first request.
+
+    Raises:
+        ConfigurationError: No server was found, its generation is unknown, or the settings do not fit it.
+        NetworkError: The server cannot be reached.
+    """
+    settings: dict[str, Any] = {"timeouts": Timeouts(connect_seconds, read_seconds), "verify_tls": verify_tls}
+    base_url, version = _find_api(url, api_path, settings)
+    second_factor = SecondFactor(totp_secret, mfa_code)
+    login: Login
+    if version.major < 5:
+        if username is None or password is None:
+            raise ConfigurationError(f"{url} is vantage6 {version.text}, which needs username and password.")
+        anonymous = HttpSession(base_url, **settings)
+        login = PasswordLogin(anonymous, username=username, password=password, second_factor=second_factor)
+    else:
+        if auth_url is None:
+            raise ConfigurationError(f"{url} is vantage6 {version.text}, which logs in at Keycloak: give auth_url.")
+        keycloak = HttpSession(f"{auth_url.rstrip('/')}/realms/{realm}", **settings)
+        if service_account is not None and client_secret is not None:
+            login = ServiceAccountLogin(keycloak, account=service_account, secret=client_secret)
+        elif username is not None and password is not None:
+            login = KeycloakPasswordLogin(keycloak, username=username, password=password, second_factor=second_factor)
+        elif device_prompt is not None:
+            login = DeviceLogin(keycloak, prompt=device_prompt)
+        else:
+            raise ConfigurationError(
+                f"{url} is vantage6 {version.text}: give a service account and its secret, or log in interactively."
+            )
+    return Vantage6Client(base_url, version, login, private_key=private_key, **settings)
+
+
+def _find_api(url: str, api_path: str | None, settings: Mapping[str, Any]) -> tuple[str, Version]:
+    url = url.rstrip("/")
+    if api_path is not None:
+        candidates = [f"{url}/{api_path.strip('/')}".rstrip("/")]
+    elif urlsplit(url).path:
+        candidates = [url + path for path in ("", *_API_PATHS[:2])]
+    else:
+        candidates = [url + path for path in _API_PATHS]
+    for candidate in candidates:
+        with HttpSession(candidate, **settings) as session:
+            try:
+                response, answer = session.json("GET", "/version", authenticate=False)
+            except UnexpectedResponse as error:
+                logger.debug("No API at %s: %s", candidate, error)
+                continue
+        if response.status_code == requests.codes.ok and isinstance(answer, dict) and "version" in answer:
+            return candidate, _read_version(url, str(answer["version"]))
+    tried = ", ".join(f"{candidate}/version" for candidate in candidates)
+    raise ConfigurationError(f"No vantage6 server answers at {url}. Tried {tried}. Check the URL and the API path.")
+
+
+def _read_version(url: str, text: str) -> Version:
+    numbers = [int("".join(filter(str.isdigit, part[:4])) or 0) for part in text.split(".")[:2]]
+    major, minor = [*numbers, 0, 0][:2]
+    if major not in (3, 4, 5):
+        raise ConfigurationError(f"{url} is vantage6 {text}; generations 3, 4 and 5 are supported.")
+    return Version(text=text, major=major, minor=minor)
+
+
+class Vantage6Client:
+    """One account on a vantage6 server, of whatever generation.
+
+    Made by `connect`. May be used by many threads.
+
+    Args:
+        base_url: URL of the API.
+        version: Version of the server.
+        login: How to log in.
+        private_key: The organization's private key.
+        timeouts: Seconds to wait.
+        verify_tls: False accepts any certificate.
+
+    Attributes:
+        version: Version of the server.
+        private_key: The organization's private key, None when none was given.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        version: Version,
+        login: Login,
+        *,
+        private_key: PrivateKey | None = None,
+        timeouts: Timeouts | None = None,
+        verify_tls: bool = True,
+    ) -> None:
+        self.version = version
+        self.private_key = private_key
+        self._authenticator = Authenticator(login)
+        self._http = HttpSession(
+            base_url, auth_headers=self._authenticator.headers, timeouts=timeouts, verify_tls=verify_tls
+        )
+        self._lock = threading.Lock()
+        self._me: User | None = None
+        self._blob_store: bool | None = None
+
+    def __enter__(self) -> Self:
+        """Return the client itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close all connections."""
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Vantage6Client({self.url}, {self.version.text}, {self._authenticator.identity})"
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
+    @property
+    def url(self) -> str:
+        """URL of the API."""
+        return self._http.base_url
+
+    # -- the account ---------------------------------------------------------------------------------------------------
+
+    @property
+    def me(self) -> User:
+        """The account that is logged in, read once (``GET user/me``, before generation 5 ``GET user/{id}``).
+
+        Raises:
+            AuthenticationError: The login was refused.
+        """
+        with self._lock:
+            if self._me is None:
+                self._me = User.model_validate(self._answer("GET", f"/user/{self._my_id()}", about="the account"))
+            return self._me
+
+    @property
+    def organization_id(self) -> int:
+        """The account's organization."""
+        if self.me.organization_id is None:
+            raise UnexpectedResponse(f"{self.url} does not tell the organization of {self.me.username!r}.")
+        return self.me.organization_id
+
+    def _my_id(self) -> int | str:
+        if self.version.major == 5:
+            return "me"
+        claims = claims_of(self._authenticator.access_token())
+        # Old servers of generation 3 call it identity.
+        return cast("int", claims["sub"] if "sub" in claims else claims.get("identity", 0))
+
+    def check_key(self, organization: Organization | None = None) -> PrivateKey:
+        """Make sure that the private key is the one of the account's organization.
+
+        Args:
+            organization: The account's organization as the server describes it; read when None.
+
+        Returns:
+            The private key.
+
+        Raises:
+            KeyMismatch: There is none, it is another one, or the server knows no public key of the organization.
+        """
+        if self.private_key is None:
+            raise KeyMismatch("The collaboration is encrypted: give the organization's private key in the credentials.")
+        own = organization or self.get(Organization, self.organization_id)
+        if not own.public_key:
+            raise KeyMismatch(
+                f"Organization {own.name!r} has no public key on the server. Its node uploads one at its first start; "
+                "an administrator can do so before."
+            )
+        if not self.private_key.matches(own.public_key):
+            raise KeyMismatch(
+                f"The private key given ({self.private_key.public_key.fingerprint}) is not the one of organization "
+                f"{own.name!r}. Take the key that its node uses; nothing was sent or uploaded."
+            )
+        return self.private_key
+
+    # -- resources -----------------------------------------------------------------------------------------------------
+
+    def list(self, kind: type[R], *, include: Sequence[str] = (), limit: int | None = None, **filters: Any) -> list[R]:
+        """List objects, all pages of them. Safe to repeat.
+
+        Args:
+            kind: What to list, for instance `Organization`.
+            include: Related objects to include, for instance ``["organizations"]`` of a collaboration.
+            limit: Stop after so many.
+            **filters: As in the table of resources; text filters take the wildcards ``%`` and ``_``.
+
+        Returns:
+            The objects in the server's order.
+
+        Raises:
+            ConfigurationError: The server has no such list, or not this filter.
+            PermissionDeniedError: The account may not see them.
+        """
+        records = self.pages(kind, include=include, limit=limit, **filters)
+        return [self._read(kind, _without_long_texts(record)) for record in records]
+
+    def pages(
+        self, kind: type[Record], *, include: Sequence[str] = (), limit: int | None = None, **filters: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Read a list as the server gives it, page after page; arguments and errors as for `list`.
+
+        A page too large for memory waits on disk: its long strings are given as `LongText`, good until the next record
+        is asked for.
+
+        Yields:
+            The server's records.
+        """
+        resource = resource_of(kind)
+        resource.check_verb("list", self.version)
+        owner = {name: filters.pop(name) for name in resource.owner_fields if name in filters}
+        if len(owner) < len(resource.owner_fields):
+            raise ConfigurationError(f"{resource.name}: give {' and '.join(resource.owner_fields)} to list them.")
+        path = "/" + resource.collection_path(self.version, owner)
+        # The server's links lose repeated parameters, so pages are counted here.
+        params = resource.query(self.version, filters)
+        if include:
+            params["include"] = builtins.list(include)
+        seen: set[int] = set()
+        page = 1
+        while True:
+            # Generation 3 gives everything in a bare list when no page is asked for.
+            if self.version.major > 3:
+                params |= {"page": page, "per_page": min(limit or _PAGE_SIZE, _PAGE_SIZE)}
+            with self._page(path, params) as (records, is_last):
+                # Objects made meanwhile push known ones to the next page.
+                new = [record for record in records if record.get("id") not in seen]
+                for record in new:
+                    seen.add(record["id"])
+                    yield record
+                    if limit is not None and len(seen) >= limit:
+                        return
+            if is_last or not new:
+                return
+            page += 1
+
+    @contextmanager
+    def _page(self, path: str, params: Mapping[str, Any]) -> Iterator[tuple[builtins.list[dict[str, Any]], bool]]:
+        what = f"The list {self.url}{path}"
+        with (
+            self.download(path, params) as chunks,
+            read_json(chunks, memory_bytes=_MEMORY_BYTES, max_bytes=_MAX_LIST_BYTES, what=what) as answer,
+        ):
+            records = answer.get("data") if isinstance(answer, dict) else answer
+            if not isinstance(records, builtins.list) or not all(isinstance(one, dict) for one in records):
+                raise UnexpectedResponse(f"{what} is no list.", url=self.url + path)
+            links = answer.get("links") if isinstance(answer, dict) else None
+            yield records, "next" not in (links or {})
+
+    def get(self, kind: type[R], object_id: int, *, include: Sequence[str] = ()) -> R:
+        """Read one object. Safe to repeat.
+
+        Args:
+            kind: What it is, for instance `Task`.
+            object_id: Its id.
+            include: Related objects to include.
+
+        Raises:
+            NotFoundError: There is none of this id, or it is hidden.
+            PermissionDeniedError: The account may not see it.
+        """
+        resource = resource_of(kind)
+        resource.check_verb("get", self.version)
+        path = "/" + resource.item_path(self.version, object_id)
+        params = {"include": builtins.list(include)} if include else None
+        answer = self._answer("GET", path, params=params, about=f"{resource.name} {object_id}")
+        return self._read(kind, answer)
+
+    def create(self, kind: type[R], **fields: Any) -> R:
+        """Make an object. Not safe to repeat: most kinds can be made twice.
+
+        Args:
+            kind: What to make.
+            **fields: In the server's words; those that are None are left out.
+
+        Returns:
+            The object; secrets that the server shows once are in it.
+
+        Raises:
+            RequestRefused: The server finds fault with a field, or the name is taken.
+            PermissionDeniedError: The account may not make it.
+            NetworkError: No answer; it may have been made.
+        """
+        resource = resource_of(kind)
+        resource.check_verb("create", self.version)
+        owner = {name: fields.pop(name) for name in resource.owner_fields if name in fields}
+        path = "/" + resource.collection_path(self.version, owner)
+        body = _without_none(fields)
+        return self._read(kind, self._answer("POST", path, json_body=body, about=f"new {resource.name}"))
+
+    def update(self, kind: type[R], object_id: int, **fields: Any) -> R:
+        """Change fields of an object. Safe to repeat.
+
+        Args:
+            kind: What it is.
+            object_id: Its id.
+            **fields: New values; those that are None are left out, because servers refuse them.
+
+        Raises:
+            RequestRefused: The server finds fault with a field.
+            PermissionDeniedError: The account may not change it.
+            NotFoundError: There is none of this id.
+        """
+        resource = resource_of(kind)
+        resource.check_verb("update", self.version)
+        path = "/" + resource.item_path(self.version, object_id)
+        about = f"{resource.name} {object_id}"
+        return self._read(kind, self._answer("PATCH", path, json_body=_without_none(fields), about=about))
+
+    def delete(self, kind: type[Record], object_id: int, *, delete_dependents: bool = False) -> None:
+        """Delete an object. Safe to repeat, but for the `NotFoundError` of the second time.
+
+        Args:
+            kind: What it is.
+            object_id: Its id.
+            delete_dependents: Delete what belongs to it too. Servers take any value of this parameter for true, so it
+                is sent for True only.
+
+        Raises:
+            RequestRefused: Other objects depend on it.
+            PermissionDeniedError: The account may not delete it.
+            NotFoundError: There is none of this id.
+        """
+        resource = resource_of(kind)
+        resource.check_verb("delete", self.version)
+        if delete_dependents and not resource.cascades:
+            raise ConfigurationError(f"{resource.name}: nothing depends on these, so delete_dependents has no meaning.")
+        path = "/" + resource.item_path(self.version, object_id)
+        params = {"delete_dependents": "true"} if delete_dependents else None
+        self._answer("DELETE", path, params=params, about=f"{resource.name} {object_id}")
+
+    def add_member(self, kind: type[Record], object_id: int, member: type[Record], member_id: int) -> None:
+        """Put an object into another: an organization into a collaboration or study, a rule into a role.
+
+        Args:
+            kind: What takes the member.
+            object_id: Its id.
+            member: What is put in.
+            member_id: Its id.
+
+        Raises:
+            ConfigurationError: There is no such membership.
+            PermissionDeniedError: The account may not do this.
+        """
+        self._change_members("POST", kind, object_id, member, member_id)
+
+    def remove_member(self, kind: type[Record], object_id: int, member: type[Record], member_id: int) -> None:
+        """Take an object out of another; arguments and errors as for `add_member`."""
+        self._change_members("DELETE", kind, object_id, member, member_id)
+
+    def _change_members(
+        self, verb: str, kind: type[Record], object_id: int, member: type[Record], member_id: int
+    ) -> None:
+        resource = resource_of(kind)
+        if member not in resource.members:
+            raise ConfigurationError(f"{resource.name}: no {member.resource} can be put in or taken out.")
+        path = f"/{resource.item_path(self.version, object_id)}/{resource.members[member]}"
+        about = f"{member.resource} {member_id} of {resource.name} {object_id}"
+        if resource.name == "role":
+            self._answer(verb, f"{path}/{member_id}", about=about)
+        else:
+            self._answer(verb, path, json_body={"id": member_id}, about=about)
+
+    # -- what is asked for by name -------------------------------------------------------------------------------------
+
+    def collaboration(self, name_or_id: str | int) -> Collaboration:
+        """Find a collaboration, with its members and their public keys.
+
+        One request on generations 4 and 5, two on 3.
+
+        Args:
+            name_or_id: Its exact name, or its id.
+
+        Raises:
+            NotFoundError: There is none; the message lists those the account sees.
+        """
+        if self.version.major == 3:
+            found = self._one_of(Collaboration, name_or_id, ())
+            members = tuple(self.list(Organization, collaboration_id=found.id))
+            return found.model_copy(update={"organizations": members})
+        return self._one_of(Collaboration, name_or_id, ("organizations",))
+
+    def study(self, name_or_id: str | int, collaboration_id: int) -> Study:
+        """Find a study with its members.
+
+        Args:
+            name_or_id: Its exact name, or its id.
+            collaboration_id: The collaboration it is part of.
+
+        Raises:
+            NotFoundError: There is none; the message lists those the account sees.
+        """
+        return self._one_of(Study, name_or_id, ("organizations",), collaboration_id=collaboration_id)
+
+    def _one_of(self, kind: type[R], name_or_id: str | int, include: Sequence[str], **filters: Any) -> R:
+        resource = resource_of(kind)
+        # Names of digits only are refused by servers, so digits are an id.
+        if isinstance(name_or_id, str) and name_or_id.isdecimal():
+            name_or_id = int(name_or_id)
+        if isinstance(name_or_id, int):
+            try:
+                return self.get(kind, name_or_id, include=include)
+            except NotFoundError:
+                wanted = f"id {name_or_id}"
+        else:
+            # The server's filter knows wildcards and may ignore case.
+            for found in self.list(kind, name=name_or_id, include=include, **filters):
+                if getattr(found, "name", None) == name_or_id:
+                    return found
+            wanted = f"name {name_or_id!r}"
+        known = ", ".join(f"{getattr(one, 'name', '')!r} (id {one.id})" for one in self.list(kind, **filters))
+        raise NotFoundError(f"There is no {resource.name} of {wanted}. Known: {known or 'none'}.", url=self.url)
+
+    # -- tasks ---------------------------------------------------------------------------------------------------------
+
+    def find_task(self, name: str, collaboration_id: int) -> Task | None:
+        """Look for a task by its exact name. Safe to repeat.
+
+        Args:
+            name: The name, unique by its token.
+            collaboration_id: Where it was made.
+
+        Returns:
+            The task; the oldest where there are several; None when there is none.
+        """
+        found = [task for task in self.list(Task, name=name, collaboration_id=collaboration_id) if task.name == name]
+        if len(found) > 1:
+            logger.warning("%d tasks are named %s; the oldest is taken", len(found), name)
+        return min(found, key=lambda task: task.id, default=None)
+
+    def create_task(self, body: Mapping[str, Any]) -> Task:
+        """Send a task (``POST task``). Never repeated here: look for its name first.
+
+        Args:
+            body: In the words of the server's generation.
+
+        Raises:
+            RequestRefused: The server finds fault with it; nothing was made.
+            PermissionDeniedError: The account may not create tasks in this collaboration.
+            NetworkError: No answer; the task may exist.
+        """
+        return self._read(Task, self._answer("POST", "/task", json_body=body, about=f"new task {body.get('name')!r}"))
+
+    def task_status(self, task_id: int) -> Status:
+        """Ask for the state of a task, with as little traffic as the server allows. Safe to repeat.
+
+        Args:
+            task_id: The task.
+
+        Raises:
+            TaskGone: It was deleted.
+        """
+        has_route = (self.version.major, self.version.minor) >= (4, 11)
+        path = f"/task/{task_id}/status" if has_route else f"/task/{task_id}"
+        try:
+            answer = self._answer("GET", path, about=f"task {task_id}")
+        except NotFoundError as error:
+            raise _gone(task_id, error) from error
+        return Task.model_validate({**answer, "id": task_id}).status
+
+    def task(self, task_id: int) -> Task:
+        """Read a task. Safe to repeat.
+
+        Args:
+            task_id: The task.
+
+        Raises:
+            TaskGone: It was deleted.
+        """
+        try:
+            return self.get(Task, task_id)
+        except NotFoundError as error:
+            raise _gone(task_id, error) from error
+
+    def runs(self, task_id: int) -> builtins.list[Run]:
+        """List the runs of a task, with their logs. Safe to repeat.
+
+        Args:
+            task_id: The task.
+
+        Raises:
+            TaskGone: The task was deleted.
+        """
+        try:
+            return sorted(self.list(Run, task_id=task_id), key=lambda run: run.id)
+        except RequestRefused as error:
+            # An unknown task is a wrong request here.
+            raise _gone(task_id, error) from error
+
+    def kill_task(self, task_id: int) -> bool:
+        """Kill a task and its subtasks (``POST kill/task``). Safe to repeat.
+
+        Args:
+            task_id: The task.
+
+        Returns:
+            False when there was nothing left to kill.
+
+        Raises:
+            CancelNotPermitted: The role does not allow it; the task goes on.
+            TaskGone: It was deleted.
+        """
+        try:
+            self._answer("POST", "/kill/task", json_body={"id": task_id}, about=f"task {task_id}")
+        except PermissionDeniedError as error:
+            raise CancelNotPermitted(
+                f"{self.me.username!r} may not kill task {task_id}; it goes on. The role needs the rule to send events "
+                "in the collaboration, as Collaboration Admin has. Deleting the task also stops it, and deletes its "
+                "results and logs; that is never done unasked.",
+                status=error.status,
+                url=error.url,
+            ) from error
+        except RequestRefused:
+            return False
+        except NotFoundError as error:
+            raise _gone(task_id, error) from error
+        return True
+
+    def kill_node_tasks(self, node_id: int) -> None:
+        """Kill everything that runs on a node (``POST kill/node/tasks``). Servers of generation 4 fail at it.
+
+        Args:
+            node_id: The node.
+
+        Raises:
+            CancelNotPermitted: The role does not allow it.
+            ServerFault: The server is of generation 4.
+        """
+        try:
+            self._answer("POST", "/kill/node/tasks", json_body={"id": node_id}, about=f"node {node_id}")
+        except PermissionDeniedError as error:
+            raise CancelNotPermitted(str(error), status=error.status, url=error.url) from error
+
+    def columns(self, label: str, collaboration_id: int, organization_ids: Sequence[int]) -> builtins.list[Column]:
+        """List the columns of a database that nodes share (``POST column``, generation 4).
+
+        Args:
+            label: Label of the database.
+            collaboration_id: The collaboration.
+            organization_ids: Whose nodes to ask.
+
+        Returns:
+            The columns, empty when the server had to start a task to find out.
+
+        Raises:
+            ConfigurationError: The server is of another generation; generation 5 has them in the dataframe.
+        """
+        if self.version.major != 4:
+            raise ConfigurationError("The list of columns is a feature of generation 4; in 5 a dataframe has columns.")
+        body = {
+            "db_label": label,
+            "collaboration_id": collaboration_id,
+            "organizations": [{"id": organization_id} for organization_id in organization_ids],
+        }
+        answer = self._answer("POST", "/column", json_body=body, about=f"columns of {label!r}")
+        return [Column(name=str(name)) for name in answer.get("columns", [])]
+
+    def preprocess(self, dataframe_id: int, task: Mapping[str, Any]) -> Dataframe:
+        """Send a step that changes a dataframe (``POST session/dataframe/{id}/preprocess``). Never repeated here.
+
+        Args:
+            dataframe_id: The dataframe.
+            task: Image, method and the organizations with their arguments.
+
+        Returns:
+            The dataframe; its ``last_session_task`` is the step.
+        """
+        path = f"/session/dataframe/{dataframe_id}/preprocess"
+        body = {"dataframe_id": dataframe_id, "task": task}
+        return self._read(Dataframe, self._answer("POST", path, json_body=body, about=f"dataframe {dataframe_id}"))
+
+    # -- blob store ----------------------------------------------------------------------------------------------------
+
+    @property
+    def has_blob_store(self) -> bool:
+        """Whether large inputs and results go through a blob store (``GET blobstream/status``, 4.13), read once."""
+        with self._lock:
+            if self._blob_store is None:
+                self._blob_store = (self.version.major, self.version.minor) >= (4, 13) and self._ask_blob_store()
+            return self._blob_store
+
+    def _ask_blob_store(self) -> bool:
+        try:
+            answer = self._answer("GET", "/blobstream/status", about="the blob store")
+        except (NotFoundError, UnexpectedResponse):
+            return False
+        return bool(answer.get("blob_store_enabled", False))
+
+    def upload_blob(self, content: bytes) -> str:
+        """Put a blob into the store (``POST blobstream``). Repeating makes another blob.
+
+        Args:
+            content: Encrypted in blob form, or base64.
+
+        Returns:
+            Its name.
+
+        Raises:
+            PlatformError: The store refused it.
+        """
+        headers = {"Content-Type": "application/octet-stream"}
+        answer = self._answer("POST", "/blobstream", body=content, headers=headers, about="the blob store")
+        return str(answer["uuid"])
+
+    @contextmanager
+    def download(self, path: str, params: Mapping[str, Any] | None = None) -> Iterator[Iterator[bytes]]:
+        """Open an answer to be read piece by piece. Safe to repeat.
+
+        Args:
+            path: Below the API, for instance ``/blobstream/{uuid}``.
+            params: Query parameters.
+
+        Yields:
+            The pieces of the body.
+
+        Raises:
+            NotFoundError: There is nothing of this name.
+            NetworkError: The connection broke.
+        """
+        with self._sent("GET", path, about=path, params=params) as response:
+            yield self._http.chunks(response)
+
+    # -- the account's and the server's affairs ------------------------------------------------------------------------
+
+    def health(self) -> dict[str, JsonValue]:
+        """Ask whether the server is well (``GET health``); needs no login."""
+        _, answer = self._http.json("GET", "/health", authenticate=False)
+        return cast("dict[str, JsonValue]", answer)
+
+    def change_password(self, current: SecretStr, new: SecretStr) -> None:
+        """Change the account's password (``PATCH password/change``; generation 5 does so in Keycloak).
+
+        Args:
+            current: The password so far. A wrong one counts as a failed login.
+            new: 8 to 128 characters with upper and lower case, a digit and a special character.
+
+        Raises:
+            AuthenticationError: The current password is wrong.
+            RequestRefused: The new one breaks a rule.
+        """
+        self._only_before_5("Passwords")
+        body = {"current_password": current.get_secret_value(), "new_password": new.get_secret_value()}
+        try:
+            self._answer("PATCH", "/password/change", json_body=body, about="the password")
+        except PermissionDeniedError as error:
+            raise AuthenticationError(str(error), status=error.status, url=error.url) from None
+
+    def recover_password(self, *, username: str | None = None, email: str | None = None) -> str:
+        """Ask for a mail with a token that resets the password (``POST recover/lost``).
+
+        Args:
+            username: The account, or
+            email: its address.
+
+        Returns:
+            What the server says, the same for known and unknown accounts.
+        """
+        self._only_before_5("Passwords")
+        body = _without_none({"username": username, "email": email})
+        return str(self._open_answer("POST", "/recover/lost", body).get("msg", ""))
+
+    def reset_password(self, token: SecretStr, new: SecretStr) -> None:
+        """Set a new password with the token of the mail (``POST recover/reset``).
+
+        Args:
+            token: From the mail.
+            new: The new password.
+
+        Raises:
+            RequestRefused: The token is old, or the password breaks a rule.
+        """
+        self._only_before_5("Passwords")
+        body = {"reset_token": token.get_secret_value(), "password": new.get_secret_value()}
+        self._open_answer("POST", "/recover/reset", body)
+
+    def recover_mfa(self, username: str, password: SecretStr) -> str:
+        """Ask for a mail with a token that resets the second factor (``POST recover/2fa/lost``).
+
+        Args:
+            username: The account.
+            password: Its password.
+
+        Returns:
+            What the server says.
+        """
+        self._only_before_5("Second factors")
+        body = {"username": username, "password": password.get_secret_value()}
+        return str(self._open_answer("POST", "/recover/2fa/lost", body).get("msg", ""))
+
+    def reset_mfa(self, token: SecretStr) -> SecretStr:
+        """Set up a new second factor with the token of the mail (``POST recover/2fa/reset``).
+
+        Args:
+            token: From the mail.
+
+        Returns:
+            The otpauth URI for an authenticator app.
+        """
+        self._only_before_5("Second factors")
+        body = {"reset_token": token.get_secret_value()}
+        return SecretStr(str(self._open_answer("POST", "/recover/2fa/reset", body).get("qr_uri", "")))
+
+    def recover_node_key(self, node_id: int) -> SecretStr:
+        """Give a node a new API key (``POST recover/node``). The key so far is no longer good.
+
+        Args:
+            node_id: The node.
+
+        Returns:
+            The new key; the server shows it once.
+
+        Raises:
+            PermissionDeniedError: The account may not edit the node.
+        """
+        answer = self._answer("POST", "/recover/node", json_body={"id": node_id}, about=f"node {node_id}")
+        return SecretStr(str(answer["api_key"]))
+
+    def _only_before_5(self, what: str) -> None:
+        if self.version.major == 5:
+            raise ConfigurationError(f"{what} of vantage6 {self.version.text} are kept by Keycloak; change them there.")
+
+    def _open_answer(self, verb: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask for something that needs no login."""
+        with self._http.open(verb, path, json_body=body, authenticate=False) as response:
+            answer = self._decoded(response)
+            if not response.ok:
+                _raise_for(response, answer, about=path)
+            return answer if isinstance(answer, dict) else {}
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def _read(self, kind: type[R], answer: Any) -> R:
+        try:
+            return kind.model_validate(answer)
+        except ValidationError as error:
+            # The input is left out: it may hold secrets.
+            fields = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors(include_input=False))
+            raise UnexpectedResponse(
+                f"{self.url} describes a {kind.resource} in a way unknown here: {fields}.", url=self.url
+            ) from None
+
+    def _answer(self, verb: str, path: str, *, about: str, **request: Any) -> Any:
+        with self._sent(verb, path, about=about, **request) as response:
+            return self._decoded(response)
+
+    @contextmanager
+    def _sent(self, verb: str, path: str, *, about: str, **request: Any) -> Iterator[requests.Response]:
+        """Send a request; where the token was refused, once more with a new one. A refused request had no effect."""
+        with self._http.open(verb, path, **request) as response:
+            if response.ok:
+                yield response
+                return
+            answer = self._decoded(response)
+            renew = self._cure_for(response.status_code, answer)
+            if renew is None:
+                _raise_for(response, answer, about=about)
+        renew(str(response.request.headers.get("Authorization", "")).removeprefix("Bearer "))
+        with self._http.open(verb, path, **request) as response:
+            if response.ok:
+                yield response
+                return
+            answer = self._decoded(response)
+            if self._cure_for(response.status_code, answer) is None:
+                _raise_for(response, answer, about=about)
+            raise AuthenticationError(
+                f"{self._authenticator.identity}: the server refuses even a new token ({_message(answer)}).",
+                status=response.status_code,
+                url=self.url,
+            )
+
+    def _cure_for(self, status: int, answer: Any) -> Callable[[str], None] | None:
+        """Tell what helps against a refusal. A lack of permission has the same status as an old token."""
+        if status == requests.codes.unauthorized:
+            return self._authenticator.renew if "Token has expired" in _message(answer) else None
+        return self._authenticator.log_in_again if status == requests.codes.unprocessable_entity else None
+
+    def _decoded(self, response: requests.Response) -> Any:
+        text = self._http.read_text(response)
+        if not text.strip():
+            return None
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise not_the_platform(response, text) from None
+
+
+def nodes_of(client: Vantage6Client, collaboration_id: int) -> dict[int, Node]:
+    """List the nodes of a collaboration by their organization.
+
+    Args:
+        client: The account.
+        collaboration_id: The collaboration.
+    """
+    nodes = client.list(Node, collaboration_id=collaboration_id)
+    return {node.organization_id: node for node in nodes if node.organization_id is not None}
+
+
+def _without_long_texts(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if not isinstance(value, LongText)}
+
+
+def _without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _gone(task_id: int, error: PlatformError) -> TaskGone:
+    return TaskGone(
+        f"Task {task_id} does not exist any more; somebody deleted it. Its results are lost.",
+        status=error.status,
+        url=error.url,
+    )
+
+
+def _message(answer: Any) -> str:
+    if isinstance(answer, dict):
+        # Errors of the web framework use the longer word.
+        return str(answer.get("msg") or answer.get("message") or answer)[:1000]
+    return "no reason given"
+
+
+def _raise_for(response: requests.Response, answer: Any, *, about: str) -> NoReturn:
+    """Turn an answer that is an error into an exception."""
+    status = response.status_code
+    message = _message(answer)
+    details: dict[str, Any] = {"status": status, "url": response.url.split("?", 1)[0]}
+    said = f"{about}: {message}"
+    if status == requests.codes.bad_request:
+        errors = answer.get("errors", {}) if isinstance(answer, dict) else {}
+        if message.startswith(_REQUEST_INCORRECT):
+            # Task creation in generation 5 puts the complaints into the text.
+            try:
+                errors = json.loads(message.removeprefix(_REQUEST_INCORRECT))
+            except ValueError:
+                errors = {}
+        if errors and message == "Request body is incorrect":
+            said = f"{said}: {json.dumps(errors, ensure_ascii=False)}"
+        raise RequestRefused(said, errors=errors, **details)
+    if status == requests.codes.unauthorized and ("Authorization" in message or "Failed to login" in message):
+        raise AuthenticationError(said, **details)
+    if status in {requests.codes.unauthorized, requests.codes.forbidden}:
+        raise PermissionDeniedError(f"{said} The login is good, but its role does not allow this.", **details)
+    if status == requests.codes.not_found:
+        raise NotFoundError(said, **details)
+    if status in {429, 502, 503, 504}:
+        raise ServerUnavailable(said, **details)
+    if status >= requests.codes.internal_server_error:
+        raise ServerFault(f"{said} (HTTP {status}; vantage6 also answers so to some wrong requests)", **details)
+    raise PlatformError(f"{said} (HTTP {status})", **details)

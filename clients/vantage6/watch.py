@@ -1,0 +1,350 @@
+"""Watching tasks until every run has ended, and finding out what went wrong where."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from prefect_biomed.clients.errors import (
+    ConfigurationError,
+    DeadlineExceeded,
+    NotFoundError,
+    PermissionDeniedError,
+    PollingFailed,
+)
+from prefect_biomed.clients.polling import PollSettings, poll
+from prefect_biomed.clients.vantage6.client import Vantage6Client
+from prefect_biomed.clients.vantage6.errors import TaskFailed
+from prefect_biomed.clients.vantage6.models import Organization, Run, RunFailure, Task, TaskOutcome
+
+__all__ = [
+    "DEFAULT_POLLING",
+    "LogLine",
+    "Look",
+    "TaskState",
+    "failures_of",
+    "organization_names",
+    "outcome_of",
+    "task_failed",
+    "watch",
+]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_POLLING = PollSettings(interval_seconds=0.5, growth=1.015, max_interval_seconds=30.0)
+"""The interval stays near 1.5 % of the time waited: the end of a minute is seen within 1.5 s, that of hours in 30 s."""
+
+_RUNS_EVERY_SECONDS = 5.0
+_LOG_LINES = 15
+_LOG_LINE_CHARACTERS = 300
+_NEW_LINES_AT_ONCE = 200
+_SUBTASKS_EXPLAINED = 10
+_SIBLING_FAILED = "Marked as failed because sibling run"
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """A watched task at one look.
+
+    Attributes:
+        task: With its status now.
+        runs: Its runs at their last look, empty when they have not been looked at.
+        finished: Whether every run has ended. A task can be failed while runs of it go on.
+    """
+
+    task: Task
+    runs: tuple[Run, ...]
+    finished: bool
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line that an algorithm has printed.
+
+    Attributes:
+        task_id: The task.
+        organization_id: Where it was printed.
+        node: Name of the node.
+        text: Without its line end.
+    """
+
+    task_id: int
+    organization_id: int | None
+    node: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """All watched tasks at one look.
+
+    Attributes:
+        states: In the order asked for.
+        changed: Those whose status, or whose runs' statuses, differ from the look before.
+        log_lines: What the algorithms have printed since.
+    """
+
+    states: tuple[TaskState, ...]
+    changed: tuple[TaskState, ...]
+    log_lines: tuple[LogLine, ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything has ended."""
+        return all(state.finished for state in self.states)
+
+
+def watch(
+    client: Vantage6Client,
+    task_ids: Sequence[int],
+    settings: PollSettings = DEFAULT_POLLING,
+    *,
+    follow_logs: bool = True,
+) -> Iterator[Look]:
+    """Watch tasks until every run of all of them has ended. Safe to repeat.
+
+    One request for each look whatever the number of tasks, and at most one more each five seconds for runs and logs.
+    Only what REST says counts: events may come before the result is there.
+
+    Args:
+        client: The account.
+        task_ids: The tasks.
+        settings: Interval, deadline and error budget.
+        follow_logs: Whether to read what the algorithms print while they run (4.11 and later).
+
+    Yields:
+        Each look; the last one has ``finished`` True.
+
+    Raises:
+        TaskGone: A task was deleted.
+        DeadlineExceeded: Some run has not ended; the message names its organization. It goes on.
+        PollingFailed: Too many looks in a row failed. The tasks go on.
+    """
+    if not task_ids:
+        raise ConfigurationError("There is no task to wait for.")
+    watching = _Watching(client, task_ids, follow_logs)
+    listed = ", ".join(map(str, task_ids))
+    what = f"vantage6 task {listed}" if len(task_ids) == 1 else f"vantage6 tasks {listed}"
+    again = f"task_id={task_ids[0]}" if len(task_ids) == 1 else f"tasks=[{listed}]"
+    take_up = f"federated_analysis or wait_for_results with {again} takes it up again."
+    try:
+        for look in poll(watching.look, settings, what=what, take_up_again=take_up):
+            yield look
+            if look.finished:
+                return
+    except (DeadlineExceeded, PollingFailed) as error:
+        raise type(error)(f"{error}{watching.still_open()}") from error
+
+
+class _Watching:
+    """What is known of the tasks from look to look."""
+
+    def __init__(self, client: Vantage6Client, task_ids: Sequence[int], follow_logs: bool) -> None:
+        self._client = client
+        self._ids = tuple(dict.fromkeys(task_ids))
+        self._follow_logs = follow_logs
+        self._states: dict[int, TaskState] = {}
+        self._runs_read: dict[int, float] = {}
+        self._printed: dict[int, list[str]] = {}
+
+    def look(self) -> Look:
+        """Look at everything that has not ended."""
+        before = dict(self._states)
+        statuses = self._statuses([task_id for task_id in self._ids if not self._is_finished(task_id)])
+        lines: list[LogLine] = []
+        followed = self._log_due(statuses.values())
+        for task_id, task in statuses.items():
+            old = self._states.get(task_id)
+            runs = old.runs if old else ()
+            finished = False
+            if task.status.is_terminal or task_id == followed:
+                runs = tuple(self._client.runs(task_id))
+                self._runs_read[task_id] = time.monotonic()
+                finished = task.status.is_terminal and all(run.is_finished for run in runs)
+                lines += self._new_lines(runs) if self._follow_logs else ()
+            self._states[task_id] = TaskState(task, runs, finished)
+        states = tuple(self._states[task_id] for task_id in self._ids)
+        changed = tuple(state for state in states if _summary(before.get(state.task.id)) != _summary(state))
+        return Look(states, changed, tuple(lines))
+
+    def still_open(self) -> str:
+        """Name what has not ended, for an error."""
+        parts = []
+        for state in self._states.values():
+            waiting = [run for run in state.runs if not run.is_finished]
+            if state.finished:
+                continue
+            if not waiting:
+                parts.append(f"task {state.task.id} is {state.task.status.value}")
+                continue
+            try:
+                names = organization_names(self._client, state.task.collaboration_id)
+            except Exception as error:
+                logger.debug("No names for a message: %s", error)
+                names = {}
+            where = ", ".join(
+                f"{names.get(run.organization_id, f'organization {run.organization_id}')} "
+                f"({run.status.value}{f', node {run.node_name}' if run.node_name else ''})"
+                for run in waiting
+            )
+            parts.append(f"task {state.task.id} waits for {where}")
+        return f" Not ended: {'; '.join(parts)}." if parts else ""
+
+    def _is_finished(self, task_id: int) -> bool:
+        return task_id in self._states and self._states[task_id].finished
+
+    def _log_due(self, tasks: Iterable[Task]) -> int | None:
+        """Choose the task whose runs are read next; they carry their input, so they are read now and then only."""
+        now = time.monotonic()
+        read = {task.id: self._runs_read.setdefault(task.id, now) for task in tasks if not task.status.is_terminal}
+        if not self._follow_logs or not read or now - max(self._runs_read.values()) < _RUNS_EVERY_SECONDS:
+            return None
+        return min(read, key=lambda task_id: read[task_id])
+
+    def _statuses(self, open_ids: Sequence[int]) -> dict[int, Task]:
+        unread = [task_id for task_id in open_ids if task_id not in self._states]
+        tasks = {task_id: self._client.task(task_id) for task_id in unread}
+        known = [task_id for task_id in open_ids if task_id not in tasks]
+        if len(known) == 1:
+            (task_id,) = known
+            status = self._client.task_status(task_id)
+            tasks[task_id] = self._states[task_id].task.model_copy(update={"status": status})
+        elif known:
+            tasks |= self._listed(known)
+        return tasks
+
+    def _listed(self, task_ids: Sequence[int]) -> dict[int, Task]:
+        """Read many tasks with one list for each collaboration."""
+        found: dict[int, Task] = {}
+        by_collaboration: dict[tuple[int | None, int | None], set[int]] = {}
+        for task_id in task_ids:
+            task = self._states[task_id].task
+            by_collaboration.setdefault((task.collaboration_id, task.init_user_id), set()).add(task_id)
+        for (collaboration_id, user_id), wanted in by_collaboration.items():
+            pages = self._client.pages(Task, collaboration_id=collaboration_id, init_user_id=user_id)
+            for record in pages:
+                if record["id"] in wanted:
+                    found[record["id"]] = Task.model_validate(record)
+                    # Newest first, so what is watched is usually on the first page.
+                    if wanted <= found.keys():
+                        break
+        # A deletion between two pages can hide a task that is there.
+        return found | {task_id: self._client.task(task_id) for task_id in task_ids if task_id not in found}
+
+    def _new_lines(self, runs: Iterable[Run]) -> Iterator[LogLine]:
+        for run in runs:
+            lines = run.log.splitlines()
+            if not run.is_finished and run.log and not run.log.endswith("\n"):
+                lines = lines[:-1]
+            printed = self._printed.get(run.id, [])
+            # The log so far is replaced by the whole log when the run ends; it has at least as many lines.
+            new = lines[len(printed) :]
+            self._printed[run.id] = lines if len(lines) > len(printed) else printed
+            hidden = max(0, len(new) - _NEW_LINES_AT_ONCE)
+            for text in [f"… {hidden} lines left out"] * bool(hidden) + new[hidden:]:
+                yield LogLine(run.task_id or 0, run.organization_id, run.node_name, text)
+
+
+def _summary(state: TaskState | None) -> object:
+    return state and (state.task.status, [(run.id, run.status) for run in state.runs], state.finished)
+
+
+def organization_names(client: Vantage6Client, collaboration_id: int | None) -> Mapping[int | None, str]:
+    """Read the names of the members of a collaboration. Safe to repeat.
+
+    Args:
+        client: The account.
+        collaboration_id: The collaboration.
+
+    Returns:
+        Names by id; empty when the account may not see them.
+    """
+    try:
+        members = client.list(Organization, collaboration_id=collaboration_id)
+    except PermissionDeniedError as error:
+        logger.debug("No names of organizations: %s", error)
+        return {}
+    return {member.id: member.name for member in members}
+
+
+def outcome_of(client: Vantage6Client, state: TaskState) -> TaskOutcome:
+    """Sum up a task that has ended. Safe to repeat.
+
+    Args:
+        client: The account.
+        state: The task at the last look.
+    """
+    unsuccessful = [run for run in state.runs if not run.status.is_success]
+    failures: tuple[RunFailure, ...] = ()
+    if unsuccessful or state.task.status.is_failure:
+        failures = failures_of(client, state.task, state.runs)
+    return TaskOutcome(
+        task=state.task,
+        runs=tuple(run.model_copy(update={"log": _tail(run.log)}) for run in state.runs),
+        failures=failures,
+    )
+
+
+def failures_of(client: Vantage6Client, task: Task, runs: Sequence[Run]) -> tuple[RunFailure, ...]:
+    """Find out what went wrong where. Safe to repeat.
+
+    A central task fails because a subtask of it did, at another organization; so the subtasks are looked at too.
+
+    Args:
+        client: The account.
+        task: A task that failed.
+        runs: Its runs.
+
+    Returns:
+        The failures, those that caused others first.
+    """
+    names = organization_names(client, task.collaboration_id)
+    own = [_failure(task.id, run, names, in_subtask=False) for run in runs if not run.status.is_success]
+    deeper: deque[RunFailure] = deque()
+    try:
+        job = client.list(Task, job_id=task.job_id) if task.job_id is not None else []
+        subtasks = [one for one in job if one.id > task.id and one.status.is_failure]
+        for subtask in sorted(subtasks, key=lambda one: one.id)[:_SUBTASKS_EXPLAINED]:
+            failed = [run for run in client.runs(subtask.id) if run.status.is_failure]
+            deeper.extend(_failure(subtask.id, run, names, in_subtask=True) for run in failed)
+    except (PermissionDeniedError, NotFoundError) as error:
+        logger.warning("The subtasks of task %d cannot be looked at: %s", task.id, error)
+    return tuple(sorted([*deeper, *own], key=lambda failure: (failure.not_run, not failure.in_subtask)))
+
+
+def _failure(task_id: int, run: Run, names: Mapping[int | None, str], *, in_subtask: bool) -> RunFailure:
+    return RunFailure(
+        task_id=task_id,
+        run_id=run.id,
+        organization=names.get(run.organization_id, f"organization {run.organization_id}"),
+        node=run.node_name or "unknown",
+        status=run.status,
+        log=_tail(run.log),
+        in_subtask=in_subtask,
+        not_run=run.log.startswith(_SIBLING_FAILED),
+    )
+
+
+def _tail(log: str) -> str:
+    lines = [line for line in log.splitlines() if line.strip()][-_LOG_LINES:]
+    return "\n".join(line[:_LOG_LINE_CHARACTERS] for line in lines)
+
+
+def task_failed(outcome: TaskOutcome) -> TaskFailed:
+    """Make the error for a task with failures.
+
+    Args:
+        outcome: The task and its failures.
+    """
+    task = outcome.task
+    causes = "\n".join(f"  - {failure}" for failure in outcome.failures) or f"  - the server says {task.status.value}"
+    good = sum(run.status.is_success for run in outcome.runs)
+    rest = f"\n{good} of {len(outcome.runs)} organizations have a result; get_results with partial=True fetches them."
+    return TaskFailed(
+        f"vantage6 task {task.id} ({task.name}) failed:\n{causes}{rest if good else ''}",
+        task_id=task.id,
+        failures=outcome.failures,
+    )

@@ -1,0 +1,487 @@
+"""Flows of vantage6."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import Flow, flow, get_run_logger
+from prefect.client.schemas.objects import FlowRun, State
+from pydantic import BaseModel, ConfigDict, Field
+
+from prefect_biomed.blocks.vantage6 import Vantage6Credentials
+from prefect_biomed.clients.errors import ConfigurationError
+from prefect_biomed.clients.vantage6 import (
+    CancelNotPermitted,
+    Collaboration,
+    DatabaseInput,
+    Dataframe,
+    Node,
+    OfflineNodes,
+    Organization,
+    OrganizationSpec,
+    Result,
+    RunFailure,
+    Session,
+    SessionScope,
+    Task,
+    User,
+    organization_folder,
+)
+from prefect_biomed.tasks import vantage6 as steps
+from prefect_biomed.tasks._reporting import artifact_key, markdown
+from prefect_biomed.tasks.policies import intent_token, token_of_flow_run
+
+__all__ = [
+    "Analysis",
+    "DataframeSpec",
+    "Federation",
+    "Function",
+    "federated_analysis",
+    "federated_session",
+    "kill_remote_tasks",
+    "provision_collaboration",
+]
+
+Arguments = dict[str, Any]
+Keys = Annotated[list[str | int], Field(min_length=1)]
+Timeout = Annotated[float, Field(gt=0, title="Timeout")]
+RefreshTime = Annotated[float, Field(gt=0, le=86400, title="Refresh time", json_schema_extra={"unit": "s"})]
+_KIND = "vantage6-analysis"
+
+
+class Analysis(BaseModel):
+    """What an analysis gave.
+
+    Attributes:
+        task: The task that computed it.
+        results: One for each organization; those without a value say why.
+        failures: What went wrong where; empty unless partial results were accepted.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    task: Task
+    results: tuple[Result, ...]
+    failures: tuple[RunFailure, ...] = ()
+
+
+class Function(BaseModel):
+    """A function of an algorithm.
+
+    Attributes:
+        image: Docker image of the algorithm.
+        method: Function to call.
+        arguments: Its keyword arguments.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: str
+    method: str
+    arguments: Arguments = Field(default_factory=dict)
+
+
+class DataframeSpec(BaseModel):
+    """A dataframe to be extracted at the nodes, and what is done to it.
+
+    Attributes:
+        name: Letters, digits, hyphens and underscores; unique on the whole server.
+        label: Label of the database in the nodes' configuration.
+        extraction: Function that reads the database.
+        preprocessing: Functions that change the dataframe, in this order.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    label: str = "default"
+    extraction: Function
+    preprocessing: list[Function] = Field(default_factory=list)
+
+
+class Federation(BaseModel):
+    """A federation that was set up.
+
+    Attributes:
+        collaboration: The collaboration.
+        organizations: Its organizations.
+        nodes: Their nodes.
+        users: Their users.
+        configuration_dir: Folder with the private keys, node configurations and passwords.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    collaboration: Collaboration
+    organizations: tuple[Organization, ...]
+    nodes: tuple[Node, ...]
+    users: tuple[User, ...]
+    configuration_dir: Path
+
+
+def kill_remote_tasks(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Kill what a cancelled run has created, when its parameter `cancel_remote` is true.
+
+    A cancellation hook. It may run in a new process and so finds the tasks again by the token in their names.
+
+    Args:
+        flow: The flow.
+        flow_run: The run that is being cancelled.
+        state: Its state.
+    """
+    parameters = flow.validate_parameters(flow_run.parameters)
+    if not parameters.get("cancel_remote"):
+        return
+    credentials: Vantage6Credentials = parameters["credentials"]
+    token = token_of_flow_run(flow_run.id, _KIND, explicit=parameters.get("idempotency_key"))
+    killed: list[int] = []
+    with credentials.get_client() as client:
+        for task in client.list(Task, name=f"%-{token}"):
+            if task.name.endswith(f"-{token}") and not task.status.is_terminal:
+                try:
+                    client.kill_task(task.id)
+                    killed.append(task.id)
+                except CancelNotPermitted as error:
+                    get_run_logger().error("%s", error)
+    get_run_logger().info("Killed vantage6 tasks: %s", ", ".join(map(str, killed)) or "none")
+
+
+@flow(name="federated-analysis", on_cancellation=[kill_remote_tasks])
+def federated_analysis(
+    credentials: Vantage6Credentials,
+    collaboration: str | int,
+    image: str,
+    method: str,
+    organizations: Keys | None = None,
+    arguments: Arguments | None = None,
+    databases: DatabaseInput = None,
+    name: str = "",
+    description: str = "",
+    study: str | int | None = None,
+    store: int | None = None,
+    session: int | None = None,
+    central: bool = False,
+    columns: list[str] | None = None,
+    offline_nodes: OfflineNodes = "warn",
+    waiting_seconds: Timeout | None = None,
+    partial: bool = False,
+    timeout_seconds: Timeout | None = None,
+    refresh_time: RefreshTime = 0.5,
+    follow_logs: bool = True,
+    output_dir: Path | None = None,
+    cancel_remote: bool = False,
+    task_id: int | None = None,
+    idempotency_key: str | None = None,
+) -> Analysis:
+    """Run a function at organizations of a collaboration: create the task, wait, fetch the results.
+
+    A retry of the same flow run takes up where it stopped and creates nothing twice; a new flow run, or a second call
+    in the same parent flow, is a new analysis.
+
+    Args:
+        credentials: The account.
+        collaboration: Exact name or id.
+        image: Docker image of the algorithm.
+        method: Function to call.
+        organizations: Exact names or ids; all of the collaboration, or of the study, when empty.
+        arguments: Keyword arguments of the function.
+        databases: What it reads: a label of the nodes' databases, or on generation 5 the name or id of a dataframe; a
+            list of these, one for each parameter of the function.
+        name: Name of the task; the method when empty. A token is appended.
+        description: What the task is for.
+        study: Exact name or id of a study.
+        store: Id of the algorithm store that vouches for the image.
+        session: Id of the session, on generation 5.
+        central: Whether the function coordinates others. It is then sent to one organization.
+        columns: Columns it needs, checked against those that nodes tell.
+        offline_nodes: With an offline node: create the task all the same, wait for the node, or refuse.
+        waiting_seconds: How long to wait for nodes and dataframes.
+        partial: Whether the results of some organizations are enough when others fail.
+        timeout_seconds: Stop waiting for the results after this time; the task goes on.
+        refresh_time: Seconds between the first looks at the task; it grows with the time waited.
+        follow_logs: Whether the log shows what the algorithms print.
+        output_dir: Folder for results too large for memory; `vantage6_results` when empty.
+        cancel_remote: Whether cancelling this flow run kills the task.
+        task_id: A task that exists: nothing is created, it is waited for and its results are fetched.
+        idempotency_key: Tells this analysis apart where Prefect cannot: in a flow that is called from inside a task.
+
+    Returns:
+        The task, its results and its failures.
+
+    Raises:
+        PreflightFailed: All problems found before anything was sent.
+        TaskFailed: Runs ended without success; organization, node, status and log of each, causes first.
+        DeadlineExceeded: Not all runs have ended in time; `task_id` takes the task up again.
+        ResultUnavailable: A result is empty, expired, not JSON, or encrypted for others.
+    """
+    if task_id is None:
+        task: Task | int = steps.create_task(
+            credentials,
+            collaboration,
+            organizations,
+            image,
+            method,
+            arguments=arguments,
+            databases=databases,
+            name=name,
+            description=description,
+            study=study,
+            store=store,
+            session=session,
+            central=central,
+            columns=columns or (),
+            offline_nodes=offline_nodes,
+            waiting_seconds=waiting_seconds,
+            token=intent_token(_KIND, explicit=idempotency_key),
+        )
+    else:
+        task = task_id
+    return _collect(
+        credentials,
+        task,
+        partial=partial,
+        timeout_seconds=timeout_seconds,
+        refresh_time=refresh_time,
+        follow_logs=follow_logs,
+        output_dir=output_dir,
+    )
+
+
+@flow(name="federated-session", on_cancellation=[kill_remote_tasks])
+def federated_session(
+    credentials: Vantage6Credentials,
+    collaboration: str | int,
+    session_name: str,
+    dataframes: Annotated[list[DataframeSpec], Field(min_length=1)],
+    image: str,
+    method: str,
+    arguments: Arguments | None = None,
+    organizations: Keys | None = None,
+    compute_at: Keys | None = None,
+    databases: DatabaseInput = None,
+    scope: SessionScope = SessionScope.OWN,
+    study: str | int | None = None,
+    store: int | None = None,
+    name: str = "",
+    central: bool = False,
+    columns: list[str] | None = None,
+    offline_nodes: OfflineNodes = "warn",
+    waiting_seconds: Timeout | None = None,
+    partial: bool = False,
+    timeout_seconds: Timeout | None = None,
+    follow_logs: bool = True,
+    output_dir: Path | None = None,
+    cancel_remote: bool = False,
+    idempotency_key: str | None = None,
+) -> Analysis:
+    """Extract dataframes at the nodes, change them, and compute on them (generation 5).
+
+    Sessions, dataframes and steps that exist under their names are reused when they are what is asked for, so a second
+    run of the same settings only computes.
+
+    Args:
+        credentials: The account.
+        collaboration: Exact name or id.
+        session_name: Name of the session, unique in the collaboration.
+        dataframes: The dataframes.
+        image: Docker image of the computation.
+        method: Its function.
+        arguments: Its keyword arguments.
+        organizations: Where to extract; all of the collaboration or study when empty.
+        compute_at: Where to compute; the same organizations when empty. A central function needs one.
+        databases: Names of dataframes for the function's parameters; all of `dataframes` in order when empty.
+        scope: Who may use the session.
+        study: Exact name or id of a study.
+        store: Id of the algorithm store that vouches for the images.
+        name: Name of the computation; its method when empty.
+        central: Whether the function coordinates others.
+        columns: Columns it needs, checked against those of the dataframes.
+        offline_nodes: With an offline node: create the task all the same, wait for the node, or refuse.
+        waiting_seconds: How long to wait for nodes.
+        partial: Whether the results of some organizations are enough when others fail.
+        timeout_seconds: Stop waiting for any of the steps after this time; it goes on.
+        follow_logs: Whether the log shows what the algorithms print.
+        output_dir: Folder for results too large for memory; `vantage6_results` when empty.
+        cancel_remote: Whether cancelling this flow run kills the computation.
+        idempotency_key: Tells this computation apart where Prefect cannot.
+
+    Returns:
+        The computation's task, its results and its failures.
+
+    Raises:
+        NameConflict: A session, dataframe or step of this name is another one.
+        PreflightFailed: All problems found before a step was sent.
+        TaskFailed: A step failed; organization, node, status and log of each failure.
+    """
+    token = intent_token(_KIND, explicit=idempotency_key)
+    session = steps.create_session(credentials, collaboration, session_name, scope, study)
+    for spec in dataframes:
+        _prepare(credentials, session, spec, organizations, store, timeout_seconds, follow_logs)
+    task = steps.create_task(
+        credentials,
+        collaboration,
+        compute_at or organizations,
+        image,
+        method,
+        arguments=arguments,
+        databases=databases if databases is not None else [spec.name for spec in dataframes],
+        name=name,
+        study=study,
+        store=store,
+        session=session,
+        central=central,
+        columns=columns or (),
+        offline_nodes=offline_nodes,
+        waiting_seconds=waiting_seconds,
+        token=token,
+    )
+    return _collect(
+        credentials,
+        task,
+        partial=partial,
+        timeout_seconds=timeout_seconds,
+        refresh_time=0.5,
+        follow_logs=follow_logs,
+        output_dir=output_dir,
+    )
+
+
+@flow(name="provision-collaboration")
+def provision_collaboration(
+    credentials: Vantage6Credentials,
+    collaboration: str,
+    organizations: Annotated[list[OrganizationSpec], Field(min_length=1)],
+    configuration_dir: Path,
+    encrypted: bool = True,
+) -> Federation:
+    """Set up a collaboration: organizations with key pairs, users, the collaboration, nodes and their configurations.
+
+    Run again, it adds what is missing and changes nothing else: keys, API keys and passwords that exist are kept.
+
+    Args:
+        credentials: An account that may make all of these.
+        collaboration: Name of the collaboration.
+        organizations: Its organizations, with their users and the databases of their nodes.
+        configuration_dir: Folder that gets a sub-folder for each organization with its private key, the configuration
+            of its node, and the passwords of its users, all in files of mode 0600. An absolute path.
+        encrypted: Whether inputs and results are encrypted.
+
+    Returns:
+        What there is now. Secrets are in the files only.
+
+    Raises:
+        KeyMismatch: The server has another public key than the folder. Neither was changed.
+        NameConflict: Something of this name exists and is not what was asked for.
+        PermissionDeniedError: The role does not allow it.
+    """
+    folder = configuration_dir.expanduser()
+    if not folder.is_absolute():
+        raise ConfigurationError(f"configuration_dir is {configuration_dir}; secrets need an absolute path.")
+    folders = [organization_folder(folder, spec.name) for spec in organizations]
+    if len(set(folders)) < len(folders):
+        raise ConfigurationError("Two organizations have names that make the same folder. Name them apart.")
+    made = [steps.create_organization(credentials, spec, folder, encrypted) for spec in organizations]
+    owner = steps.create_collaboration(credentials, collaboration, made, encrypted)
+    nodes = [
+        steps.register_node(credentials, owner, organization, folder, spec.databases)
+        for spec, organization in zip(organizations, made, strict=True)
+    ]
+    users = [
+        steps.create_user(credentials, user, organization, folder)
+        for spec, organization in zip(organizations, made, strict=True)
+        for user in spec.users
+    ]
+    federation = Federation(
+        collaboration=owner,
+        organizations=tuple(made),
+        nodes=tuple(nodes),
+        users=tuple(users),
+        configuration_dir=folder,
+    )
+    markdown(artifact_key("vantage6-collaboration", owner.id), _inventory(federation), f"Collaboration {owner.name}")
+    return federation
+
+
+def _prepare(
+    credentials: Vantage6Credentials,
+    session: Session,
+    spec: DataframeSpec,
+    organizations: list[str | int] | None,
+    store: int | None,
+    timeout_seconds: float | None,
+    follow_logs: bool,
+) -> Dataframe:
+    """Extract a dataframe and take it through its steps; what is done already is not done again."""
+    frame = steps.create_dataframe(
+        credentials,
+        session,
+        spec.name,
+        spec.label,
+        spec.extraction.image,
+        spec.extraction.method,
+        arguments=spec.extraction.arguments,
+        organizations=organizations,
+        store=store,
+    )
+    last = frame.last_session_task
+    for number, function in enumerate(spec.preprocessing, start=1):
+        if last is not None:
+            steps.wait_for_results(credentials, last, timeout_seconds=timeout_seconds, follow_logs=follow_logs)
+        last = steps.preprocess_dataframe(
+            credentials,
+            frame,
+            function.image,
+            function.method,
+            arguments=function.arguments,
+            step=number,
+            organizations=organizations,
+            store=store,
+        )
+    if last is not None:
+        steps.wait_for_results(credentials, last, timeout_seconds=timeout_seconds, follow_logs=follow_logs)
+    return frame
+
+
+def _collect(
+    credentials: Vantage6Credentials,
+    task: Task | int,
+    *,
+    partial: bool,
+    timeout_seconds: float | None,
+    refresh_time: float,
+    follow_logs: bool,
+    output_dir: Path | None,
+) -> Analysis:
+    (outcome,) = steps.wait_for_results(
+        credentials,
+        task,
+        partial=partial,
+        timeout_seconds=timeout_seconds,
+        refresh_time=refresh_time,
+        follow_logs=follow_logs,
+    )
+    results = steps.get_results(credentials, outcome.task, partial=partial, output_dir=output_dir)
+    return Analysis(task=outcome.task, results=tuple(results), failures=outcome.failures)
+
+
+def _inventory(federation: Federation) -> str:
+    nodes = {node.organization_id: node for node in federation.nodes}
+    rows = [
+        f"| {one.name} | {one.id} | {nodes[one.id].name if one.id in nodes else ''} "
+        f"| {', '.join(user.username for user in federation.users if user.organization_id == one.id)} |"
+        for one in federation.organizations
+    ]
+    kind = "encrypted" if federation.collaboration.encrypted else "not encrypted"
+    return "\n".join(
+        [
+            f"# {federation.collaboration.name}",
+            "",
+            f"Collaboration {federation.collaboration.id}, {kind}. Keys, configurations and passwords are in "
+            f"`{federation.configuration_dir}`.",
+            "",
+            "| organization | id | node | users |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+    )

@@ -1,0 +1,683 @@
+"""Tasks of vantage6: one remote effect each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import CachePolicy
+from prefect.context import FlowRunContext, TaskRunContext
+from pydantic import ValidationError
+
+from prefect_biomed.blocks.vantage6 import Vantage6Credentials
+from prefect_biomed.clients.errors import ConfigurationError, DeadlineExceeded
+from prefect_biomed.clients.polling import PollSettings
+from prefect_biomed.clients.vantage6 import (
+    DEFAULT_POLLING,
+    SPILL_BYTES,
+    Collaboration,
+    DatabaseInput,
+    Dataframe,
+    Look,
+    Node,
+    NodeDatabase,
+    OfflineNodes,
+    Organization,
+    OrganizationSpec,
+    Record,
+    Result,
+    Session,
+    SessionScope,
+    Task,
+    TaskOutcome,
+    TaskRequest,
+    User,
+    UserSpec,
+    add_preprocessing,
+    fetch_results,
+    launch,
+    make_collaboration,
+    make_dataframe,
+    make_node,
+    make_organization,
+    make_session,
+    make_user,
+    outcome_of,
+    resource_named,
+    task_failed,
+    watch,
+)
+from prefect_biomed.tasks._reporting import Progress, artifact_key, link, markdown, state_event, table
+from prefect_biomed.tasks.policies import ONCE, RETRY, token_of_flow_run
+
+__all__ = [
+    "create_collaboration",
+    "create_dataframe",
+    "create_organization",
+    "create_session",
+    "create_task",
+    "create_user",
+    "default_output_dir",
+    "get_results",
+    "kill_task",
+    "list_resources",
+    "preprocess_dataframe",
+    "register_node",
+    "wait_for_results",
+]
+
+_KILLED_WITHIN_SECONDS = 120.0
+
+
+def default_output_dir() -> Path:
+    """Tell where results too large for memory go when nobody says it.
+
+    Returns:
+        `vantage6_results` in the current folder; in the home folder for a run of a deployment, whose current folder
+        does not outlive it.
+    """
+    context = FlowRunContext.get()
+    deployed = context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None
+    return (Path.home() if deployed else Path.cwd()) / "vantage6_results"
+
+
+@dataclass
+class _PlaceOfFlow(CachePolicy):
+    """Adds the place of the running flow, so that equal calls in two child flows are two intents."""
+
+    def compute_key(
+        self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
+    ) -> str | None:
+        """Compute the key; a token says it all already."""
+        flow_run_id = task_ctx.task_run.flow_run_id
+        if inputs.get("token") or flow_run_id is None:
+            return None
+        return token_of_flow_run(flow_run_id, "vantage6-task")
+
+
+@task(**ONCE | {"cache_policy": ONCE["cache_policy"] + _PlaceOfFlow()})
+def create_task(
+    credentials: Vantage6Credentials,
+    collaboration: str | int,
+    organizations: Sequence[str | int] | None,
+    image: str,
+    method: str,
+    arguments: dict[str, Any] | None = None,
+    databases: DatabaseInput = None,
+    name: str = "",
+    description: str = "",
+    study: str | int | None = None,
+    store: int | None = None,
+    session: Session | int | None = None,
+    central: bool = False,
+    columns: Sequence[str] = (),
+    depends_on: Sequence[int] = (),
+    offline_nodes: OfflineNodes = "warn",
+    waiting_seconds: float | None = None,
+    doubt_seconds: float = 60.0,
+    repetition: int = 1,
+    token: str | None = None,
+) -> Task:
+    """Create a task, once and never twice.
+
+    Safe to repeat: the token in its name is looked for first, and only when no task carries it, all checks are made and
+    the task is sent (`POST task`). A lost answer is settled by looking again. Two identical calls in one flow run are
+    one task; give another `repetition` for another task.
+
+    Args:
+        credentials: The account.
+        collaboration: Exact name or id.
+        organizations: Exact names or ids; all of the collaboration, or of the study, when None.
+        image: Docker image of the algorithm.
+        method: Function to call.
+        arguments: Its keyword arguments; JSON.
+        databases: What it reads: a label of the nodes' databases, or on generation 5 the name or id of a dataframe; a
+            list of these, one for each parameter of the function; or mappings with `label` or `dataframe` and more.
+        name: Name of the task; the method when empty. The token is appended.
+        description: At most 1024 characters.
+        study: Exact name or id of a study.
+        store: Id of the algorithm store that vouches for the image.
+        session: The session, on generation 5.
+        central: Whether the function coordinates others, by making subtasks.
+        columns: Columns it needs, checked against those that nodes tell.
+        depends_on: Tasks that must have ended well before, on generation 5.
+        offline_nodes: With an offline node: `warn` creates the task, `wait` waits for the node, `fail` refuses.
+        waiting_seconds: How long to wait for nodes, and for dataframes that are being made; for ever when None.
+        doubt_seconds: How long to look for a task whose answer was lost.
+        repetition: Number of the run with these same settings, from 1.
+        token: Token of the intent; made of the outermost flow run, the place of the running flow under it, these inputs
+            and the repetition when None.
+
+    Returns:
+        The task, created now or found.
+
+    Raises:
+        PreflightFailed: All problems found before anything was sent.
+        LaunchInDoubt: It is not known whether it was created; a retry looks first.
+        DeadlineExceeded: A node or a dataframe was not there in time; nothing was sent.
+        PermissionDeniedError: The role may not create tasks.
+        PlatformError: The task was refused.
+    """
+    try:
+        request = TaskRequest(
+            collaboration=collaboration,
+            organizations=list(organizations) if organizations is not None else None,
+            image=image,
+            method=method,
+            arguments=arguments or {},
+            databases=databases,
+            name=name,
+            description=description,
+            study=study,
+            store=store,
+            session=session.id if isinstance(session, Session) else session,
+            central=central,
+            columns=list(columns),
+            depends_on=list(depends_on),
+        )
+    except ValidationError as error:
+        raise _wrong_fields(f"Task {method!r}", error) from None
+    waiting = PollSettings(
+        interval_seconds=2.0, growth=1.2, max_interval_seconds=30.0, deadline_seconds=waiting_seconds
+    )
+    token = token or _token_of_call(request, repetition)
+    with credentials.get_client() as client:
+        made = launch(client, request, token, offline_nodes=offline_nodes, waiting=waiting, doubt_seconds=doubt_seconds)
+        url = client.url
+    get_run_logger().info("vantage6 task %d (%s) is %s", made.id, made.name, made.status.value)
+    link(artifact_key("vantage6-task", made.id), f"{url}/task/{made.id}", f"vantage6 task {made.id} ({made.name})")
+    state_event("vantage6", "task", str(made.id), "created", name=made.name, image=made.image, job_id=made.job_id)
+    return made
+
+
+@task(**RETRY)
+def wait_for_results(
+    credentials: Vantage6Credentials,
+    tasks: Task | int | Sequence[Task | int],
+    partial: bool = False,
+    timeout_seconds: float | None = None,
+    refresh_time: float = DEFAULT_POLLING.interval_seconds,
+    max_refresh_time: float = 30.0,
+    follow_logs: bool = True,
+    error_budget: int = 20,
+) -> list[TaskOutcome]:
+    """Wait until every run of every task has ended, and say what went wrong where.
+
+    Safe to repeat: it only reads, one request for all tasks per look. Two processes may wait at once. What the
+    algorithms print appears in this log while they run.
+
+    Args:
+        credentials: The account.
+        tasks: The tasks, or their ids.
+        partial: Whether tasks with failures are returned rather than raised.
+        timeout_seconds: Stop waiting after this time; never when None.
+        refresh_time: Seconds between the first looks; it stays near 1.5 % of the time waited.
+        max_refresh_time: The time between two looks never grows beyond this.
+        follow_logs: Whether to show what the algorithms print.
+        error_budget: So many looks in a row may fail.
+
+    Returns:
+        Each task with its runs and its failures, in the order asked for.
+
+    Raises:
+        TaskFailed: Runs ended without success: organization, node, status and last log lines, causes in subtasks first.
+        TaskGone: A task was deleted.
+        DeadlineExceeded: Not all runs have ended in time; the message names their organizations. They go on.
+        PollingFailed: The server could not be reached for long; the tasks go on.
+    """
+    logger = get_run_logger()
+    given = [tasks] if isinstance(tasks, Task | int) else list(tasks)
+    ids = [one.id if isinstance(one, Task) else one for one in given]
+    settings = PollSettings(
+        interval_seconds=refresh_time,
+        growth=DEFAULT_POLLING.growth,
+        max_interval_seconds=max(refresh_time, max_refresh_time),
+        deadline_seconds=timeout_seconds,
+        error_budget=error_budget,
+    )
+    listed = "-".join(map(str, ids[:10]))
+    progress = Progress(artifact_key("vantage6-runs", listed), f"Runs of vantage6 task {listed}")
+    with credentials.get_client() as client:
+        look: Look | None = None
+        for look in watch(client, ids, settings, follow_logs=follow_logs):
+            for line in look.log_lines:
+                logger.info("[task %d, %s] %s", line.task_id, line.node or line.organization_id, line.text)
+            for state in look.changed:
+                status = state.task.status.value
+                ended = sum(run.is_finished for run in state.runs)
+                logger.info(
+                    "vantage6 task %d is %s%s",
+                    state.task.id,
+                    status,
+                    f", {ended} of {len(state.runs)} runs ended" if state.runs else "",
+                )
+                state_event("vantage6", "task", str(state.task.id), status.replace(" ", "-"), name=state.task.name)
+            if look.changed:
+                table(artifact_key("vantage6-tasks", listed), _rows(look), f"vantage6 tasks {listed}")
+            runs = [run for state in look.states for run in state.runs]
+            progress(sum(run.is_finished for run in runs), max(len(runs), 1))
+        outcomes = [outcome_of(client, state) for state in look.states] if look else []
+    failed = [task_failed(outcome) for outcome in outcomes if not outcome.is_success]
+    for error in failed:
+        logger.error("%s", error)
+        markdown(
+            artifact_key("vantage6-failures", error.task_id),
+            f"# Task {error.task_id}\n\n```\n{error}\n```\n",
+            "What failed, and where",
+        )
+    if failed and not partial:
+        raise failed[0]
+    return outcomes
+
+
+@task(**RETRY)
+def get_results(
+    credentials: Vantage6Credentials,
+    task: Task | int,
+    partial: bool = False,
+    output_dir: Path | None = None,
+    spill_bytes: int = SPILL_BYTES,
+) -> list[Result]:
+    """Fetch the results of a task that has ended: organization names joined, decrypted, decoded.
+
+    Safe to repeat: it only reads (`GET result`, `GET run`, `GET blobstream/{uuid}`).
+
+    Args:
+        credentials: The account; its private key reads encrypted results.
+        task: The task, or its id.
+        partial: Whether a run without a result is returned with the reason rather than raised.
+        output_dir: Folder for results too large for memory; `default_output_dir` when None.
+        spill_bytes: Results above this size are written to files.
+
+    Returns:
+        One result for each organization.
+
+    Raises:
+        ResultUnavailable: A run has no result; the class says why: empty, expired, foreign, not JSON, a pickle.
+        DecryptionFailed: The private key is missing or another one, or the result is damaged.
+        TaskGone: The task was deleted.
+    """
+    task_id = task.id if isinstance(task, Task) else task
+    folder = (output_dir or default_output_dir()).expanduser().absolute()
+    with credentials.get_client() as client:
+        results = fetch_results(client, task_id, output_dir=folder, partial=partial, spill_bytes=spill_bytes)
+    logger = get_run_logger()
+    logger.info("%d results of vantage6 task %d", len(results), task_id)
+    table(
+        artifact_key("vantage6-results", task_id),
+        [
+            {
+                "organization": result.organization,
+                "bytes": result.size_bytes,
+                "file": str(result.path or ""),
+                "unavailable": result.unavailable or "",
+            }
+            for result in results
+        ],
+        f"Results of vantage6 task {task_id}",
+    )
+    return results
+
+
+@task(**RETRY)
+def kill_task(
+    credentials: Vantage6Credentials, task: Task | int, timeout_seconds: float = _KILLED_WITHIN_SECONDS
+) -> TaskOutcome:
+    """Kill a task and its subtasks, and wait until its runs have ended.
+
+    Safe to repeat: what has ended is left alone (`POST kill/task`).
+
+    Args:
+        credentials: The account; its role must be allowed to kill, which Researcher is not.
+        task: The task, or its id.
+        timeout_seconds: How long to wait for the runs to end.
+
+    Returns:
+        The task after it.
+
+    Raises:
+        CancelNotPermitted: The role does not allow it; the task goes on.
+        DeadlineExceeded: Some run has not ended in time.
+        TaskGone: The task was deleted.
+    """
+    task_id = task.id if isinstance(task, Task) else task
+    settings = PollSettings(
+        interval_seconds=0.5, growth=1.2, max_interval_seconds=5.0, deadline_seconds=timeout_seconds
+    )
+    with credentials.get_client() as client:
+        if not client.kill_task(task_id):
+            get_run_logger().info("vantage6 task %d had ended already", task_id)
+        for look in watch(client, [task_id], settings, follow_logs=False):
+            if look.finished:
+                state_event("vantage6", "task", str(task_id), "killed")
+                return outcome_of(client, look.states[0])
+    raise DeadlineExceeded(f"vantage6 task {task_id} has not ended.")
+
+
+@task(**ONCE)
+def create_session(
+    credentials: Vantage6Credentials,
+    collaboration: str | int,
+    name: str,
+    scope: SessionScope = SessionScope.OWN,
+    study: str | int | None = None,
+) -> Session:
+    """Make a session, or take the one of this name when it is what was asked for (generation 5).
+
+    Safe to repeat: the name, unique in its collaboration, is looked for first (`POST session`).
+
+    Args:
+        credentials: The account.
+        collaboration: Exact name or id.
+        name: Name of the session.
+        scope: Who may use it.
+        study: Exact name or id of a study.
+
+    Returns:
+        The session.
+
+    Raises:
+        NameConflict: A session of this name has another scope or study, or is hidden.
+        PermissionDeniedError: The role does not allow this scope.
+    """
+    with credentials.get_client() as client:
+        session = make_session(client, collaboration, name, scope=scope, study=study)
+    get_run_logger().info("vantage6 session %s has id %d", session.name, session.id)
+    state_event("vantage6", "session", str(session.id), "ready" if session.ready else "created", name=session.name)
+    return session
+
+
+@task(**ONCE)
+def create_dataframe(
+    credentials: Vantage6Credentials,
+    session: Session | int,
+    name: str,
+    label: str,
+    image: str,
+    method: str,
+    arguments: dict[str, Any] | None = None,
+    organizations: Sequence[str | int] | None = None,
+    store: int | None = None,
+) -> Dataframe:
+    """Have the nodes extract a dataframe, or take the one of this name when it is what was asked for (generation 5).
+
+    Safe to repeat: the name, unique on the whole server, is looked for first (`POST session/{id}/dataframe`). Its
+    `last_session_task` is the task to wait for.
+
+    Args:
+        credentials: The account.
+        session: The session, or its id.
+        name: Letters, digits, hyphens and underscores.
+        label: Label of the database in the nodes' configuration.
+        image: Docker image of the extraction.
+        method: Its function.
+        arguments: Its keyword arguments; JSON.
+        organizations: Exact names or ids; all of the session's collaboration or study when None.
+        store: Id of the algorithm store that vouches for the image.
+
+    Returns:
+        The dataframe, perhaps not ready yet.
+
+    Raises:
+        PreflightFailed: All problems found before anything was sent.
+        NameConflict: A dataframe of this name is another one.
+    """
+    with credentials.get_client() as client:
+        frame = make_dataframe(
+            client,
+            session.id if isinstance(session, Session) else session,
+            name,
+            label=label,
+            image=image,
+            method=method,
+            arguments=arguments,
+            organizations=organizations,
+            store=store,
+        )
+    get_run_logger().info("vantage6 dataframe %s has id %d", frame.name, frame.id)
+    state_event("vantage6", "dataframe", str(frame.id), "ready" if frame.ready else "created", name=frame.name)
+    return frame
+
+
+@task(**ONCE)
+def preprocess_dataframe(
+    credentials: Vantage6Credentials,
+    dataframe: Dataframe | int,
+    image: str,
+    method: str,
+    arguments: dict[str, Any] | None = None,
+    step: int = 1,
+    organizations: Sequence[str | int] | None = None,
+    store: int | None = None,
+) -> Task:
+    """Have the nodes change a dataframe, once for each step number (generation 5).
+
+    Safe to repeat: a step that is there is not sent again (`POST session/dataframe/{id}/preprocess`).
+
+    Args:
+        credentials: The account.
+        dataframe: The dataframe, or its id.
+        image: Docker image of the step.
+        method: Its function.
+        arguments: Its keyword arguments; JSON.
+        step: Number of the step in the life of the dataframe, from 1.
+        organizations: Exact names or ids; all of the session's collaboration or study when None.
+        store: Id of the algorithm store that vouches for the image.
+
+    Returns:
+        The task of the step, to wait for.
+
+    Raises:
+        NameConflict: The step of this number is another one.
+        PreflightFailed: All problems found before anything was sent.
+    """
+    dataframe_id = dataframe.id if isinstance(dataframe, Dataframe) else dataframe
+    with credentials.get_client() as client:
+        made = add_preprocessing(
+            client,
+            dataframe_id,
+            step,
+            image=image,
+            method=method,
+            arguments=arguments,
+            organizations=organizations,
+            store=store,
+        )
+    get_run_logger().info("Step %d of vantage6 dataframe %d is task %d", step, dataframe_id, made.id)
+    state_event("vantage6", "task", str(made.id), "created", dataframe=dataframe_id, step=step)
+    return made
+
+
+@task(**ONCE)
+def create_organization(
+    credentials: Vantage6Credentials, organization: OrganizationSpec, configuration_dir: Path, encrypted: bool = True
+) -> Organization:
+    """Make an organization with a key pair of 4096 bits, or take the one of this name.
+
+    Safe to repeat: the name is looked for first, and keys that exist are never replaced (`POST organization`).
+
+    Args:
+        credentials: An account that may make organizations.
+        organization: The organization.
+        configuration_dir: Folder whose sub-folder for the organization gets the private key, in a file of mode 0600.
+        encrypted: Whether it needs a key pair.
+
+    Returns:
+        The organization.
+
+    Raises:
+        KeyMismatch: The server has another public key than the folder. Neither was changed.
+        PermissionDeniedError: The role does not allow it.
+    """
+    with credentials.get_client() as client:
+        made = make_organization(client, organization, configuration_dir.expanduser().absolute(), encrypted=encrypted)
+    get_run_logger().info("vantage6 organization %s has id %d", made.name, made.id)
+    return made
+
+
+@task(**RETRY)
+def create_collaboration(
+    credentials: Vantage6Credentials, name: str, organizations: Sequence[Organization | int], encrypted: bool = True
+) -> Collaboration:
+    """Make a collaboration, or take the one of this name and add the members it lacks.
+
+    Safe to repeat: the name is looked for first (`POST collaboration`, `POST collaboration/{id}/organization`).
+
+    Args:
+        credentials: An account that may make collaborations.
+        name: Name of the collaboration.
+        organizations: Its members, or their ids.
+        encrypted: Whether inputs and results are encrypted.
+
+    Returns:
+        The collaboration with its members.
+
+    Raises:
+        NameConflict: The one of this name differs in encryption.
+        PermissionDeniedError: The role does not allow it.
+    """
+    ids = [one.id if isinstance(one, Organization) else one for one in organizations]
+    with credentials.get_client() as client:
+        made = make_collaboration(client, name, ids, encrypted=encrypted)
+    get_run_logger().info("vantage6 collaboration %s has id %d", made.name, made.id)
+    return made
+
+
+@task(**RETRY)
+def register_node(
+    credentials: Vantage6Credentials,
+    collaboration: Collaboration,
+    organization: Organization,
+    configuration_dir: Path,
+    databases: Sequence[NodeDatabase] = (),
+) -> Node:
+    """Register the node of an organization and write its configuration with the API key to a file of mode 0600.
+
+    Safe to repeat: a node that is registered stays as it is, and so does its file (`POST node`).
+
+    Args:
+        credentials: An account that may register nodes.
+        collaboration: The collaboration.
+        organization: The organization.
+        configuration_dir: Folder whose sub-folder for the organization gets `<collaboration>.yaml`.
+        databases: What the node serves.
+
+    Returns:
+        The node. Its API key is in the file only.
+
+    Raises:
+        PermissionDeniedError: The role does not allow it.
+    """
+    with credentials.get_client() as client:
+        node = make_node(
+            client,
+            collaboration,
+            organization,
+            configuration_dir.expanduser().absolute(),
+            databases=databases,
+            auth_url=credentials.auth_url,
+            realm=credentials.realm,
+        )
+    get_run_logger().info("vantage6 node %s has id %d", node.name, node.id)
+    return node
+
+
+@task(**RETRY)
+def create_user(
+    credentials: Vantage6Credentials, user: UserSpec, organization: Organization, configuration_dir: Path
+) -> User:
+    """Make a user with a made-up password, or a service account, or take the one of this name.
+
+    Safe to repeat: the name is looked for first, and passwords that exist are never changed (`POST user`).
+
+    Args:
+        credentials: An account that may make users.
+        user: The user.
+        organization: Its organization.
+        configuration_dir: Folder whose sub-folder for the organization gets `users/<username>.yaml`, of mode 0600.
+
+    Returns:
+        The user. Password and secret are in the file only.
+
+    Raises:
+        NameConflict: The user is in another organization, or a service account whose secret is not in the folder.
+        NotFoundError: There is no role of a name; the message lists those there are.
+        PermissionDeniedError: The role does not allow it.
+    """
+    with credentials.get_client() as client:
+        made = make_user(client, user, organization, configuration_dir.expanduser().absolute())
+    get_run_logger().info("vantage6 user %s has id %d", made.username, made.id)
+    return made
+
+
+@task(**RETRY)
+def list_resources(
+    credentials: Vantage6Credentials,
+    resource: str,
+    filters: dict[str, Any] | None = None,
+    include: Sequence[str] = (),
+    limit: int | None = None,
+) -> list[Record]:
+    """List what is on the server, all pages of it.
+
+    Safe to repeat: it only reads.
+
+    Args:
+        credentials: The account.
+        resource: `organization`, `collaboration`, `study`, `node`, `user`, `role`, `rule`, `task`, `run`, `result`,
+            `session`, `dataframe` or `algorithmstore`.
+        filters: Such as `{"collaboration_id": 1}`; texts take the wildcards `%` and `_`.
+        include: Related objects to include, such as `["organizations"]` of a collaboration.
+        limit: Stop after so many.
+
+    Returns:
+        The objects. Secrets in them are hidden.
+
+    Raises:
+        ConfigurationError: There is no such resource or filter; the message lists those there are.
+        PermissionDeniedError: The role may not see them.
+    """
+    model = resource_named(resource).model
+    with credentials.get_client() as client:
+        found = client.list(model, include=include, limit=limit, **(filters or {}))
+    get_run_logger().info("%d of resource %s", len(found), resource)
+    return found
+
+
+def _rows(look: Look) -> list[dict[str, object]]:
+    return [
+        {
+            "task": state.task.id,
+            "name": state.task.name,
+            "status": state.task.status.value,
+            "runs": len(state.runs),
+            "ended": sum(run.is_finished for run in state.runs),
+            "nodes": ", ".join(f"{run.node_name or run.organization_id}: {run.status.value}" for run in state.runs),
+        }
+        for state in look.states
+    ]
+
+
+def _token_of_call(request: TaskRequest, repetition: int) -> str:
+    """Name a call that has no token: Prefect gives a task run no place of its own, so its inputs decide."""
+    context = TaskRunContext.get()
+    inputs = json.dumps(request.model_dump(), sort_keys=True, default=repr)
+    kind = "vantage6-task-" + hashlib.sha256(f"{inputs}\0{repetition}".encode()).hexdigest()
+    if context is not None and context.task_run.flow_run_id is not None:
+        return token_of_flow_run(context.task_run.flow_run_id, kind)
+    # Outside a flow the task run itself is the intent; its id stays the same on its retries.
+    seed = str(context.task_run.id) if context is not None else kind
+    return hashlib.sha256(f"{seed}{kind}".encode()).hexdigest()[:10]
+
+
+def _wrong_fields(subject: str, error: ValidationError) -> ConfigurationError:
+    problems = "; ".join(
+        f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+        for problem in error.errors(include_input=False, include_url=False)
+    )
+    return ConfigurationError(f"{subject}: {problems}. Nothing was sent.")
