@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from prefect.blocks.core import Block
-from pydantic import Field, HttpUrl, SecretStr
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr
 
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.vip import VipClient
@@ -40,6 +40,9 @@ class VipCredentials(Block):
         ```
     """
 
+    # An error about one field must not repeat what was typed into it.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     _block_type_name: ClassVar[str] = "VIP Credentials"
     _block_type_slug: ClassVar[str] = "vip-credentials"
     _logo_url: ClassVar[HttpUrl] = HttpUrl("https://vip.creatis.insa-lyon.fr/images/core/vip-logo.png")
@@ -56,7 +59,7 @@ class VipCredentials(Block):
         default="https://vip.creatis.insa-lyon.fr",
         title="URL",
         description="Address of the portal, without /rest.",
-        pattern=r"^https?://[^/@]+",
+        pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$",
     )
     verify_tls: bool = Field(
         default=True, title="Verify TLS", description="Turn this off for a test server with its own certificate only."
@@ -101,7 +104,10 @@ class VipCredentials(Block):
             )
         else:
             key = given
-        return key.strip()
+        key = key.strip()
+        if not key:
+            raise ConfigurationError("The API key is empty. Look at what the block's field api_key names.")
+        return key
 
 
 def _names_a_file(text: str) -> bool:

@@ -58,7 +58,14 @@ class _HeaderAuth(AuthBase):
         self._headers = headers
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers.update(self._headers())
+        for name, value in self._headers().items():
+            # Checked here because http.client repeats the value in its error.
+            if not (value.isascii() and value.isprintable()):
+                raise ConfigurationError(
+                    f"The credentials have characters that the header {name!r} cannot carry, such as a line break. "
+                    "Check the key."
+                )
+            request.headers[name] = value
         return request
 
 
@@ -91,10 +98,10 @@ class HttpSession:
         read_retries: int = 2,
     ) -> None:
         parts = urlsplit(base_url)
+        if "@" in base_url:
+            raise ConfigurationError("Credentials do not belong into a URL. Use the block's fields.")
         if parts.scheme not in {"http", "https"} or not parts.netloc:
             raise ConfigurationError(f"{base_url!r} is not a http(s) URL. Give scheme and host.")
-        if parts.username or parts.password:
-            raise ConfigurationError("Credentials do not belong into a URL. Use the block's fields.")
         self.base_url = base_url.rstrip("/")
         self._auth = _HeaderAuth(auth_headers)
         self._timeouts = timeouts or Timeouts()
@@ -113,6 +120,7 @@ class HttpSession:
             backoff_jitter=0.25,
             redirect=False,
             raise_on_status=False,
+            respect_retry_after_header=False,  # a server must not decide for how long we sleep
         )
         adapter = HTTPAdapter(max_retries=retry, pool_connections=1, pool_maxsize=connections)
         self._session.mount("http://", adapter)
@@ -325,7 +333,11 @@ def _converted(method: str, url: str) -> Iterator[None]:
     except (requests.Timeout, urllib3.exceptions.ReadTimeoutError):
         raise RequestTimedOut(f"{what}: no answer in time.") from None
     except requests.ConnectionError as error:
-        kind = ConnectionFailed if _never_connected(error) else NetworkError
+        # requests says "connection error" of a timeout too, when it came in the body or on the last repetition.
+        if isinstance(_wrapped(error), urllib3.exceptions.ReadTimeoutError):
+            raise RequestTimedOut(f"{what}: no answer in time.") from None
+        never_connected = isinstance(_wrapped(error), urllib3.exceptions.NewConnectionError)
+        kind = ConnectionFailed if never_connected else NetworkError
         raise kind(f"{what}: the connection failed ({_reason(error)}).") from None
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
         if isinstance(error, requests.exceptions.InvalidURL):
@@ -339,16 +351,15 @@ def _bare(url: str | None) -> str:
     return (url or "").split("?", 1)[0]
 
 
-def _never_connected(error: requests.ConnectionError) -> bool:
-    cause = error.args[0] if error.args else None
-    reason = getattr(cause, "reason", cause)
-    return isinstance(reason, urllib3.exceptions.NewConnectionError)
+def _wrapped(error: BaseException) -> Any:
+    """What urllib3 said, without the layers around it."""
+    cause = error.args[0] if error.args else error
+    return getattr(cause, "reason", cause)
 
 
 def _reason(error: BaseException) -> str:
     """The innermost cause in words; the outer texts repeat the whole URL with its query."""
-    cause: Any = error.args[0] if error.args else error
-    cause = getattr(cause, "reason", cause)
+    cause = _wrapped(error)
     while isinstance(cause, BaseException) and cause.args and isinstance(cause.args[-1], BaseException):
         cause = cause.args[-1]
     return cause.__class__.__name__ if isinstance(cause, BaseException) else str(cause)[:200]

@@ -6,12 +6,12 @@ import hashlib
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, TypeVar
+from uuid import uuid4
 
 from prefect_biomed.clients.errors import (
     AuthenticationError,
@@ -41,17 +41,11 @@ def safe_join(folder: Path, name: str) -> Path:
         A path below the folder. Characters that Windows forbids are replaced there by `-`.
 
     Raises:
-        UnsafeContent: The name is empty, absolute, has `..`, a NUL or a component too long for a file system, or leads
+        UnsafeContent: The name is empty, absolute, has `..`, a NUL or a component no file system can hold, or leads
             out of the folder through a link that already exists.
     """
     parts = PurePosixPath(name).parts
-    unsafe = (
-        not parts
-        or name.startswith("/")
-        or ".." in parts
-        or "\x00" in name
-        or any(len(part.encode()) > _MAX_NAME_BYTES for part in parts)
-    )
+    unsafe = not parts or name.startswith("/") or ".." in parts or "\x00" in name or not _storable(parts)
     if sys.platform == "win32":
         parts = tuple(_WINDOWS_FORBIDDEN.sub("-", part) for part in parts)
     target = folder.joinpath(*parts)
@@ -66,22 +60,24 @@ def atomic_write(path: Path, *, mode: int | None = None) -> Iterator[IO[bytes]]:
 
     Args:
         path: Final name; its folder is made when missing.
-        mode: Permission bits of the file; the system's default when None.
+        mode: Permission bits of the file, less the umask; those of any new file when None.
 
     Yields:
         A binary file to write to. When the block raises, it is removed and an older file stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
+    temporary = path.with_name(f".{uuid4().hex}.part")
+    # Opened this way because asking for the umask would mean to change it for a moment, in all threads.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    handle = os.open(temporary, flags, 0o666 if mode is None else mode)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(_default_mode() if mode is None else mode)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -158,7 +154,9 @@ def transfer_all(
     return [outcomes[index] for index in range(len(items))]
 
 
-def _default_mode() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
+def _storable(parts: Sequence[str]) -> bool:
+    """Whether a file system can hold these names; JSON can spell half a surrogate pair, which none can."""
+    try:
+        return all(len(part.encode()) <= _MAX_NAME_BYTES for part in parts)
+    except UnicodeEncodeError:
+        return False

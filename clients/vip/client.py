@@ -213,9 +213,11 @@ class VipClient:
         inputs = descriptor.get("inputs") if isinstance(descriptor, dict) else None
         if not inputs:
             return
-        zipped = set((descriptor.get("custom") or {}).get("vip:dot") or [])
+        custom = descriptor.get("custom") or {}
         described = {key: entry for entry in inputs for key in (entry.get("id"), entry.get("name")) if key}
-        definition["dot_parameters"] = zipped | {described[item]["name"] for item in zipped if item in described}
+        for field, key in (("dot_parameters", "vip:dot"), ("counted_parameters", "vip:intIteratorInputs")):
+            ids = set(custom.get(key) or [])
+            definition[field] = ids | {described[item]["name"] for item in ids if item in described}
         for parameter in definition.get("parameters") or []:
             entry = described.get(parameter["name"])
             if entry and entry.get("list"):

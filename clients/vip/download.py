@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
@@ -195,7 +196,7 @@ def fetch_file(client: VipClient, output: Output, *, retry_seconds: Sequence[flo
             f"{output.path} has {output.size} bytes, the platform transfers at most {limit}. Fetch it from the portal."
         )
     output.local.parent.mkdir(parents=True, exist_ok=True)
-    part = output.local.with_name(f".{output.local.name[:200]}.part")
+    part = output.local.with_name(f".{sha256(output.local.name.encode()).hexdigest()[:32]}.part")
     for pause in (*retry_seconds, None):
         try:
             _fetch_into(client, output, part)

@@ -6,10 +6,12 @@ import logging
 import math
 import os
 import re
+import stat
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from html import unescape
 from pathlib import Path, PurePosixPath
 
@@ -154,7 +156,9 @@ def _scan(
     owner: dict[str, str] = {}
     folders: set[str] = set()
     for root, subfolders, names in os.walk(folder, followlinks=True, onerror=lambda e: problems.append(_unreadable(e))):
-        subfolders.sort()
+        subfolders[:] = [
+            name for name in sorted(subfolders) if not _leads_back(Path(root, name), folder, exclude, problems)
+        ]
         for name in sorted(names):
             path = Path(root, name)
             local_name = path.relative_to(folder).as_posix()
@@ -170,6 +174,10 @@ def _scan(
             owner[stored] = local_name
             try:
                 status = path.stat()
+                if not stat.S_ISREG(status.st_mode):
+                    # Opening a pipe would wait for its other end for ever.
+                    problems.append(f"{local_name!r} is neither a file nor a folder. Exclude it.")
+                    continue
                 with path.open("rb"):
                     pass
             except OSError as error:
@@ -188,6 +196,16 @@ def _scan(
         filtered = " that the include and exclude patterns let through" if include or exclude else ""
         problems.append(f"The input folder {folder} holds no file{filtered}.")
     return tuple(files), tuple(sorted(folders))
+
+
+def _leads_back(path: Path, folder: Path, exclude: Sequence[str], problems: list[str]) -> bool:
+    """Whether a folder is a link to one it lies in, which would never end; a problem unless it is excluded."""
+    if not path.is_symlink() or not path.parent.resolve().is_relative_to(path.resolve()):
+        return False
+    name = path.relative_to(folder).as_posix()
+    if _selected(name, (), exclude):
+        problems.append(f"{name!r} is a link to a folder it lies in. Exclude it.")
+    return True
 
 
 def _unreadable(error: OSError) -> str:
@@ -215,6 +233,14 @@ class _Settings:
     _remote_folders: dict[str, dict[str, int | None]] = field(default_factory=dict)
     _values: dict[str, InputValue] = field(default_factory=dict)
 
+    @cached_property
+    def _local_names(self) -> frozenset[str]:
+        return frozenset(file.local_name for file in self.files)
+
+    @cached_property
+    def _stored_names(self) -> frozenset[str]:
+        return frozenset((*(file.name for file in self.files), *self.folders))
+
     def resolve(self) -> dict[str, InputValue]:
         parameters = {parameter.name: parameter for parameter in self.pipeline.inputs}
         settings = self.session.input_settings
@@ -223,7 +249,7 @@ class _Settings:
         missing = [p.name for p in parameters.values() if p.is_required and p.name not in settings]
         for name in missing:
             self.problems.append(f"{name!r} is missing: {_expected(parameters[name])}.")
-        for name in settings.keys() - parameters.keys() - {_RESULTS_DIRECTORY}:
+        for name in sorted(settings.keys() - parameters.keys() - {_RESULTS_DIRECTORY}):
             known = ", ".join(sorted(parameters)) or "none"
             self.problems.append(f"{self.pipeline.identifier} has no parameter {name!r}. It has: {known}.")
         for name, parameter in parameters.items():
@@ -233,7 +259,7 @@ class _Settings:
 
     def jobs(self, limit: int) -> int:
         """Count the jobs: lists are combined every with every, zipped ones element by element."""
-        lengths = {name: length for name, value in self._values.items() if (length := _length(value)) != 1}
+        lengths = {name: length for name in self._values if (length := self._length(name)) != 1}
         zipped = {name: lengths.get(name, 1) for name in self.pipeline.dot_parameters if name in self._values}
         if len(set(zipped.values())) > 1:
             told = ", ".join(f"{name} has {length}" for name, length in sorted(zipped.items()))
@@ -244,6 +270,22 @@ class _Settings:
             told = ", ".join(f"{name} has {length}" for name, length in sorted(lengths.items()))
             self.problems.append(f"The settings make {jobs} jobs, the limit is {limit}: {told}. Split the lists.")
         return jobs
+
+    def _length(self, name: str) -> int:
+        """Number of values: VIP reads `a@@b` as a list of two, and some numbers N as 0 … N-1."""
+        value = self._values[name]
+        elements: Iterable[Scalar | None] = value if isinstance(value, list) else [value]
+        if name not in self.pipeline.counted_parameters or value is None or value == []:
+            return sum(str(element).count(_LIST_SEPARATOR) + 1 for element in elements)
+        try:
+            (number,) = (int(str(element)) for element in elements)
+        except ValueError:
+            number = 0
+        if number < 1:
+            self.problems.append(
+                f"{name!r} is {value!r}: expected is one whole number above 0, of which VIP makes a list."
+            )
+        return max(number, 1)
 
     def _resolve(self, parameter: Parameter, value: InputValue) -> InputValue:
         if isinstance(value, list):
@@ -306,7 +348,7 @@ class _Settings:
             self.problems.append(f"{name!r}: the file {value!r} is not in the input folder {self.session.input_dir}.")
             return None
         uploaded = value.removeprefix(self.session.vip_input_dir + "/")
-        on_its_way = not self.inputs_uploaded and any(uploaded in {file.name, *self.folders} for file in self.files)
+        on_its_way = not self.inputs_uploaded and uploaded in self._stored_names
         if not on_its_way and not self._on_platform(value):
             self.problems.append(f"{name!r}: {value} does not exist on the platform.")
             return None
@@ -324,7 +366,7 @@ class _Settings:
             except ValueError:
                 continue
             stored = "/".join(stored_name(part, self.client.profile) for part in relative.parts)
-            if any(file.local_name == relative.as_posix() for file in self.files) or stored in self.folders:
+            if relative.as_posix() in self._local_names or stored in self.folders:
                 return stored
             if self.inputs_uploaded and self._on_platform(f"{self.session.vip_input_dir}/{stored}"):
                 return stored
@@ -335,12 +377,6 @@ class _Settings:
         if folder not in self._remote_folders:
             self._remote_folders[folder] = list_folder_or_nothing(self.client, folder)
         return name in self._remote_folders[folder]
-
-
-def _length(value: InputValue) -> int:
-    """Number of values; VIP reads `a@@b` as a list of two."""
-    elements: Iterable[Scalar | None] = value if isinstance(value, list) else [value]
-    return sum(str(element).count(_LIST_SEPARATOR) + 1 for element in elements)
 
 
 def _expected(parameter: Parameter) -> str:

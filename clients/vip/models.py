@@ -239,6 +239,8 @@ class Pipeline(_Model):
         parameters: Its parameters; empty in lists of VIP.
         dot_parameters: Parameters whose lists are combined element by element; all others are combined every with
             every. Empty where the platform does not tell.
+        counted_parameters: Parameters for which a number N stands for the list 0 … N-1. Empty where the platform does
+            not tell.
     """
 
     identifier: str
@@ -248,6 +250,7 @@ class Pipeline(_Model):
     can_execute: bool = True
     parameters: tuple[Parameter, ...] = ()
     dot_parameters: frozenset[str] = frozenset()
+    counted_parameters: frozenset[str] = frozenset()
 
     @property
     def inputs(self) -> tuple[Parameter, ...]:

@@ -357,14 +357,18 @@ def parse(text: bytes, where: str) -> SessionRecord:
     try:
         return SessionRecord.model_validate_json(text)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc']) or 'file'}: {problem['msg']}"
-            for problem in error.errors(include_input=False, include_url=False)[:5]
-        )
-        raise LedgerError(
-            f"{where} is damaged or not a session file ({problems}). It was left as it is. "
-            "Restore it, or move it away to begin anew; executions are found again by their names."
-        ) from None
+        raise _damaged(where, error) from None
+
+
+def _damaged(where: str, error: ValidationError) -> LedgerError:
+    problems = "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc']) or 'file'}: {problem['msg']}"
+        for problem in error.errors(include_input=False, include_url=False)[:5]
+    )
+    return LedgerError(
+        f"{where} is damaged or not a session file ({problems}). It was left as it is. "
+        "Restore it, or move it away to begin anew; executions are found again by their names."
+    )
 
 
 def open_session(
@@ -396,18 +400,21 @@ def open_session(
     record = parse(text, where)
     if session_name not in (None, record.session_name):
         raise LedgerError(f"{where} belongs to session {record.session_name!r}, not to {session_name!r}.")
-    return VipSession.model_validate(
-        {
-            "session_name": record.session_name,
-            "pipeline_id": record.pipeline_id,
-            "input_settings": record.input_settings or {},
-            "input_dir": record.local_input_dir,
-            "output_dir": output_dir,
-            "vip_input_dir": record.vip_input_dir or f"{PurePosixPath(record.vip_output_dir).parent}/INPUTS",
-            "vip_output_dir": record.vip_output_dir,
-            "nb_runs": record.ledger.nb_runs,
-            "token": record.ledger.token,
-            "backup": backup,
-            "results_location": record.ledger.results_location,
-        }
-    )
+    try:
+        return VipSession.model_validate(
+            {
+                "session_name": record.session_name,
+                "pipeline_id": record.pipeline_id,
+                "input_settings": record.input_settings or {},
+                "input_dir": record.local_input_dir,
+                "output_dir": output_dir,
+                "vip_input_dir": record.vip_input_dir or f"{PurePosixPath(record.vip_output_dir).parent}/INPUTS",
+                "vip_output_dir": record.vip_output_dir,
+                "nb_runs": record.ledger.nb_runs,
+                "token": record.ledger.token,
+                "backup": backup,
+                "results_location": record.ledger.results_location,
+            }
+        )
+    except ValidationError as error:
+        raise _damaged(where, error) from None
