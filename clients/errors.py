@@ -26,6 +26,7 @@ __all__ = [
     "PreflightFailed",
     "RequestTimedOut",
     "ServerUnavailable",
+    "SourceUnreadable",
     "TransferFailed",
     "UnexpectedResponse",
     "UnsafeContent",
@@ -135,6 +136,10 @@ class LaunchInDoubt(BiomedError):
 
 class LedgerError(BiomedError):
     """A session file or ledger on disk is damaged, locked, or belongs to something else. It was left untouched."""
+
+
+class SourceUnreadable(BiomedError):
+    """A local file that was to be sent is missing, damaged, or not of the kind that fits. It was not sent."""
 
 
 class UnsafeContent(BiomedError):

@@ -1,0 +1,245 @@
+"""What a Boss ingest is made of: jobs, their states, joins, reports."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import IntEnum
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+__all__ = [
+    "Channel",
+    "Completion",
+    "IngestJob",
+    "JobCounts",
+    "JobStatus",
+    "JoinedJob",
+    "UploadReport",
+]
+
+
+class JobStatus(IntEnum):
+    """State of an ingest job.
+
+    A number that the Boss may invent later is kept and is not terminal.
+    """
+
+    PREPARING = 0
+    UPLOADING = 1
+    COMPLETE = 2
+    DELETED = 3
+    FAILED = 4
+    COMPLETING = 5
+    WAIT_ON_QUEUES = 6
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        if not isinstance(value, int):
+            return None
+        member = int.__new__(cls, value)
+        member._name_ = f"UNKNOWN_{value}"
+        member._value_ = value
+        return member
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job will not change any more."""
+        return self in (JobStatus.COMPLETE, JobStatus.DELETED, JobStatus.FAILED)
+
+    @property
+    def is_success(self) -> bool:
+        """Whether everything that was indexed is in the Boss."""
+        return self == JobStatus.COMPLETE
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class IngestJob(_Frozen):
+    """An ingest job as the Boss lists it.
+
+    Attributes:
+        id: Number of the job; all further calls need it.
+        collection: Name of the collection.
+        experiment: Name of the experiment.
+        channel: Name of the channel that is written to.
+        status: State when it was asked.
+        ingest_type: `tile` or `volumetric`.
+        tile_count: Number of tiles (chunks of a volumetric job); 0 where the list does not tell it.
+        created_on: When the job was made, by the server's clock; None where it is not told.
+        host: Server that it lives on.
+    """
+
+    id: int
+    collection: str
+    experiment: str
+    channel: str
+    status: JobStatus
+    ingest_type: Literal["tile", "volumetric"] = "tile"
+    tile_count: int = 0
+    created_on: datetime | None = None
+    host: str = ""
+
+
+class JobCounts(_Frozen):
+    """How far a job is, as `/status` tells it.
+
+    Attributes:
+        id: Number of the job.
+        status: Its state.
+        tile_count: Messages that it began with.
+        visible: Messages waiting in the upload queue; those leased by a client are not counted, and the number is
+            approximate.
+    """
+
+    id: int
+    status: JobStatus
+    tile_count: int
+    visible: int
+
+
+class Channel(_Frozen):
+    """What is known of the channel that is written to.
+
+    Attributes:
+        path: `collection/experiment/channel`.
+        datatype: `uint8`, `uint16`, `uint32` or `uint64`.
+        type: `image` or `annotation`.
+        base_resolution: The level that an ingest writes to, whatever the configuration says.
+        bounds: Half-open ranges of the coordinate frame in voxels, by axis.
+        time_samples: Number of time samples of the experiment.
+    """
+
+    path: str
+    datatype: str
+    type: str = "image"
+    base_resolution: int = 0
+    bounds: dict[Literal["x", "y", "z"], tuple[int, int]]
+    time_samples: int = 1
+
+
+class JoinedJob(_Frozen):
+    """The answer to a join that found a job ready: where to work and with which keys.
+
+    Attributes:
+        job: The job.
+        access_key: Id of the AWS key, good for about an hour.
+        secret_key: Its secret.
+        session_token: Session token; None for the keys that the Boss issues today.
+        upload_queue: URL of the queue of what is left to do.
+        tile_index_queue: URL of the queue that finished tiles are told to; None for volumetric jobs.
+        bucket: Where to put tiles or cuboids.
+        parameters: What the lambdas want to get back with every tile.
+        lookup_key: Numbers of collection, experiment and channel, joined by `&`.
+        datatype: dtype of the channel.
+        base_resolution: Level that is written to.
+    """
+
+    job: IngestJob
+    access_key: SecretStr
+    secret_key: SecretStr
+    session_token: SecretStr | None = None
+    upload_queue: str
+    tile_index_queue: str | None
+    bucket: str
+    parameters: dict[str, Any] = Field(repr=False)
+    lookup_key: str
+    datatype: str
+    base_resolution: int
+
+
+class Completion(_Frozen):
+    """How an attempt to complete a job ended.
+
+    Attributes:
+        job_id: Number of the job.
+        outcome: `COMPLETE`, or `RESUME` when the Boss wants more tiles.
+        status: State of the job.
+        missing: Messages waiting in the upload queue when the outcome is `RESUME`.
+    """
+
+    job_id: int
+    outcome: Literal["COMPLETE", "RESUME"]
+    status: JobStatus
+    missing: int = 0
+
+
+class UploadReport(_Frozen):
+    """What an upload did, counted exactly.
+
+    "Tile" stands for a chunk where the job is volumetric.
+
+    Attributes:
+        job_id: Number of the job.
+        tile_count: Tiles that the job has.
+        received: Messages received, repeated deliveries included.
+        put: Tiles (for a volumetric job: cuboids) that were PUT, repeated ones included.
+        put_bytes: Bytes of these.
+        indexed: Index messages sent.
+        deleted: Distinct tiles finished by this run.
+        deleted_before: Distinct tiles that earlier runs finished, as the ledger of this machine knows.
+        duplicates: Messages of tiles that were finished already; only deleted again.
+        abandoned: Messages given back because their lease came to its end.
+        blank: Tiles filled because their source was missing or damaged.
+        skipped: Tiles left out for the same reason.
+        quarantined: Messages that cannot be right, or whose source is missing or damaged, taken off the queue and kept.
+        failed: Tiles that could not be read, by name, with the reason; their messages stay in the queue.
+        holes: Tiles that are not in the Boss although the job counts as finished, as far as was found out.
+        unaccounted: Tiles that neither this run nor the ledger of this machine finished: other clients' work, or lost.
+        joins: Times that keys were asked for.
+        seconds: Duration.
+        exhausted: Whether the queue was found empty at the end.
+        stopped: Why the upload ended before the queue was empty; empty otherwise.
+        warnings: What a person should know.
+    """
+
+    job_id: int
+    tile_count: int
+    received: int = 0
+    put: int = 0
+    put_bytes: int = 0
+    indexed: int = 0
+    deleted: int = 0
+    deleted_before: int = 0
+    duplicates: int = 0
+    abandoned: int = 0
+    blank: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    quarantined: tuple[str, ...] = ()
+    failed: dict[str, str] = {}
+    holes: tuple[str, ...] = ()
+    unaccounted: int = 0
+    joins: int = 0
+    seconds: float = 0.0
+    exhausted: bool = False
+    stopped: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def tiles_per_second(self) -> float:
+        """Rate of this run."""
+        return self.deleted / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every tile was finished by this machine and none is missing."""
+        return self.unaccounted == 0 and not (self.holes or self.failed or self.skipped or self.quarantined)
+
+    def summary(self) -> str:
+        """One paragraph for a log or an artifact."""
+        parts = [
+            f"Ingest job {self.job_id}: {self.deleted} of {self.tile_count} tiles finished in {self.seconds:.1f} s "
+            f"({self.tiles_per_second:.1f}/s, {self.put_bytes / 1e6:.1f} MB)"
+        ]
+        if self.deleted_before:
+            parts.append(f"{self.deleted_before} by earlier runs")
+        if self.unaccounted and self.exhausted:
+            parts.append(f"{self.unaccounted} by other clients or lost")
+        lists = {name: len(getattr(self, name)) for name in ("blank", "skipped", "quarantined", "failed", "holes")}
+        counts = {"duplicates": self.duplicates, "abandoned": self.abandoned, **lists}
+        parts += [f"{count} {name}" for name, count in counts.items() if count]
+        if self.stopped:
+            parts.append(f"stopped: {self.stopped}")
+        return ", ".join(parts) + "."

@@ -1,0 +1,286 @@
+"""What a plugin is, and how one is loaded from the dotted path in a configuration."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import IO, Any, ClassVar
+
+from prefect_biomed.clients.boss.images import ImageWindow
+from prefect_biomed.clients.errors import ConfigurationError, SourceUnreadable
+
+__all__ = [
+    "TZYX_ORDER",
+    "XYZT_ORDER",
+    "XYZ_ORDER",
+    "ZYX_ORDER",
+    "ChunkProcessor",
+    "PathProcessor",
+    "TileProcessor",
+    "filled_in",
+    "load",
+    "parameter",
+]
+
+XYZ_ORDER, ZYX_ORDER, XYZT_ORDER, TZYX_ORDER = range(4)
+
+_BUILT_IN = "prefect_biomed.clients.boss.plugins"
+_OFFICIAL = ("ingestclient.plugins.", "ingest.plugins.")
+_TEMPLATE = re.compile(r"<(?:o:(\d+))?(?:p:(\d+))?>")
+_import_lock = threading.Lock()
+
+
+class PathProcessor(ABC):
+    """Tells which file holds a tile.
+
+    Attributes:
+        thread_safe: Whether `process` may be called from several threads at once; otherwise a lock is held.
+        parameters: What the configuration gives, and `ingest_job`, the section of that name.
+    """
+
+    thread_safe: ClassVar[bool] = False
+    parameters: dict[str, Any]
+
+    def setup(self, parameters: dict[str, Any]) -> None:
+        """Take the parameters.
+
+        Args:
+            parameters: `params` of the configuration and `ingest_job`.
+
+        Raises:
+            ConfigurationError: A parameter is missing or wrong.
+        """
+        self.parameters = parameters
+
+    @abstractmethod
+    def process(self, x_index: int, y_index: int, z_index: int, t_index: int | None = None) -> str:
+        """Name the file.
+
+        Args:
+            x_index: Column of the tile (or chunk).
+            y_index: Row of the tile (or chunk).
+            z_index: Slice of the tile, or index of the chunk.
+            t_index: Sample.
+
+        Returns:
+            A path; any string that the tile processor understands.
+        """
+
+
+class TileProcessor(ABC):
+    """Reads a tile.
+
+    Attributes:
+        thread_safe: Whether `process` may be called from several threads at once; otherwise a lock is held.
+        parameters: What the configuration gives, and `ingest_job`, the section of that name.
+    """
+
+    thread_safe: ClassVar[bool] = False
+    parameters: dict[str, Any]
+
+    def setup(self, parameters: dict[str, Any]) -> None:
+        """Take the parameters; see `PathProcessor.setup`."""
+        self.parameters = parameters
+
+    @abstractmethod
+    def process(
+        self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0
+    ) -> IO[bytes] | bytes | ImageWindow | Any:
+        """Read one tile.
+
+        Args:
+            file_path: What the path processor said.
+            x_index: Column of the tile.
+            y_index: Row of the tile.
+            z_index: Slice.
+            t_index: Sample.
+
+        Returns:
+            An encoded image as bytes or as an open file, an `ImageWindow` to be read, or an array of shape (y, x).
+
+        Raises:
+            SourceUnreadable: The source is missing or damaged.
+        """
+
+
+class ChunkProcessor(ABC):
+    """Reads a chunk of a volumetric job.
+
+    Attributes:
+        thread_safe: Whether `process` may be called from several threads at once; otherwise a lock is held.
+        parameters: What the configuration gives, and `ingest_job`, the section of that name.
+    """
+
+    thread_safe: ClassVar[bool] = False
+    parameters: dict[str, Any]
+
+    def setup(self, parameters: dict[str, Any]) -> None:
+        """Take the parameters; see `PathProcessor.setup`."""
+        self.parameters = parameters
+
+    @abstractmethod
+    def process(self, file_path: str, x_index: int, y_index: int, z_index: int) -> tuple[Any, int]:
+        """Read one chunk.
+
+        Args:
+            file_path: What the path processor said.
+            x_index: Index of the chunk in x.
+            y_index: Index of the chunk in y.
+            z_index: Index of the chunk in z.
+
+        Returns:
+            An array, at most as large as a chunk, and the order of its axes.
+
+        Raises:
+            SourceUnreadable: The source is missing or damaged.
+        """
+
+    def bounds(self, x_index: int, y_index: int, z_index: int) -> tuple[slice, slice, slice]:
+        """Where a chunk lies in the volume, as slices in x, y, z."""
+        size = self.parameters["ingest_job"]["chunk_size"]
+        indices = (("x", x_index), ("y", y_index), ("z", z_index))
+        x, y, z = (slice(index * size[axis], (index + 1) * size[axis]) for axis, index in indices)
+        return x, y, z
+
+
+def parameter(parameters: Mapping[str, Any], name: str, plugin: object, default: Any = ...) -> Any:
+    """Take one parameter of a plugin.
+
+    Raises:
+        ConfigurationError: It is missing and has no default.
+    """
+    value = parameters.get(name, default)
+    if value is ...:
+        given = sorted(set(parameters) - {"ingest_job"})
+        raise ConfigurationError(
+            f"{type(plugin).__name__} needs the parameter {name!r}; the configuration gives "
+            f"{', '.join(given) or 'none'}."
+        )
+    return value
+
+
+def filled_in(template: str, index: int, x_index: int, y_index: int, z_index: int) -> str:
+    """Put numbers into a file name.
+
+    Args:
+        template: `<>` stands for `index`, `<o:200>` adds 200 to it, `<p:4>` pads it with zeros to four digits,
+            `<o:200p:4>` does both; `<x>`, `<y>` and `<z>` stand for the others.
+        index: Slice or file number.
+        x_index: Column of the tile.
+        y_index: Row of the tile.
+        z_index: Slice of the tile.
+    """
+
+    def number(match: re.Match[str]) -> str:
+        return str(index + int(match[1] or 0)).zfill(int(match[2] or 0))
+
+    text = _TEMPLATE.sub(number, template)
+    return text.replace("<x>", str(x_index)).replace("<y>", str(y_index)).replace("<z>", str(z_index))
+
+
+def local_file(parameters: Mapping[str, Any], plugin: object) -> None:
+    """Refuse the S3 file system of boss-ingest's plugins, which would need keys in the configuration.
+
+    Raises:
+        ConfigurationError: `filesystem` is not `local`.
+    """
+    kind = parameters.get("filesystem", "local")
+    if kind != "local":
+        raise ConfigurationError(
+            f"{type(plugin).__name__} reads local files; filesystem {kind!r} is not supported. Mount or copy the "
+            "bucket, or give a class of your own."
+        )
+
+
+def load(dotted_path: str, parameters: dict[str, Any]) -> Any:
+    """Make the plugin that a configuration names.
+
+    Args:
+        dotted_path: Package, module and class. `ingestclient.plugins…` and `ingest.plugins…` mean the built-in class
+            of that name where there is one.
+        parameters: Handed to its `setup`.
+
+    Returns:
+        The plugin, set up.
+
+    Raises:
+        ConfigurationError: There is no such class, or it cannot be imported or set up.
+    """
+    module_name, _, class_name = dotted_path.rpartition(".")
+    candidates = [module_name]
+    for prefix in _OFFICIAL:
+        if f"{module_name}.".startswith(prefix):
+            candidates.insert(0, f"{_BUILT_IN}.{module_name.removeprefix(prefix)}")
+    reasons = []
+    for candidate in candidates:
+        try:
+            plugin_class = getattr(_module(candidate), class_name)
+        except (ImportError, AttributeError) as error:
+            reasons.append(str(error))
+            continue
+        plugin = plugin_class()
+        try:
+            plugin.setup(parameters)
+        except (ConfigurationError, SourceUnreadable):
+            raise
+        except Exception as error:  # third-party code may raise anything
+            raise ConfigurationError(f"Plugin {dotted_path} could not be set up: {error!r}.") from error
+        return plugin
+    raise ConfigurationError(
+        f"Plugin {dotted_path} could not be loaded: {'; '.join(dict.fromkeys(reasons))}. "
+        "Plugins for HDF5, Zarr and arrays come with prefect-biomed[volumetric]."
+    )
+
+
+def _module(name: str) -> ModuleType:
+    if name.startswith(_BUILT_IN):
+        return importlib.import_module(name)
+    with _import_lock, _base_classes():
+        return importlib.import_module(name)
+
+
+@contextmanager
+def _base_classes() -> Iterator[None]:
+    """Let classes written for boss-ingest find their base classes when it is not installed, or not usable.
+
+    A fresh boss-ingest does not import, because it needs a part of setuptools that was removed.
+    """
+    try:
+        importlib.import_module("ingestclient.plugins.path")
+        missing = False
+    except ImportError:
+        missing = True
+    added: dict[str, ModuleType] = {}
+    if missing:
+        for package in ("ingestclient", "ingest"):
+            contents: dict[str, dict[str, Any]] = {
+                package: {"__path__": []},
+                f"{package}.plugins": {"__path__": []},
+                f"{package}.plugins.path": {"PathProcessor": PathProcessor},
+                f"{package}.plugins.tile": {"TileProcessor": TileProcessor},
+                f"{package}.plugins.chunk": {
+                    "ChunkProcessor": ChunkProcessor,
+                    "XYZ_ORDER": XYZ_ORDER,
+                    "ZYX_ORDER": ZYX_ORDER,
+                    "XYZT_ORDER": XYZT_ORDER,
+                    "TZYX_ORDER": TZYX_ORDER,
+                },
+            }
+            for name, attributes in contents.items():
+                module = ModuleType(name)
+                vars(module).update(attributes)
+                added[name] = module
+    kept = {name: sys.modules[name] for name in added if name in sys.modules}
+    sys.modules.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            sys.modules.pop(name, None)
+        sys.modules.update(kept)

@@ -1,0 +1,105 @@
+"""One image per slice, and one image cut into tiles."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, ClassVar
+
+from prefect_biomed.clients.boss.images import ImageWindow
+from prefect_biomed.clients.boss.plugins.base import (
+    PathProcessor,
+    TileProcessor,
+    filled_in,
+    local_file,
+    parameter,
+)
+from prefect_biomed.clients.errors import SourceUnreadable
+
+__all__ = [
+    "SingleImagePathProcessor",
+    "SingleImageTileProcessor",
+    "ZindexStackPathProcessor",
+    "ZindexStackTileProcessor",
+]
+
+
+class ZindexStackPathProcessor(PathProcessor):
+    """One file per slice: `{root_dir}/{base_filename}.{extension}`.
+
+    Parameters: `root_dir`, `base_filename` (`<>` stands for the slice, `<o:200p:4>` adds 200 and pads to 4 digits),
+    `extension`.
+    """
+
+    thread_safe: ClassVar[bool] = True
+
+    def setup(self, parameters: dict[str, Any]) -> None:
+        """Take the parts of the name."""
+        super().setup(parameters)
+        self._root = str(parameter(parameters, "root_dir", self))
+        self._name = f"{parameter(parameters, 'base_filename', self)}.{parameter(parameters, 'extension', self)}"
+
+    def process(self, x_index: int, y_index: int, z_index: int, t_index: int | None = None) -> str:
+        """Name the file of a slice."""
+        if t_index:
+            raise SourceUnreadable(f"A stack of slices has no sample {t_index}: it is not a time series.")
+        name = filled_in(self._name, z_index, x_index, y_index, z_index)
+        return os.path.join(self._root, name)  # noqa: PTH118  # a hundred thousand times
+
+
+class _Window(TileProcessor):
+    """Cuts the tile out of an image that is as large as the slice."""
+
+    thread_safe: ClassVar[bool] = True
+
+    def setup(self, parameters: dict[str, Any]) -> None:
+        """Take the size of a tile."""
+        super().setup(parameters)
+        local_file(parameters, self)
+        size = parameters["ingest_job"]["tile_size"]
+        self._size: tuple[int, int] = size["x"], size["y"]
+
+    def process(self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0) -> ImageWindow:
+        """Name the window of the tile."""
+        return ImageWindow(file_path, left=x_index * self._size[0], top=y_index * self._size[1])
+
+
+class ZindexStackTileProcessor(_Window):
+    """Cuts tiles out of the slice's image; those at the edge are padded.
+
+    A template with `<x>` or `<y>` names one file per tile, and then the file is the tile.
+    """
+
+    def process(self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0) -> ImageWindow:
+        """Name the window of the tile."""
+        if self.parameters.get("one_file_per_tile", False):
+            return ImageWindow(file_path, whole=True)
+        return super().process(file_path, x_index, y_index, z_index, t_index)
+
+
+class SingleImagePathProcessor(PathProcessor):
+    """The same file for all tiles. Parameter: `filename`."""
+
+    thread_safe: ClassVar[bool] = True
+
+    def setup(self, parameters: dict[str, Any]) -> None:
+        """Take the file name."""
+        super().setup(parameters)
+        self._filename = str(parameter(parameters, "filename", self))
+
+    def process(self, x_index: int, y_index: int, z_index: int, t_index: int | None = None) -> str:
+        """Name the file."""
+        return self._filename
+
+
+class SingleImageTileProcessor(_Window):
+    """Cuts tiles out of one image; its pages are the slices, counted from `first_slice` (the extent's first)."""
+
+    def setup(self, parameters: dict[str, Any]) -> None:
+        """Take the number of the slice that the first page is."""
+        super().setup(parameters)
+        self._first = int(parameters.get("first_slice", parameters["ingest_job"]["extent"]["z"][0]))
+
+    def process(self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0) -> ImageWindow:
+        """Name the window of the tile."""
+        left, top = x_index * self._size[0], y_index * self._size[1]
+        return ImageWindow(file_path, page=z_index - self._first, left=left, top=top)
