@@ -327,7 +327,7 @@ class BossClient:
 
         Args:
             job_id: Number of the job.
-            settings: Interval and deadline; every 5 s for up to an hour by default.
+            settings: Interval and deadline; every 1 to 15 s for up to an hour by default.
 
         Returns:
             Queues and keys.
@@ -340,7 +340,7 @@ class BossClient:
         self._refuse_over(job_id, self.counts(job_id).status)
         looks = poll(
             lambda: self.join(job_id),
-            settings or PollSettings(interval_seconds=5, deadline_seconds=3600),
+            settings or PollSettings(1, 1.5, 15, deadline_seconds=3600),
             what=f"Ingest job {job_id}",
             take_up_again=f"Join job {job_id} later.",
         )
@@ -357,7 +357,8 @@ class BossClient:
 
         Args:
             job_id: Number of the job.
-            settings: Interval of the looks at the verification, and deadline for all; 5 s and six hours by default.
+            settings: Interval of the looks, beside what the server asks for, and deadline for all; 1 to 15 s and six
+                hours by default.
 
         Returns:
             `COMPLETE`, or `RESUME` when tiles are missing and wait in the upload queue.
@@ -367,46 +368,40 @@ class BossClient:
             DeadlineExceeded: Not finished in time; the server goes on.
             BiomedError: As for `counts`.
         """
-        settings = settings or PollSettings(interval_seconds=5, deadline_seconds=6 * 3600, error_budget=20)
-
-        def look() -> tuple[Completion | None, float]:
-            return self._complete_once(job_id, settings.interval_seconds)
-
+        settings = settings or PollSettings(1, 1.2, 15, deadline_seconds=6 * 3600, error_budget=20)
         looks = poll(
-            look,
-            # The server says itself how long to wait, so that the loop's own pause is only the shortest one.
-            PollSettings(min(settings.interval_seconds, 0.5), 1.0, None, settings.deadline_seconds, 20),
+            lambda: self._complete_once(job_id),
+            settings,
             what=f"Completion of ingest job {job_id}",
             take_up_again=f"Complete job {job_id} again later.",
         )
-        for completion, wait_seconds in looks:
-            if completion:
-                return completion
-            sleep(wait_seconds)
+        for outcome in looks:
+            if isinstance(outcome, Completion):
+                return outcome
+            sleep(outcome)  # the server says how long
         raise AssertionError("a poll ends only by an error")
 
-    def _complete_once(self, job_id: int, interval: float) -> tuple[Completion | None, float]:
+    def _complete_once(self, job_id: int) -> Completion | float:
+        """One step: how it ended, or how many seconds the server wants us to wait."""
         counts = self.counts(job_id)
         if counts.status == JobStatus.COMPLETE:
-            return Completion(job_id=job_id, outcome="COMPLETE", status=counts.status), 0.0
+            return Completion(job_id=job_id, outcome="COMPLETE", status=counts.status)
         if counts.status == JobStatus.COMPLETING:
-            return None, interval
+            return 0.0
         if counts.status in (JobStatus.DELETED, JobStatus.FAILED, JobStatus.PREPARING):
             raise JobFailed(f"Ingest job {job_id} is {counts.status.name} and cannot be completed.")
         response, body = self._http.json("POST", f"/ingest/{job_id}/complete")
         body = body if isinstance(body, dict) else {}
         if response.status_code == 204:
-            return Completion(job_id=job_id, outcome="COMPLETE", status=JobStatus.COMPLETE), 0.0
+            return Completion(job_id=job_id, outcome="COMPLETE", status=JobStatus.COMPLETE)
         if response.status_code in (200, 202, 400) and ("wait_secs" in body or "job_status" in body):
             logger.info("Ingest job %d: completion goes on (%s)", job_id, body.get("info") or body.get("job_status"))
-            if body.get("job_status") == JobStatus.COMPLETING:
-                return None, interval
-            return None, max(0.0, min(float(body.get("wait_secs") or interval), 900.0))
+            return max(0.0, min(float(body.get("wait_secs") or 0.0), 900.0))
         if response.status_code == 400 and body.get("code") == 1006:
             after = self.counts(job_id)
             if after.status in (JobStatus.UPLOADING, JobStatus.WAIT_ON_QUEUES):
                 missing = max(after.visible, 1)
-                return Completion(job_id=job_id, outcome="RESUME", status=after.status, missing=missing), 0.0
+                return Completion(job_id=job_id, outcome="RESUME", status=after.status, missing=missing)
         _raise_for_error(response, body, f"ingest job {job_id}")
         raise UnexpectedResponse(f"Completion of ingest job {job_id}: HTTP {response.status_code}.")
 
@@ -565,7 +560,7 @@ class BossClient:
         channel = self.channel(names.collection, names.experiment, names.channel)
         found = []
         for axis, (low, high) in (("x", extent.x), ("y", extent.y), ("z", extent.z)):
-            start, stop = channel.bounds[axis]  # type: ignore[index]  # the three axes are its keys
+            start, stop = channel.bounds[axis]
             if low < start or high > stop:
                 found.append(
                     f"extent.{axis} [{low}, {high}) leaves the coordinate frame [{start}, {stop}); what lies outside "

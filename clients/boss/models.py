@@ -116,7 +116,7 @@ class Channel(_Frozen):
     datatype: str
     type: str = "image"
     base_resolution: int = 0
-    bounds: dict[Literal["x", "y", "z"], tuple[int, int]]
+    bounds: dict[str, tuple[int, int]]
     time_samples: int = 1
 
 
@@ -180,6 +180,7 @@ class UploadReport(_Frozen):
         indexed: Index messages sent.
         deleted: Distinct tiles finished by this run.
         deleted_before: Distinct tiles that earlier runs finished, as the ledger of this machine knows.
+        requeued: Tiles that were finished and that the Boss asked for again; done again, and not counted as deleted.
         duplicates: Messages of tiles that were finished already; only deleted again.
         abandoned: Messages given back because their lease came to its end.
         blank: Tiles filled because their source was missing or damaged.
@@ -203,6 +204,7 @@ class UploadReport(_Frozen):
     indexed: int = 0
     deleted: int = 0
     deleted_before: int = 0
+    requeued: int = 0
     duplicates: int = 0
     abandoned: int = 0
     blank: tuple[str, ...] = ()
@@ -238,7 +240,7 @@ class UploadReport(_Frozen):
         if self.unaccounted and self.exhausted:
             parts.append(f"{self.unaccounted} by other clients or lost")
         lists = {name: len(getattr(self, name)) for name in ("blank", "skipped", "quarantined", "failed", "holes")}
-        counts = {"duplicates": self.duplicates, "abandoned": self.abandoned, **lists}
+        counts = {"asked for again": self.requeued, "duplicates": self.duplicates, "abandoned": self.abandoned, **lists}
         parts += [f"{count} {name}" for name, count in counts.items() if count]
         if self.stopped:
             parts.append(f"stopped: {self.stopped}")

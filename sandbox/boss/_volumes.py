@@ -122,7 +122,7 @@ def unblosc(content: bytes) -> bytes:
     if flags & 0x02:
         return content[16 : 16 + size]
     try:
-        import blosc  # type: ignore[import-untyped]  # it ships no types
+        import blosc
     except ImportError as error:
         raise ValueError("a compressed frame needs the blosc package to be read back") from error
     decoded: bytes = blosc.decompress(content)

@@ -35,7 +35,7 @@ class CloudVolumeChunkProcessor(ChunkProcessor):
         parameter(parameters, "cloudpath", self)
         arguments = {key: value for key, value in parameters.items() if key != "ingest_job"}
         try:
-            from cloudvolume import CloudVolume  # type: ignore[import-not-found, import-untyped, unused-ignore]  # optional
+            from cloudvolume import CloudVolume
         except ImportError as error:
             raise ConfigurationError("This plugin needs the package cloud-volume. Install it.") from error
         try:

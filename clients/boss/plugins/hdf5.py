@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import h5py  # type: ignore[import-untyped]  # it ships no types
+import h5py
 import numpy as np
 import numpy.typing as npt
 

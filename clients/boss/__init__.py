@@ -1,0 +1,34 @@
+"""The Boss: ingest jobs, from a configuration to pixels that can be read back."""
+
+from prefect_biomed.clients.boss.client import BossClient, Cutout, find_token
+from prefect_biomed.clients.boss.config import IngestConfig
+from prefect_biomed.clients.boss.ledger import Ledger, default_folder
+from prefect_biomed.clients.boss.models import (
+    Channel,
+    Completion,
+    IngestJob,
+    JobCounts,
+    JobStatus,
+    JoinedJob,
+    UploadReport,
+)
+from prefect_biomed.clients.boss.uploader import Uploader, UploadProgress, UploadSettings
+
+__all__ = [
+    "BossClient",
+    "Channel",
+    "Completion",
+    "Cutout",
+    "IngestConfig",
+    "IngestJob",
+    "JobCounts",
+    "JobStatus",
+    "JoinedJob",
+    "Ledger",
+    "UploadProgress",
+    "UploadReport",
+    "UploadSettings",
+    "Uploader",
+    "default_folder",
+    "find_token",
+]

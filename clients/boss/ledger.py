@@ -1,0 +1,210 @@
+"""What this machine has done for a job, in a SQLite file.
+
+The queue knows what is left; only we know what was done. The ledger lets a process that takes over after a crash tell
+a repeated delivery from a tile that the server asks for again, and makes the counts of a report exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from prefect_biomed.clients.errors import LedgerError
+
+__all__ = ["Ledger", "LedgerEntry", "TileState", "default_folder"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS tiles (
+    tile TEXT PRIMARY KEY, chunk TEXT NOT NULL, message TEXT NOT NULL, state INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS tiles_of_chunk ON tiles (chunk, state);
+CREATE TABLE IF NOT EXISTS failed (tile TEXT PRIMARY KEY, reason TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS quarantine (
+    message TEXT PRIMARY KEY, tile TEXT, body TEXT NOT NULL, reason TEXT NOT NULL, poison INTEGER NOT NULL
+);
+"""
+_FORMAT = "1"
+
+
+class TileState(IntEnum):
+    """How far a tile has come; each state is written before the next request is sent."""
+
+    INDEXING = 1
+    """It is in the bucket. Its index message may or may not have been sent."""
+    INDEXED = 2
+    """Its index message was accepted."""
+    FINISHED = 3
+    """Its upload message was deleted as well."""
+    SKIPPED = 4
+    """It was left out on purpose."""
+
+
+class LedgerEntry(NamedTuple):
+    """What the ledger knows of a tile: its state, and the message that was worked on."""
+
+    state: TileState
+    message: str
+
+
+class Quarantined(NamedTuple):
+    """A message that was taken off the queue and kept."""
+
+    message: str
+    tile: str | None
+    body: str
+    reason: str
+    poison: bool
+
+
+def default_folder() -> Path:
+    """Where ledgers are kept: `PREFECT_BIOMED_HOME`, or `~/.prefect-biomed`, and `boss` below it."""
+    return Path(os.environ.get("PREFECT_BIOMED_HOME") or Path.home() / ".prefect-biomed") / "boss"
+
+
+class Ledger:
+    """The ledger of one job on one machine. Threads and processes may share it.
+
+    Args:
+        folder: Folder of ledgers; made when missing.
+        identity: What tells this job from every other: host, number, creation time and so on.
+
+    Raises:
+        LedgerError: The file is damaged or belongs to something else. It was left untouched.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, str | int]) -> None:
+        text = json.dumps(dict(identity), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        host = "".join(letter if letter.isalnum() else "-" for letter in str(identity.get("host", "")))[:60]
+        self.path = folder / f"{host}-job{identity.get('job', '')}-{digest}.sqlite"
+        self._lock = threading.Lock()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(self.path, timeout=60, check_same_thread=False, isolation_level=None)
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            with self._transaction() as connection:
+                for statement in _SCHEMA.split(";"):
+                    connection.execute(statement)
+                for name, value in (("format", _FORMAT), ("identity", text)):
+                    connection.execute("INSERT OR IGNORE INTO about VALUES (?, ?)", (name, value))
+                found = dict(connection.execute("SELECT name, value FROM about").fetchall())
+        except (sqlite3.Error, OSError) as error:
+            raise LedgerError(f"The ledger {self.path} cannot be used ({error}). Remove or repair it.") from None
+        if found != {"format": _FORMAT, "identity": text}:
+            raise LedgerError(f"The ledger {self.path} belongs to something else. Remove it or choose another folder.")
+
+    def __enter__(self) -> Self:
+        """Return the ledger itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close the file."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException as error:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                if isinstance(error, sqlite3.Error):
+                    raise LedgerError(f"The ledger {self.path} cannot be written ({error}).") from None
+                raise
+
+    def mark(self, tiles: Iterable[tuple[str, str, str]], state: TileState) -> None:
+        """Write the state of tiles.
+
+        Args:
+            tiles: Tile, chunk, and the message worked on.
+            state: Their new state.
+        """
+        rows = [(*tile, int(state)) for tile in tiles]
+        with self._transaction() as connection:
+            connection.executemany("INSERT OR REPLACE INTO tiles VALUES (?, ?, ?, ?)", rows)
+            if state in (TileState.FINISHED, TileState.SKIPPED):
+                connection.executemany("DELETE FROM failed WHERE tile = ?", [(row[0],) for row in rows])
+
+    def entries(self, tiles: Sequence[str]) -> dict[str, LedgerEntry]:
+        """Read the state of tiles; those that are unknown are left out."""
+        if not tiles:
+            return {}
+        marks = ",".join("?" * len(tiles))
+        rows = self._query(f"SELECT tile, state, message FROM tiles WHERE tile IN ({marks})", tiles)
+        return {tile: LedgerEntry(TileState(state), message) for tile, state, message in rows}
+
+    def chunk_counts(self, chunk: str) -> tuple[int, int]:
+        """How many tiles of a chunk were indexed for sure, and for how many that is in doubt."""
+        rows = dict(self._query("SELECT state, COUNT(*) FROM tiles WHERE chunk = ? GROUP BY state", (chunk,)))
+        return rows.get(TileState.INDEXED, 0) + rows.get(TileState.FINISHED, 0), rows.get(TileState.INDEXING, 0)
+
+    def count(self, state: TileState) -> int:
+        """How many tiles are in a state."""
+        return int(self._query("SELECT COUNT(*) FROM tiles WHERE state = ?", (int(state),))[0][0])
+
+    def tiles(self, state: TileState) -> set[str]:
+        """The tiles in a state."""
+        return {row[0] for row in self._query("SELECT tile FROM tiles WHERE state = ?", (int(state),))}
+
+    def fail(self, tile: str, reason: str) -> None:
+        """Note that a tile could not be read or sent."""
+        with self._transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO failed VALUES (?, ?)", (tile, reason))
+
+    def failed(self) -> dict[str, str]:
+        """The tiles that failed since `forget_failed`, with reasons."""
+        return dict(self._query("SELECT tile, reason FROM failed ORDER BY tile", ()))
+
+    def forget_failed(self) -> None:
+        """Give failed tiles another chance."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM failed")
+
+    def quarantine(self, message: str, tile: str | None, body: str, reason: str, *, poison: bool) -> None:
+        """Keep a message that is taken off the queue.
+
+        Args:
+            message: Its id.
+            tile: Its tile; None when even that cannot be told.
+            body: Its text.
+            reason: Why.
+            poison: Whether it can never be worked on.
+        """
+        with self._transaction() as connection:
+            row = (message, tile, body, reason, int(poison))
+            connection.execute("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?, ?)", row)
+
+    def quarantined(self) -> list[Quarantined]:
+        """The messages that were kept."""
+        rows = self._query("SELECT message, tile, body, reason, poison FROM quarantine ORDER BY message", ())
+        return [Quarantined(message, tile, body, reason, bool(poison)) for message, tile, body, reason, poison in rows]
+
+    def release(self, message: str) -> None:
+        """Forget a kept message, because it was worked on after all."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM quarantine WHERE message = ?", (message,))
+
+    def _query(self, statement: str, values: Sequence[object]) -> list[Any]:
+        with self._lock:
+            try:
+                return self._connection.execute(statement, tuple(values)).fetchall()
+            except sqlite3.Error as error:
+                raise LedgerError(f"The ledger {self.path} cannot be read ({error}).") from None

@@ -1,0 +1,251 @@
+"""The pixels of a job: plugins loaded, their output brought into the form that the Boss needs."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from prefect_biomed.clients.boss import images
+from prefect_biomed.clients.boss._keys import CUBOID_X, CUBOID_Y, CUBOID_Z, Position
+from prefect_biomed.clients.boss.config import IngestConfig
+from prefect_biomed.clients.boss.images import DecodeCache, ImageWindow, TileFormat
+from prefect_biomed.clients.boss.plugins import base
+from prefect_biomed.clients.errors import BiomedError, ConfigurationError, SourceUnreadable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array: TypeAlias = npt.NDArray[np.generic]
+
+__all__ = ["ChunkSource", "TileSource"]
+
+_BLOSC_MAX = 2**31 - 17
+
+
+class _Paths:
+    """The path processor, made safe for threads."""
+
+    def __init__(self, config: IngestConfig) -> None:
+        self.job = config.ingest_job.model_dump(mode="json", by_alias=True, exclude_none=True)
+        plugin = config.client.path_processor
+        self._plugin = base.load(plugin.class_, plugin.params | {"ingest_job": self.job})
+        self._guard = _guard(self._plugin)
+
+    def path(self, position: Position) -> str:
+        """Name the source of a tile or chunk; also what messages are grouped by."""
+        with self._guard, _plugin_errors(self._plugin, position):
+            return str(self._plugin.process(position.x, position.y, position.z, position.t))
+
+
+class TileSource(_Paths):
+    """The tiles of a job.
+
+    Args:
+        config: Names the plugins.
+        tile: What every tile has to be.
+        cache_bytes: Bound of the decoded images kept.
+
+    Raises:
+        ConfigurationError: A plugin cannot be loaded, or lacks a parameter.
+    """
+
+    def __init__(self, config: IngestConfig, tile: TileFormat, cache_bytes: int) -> None:
+        super().__init__(config)
+        plugin = config.client.tile_processor
+        if plugin is None:
+            raise ConfigurationError("The configuration has no tile_processor.")
+        self.format = tile
+        self.cache = DecodeCache(cache_bytes)
+        self._reader = base.load(plugin.class_, plugin.params | {"ingest_job": self.job})
+        self._reader_guard = _guard(self._reader)
+
+    def read(self, position: Position, path: str | None = None) -> bytes:
+        """Make one tile.
+
+        Args:
+            position: Tile indices, slice and sample.
+            path: What `path` said, when it was asked already.
+
+        Returns:
+            The encoded tile: exactly the tile's size, one channel, a dtype that fits.
+
+        Raises:
+            SourceUnreadable: The source is missing, damaged, or of a kind that does not fit.
+        """
+        path = self.path(position) if path is None else path
+        with self._reader_guard, _plugin_errors(self._reader, position):
+            result = self._reader.process(path, position.x, position.y, position.z, position.t)
+            if hasattr(result, "read"):
+                with closing(result) as file:
+                    file.seek(0)
+                    result = file.read()
+        name = path or f"tile {position}"
+        if isinstance(result, ImageWindow):
+            return images.from_window(result, self.format, self.cache)
+        if isinstance(result, bytes | bytearray | memoryview):
+            return images.from_bytes(bytes(result), self.format, name)
+        if hasattr(result, "ndim"):
+            return images.from_array(result, self.format, name)
+        raise SourceUnreadable(f"{name}: the plugin returned {type(result).__name__}, which is no image.")
+
+    def blank(self) -> bytes:
+        """Make a tile of the fill value."""
+        return images.blank(self.format)
+
+
+class ChunkSource(_Paths):
+    """The chunks of a volumetric job, cut into compressed cuboids.
+
+    Args:
+        config: Names the plugins and the size of a chunk.
+        datatype: dtype of the channel.
+        fill: Value of chunks that are filled because their source is missing.
+
+    Raises:
+        ConfigurationError: A plugin cannot be loaded, or NumPy is not installed.
+    """
+
+    def __init__(self, config: IngestConfig, datatype: str, fill: int = 0) -> None:
+        super().__init__(config)
+        plugin = config.client.chunk_processor
+        if plugin is None or config.ingest_job.chunk_size is None:
+            raise ConfigurationError("The configuration has no chunk_processor or chunk_size.")
+        try:
+            import numpy as np
+        except ImportError:
+            raise ConfigurationError("Volumetric jobs need NumPy: install prefect-biomed[volumetric].") from None
+        size = config.ingest_job.chunk_size
+        self.shape = (size.z, size.y, size.x)
+        self.datatype = datatype
+        self._dtype: Any = np.dtype(datatype)
+        self._fill = fill
+        self._reader = base.load(plugin.class_, plugin.params | {"ingest_job": self.job})
+        self._reader_guard = _guard(self._reader)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one chunk in memory."""
+        depth, height, width = self.shape
+        return depth * height * width * int(self._dtype.itemsize)
+
+    def read(self, position: Position, path: str | None = None) -> Array:
+        """Make one chunk.
+
+        Args:
+            position: Indices of the chunk.
+            path: What `path` said, when it was asked already.
+
+        Returns:
+            Array of shape (z, y, x) in the channel's dtype, smaller than a chunk where the source ends.
+
+        Raises:
+            SourceUnreadable: The source is missing, damaged, or does not fit.
+        """
+        import numpy as np
+
+        path = self.path(position) if path is None else path
+        name = path or f"chunk {position}"
+        with self._reader_guard, _plugin_errors(self._reader, position):
+            block, order = self._reader.process(path, position.x, position.y, position.z)
+            block = np.asarray(block)
+        if order in (base.XYZT_ORDER, base.TZYX_ORDER):
+            axis = 3 if order == base.XYZT_ORDER else 0
+            if block.ndim != 4 or block.shape[axis] != 1:
+                raise SourceUnreadable(f"{name}: shape {block.shape} has not exactly one sample.")
+            block = block.squeeze(axis)
+        if block.ndim != 3 or order not in range(4):
+            raise SourceUnreadable(f"{name}: shape {block.shape} with axis order {order} is no chunk.")
+        if order in (base.XYZ_ORDER, base.XYZT_ORDER):
+            block = block.transpose(2, 1, 0)
+        if any(have > most for have, most in zip(block.shape, self.shape, strict=True)):
+            raise SourceUnreadable(f"{name}: shape {block.shape} (z, y, x) is larger than a chunk {self.shape}.")
+        if block.dtype != self._dtype:
+            if not np.can_cast(block.dtype, self._dtype, "safe"):
+                raise SourceUnreadable(f"{name}: is {block.dtype}, the channel is {self.datatype}; values would wrap.")
+            block = block.astype(self._dtype)
+        return block
+
+    def blank(self) -> Array:
+        """Make a chunk of the fill value."""
+        import numpy as np
+
+        return np.full(self.shape, self._fill, dtype=self._dtype)
+
+    def cuboid(self, chunk: Array, x: int, y: int, z: int) -> bytes:
+        """Cut and compress one cuboid of 512 x 512 x 16 voxels, padded with zeros.
+
+        Args:
+            chunk: What `read` made.
+            x: Offset of the cuboid in the chunk; `y` and `z` likewise.
+            y: See `x`.
+            z: See `x`.
+
+        Returns:
+            A blosc frame of the voxels in the order t, z, y, x.
+        """
+        import numpy as np
+
+        part = chunk[z : z + CUBOID_Z, y : y + CUBOID_Y, x : x + CUBOID_X]
+        shape = (CUBOID_Z, CUBOID_Y, CUBOID_X)
+        if part.shape != shape:
+            padded = np.zeros(shape, dtype=chunk.dtype)
+            padded[: part.shape[0], : part.shape[1], : part.shape[2]] = part
+            part = padded
+        return compress(np.ascontiguousarray(part).tobytes(), int(chunk.dtype.itemsize))
+
+
+def compress(content: bytes, item_size: int) -> bytes:
+    """Make a blosc1 frame: compressed when the blosc package is installed, else uncompressed and just as valid.
+
+    The layout of the header is that of c-blosc 1: version, format version, flags (bit 1: memory copy), item size, then
+    bytes, block size and frame size.
+
+    Args:
+        content: The values.
+        item_size: Bytes of one value.
+    """
+    if len(content) > _BLOSC_MAX:
+        raise ConfigurationError("A blosc frame cannot hold 2 GiB or more.")
+    try:
+        import blosc
+    except ImportError:
+        size = len(content)
+        return struct.pack("<BBBBIII", 2, 1, 0x02, item_size, size, size, size + 16) + content
+    with _blosc_lock:
+        _prepare(blosc)
+    frame: bytes = blosc.compress(content, typesize=item_size, clevel=5)
+    return frame
+
+
+_blosc_lock = threading.Lock()
+_prepared = False
+
+
+def _prepare(blosc: Any) -> None:
+    global _prepared
+    if not _prepared:
+        blosc.set_nthreads(1)  # the threads are ours
+        blosc.set_releasegil(True)
+        _prepared = True
+
+
+def _guard(plugin: object) -> AbstractContextManager[Any]:
+    """A lock for plugins that were not written for threads, as all of boss-ingest were not."""
+    return nullcontext() if getattr(plugin, "thread_safe", False) else threading.Lock()
+
+
+@contextmanager
+def _plugin_errors(plugin: object, position: Position) -> Iterator[None]:
+    """Let an error of a plugin cost one tile, not the upload."""
+    try:
+        yield
+    except BiomedError:
+        raise
+    except Exception as error:  # third-party code may raise anything
+        raise SourceUnreadable(
+            f"{position}: the plugin {type(plugin).__name__} failed ({type(error).__name__}: {error})."
+        ) from error
