@@ -1,5 +1,6 @@
 """The Boss: ingest jobs, from a configuration to pixels that can be read back."""
 
+from prefect_biomed.clients.boss.accounting import account, preview
 from prefect_biomed.clients.boss.client import BossClient, Cutout, find_token
 from prefect_biomed.clients.boss.config import IngestConfig
 from prefect_biomed.clients.boss.ledger import Ledger, default_folder
@@ -12,6 +13,7 @@ from prefect_biomed.clients.boss.models import (
     JoinedJob,
     UploadReport,
 )
+from prefect_biomed.clients.boss.processes import ProcessFailed, upload
 from prefect_biomed.clients.boss.uploader import Uploader, UploadProgress, UploadSettings
 
 __all__ = [
@@ -25,10 +27,14 @@ __all__ = [
     "JobStatus",
     "JoinedJob",
     "Ledger",
+    "ProcessFailed",
     "UploadProgress",
     "UploadReport",
     "UploadSettings",
     "Uploader",
+    "account",
     "default_folder",
     "find_token",
+    "preview",
+    "upload",
 ]

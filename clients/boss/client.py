@@ -130,6 +130,16 @@ class BossClient:
         aws_verify_tls: bool = True,
     ) -> None:
         secret = find_token(token)
+        self._remake: dict[str, Any] = {
+            "host": host,
+            "protocol": protocol,
+            "verify_tls": verify_tls,
+            "aws_region": aws_region,
+            "aws_endpoint_url": aws_endpoint_url,
+            "aws_verify_tls": aws_verify_tls,
+        }
+        self._secret = secret
+        self._timeouts = timeouts or Timeouts()
         self.host = host
         self.aws_region = aws_region
         self.aws_endpoint_url = aws_endpoint_url
@@ -140,7 +150,7 @@ class BossClient:
                 "Authorization": f"Token {secret.get_secret_value()}",
                 "Accept": "application/json",
             },
-            timeouts=timeouts,
+            timeouts=self._timeouts,
             verify_tls=verify_tls,
         )
 
@@ -157,6 +167,19 @@ class BossClient:
     def close(self) -> None:
         """Close all connections."""
         self._http.close()
+
+    def arguments(self) -> dict[str, Any]:
+        """What another process needs to make the same client; holds the token in clear, so hand it over a pipe."""
+        seconds = {
+            "connect_seconds": self._timeouts.connect_seconds,
+            "read_seconds": self._timeouts.read_seconds,
+        }
+        return self._remake | {"token": self._secret.get_secret_value(), "timeouts": seconds}
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
+        """Make a client of what `arguments` returned."""
+        return cls(**{**arguments, "timeouts": Timeouts(**arguments["timeouts"])})
 
     # -- jobs ----------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Array: TypeAlias = npt.NDArray[np.generic]
 
-__all__ = ["DecodeCache", "ImageWindow", "TileFormat", "blank", "from_array", "from_bytes", "from_window"]
+__all__ = ["DecodeCache", "ImageWindow", "TileFormat", "blank", "from_array", "from_bytes", "from_window", "pixels"]
 
 # Modes whose values all fit the channel, by dtype; the first is the one we write.
 _MODES = {
@@ -267,6 +267,24 @@ def from_array(pixels: Array, tile: TileFormat, name: str) -> bytes:
 def blank(tile: TileFormat) -> bytes:
     """Make a tile of the fill value alone."""
     return _encode(Image.new(_MODES[tile.datatype][0], (tile.width, tile.height), tile.fill), tile)
+
+
+def pixels(content: bytes, tile: TileFormat, name: str) -> bytes:
+    """Decode a tile to its values.
+
+    Args:
+        content: What one of the functions above made.
+        tile: What it is.
+        name: Of the source, for errors.
+
+    Returns:
+        The values in C order, little endian, in the channel's dtype.
+    """
+    with _named(name):
+        image = _open(io.BytesIO(content))
+        image.load()
+    mode = _MODES[tile.datatype][0]
+    return (image if image.mode == mode else image.convert(mode)).tobytes()
 
 
 def check_datatype(datatype: str) -> str | None:

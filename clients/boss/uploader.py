@@ -180,7 +180,7 @@ class Uploader:
         self._is_owner = is_owner
         self._joined = joined or client.wait_until_ready(job_id)
         self._check_job()
-        self._ledger = open_ledger(client, self._joined, ledger_folder)
+        self._ledger = open_ledger(client, self._joined.job.id, self._joined.job.tile_count, ledger_folder)
         self._source = self._open_source()
         self._queues = JobQueues(
             client, self._joined, connections=self._settings.threads + 2, key_seconds=self._settings.key_seconds
@@ -872,25 +872,24 @@ class _ChunkFailed(BiomedError):
     """Cuboids of a chunk were refused for good."""
 
 
-def open_ledger(client: BossClient, joined: JoinedJob, folder: Path | None = None) -> Ledger:
+def open_ledger(client: BossClient, job_id: int, tile_count: int, folder: Path | None = None) -> Ledger:
     """Open the ledger of a job on this machine.
 
     Args:
         client: Client of the Boss; asked when the job was made, which tells it from one of the same number elsewhere.
-        joined: The job.
+        job_id: Number of the job.
+        tile_count: Its number of tiles.
         folder: Folder of ledgers; `default_folder` by default.
 
     Raises:
         LedgerError: It is damaged.
     """
-    job = joined.job
-    made = next((item.created_on for item in client.list_jobs() if item.id == job.id), None)
+    made = next((item.created_on for item in client.list_jobs() if item.id == job_id), None)
     identity: dict[str, str | int] = {
         "host": client.host,
-        "job": job.id,
+        "job": job_id,
         "created": made.isoformat() if made else "",
-        "channel": joined.lookup_key,
-        "tiles": job.tile_count,
+        "tiles": tile_count,
     }
     return Ledger(folder or default_folder(), identity)
 

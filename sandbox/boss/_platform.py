@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from prefect_biomed.sandbox._core import Platform, Switches
-from prefect_biomed.sandbox.boss import _rest
 from prefect_biomed.sandbox.boss._jobs import Job
+from prefect_biomed.sandbox.boss._rest import BossApp
 from prefect_biomed.sandbox.boss._service import INGEST_BUCKET, TILE_BUCKET, BossSwitches, Service
 from prefect_biomed.sandbox.boss._volumes import Array, Range
 
@@ -30,7 +30,7 @@ class BossSandbox(Platform):
     def __init__(self, *, seed: int = 0, directory: Path, **switches: Any) -> None:
         super().__init__(seed=seed, directory=directory, **switches)
         self.service = Service(directory, self.switches, seed)
-        self.app = _rest.build(self.service)
+        self.app = BossApp(self.service)
 
     def start(self, url: str) -> None:
         """Begin to serve under `url`."""

@@ -12,7 +12,7 @@ import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from prefect_biomed.sandbox.boss._aws import AwsApp
+from prefect_biomed.sandbox.boss._aws import AwsApp, Receive, Scope, Send
 from prefect_biomed.sandbox.boss._jobs import Status
 from prefect_biomed.sandbox.boss._resources import BossProblem
 from prefect_biomed.sandbox.boss._service import Service
@@ -30,12 +30,26 @@ class _NotAuthenticated(Exception):
     """Answered as Django REST framework does, not as the Boss does."""
 
 
-def build(service: Service) -> FastAPI:
-    """Make the application: REST under `/latest` and `/v1`, SQS and S3 everywhere else.
+class BossApp:
+    """REST under `/latest` and `/v1`, SQS and S3 everywhere else.
 
     Args:
         service: State of the emulated Boss.
     """
+
+    def __init__(self, service: Service) -> None:
+        self._rest = _rest_app(service)
+        self._aws = AwsApp(service)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        first = scope.get("path", "").split("/", 2)[1]
+        # Told apart before any routing: thousands of objects are put for each request to the REST interface.
+        app = self._rest if first in ("latest", "v1") or first.startswith("v0.") else self._aws
+        await app(scope, receive, send)
+
+
+def _rest_app(service: Service) -> FastAPI:
     app = FastAPI(redirect_slashes=False, openapi_url=None)
 
     @app.exception_handler(BossProblem)
@@ -136,7 +150,6 @@ def build(service: Service) -> FastAPI:
     async def nothing_here(rest: str) -> Response:
         return HTMLResponse("<html><h1>Not Found</h1></html>", status_code=404)
 
-    app.mount("/", AwsApp(service))
     return app
 
 

@@ -27,30 +27,44 @@ Array = npt.NDArray[np.generic]
 
 
 class Blobs:
-    """An append-only file of bytes: objects by the thousand without a file or RAM for each."""
+    """Bytes by the thousand: in memory up to a bound, then in one file, so that the sandbox stays small.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The file.
+        memory_bytes: How much is kept in memory.
+    """
+
+    def __init__(self, path: Path, memory_bytes: int = 512 * 1024 * 1024) -> None:
         self._file = path.open("w+b")
         self._lock = threading.Lock()
         self._end = 0
+        self._memory: dict[int, bytes] = {}
+        self._left = memory_bytes
 
     def put(self, content: bytes) -> BlobRef:
-        """Append and tell where."""
+        """Keep some bytes and tell where."""
         with self._lock:
-            self._file.seek(self._end)
-            self._file.write(content)
             reference = (self._end, len(content))
-            self._end += len(content)
+            self._end += max(1, len(content))
+            if self._left >= len(content):
+                self._memory[reference[0]] = content
+                self._left -= len(content)
+            else:
+                self._file.seek(reference[0])
+                self._file.write(content)
         return reference
 
     def get(self, reference: BlobRef) -> bytes:
-        """Read back what `put` stored."""
+        """Read back what `put` kept."""
         with self._lock:
+            if reference[0] in self._memory:
+                return self._memory[reference[0]]
             self._file.seek(reference[0])
             return self._file.read(reference[1])
 
     def close(self) -> None:
-        """Close the file."""
+        """Forget everything."""
+        self._memory.clear()
         self._file.close()
 
 

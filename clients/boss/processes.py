@@ -1,0 +1,218 @@
+"""Several processes on one job: more than one core for sources that have to be decoded."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect_biomed.clients.boss.client import BossClient
+from prefect_biomed.clients.boss.config import IngestConfig
+from prefect_biomed.clients.boss.ledger import TileState
+from prefect_biomed.clients.boss.models import UploadReport
+from prefect_biomed.clients.boss.uploader import Uploader, UploadProgress, UploadSettings, open_ledger
+from prefect_biomed.clients.errors import BiomedError
+
+__all__ = ["ProcessFailed", "upload"]
+
+logger = logging.getLogger(__name__)
+
+_SUMMED = ("received", "put", "put_bytes", "indexed", "deleted", "requeued", "duplicates", "abandoned", "joins")
+_LISTED = ("blank", "skipped", "quarantined")
+
+
+class ProcessFailed(BiomedError):
+    """One of several processes of an upload failed; the others finished what they had in hand."""
+
+    def __init__(self, message: str, *, transient: bool) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+def upload(
+    client: BossClient,
+    config: IngestConfig,
+    job_id: int,
+    settings: UploadSettings | None = None,
+    *,
+    processes: int = 1,
+    ledger_folder: Path | None = None,
+    on_progress: Callable[[UploadProgress], None] | None = None,
+    stop: threading.Event | None = None,
+) -> UploadReport:
+    """Work on a job until its queue is empty.
+
+    Safe to repeat at any time, also after a kill, and several at once.
+
+    Args:
+        client: Client of the Boss.
+        config: Configuration that the job was made with.
+        job_id: Number of the job.
+        settings: How to upload; limits hold for each process.
+        processes: Processes at once, each with its own keys and `settings.threads` threads.
+        ledger_folder: Where ledgers are kept.
+        on_progress: Called about every second in the calling thread.
+        stop: Set it to end the upload politely.
+
+    Returns:
+        What was done, by all processes together.
+
+    Raises:
+        ProcessFailed: A process failed.
+        BiomedError: As for `Uploader.run`.
+    """
+    settings = settings or UploadSettings()
+    if processes == 1:
+        uploader = Uploader(
+            client, config, job_id, settings, ledger_folder=ledger_folder, on_progress=on_progress, stop=stop
+        )
+        try:
+            return uploader.run()
+        finally:
+            uploader.close()
+    joined = client.wait_until_ready(job_id)
+    order = {
+        "client": client.arguments(),
+        "config": config.body(),
+        "job_id": job_id,
+        "settings": settings.model_dump(mode="json"),
+        "ledger_folder": str(ledger_folder) if ledger_folder else None,
+    }
+    begun = time.monotonic()
+    with open_ledger(client, job_id, joined.job.tile_count, ledger_folder) as ledger:
+        ledger.forget_failed()
+        before = ledger.count(TileState.FINISHED)
+        reports: list[UploadReport] = []
+        errors: list[tuple[str, bool]] = []
+        with _children(processes, order) as (children, lines):
+            open_ends = len(children)
+            latest: dict[int, UploadProgress] = {}
+            told_to_stop = False
+            while open_ends:
+                try:
+                    number, line = lines.get(timeout=0.5)
+                except queue.Empty:
+                    number, line = -1, {}
+                if line is None:
+                    open_ends -= 1
+                elif "report" in line:
+                    reports.append(UploadReport.model_validate(line["report"]))
+                elif "error" in line:
+                    errors.append((line["error"], line["transient"]))
+                elif "progress" in line:
+                    latest[number] = UploadProgress(*line["progress"])
+                    if on_progress:
+                        on_progress(_together(list(latest.values())))
+                if stop and stop.is_set() and not told_to_stop:
+                    told_to_stop = True
+                    for child in children:
+                        _close_stdin(child)
+            dead = [child.returncode for child in children if child.wait() != 0]
+        if errors:
+            transient = all(can_help for _, can_help in errors)
+            raise ProcessFailed(f"Ingest job {job_id}: {'; '.join(text for text, _ in errors)}", transient=transient)
+        if not reports:
+            raise ProcessFailed(f"Ingest job {job_id}: all processes died ({dead}).", transient=True)
+        failed = ledger.failed()
+        finished = ledger.count(TileState.FINISHED)
+    report = _merged(reports, before, finished, failed, time.monotonic() - begun)
+    if dead:
+        note = f"{len(dead)} of {processes} processes died ({dead}); what they held came back to the others."
+        report = report.model_copy(update={"warnings": (*report.warnings, note)})
+    return report
+
+
+@contextmanager
+def _children(
+    count: int, order: dict[str, Any]
+) -> Iterator[tuple[list[subprocess.Popen[str]], queue.SimpleQueue[tuple[int, dict[str, Any] | None]]]]:
+    """Start the processes; they stop politely when their standard input ends, thus also when we are killed."""
+    lines: queue.SimpleQueue[tuple[int, dict[str, Any] | None]] = queue.SimpleQueue()
+    children: list[subprocess.Popen[str]] = []
+
+    def read(number: int, child: subprocess.Popen[str]) -> None:
+        assert child.stdout is not None
+        for text in child.stdout:
+            try:
+                lines.put((number, json.loads(text)))
+            except ValueError:
+                logger.warning("%s", text.rstrip())  # a plugin that prints
+        lines.put((number, None))
+
+    try:
+        for number in range(count):
+            child = subprocess.Popen(
+                [sys.executable, "-m", "prefect_biomed.clients.boss._process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            )
+            children.append(child)
+            threading.Thread(target=read, args=(number, child), daemon=True).start()
+            assert child.stdin is not None
+            child.stdin.write(json.dumps(order) + "\n")  # the token goes through the pipe alone
+            child.stdin.flush()
+        yield children, lines
+    finally:
+        for child in children:
+            _close_stdin(child)
+        for child in children:
+            try:
+                child.wait(timeout=90)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+def _close_stdin(child: subprocess.Popen[str]) -> None:
+    try:
+        if child.stdin:
+            child.stdin.close()
+    except OSError:
+        pass  # it ended already
+
+
+def _together(parts: list[UploadProgress]) -> UploadProgress:
+    rate = sum(part.tiles_per_second for part in parts)
+    remaining = min(part.remaining for part in parts)
+    return UploadProgress(
+        finished=max(part.finished for part in parts),
+        total=parts[0].total,
+        remaining=remaining,
+        tiles_per_second=rate,
+        eta_seconds=remaining / rate if rate else None,
+        put_bytes=sum(part.put_bytes for part in parts),
+        failed=max(part.failed for part in parts),
+    )
+
+
+def _merged(
+    reports: list[UploadReport], before: int, finished: int, failed: dict[str, str], seconds: float
+) -> UploadReport:
+    totals = {name: sum(getattr(report, name) for report in reports) for name in _SUMMED}
+    lists = {
+        name: tuple(dict.fromkeys(item for report in reports for item in getattr(report, name))) for name in _LISTED
+    }
+    total = reports[0].tile_count
+    return UploadReport(
+        job_id=reports[0].job_id,
+        tile_count=total,
+        **totals,
+        **lists,
+        deleted_before=before,
+        failed=failed,
+        unaccounted=max(0, min(report.unaccounted for report in reports)),
+        seconds=seconds,
+        exhausted=any(report.exhausted for report in reports),
+        stopped="; ".join(dict.fromkeys(report.stopped for report in reports if report.stopped)),
+    )
