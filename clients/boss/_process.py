@@ -1,4 +1,4 @@
-"""One of several processes of an upload: the order comes as a line of JSON, progress and report go back the same way."""
+"""One of several processes of an upload: order, progress and report travel as lines of JSON."""
 
 from __future__ import annotations
 
