@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.ingest_lab import QUICK, SOON, Lab, volume
 from PIL import Image
 
 from prefect_biomed.clients.boss import IngestConfig, JobStatus, UploadSettings
@@ -19,6 +18,7 @@ from prefect_biomed.clients.errors import BiomedError, JobFailed, PreflightFaile
 from prefect_biomed.sandbox import Fault
 from prefect_biomed.sandbox.boss import AwsFault
 from prefect_biomed.sandbox.boss._jobs import hashed
+from tests.ingest_lab import QUICK, SOON, Lab, volume
 
 
 def with_policy(policy: str, **more: Any) -> UploadSettings:
