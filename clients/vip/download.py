@@ -127,7 +127,7 @@ def download(
             ]
             for identifier in fetched_before
         }
-        everything: list[Output] = []
+        by_place: dict[Path, Output] = {}
         gone: list[str] = []
         for identifier in wanted:
             entries = _entries(client, client.workflow(identifier))
@@ -139,7 +139,10 @@ def download(
                 for entry in entries
                 if entry.exists and not entry.is_directory
             ]
-            everything += outputs[identifier]
+            if shared := [output.path for output in outputs[identifier] if output.local in by_place]:
+                logger.warning("%s shares outputs with another run, which replaced them: %s", identifier, shared)
+            by_place |= {output.local: output for output in outputs[identifier]}
+        everything = list(by_place.values())
         missing = [output for output in everything if not _is_here(output)]
         done = len(everything) - len(missing)
         skipped = done

@@ -1,82 +1,18 @@
-"""Environments of their own for the official clients, so that they run as published, unmodified."""
+"""Environments of their own for the official clients."""
 
-import hashlib
-import os
-import shutil
-import subprocess
-import sys
-import venv
-from collections.abc import Callable, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
-CACHE = Path(__file__).parents[2] / ".cache" / "environments"
-_INSTALLED_WITHIN_SECONDS = 900
+from benchmarks.official import official_environment as make_official_environment
 
-# (name, requirements, python version or None) -> the interpreter of the environment
 OfficialEnvironment = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
 def official_environment() -> OfficialEnvironment:
-    """Return a function that makes an environment, or finds it made, and returns its interpreter.
-
-    Its arguments: `name`, for the folder; `requirements`, as pip takes them; `python`, a version such as "3.10" when
-    the one of the test run will not do. The test is skipped, with a reason, when that version is not on the machine.
-    """
-
-    def official_environment(name: str, requirements: Sequence[str], python: str | None = None) -> Path:
-        base = sys.executable if python is None else _interpreter(python)
-        version = subprocess.run([base, "-V"], capture_output=True, text=True, check=True).stdout
-        digest = hashlib.sha256("\n".join([version, *requirements]).encode()).hexdigest()[:12]
-        folder = CACHE / f"{name}-{digest}"
-        interpreter = folder / "bin" / "python"
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with FileLock(CACHE / f"{name}-{digest}.lock"):
-            if not (folder / "complete").exists():
-                shutil.rmtree(folder, ignore_errors=True)
-                _install(base, folder, interpreter, requirements)
-                (folder / "complete").touch()
-        return interpreter
-
-    return official_environment
-
-
-def _interpreter(version: str) -> str:
-    found = shutil.which(f"python{version}")
-    if found is not None and subprocess.run([found, "-V"], capture_output=True, check=False).returncode == 0:
-        return found
-    if shutil.which("uv"):
-        done = subprocess.run(["uv", "python", "find", version], capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            return done.stdout.strip()
-    pytest.skip(f"python {version} is not on this machine")
-
-
-def _install(base: str, folder: Path, interpreter: Path, requirements: Sequence[str]) -> None:
-    if shutil.which("uv"):
-        _run("uv", "venv", "--quiet", "--python", base, str(folder))
-        _run("uv", "pip", "install", "--quiet", "--python", str(interpreter), *requirements)
-        return
-    if base == sys.executable:
-        venv.create(folder, with_pip=True)
-    else:
-        _run(base, "-m", "venv", str(folder))
-    _run(str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements)
-
-
-def _run(*command: str) -> None:
-    # The environment of the test run must not leak into the one that is made.
-    environment = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "PYTHONPATH")}
-    done = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        timeout=_INSTALLED_WITHIN_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}"
+    """Return the function that makes an environment, or finds it made, and returns its interpreter."""
+    return make_official_environment

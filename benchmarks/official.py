@@ -1,0 +1,85 @@
+"""Environments of their own for the official clients, so that they run as published, unmodified."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock
+
+CACHE = Path(__file__).parents[1] / ".cache" / "environments"
+_INSTALLED_WITHIN_SECONDS = 900
+
+
+class MissingInterpreter(Exception):
+    """A python version that an official client needs is not on this machine."""
+
+
+def official_environment(name: str, requirements: Sequence[str], python: str | None = None) -> Path:
+    """Make an environment, or find it made.
+
+    Args:
+        name: For the folder.
+        requirements: As pip takes them.
+        python: A version such as "3.10", when the one that runs this will not do.
+
+    Returns:
+        Its interpreter.
+
+    Raises:
+        MissingInterpreter: That version is not on this machine.
+    """
+    base = sys.executable if python is None else _interpreter(python)
+    version = subprocess.run([base, "-V"], capture_output=True, text=True, check=True).stdout
+    digest = hashlib.sha256("\n".join([version, *requirements]).encode()).hexdigest()[:12]
+    folder = CACHE / f"{name}-{digest}"
+    interpreter = folder / "bin" / "python"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(CACHE / f"{name}-{digest}.lock"):
+        if not (folder / "complete").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            _install(base, folder, interpreter, requirements)
+            (folder / "complete").touch()
+    return interpreter
+
+
+def _interpreter(version: str) -> str:
+    found = shutil.which(f"python{version}")
+    if found is not None and subprocess.run([found, "-V"], capture_output=True, check=False).returncode == 0:
+        return found
+    if shutil.which("uv"):
+        done = subprocess.run(["uv", "python", "find", version], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return done.stdout.strip()
+    raise MissingInterpreter(f"python {version} is not on this machine")
+
+
+def _install(base: str, folder: Path, interpreter: Path, requirements: Sequence[str]) -> None:
+    if shutil.which("uv"):
+        _run("uv", "venv", "--quiet", "--python", base, str(folder))
+        _run("uv", "pip", "install", "--quiet", "--python", str(interpreter), *requirements)
+        return
+    if base == sys.executable:
+        venv.create(folder, with_pip=True)
+    else:
+        _run(base, "-m", "venv", str(folder))
+    _run(str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements)
+
+
+def _run(*command: str) -> None:
+    # The environment of the test run must not leak into the one that is made.
+    environment = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        timeout=_INSTALLED_WITHIN_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}"
