@@ -749,6 +749,8 @@ def test_capacity_is_freed_by_looking(
     sandbox: Sandbox, portal: Portal, connect: Callable[[str | None], Portal]
 ) -> None:
     sandbox.vip.switches.max_running_user = 1
+    # Long enough for the answer of the launch, which is a look, too, to come before the end.
+    sandbox.vip.switches.job_seconds = 0.3
     identifier = portal.launch("EveryType/1.0", {"text": "x"})
     engine = sandbox.vip.engine
     until(lambda: engine.find(identifier), lambda one: one is not None and one.ended is not None)
