@@ -40,6 +40,7 @@ __all__ = [
 Runs = Annotated[int, Field(ge=1, le=1000, title="Number of runs")]
 RefreshTime = Annotated[float, Field(gt=0, le=86400, title="Refresh time", json_schema_extra={"unit": "s"})]
 Timeout = Annotated[float, Field(gt=0, title="Timeout")]
+SessionName = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+$", max_length=200)]
 Status = Literal["Finished", "ExecutionFailed", "Killed"]
 Settings = dict[str, InputValue]
 
@@ -76,7 +77,7 @@ def vip_session(
     input_settings: Settings,
     input_dir: Path | None = None,
     output_dir: Path | None = None,
-    session_name: str | None = None,
+    session_name: SessionName | None = None,
     nb_runs: Runs = 1,
     refresh_time: RefreshTime = 30.0,
     include: list[str] | None = None,
@@ -175,7 +176,7 @@ def vip_session(
 @flow(name="vip-resume")
 def vip_resume(
     credentials: VipCredentials,
-    session_name: str | None = None,
+    session_name: SessionName | None = None,
     output_dir: Path | None = None,
     refresh_time: RefreshTime = 30.0,
     get_status: list[Status] | None = None,
@@ -257,7 +258,7 @@ def vip_shared_inputs(
     runs: Annotated[list[PipelineRun], Field(min_length=1)],
     input_dir: Path,
     output_dir: Path | None = None,
-    session_name: str | None = None,
+    session_name: SessionName | None = None,
     refresh_time: RefreshTime = 30.0,
     include: list[str] | None = None,
     exclude: list[str] | None = None,
