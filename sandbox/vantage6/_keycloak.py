@@ -456,6 +456,12 @@ def get_user(call: Call) -> Answer:
     raise Refusal(404, "User not found")
 
 
+@routes.add("PUT", "/admin/realms/{realm}/users/{subject}")
+def change_user(call: Call) -> Answer:
+    # Attributes, which nothing here reads.
+    return Response(status_code=204)
+
+
 @routes.add("PUT", "/admin/realms/{realm}/users/{subject}/reset-password")
 def reset_password(call: Call) -> Answer:
     body = json.loads(call.content)

@@ -190,7 +190,7 @@ def list_users(call: Call) -> Answer:
         collaboration = registry.collaborations.get(wanted)
         members = collaboration.organizations if collaboration else []
         found = [u for u in found if u.organization in members]
-    found = _seen(call, found)
+    found = seen(call, found)
     if not caller.may("user", "view", "glo"):
         if caller.may("user", "view", "col"):
             found = [u for u in found if u.organization in caller.organizations]
@@ -201,7 +201,8 @@ def list_users(call: Call) -> Answer:
     return call.page(found, call.view.user, name="User", columns=User)
 
 
-def _seen(call: Call, found: list[Any]) -> list[Any]:
+def seen(call: Call, found: list[Any]) -> list[Any]:
+    """Keep the users or nodes that were seen when the query parameters say."""
     if (till := call.arg("last_seen_till")) is not None:
         found = [m for m in found if m.last_seen and m.last_seen.isoformat() <= till]
     if (since := call.arg("last_seen_from")) is not None:
@@ -354,7 +355,7 @@ def delete_user(call: Call) -> Answer:
     if not own and not caller.for_organization("user", "delete", record.organization):
         denied()
     tasks = registry.tasks.where(init_user=record)
-    if tasks and not _dependents(call):
+    if tasks and not wants_dependents(call):
         raise Refusal(
             400,
             f"User has created {len(tasks)} tasks. Please delete those first, or set the "
@@ -369,7 +370,7 @@ def delete_user(call: Call) -> Answer:
     return {"msg": f"user id={call.id} is removed from the database"}
 
 
-def _dependents(call: Call) -> bool:
+def wants_dependents(call: Call) -> bool:
     """Return whether to delete dependents; only v5 reads false as false, and only here."""
     value = call.arg("delete_dependents")
     if call.generation == 5 and value is not None:

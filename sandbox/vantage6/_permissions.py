@@ -47,7 +47,19 @@ _RULES = {
         study         view glo org col | edit glo col org | create glo col | delete glo col org
     """,
 }
-_RULES[5] = _RULES[4]
+_RULES[5] = """
+        node          view glo col org | edit glo col org | create glo col org | delete glo col org
+        collaboration view glo org | edit glo col | create glo | delete glo col
+        organization  view glo org col | edit glo org col | create glo | delete glo
+        task          view glo col org own | create glo col | delete glo col org own
+        run           view glo col org own
+        user          view glo col org | create glo col org | edit glo col org
+        user          delete glo col org own
+        role          view glo col org | create glo col org | edit glo col org | delete glo col org
+        event         receive org col glo | send org col glo
+        study         view glo org col | edit glo col org | create glo col | delete glo col org
+        session       view glo col org | create own org col | edit own org col | delete own org col glo
+    """
 
 _VIEWER = {
     3: """user edit own, user delete own, user view org, organization view org col,
@@ -57,9 +69,12 @@ _VIEWER = {
           collaboration view org, role view org, node view org col, task view col, run view col,
           port view org, event receive org col, study view org""",
 }
-_VIEWER[5] = _VIEWER[4]
+_VIEWER[5] = """user delete own, user view org, organization view org col, collaboration view org,
+          role view org, node view org col, task view col, run view col, event receive org col,
+          study view org, session view org col"""
 _RESEARCHER = {3: "task create org, task delete org", 4: "task create col, task delete org"}
-_RESEARCHER[5] = _RESEARCHER[4]
+_RESEARCHER[5] = """task create col, task delete org, session create own org, session edit own org,
+          session delete own org"""
 _ORGANIZATION_ADMIN = {
     3: """user create org, user edit org, user delete org, organization edit org,
           role create org, role edit org, role delete org, node create org, node edit org,
@@ -78,15 +93,20 @@ _COLLABORATION_ADMIN = {
           node delete col, event send col, study view col, study create col, study edit col,
           study delete col""",
 }
-_COLLABORATION_ADMIN[5] = _COLLABORATION_ADMIN[4]
+_COLLABORATION_ADMIN[5] = """user view col, user create col, user edit col, organization view glo,
+          organization edit col, collaboration edit col, role view col, node create col,
+          node delete col, event send col, study view col, study create col, study edit col,
+          study delete col, session create col, session edit col, session delete col"""
 _CONTAINER = {
     3: """node view org, collaboration view org, organization view org col, task view org,
           result view org, port view org""",
     4: """node view org, collaboration view org, organization view org col, task view col,
           run view col, port view org, study view org""",
 }
-_CONTAINER[5] = _CONTAINER[4]
-_NODE = "node edit org, organization edit org"
+_CONTAINER[5] = """node view org, collaboration view org, organization view org col, task view col,
+          run view col, study view org"""
+_NODE = {3: "node edit org, organization edit org", 4: "node edit org, organization edit org"}
+_NODE[5] = f"{_NODE[4]}, session view col"
 
 
 def seed_rules(registry: Registry) -> None:
@@ -120,7 +140,7 @@ def seed_rules(registry: Registry) -> None:
     admin = _ORGANIZATION_ADMIN[generation]
     role("Root", rules=registry.rules)
     role("container", _CONTAINER[generation])
-    role("node", _CONTAINER[generation], _NODE)
+    role("node", _CONTAINER[generation], _NODE[generation])
     role("Viewer", viewer)
     role("Researcher", viewer, researcher)
     # From 4.14 an organization's administrator no longer creates tasks.

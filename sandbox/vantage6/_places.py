@@ -14,7 +14,7 @@ from prefect_biomed.sandbox.vantage6._http import (
     Routes,
     denied,
 )
-from prefect_biomed.sandbox.vantage6._people import _seen
+from prefect_biomed.sandbox.vantage6._people import seen, wants_dependents
 from prefect_biomed.sandbox.vantage6._records import (
     AlgorithmStore,
     Collaboration,
@@ -69,7 +69,8 @@ def _writer(call: Call) -> Any:
 def get_collaboration(call: Call) -> Answer:
     record = call.registry.collaborations.get(call.id)
     if record is None:
-        raise Refusal(404, f"collaboration having id={call.id} not found")
+        words = "Collaboration with" if call.generation == 5 else "collaboration having"
+        raise Refusal(404, f"{words} id={call.id} not found")
     caller = call.caller
     if not caller.may("collaboration", "view", "glo") and not (
         caller.may("collaboration", "view", "org") and caller.organization in record.organizations
@@ -132,12 +133,14 @@ def delete_collaboration(call: Call) -> Answer:
     tasks = registry.tasks.where(collaboration=record)
     nodes = registry.nodes.where(collaboration=record)
     studies = registry.studies.where(collaboration=record)
-    if (tasks or nodes or studies) and not call.arg("delete_dependents") and call.generation > 3:
+    sessions = registry.sessions.where(collaboration=record)
+    dependents = tasks or nodes or studies or sessions
+    if dependents and not call.arg("delete_dependents") and call.generation > 3:
+        more = f", {len(sessions)} sessions, and" if call.generation == 5 else " and"
         raise Refusal(
             400,
-            f"Collaboration id={call.id} has {len(tasks)} tasks, {len(nodes)} nodes and "
-            f"{len(studies)} studies. Please delete them separately or set "
-            "delete_dependents=True",
+            f"Collaboration id={call.id} has {len(tasks)} tasks, {len(nodes)} nodes{more} "
+            f"{len(studies)} studies. Please delete them separately or set delete_dependents=True",
         )
     for task in tasks:
         registry.delete_task(task)
@@ -145,6 +148,8 @@ def delete_collaboration(call: Call) -> Answer:
         registry.nodes.remove(node)
     for study in studies:
         registry.studies.remove(study)
+    for session in sessions:
+        registry.delete_session(session)
     registry.collaborations.remove(record)
     return {"msg": f"Collaboration id={call.id} successfully deleted"}
 
@@ -375,7 +380,7 @@ def list_nodes(call: Call) -> Answer:
     for field in ("status",) if call.generation == 5 else ("status", "ip"):
         if (wanted := call.arg(field)) is not None:
             found = [n for n in found if getattr(n, field) == wanted]
-    found = _seen(call, found)
+    found = seen(call, found)
     if not caller.may("node", "view", "glo"):
         if caller.may("node", "view", "col"):
             found = [n for n in found if n.collaboration in caller.collaborations]
@@ -468,6 +473,15 @@ def delete_node(call: Call) -> Answer:
         raise Refusal(404, f"Node id={call.id} not found")
     if not call.caller.for_organization("node", "delete", record.organization):
         denied()
+    columns = [c for frame in call.registry.dataframes for c in frame.columns if c[0] is record]
+    if columns and not wants_dependents(call):
+        raise Refusal(
+            400,
+            f"Node has {len(columns)} columns. Please delete those first, or set the `delete_dependents` parameter to "
+            "true to delete them automatically together with this node.",
+        )
+    for frame in call.registry.dataframes:
+        frame.columns = [c for c in frame.columns if c[0] is not record]
     call.server.remove_node(record)
     return {"msg": f"Successfully deleted node id={call.id}"}
 

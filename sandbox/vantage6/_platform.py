@@ -158,7 +158,7 @@ class Vantage6Sandbox(Platform):
         if generation > 3:
             build(self, app, _store.PREFIX, [_store.routes])
         if generation == 5:
-            build(self, app, "/auth", [_keycloak.routes])
+            build(self, app, "", [_keycloak.routes])
         self.app = app
         self._apply()
         self.switches._changed = self._apply
@@ -195,7 +195,7 @@ class Vantage6Sandbox(Platform):
     def start(self, url: str) -> None:
         """Take the nodes online."""
         super().start(url)
-        self.realm.url = f"{url}/auth"
+        self.realm.url = url
         self._apply()
 
     def stop(self) -> None:
@@ -240,7 +240,7 @@ class Vantage6Sandbox(Platform):
         if self.generation > 3:
             facts["store_url"] = f"{self.url}{_store.PREFIX}"
         if self.generation == 5:
-            facts["auth_url"] = f"{self.url}/auth"
+            facts["auth_url"] = self.url
             facts["realm"] = REALM
             facts["client"] = PUBLIC_CLIENT
             facts["service_account"] = {
@@ -393,7 +393,7 @@ class Vantage6Sandbox(Platform):
             images=self.images,
             keys=self.keys[name],
             client_id=f"{node.name}-node-client",
-            token_url=f"http://sandbox/auth/realms/{REALM}/protocol/openid-connect/token",
+            token_url=f"http://sandbox/realms/{REALM}/protocol/openid-connect/token",
         )
         folder = self.directory / "sessions" / node.name
         return ComputeNode(self.generation, http, _InternalChannel(self), settings, folder, poll_seconds=5.0)
@@ -427,13 +427,12 @@ class Vantage6Sandbox(Platform):
         except (Refusal, WrongClient):
             if "container" not in kinds:
                 raise
-        # Where containers are welcome any other failure ends up here, an old token included.
-        if header is None or not header.startswith("Bearer "):
-            raise Refusal(401, "Missing or invalid Authorization header")
+        # Where containers are welcome, whatever is wrong ends as an error of the server: no token, an
+        # old one, a broken one.
         try:
-            claims = verify(header.removeprefix("Bearer "), self._key())["sub"]
+            claims = verify(_bearer(header), self._key())["sub"]
         except (Refusal, KeyError) as error:
-            raise Refusal(401, "Authentication failed") from error
+            raise WrongClient from error
         return self._caller("container", claims, kinds)
 
     def _caller(self, kind: str, subject: Any, kinds: Sequence[str]) -> Caller:

@@ -437,6 +437,14 @@ class Registry:
             self.runs.remove(run)
         self.tasks.remove(task)
 
+    def delete_session(self, session: Session) -> None:
+        """Remove a session with its dataframes and tasks."""
+        for frame in self.dataframes.where(session=session):
+            self.dataframes.remove(frame)
+        for task in self.tasks.where(session=session):
+            self.delete_task(task)
+        self.sessions.remove(session)
+
     # -- events ------------------------------------------------------------------------------------
 
     def listen(self, node: Node, listener: Listener) -> None:

@@ -171,11 +171,7 @@ def delete_session(call: Call) -> Answer:
             "This session contains tasks and dataframes. Please delete them first or set "
             "`delete_dependents` to `true` to delete them together with the session.",
         )
-    for frame in frames:
-        registry.dataframes.remove(frame)
-    for task in tasks:
-        registry.delete_task(task)
-    registry.sessions.remove(record)
+    registry.delete_session(record)
     return {"msg": f"Successfully deleted session id={call.id}"}
 
 

@@ -162,9 +162,10 @@ class View:
     def rule(self, record: Rule) -> Json:
         """Write a rule."""
         users = [user for user in self._registry.users if record in user.rules]
+        five = self._generation == 5
         return {
-            "scope": record.scope,
-            "operation": record.operation,
+            "scope": record.scope.lower() if five else record.scope,
+            "operation": record.operation.lower() if five else record.operation,
             "users": self._many("user", "rule_id", record, users),
             "id": record.id,
             "name": record.name,

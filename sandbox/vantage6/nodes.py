@@ -293,9 +293,10 @@ class ComputeNode:
         for attempt in (1, 2):
             headers = {"Authorization": f"Bearer {token or self._token}"}
             answer = self._http.request(method, path, headers=headers, **more)
-            # Only an old token is worth a second try. Some routes of v5 hide that it is old.
-            old = "expired" in answer.text or "Authentication failed" in answer.text
-            if answer.status_code != 401 or token is not None or attempt == 2 or not old:
+            # Only an old token is worth a second try. Some routes of v5 answer 500 when it is old.
+            old = answer.status_code == 401 and "expired" in answer.text
+            old = old or (answer.status_code == 500 and self.generation == 5)
+            if token is not None or attempt == 2 or not old:
                 break
             self._log_in()
         if answer.status_code >= 300:

@@ -3,139 +3,32 @@
 import base64
 import json
 import re
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import requests
+from vantage6_account import Account, Json, until
 
 from prefect_biomed.sandbox import Fault, Sandbox
-from prefect_biomed.sandbox.vantage6 import CLINICAL, Job, Vantage6Sandbox, algorithms
-from prefect_biomed.sandbox.vantage6._encryption import KeyPair, Undecipherable, seal
+from prefect_biomed.sandbox.vantage6 import CLINICAL, Algorithm, Job, Vantage6Sandbox, algorithms
+from prefect_biomed.sandbox.vantage6._encryption import Undecipherable, seal
 from prefect_biomed.sandbox.vantage6._platform import one_time_code
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "vantage6"
-Json = dict[str, Any]
 
 
-class Account:
-    """One user of a sandbox, by bare HTTP."""
+class User(Account):
+    """A user of a sandbox in this process."""
 
     def __init__(self, sandbox: Vantage6Sandbox, username: str = "north-researcher") -> None:
         self.sandbox = sandbox
-        self.facts = sandbox.ready()
-        self.username = username
-        self.tokens = self.log_in()
-
-    @property
-    def generation(self) -> int:
-        return int(self.facts["generation"])
-
-    def log_in(self) -> Json:
-        if self.generation < 5:
-            body = {"username": self.username, "password": "Sandbox-1!"}
-            return dict(requests.post(f"{self.facts['url']}/token/user", json=body, timeout=10).json())
-        robot = self.facts["service_account"]
-        form = {"grant_type": "password", "client_id": "public_client", "username": self.username}
-        form["password"] = "Sandbox-1!"
-        if self.username == robot["username"]:
-            form = {"grant_type": "client_credentials", "client_id": robot["client_id"]}
-            form["client_secret"] = robot["client_secret"]
-        return dict(requests.post(self.token_url, data=form, timeout=10).json())
-
-    @property
-    def token_url(self) -> str:
-        return f"{self.facts['auth_url']}/realms/vantage6/protocol/openid-connect/token"
-
-    def ask(self, method: str, path: str, **more: Any) -> requests.Response:
-        headers = {"Authorization": f"Bearer {self.tokens['access_token']}", **more.pop("headers", {})}
-        return requests.request(method, self.facts["url"] + path, headers=headers, timeout=30, **more)
-
-    def get(self, path: str, **query: Any) -> Any:
-        answer = self.ask("GET", path, params=query)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def items(self, path: str, **query: Any) -> list[Json]:
-        found = self.get(path, **query) if self.generation == 3 else self.get(path, per_page=100, **query)["data"]
-        return list(found)
-
-    def payload(self, method: str, arguments: Json) -> bytes:
-        if self.generation == 5:
-            return json.dumps(arguments).encode()
-        asked: Json = {"method": method, "kwargs": arguments}
-        if self.generation == 4:
-            return json.dumps(asked).encode()
-        asked |= {"master": method.startswith("central"), "output_format": "json"}
-        return b"json." + json.dumps(asked).encode()
-
-    def organizations(self, method: str, arguments: Json, names: tuple[str, ...], *, encrypted: bool) -> list[Json]:
-        plain = self.payload(method, arguments)
-        entries = []
-        for name in names:
-            identifier = self.facts["organizations"][name]["id"]
-            text = base64.b64encode(plain).decode()
-            if encrypted:
-                text = seal(plain, self.get(f"/organization/{identifier}")["public_key"])
-            entries.append({"id": identifier, "arguments" if self.generation == 5 else "input": text})
-        return entries
-
-    def create(
-        self,
-        method: str,
-        *names: str,
-        collaboration: str = "plain",
-        image: str = CLINICAL,
-        database: str = "default",
-        **arguments: Any,
-    ) -> Json:
-        place = self.facts["collaborations"][collaboration]
-        body = {
-            "name": method,
-            "image": image,
-            "collaboration_id": place["id"],
-            "organizations": self.organizations(
-                method, arguments, names or ("north", "south", "west"), encrypted=place["encrypted"]
-            ),
-        }
-        body |= {"database": database} if self.generation == 3 else {"databases": [{"label": database}]}
-        answer = self.ask("POST", "/task", json=body)
-        assert answer.status_code == 201, answer.text
-        return dict(answer.json())
-
-    def runs(self, task: int) -> list[Json]:
-        path = "/result" if self.generation == 3 else "/run"
-        return sorted(self.items(path, task_id=task), key=lambda run: int(run["id"]))
-
-    def wait(self, task: int, seconds: float = 20.0) -> str:
-        """Wait until all runs have ended and return the state of the task."""
-        open_states = {"pending", "initializing", "active"}
-        until(lambda: not open_states & {run["status"] for run in self.runs(task)}, seconds)
-        return str(self.get(f"/task/{task}")["status"])
-
-    def outputs(self, task: int) -> list[Any]:
-        key = KeyPair.from_pem(Path(self.facts["organizations"]["north"]["private_key"]).read_bytes())
-        found = []
-        for result in sorted(self.items("/result", task_id=task), key=lambda r: int(r["id"])):
-            text = result["result"]
-            plain = key.open(text.encode()) if "$" in text else base64.b64decode(text)
-            found.append(json.loads(plain.removeprefix(b"json.")))
-        return found
-
-    def compute(self, method: str, *names: str, **more: Any) -> Any:
-        task = self.create(method, *names, **more)["id"]
-        assert self.wait(task) == "completed", self.runs(task)
-        return self.outputs(task)
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
+        super().__init__(sandbox.ready(), username)
 
 
 def serve(generation: int, **switches: Any) -> Iterator[Vantage6Sandbox]:
@@ -150,10 +43,10 @@ def four() -> Iterator[Vantage6Sandbox]:
     yield from serve(4)
 
 
-@pytest.fixture(scope="module", params=[3, 4])
-def shared(request: pytest.FixtureRequest) -> Iterator[Account]:
+@pytest.fixture(scope="module", params=[3, 4, 5])
+def shared(request: pytest.FixtureRequest) -> Iterator[User]:
     for sandbox in serve(request.param):
-        yield Account(sandbox)
+        yield User(sandbox)
 
 
 # -- recorded exchanges ----------------------------------------------------------------------------
@@ -169,7 +62,7 @@ class Recording:
 
     renamed: ClassVar = {"harness-plain": "plain", "harness-encrypted": "encrypted", "harness-study": "north-and-south"}
     own: ClassVar = {"public_key", "lastname", "log", "access_token", "refresh_token", "keycloak_id"}
-    own |= {"keycloak_client_id"}
+    own |= {"keycloak_client_id", "address1", "zipcode"}
     moment = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?")
     # Whose token a request carried when it was not that of the first hospital's researcher.
     callers: ClassVar = {
@@ -182,15 +75,16 @@ class Recording:
     def __init__(self, sandbox: Vantage6Sandbox, file: str) -> None:
         self.sandbox = sandbox
         self.exchanges: list[Json] = json.loads((VECTORS / file).read_text())
-        self.accounts: dict[str, Account] = {}
+        self.accounts: dict[str, User] = {}
 
-    def account(self, username: str) -> Account:
+    def account(self, username: str) -> User:
         if username not in self.accounts:
-            self.accounts[username] = Account(self.sandbox, username)
+            self.accounts[username] = User(self.sandbox, username)
         return self.accounts[username]
 
     def play(self, exchange: Json) -> list[str]:
         title = exchange["title"]
+        self.settle(title)
         account = self.account(self.callers.get(title, "north-researcher"))
         access, refresh = (account.tokens.get(f"{kind}_token") for kind in ("access", "refresh"))
         token = {
@@ -210,7 +104,6 @@ class Recording:
         answer = requests.request(
             exchange["method"], account.facts["url"] + exchange["path"], headers=headers, timeout=30, **more
         )
-        self.settle(answer)
         got = answer.json() if "json" in answer.headers["content-type"] else answer.text
         found = [f"status {exchange['status']}, not {answer.status_code}"] * (exchange["status"] != answer.status_code)
         found += [
@@ -220,11 +113,11 @@ class Recording:
         ]
         return found + list(self.differences(exchange["body"], got, ""))
 
-    def settle(self, answer: requests.Response) -> None:
-        """Let the nodes finish what was just asked for: the recording waited too."""
-        if answer.status_code == 201:
+    def settle(self, title: str) -> None:
+        """Let the nodes finish what was asked for, as the recording did but for one request."""
+        if title not in ("task on df not ready", "task: input missing", "kill researcher", "kill collab admin"):
             registry = self.sandbox.registry
-            until(lambda: all(r.finished for r in registry.runs if r.task.method != "sleep"))
+            until(lambda: all(r.finished for r in registry.runs))
 
     def differences(self, recorded: Any, got: Any, place: str) -> Iterator[str]:
         key = place.rpartition(".")[2]
@@ -239,7 +132,7 @@ class Recording:
                 order = lambda entry: json.dumps(entry, sort_keys=True)  # noqa: E731  # used twice, here
                 recorded, got = sorted(recorded, key=order), sorted(got, key=order)
             if key in ("config", "columns"):
-                recorded, got = recorded[:1], got[:1]
+                recorded, got = [recorded[0].keys()] if recorded else [], [got[0].keys()] if got else []
             if len(recorded) != len(got):
                 yield f"{place}: {len(recorded)} entries, not {len(got)}"
             for number, (one, other) in enumerate(zip(recorded, got, strict=False)):
@@ -248,6 +141,9 @@ class Recording:
             if key in self.own or (self.moment.fullmatch(recorded) and self.moment.fullmatch(got)):
                 return
             if key in ("description", "result") or ".config" in place or ".columns" in place:
+                return
+            # The servers invent names for sessions without one.
+            if re.fullmatch("[a-z]+_[a-z]+", recorded) and re.fullmatch("[a-z]+_[a-z]+", got):
                 return
             for old, new in self.renamed.items():
                 recorded = recorded.replace(old, new)
@@ -258,8 +154,12 @@ class Recording:
             yield f"{place}: {recorded!r}, not {got!r}"
 
 
-def _harness(job: Job, column_name: str = "age") -> Json:
-    return algorithms.partial_average(job, {"age": "bmi"}.get(column_name, column_name))
+def _average(job: Job, column_name: str = "age") -> Json:
+    return algorithms.partial_average(job, column_name)
+
+
+def _central_average(job: Job, column_name: str) -> Json:
+    return {"parts": job.everywhere("partial_average", {"column_name": column_name})}
 
 
 def _fail(job: Job, organizations: list[int] | None = None) -> Json:
@@ -268,12 +168,38 @@ def _fail(job: Job, organizations: list[int] | None = None) -> Json:
     return {}
 
 
+def _read_csv(job: Job) -> algorithms.Table:
+    job.sleep(0.5)
+    return algorithms.read_csv(job)
+
+
+def _keep_above(job: Job, column_name: str, minimum: float) -> algorithms.Table:
+    return algorithms.keep_above(job, column_name, minimum)
+
+
 def test_the_sandbox_answers_what_a_real_server_4_answered(four: Vantage6Sandbox) -> None:
     four.add_image("harness/average:builtin", {"echo": lambda job, **kwargs: {"args": [], "kwargs": kwargs}})
     recording = Recording(four, "wire_v4_15_2.json")
     differing = {e["title"]: found for e in recording.exchanges if (found := recording.play(e))}
     assert len(recording.exchanges) == 87
     assert differing == {}
+
+
+def test_the_sandbox_answers_what_a_real_server_5_answered() -> None:
+    for sandbox in serve(5):
+        methods = {
+            "partial_average": _average,
+            "central_average": _central_average,
+            "fail": _fail,
+            "sleep": algorithms.sleep,
+            "read_csv": Algorithm(_read_csv, "data_extraction"),
+            "keep_above": Algorithm(_keep_above, "preprocessing"),
+        }
+        sandbox.add_image("harness/average:builtin", methods)
+        recording = Recording(sandbox, "wire_v5_0_3.json")
+        differing = {e["title"]: found for e in recording.exchanges if (found := recording.play(e))}
+        assert len(recording.exchanges) == 63
+        assert differing == {}
 
 
 # -- computing -------------------------------------------------------------------------------------
@@ -285,7 +211,7 @@ def pooled(sandbox: Vantage6Sandbox, label: str = "default") -> dict[str, Any]:
     return {name: np.concatenate([table[name] for table in tables]) for name in tables[0].dtype.names}
 
 
-def test_the_hospitals_hold_all_patients_and_differ(shared: Account) -> None:
+def test_the_hospitals_hold_all_patients_and_differ(shared: User) -> None:
     everybody = pooled(shared.sandbox)
     assert len(everybody["bmi"]) == 442 and len(pooled(shared.sandbox, "breast_cancer")["malignant"]) == 569
     parts = shared.compute("partial_average", column="age")
@@ -295,7 +221,7 @@ def test_the_hospitals_hold_all_patients_and_differ(shared: Account) -> None:
 
 
 @pytest.mark.parametrize("collaboration", ["plain", "encrypted"])
-def test_a_central_algorithm_computes_through_subtasks(shared: Account, collaboration: str) -> None:
+def test_a_central_algorithm_computes_through_subtasks(shared: User, collaboration: str) -> None:
     task = shared.create("central_average", "north", collaboration=collaboration, column="bmi")
     assert shared.wait(task["id"]) == "completed"
     (output,) = shared.outputs(task["id"])
@@ -306,11 +232,11 @@ def test_a_central_algorithm_computes_through_subtasks(shared: Account, collabor
     assert len(shared.runs(subtask["id"])) == 3
 
 
-def test_encrypted_results_can_be_read_by_the_initiator_alone(shared: Account) -> None:
+def test_encrypted_results_can_be_read_by_the_initiator_alone(shared: User) -> None:
     task = shared.create("partial_average", collaboration="encrypted", column="bmi")["id"]
     shared.wait(task)
     runs = shared.runs(task)
-    assert len({run["input"].split("$")[0] for run in runs}) == 3
+    assert len({run[shared.input_key].split("$")[0] for run in runs}) == 3
     texts = [result["result"] for result in shared.items("/result", task_id=task)]
     assert all(text.count("$") == 2 for text in texts)
     assert [set(each) for each in shared.outputs(task)] == [{"sum", "count"}] * 3
@@ -318,19 +244,19 @@ def test_encrypted_results_can_be_read_by_the_initiator_alone(shared: Account) -
         shared.sandbox.keys["west"].open(texts[0].encode())
 
 
-def test_input_encrypted_for_another_organization_crashes_at_the_node(shared: Account) -> None:
+def test_input_encrypted_for_another_organization_crashes_at_the_node(shared: User) -> None:
     plain = shared.payload("echo", {})
     west = shared.sandbox.keys["west"].public
-    body: Json = {"name": "x", "image": CLINICAL, "collaboration_id": 2}
-    body["organizations"] = [{"id": 2, "input": seal(plain, west)}]
-    task = shared.ask("POST", "/task", json=body).json()["id"]
+    body = shared.body("echo", ("north",), collaboration="encrypted")
+    body["organizations"] = [{"id": 2, shared.input_key: seal(plain, west)}]
+    task = shared.post("/task", body)["id"]
     shared.wait(task)
     (run,) = shared.runs(task)
     # A wrong key mostly gives a key of a wrong length, and now and then one that gives no JSON.
     assert run["status"] == "crashed" and re.search("Undecipherable|UnicodeDecodeError|JSONDecodeError", run["log"])
 
 
-def test_federated_linear_regression_equals_the_pooled_fit(shared: Account) -> None:
+def test_federated_linear_regression_equals_the_pooled_fit(shared: User) -> None:
     predictors = ["age", "sex", "bmi", "bp", "ltg"]
     (fit,) = shared.compute(
         "central_linear_regression",
@@ -349,7 +275,7 @@ def test_federated_linear_regression_equals_the_pooled_fit(shared: Account) -> N
     assert fit["r_squared"] == pytest.approx(1 - residual[0] / total)
 
 
-def test_federated_logistic_regression_maximizes_the_pooled_likelihood(shared: Account) -> None:
+def test_federated_logistic_regression_maximizes_the_pooled_likelihood(shared: User) -> None:
     predictors = ["mean_texture", "mean_smoothness", "mean_radius"]
     (fit,) = shared.compute(
         "central_logistic_regression",
@@ -368,9 +294,9 @@ def test_federated_logistic_regression_maximizes_the_pooled_likelihood(shared: A
     assert fit["coefficients"]["mean_radius"] > 0.5
 
 
-def test_a_crash_leaves_a_traceback_and_the_other_results(shared: Account) -> None:
+def test_a_crash_leaves_a_traceback_and_the_other_results(shared: User) -> None:
     task = shared.create("crash", organizations=[3])["id"]
-    assert shared.wait(task) == ("failed" if shared.generation == 3 else "crashed")
+    assert shared.wait(task) == ("crashed" if shared.generation == 4 else "failed")
     north, south, west = shared.runs(task)
     assert [run["status"] for run in (north, south, west)] == ["completed", "crashed", "completed"]
     assert "ZeroDivisionError: integer division or modulo by zero" in south["log"]
@@ -378,7 +304,7 @@ def test_a_crash_leaves_a_traceback_and_the_other_results(shared: Account) -> No
     assert results[south["id"]] == "" and json.loads(base64.b64decode(results[north["id"]])[-15:]) == {"quotient": 1}
 
 
-def test_a_container_that_starts_after_a_failure_gets_no_token(shared: Account) -> None:
+def test_a_container_that_starts_after_a_failure_gets_no_token(shared: User) -> None:
     shared.sandbox.switches.startup_seconds = {"west-plain": 1.0}
     try:
         task = shared.create("crash", organizations=[2])["id"]
@@ -386,19 +312,24 @@ def test_a_container_that_starts_after_a_failure_gets_no_token(shared: Account) 
     finally:
         shared.sandbox.switches.startup_seconds = {}
     north, _, west = shared.runs(task)
-    assert (north["status"], west["status"]) == ("crashed", "failed")
+    assert north["status"] == "crashed"
+    if shared.generation == 5:
+        # It asks for no token where no subtasks are to be made.
+        assert west["status"] == "completed"
+        return
+    assert west["status"] == "failed"
     # The node reports no end, so that this run looks unfinished for ever.
     assert west["log"] == "Could not obtain algorithm container token" and west["finished_at"] is None
 
 
-def test_a_crash_below_a_central_algorithm_shows_in_its_log(shared: Account) -> None:
+def test_a_crash_below_a_central_algorithm_shows_in_its_log(shared: User) -> None:
     task = shared.create("central_crash", "north", crashing=[4])["id"]
     shared.wait(task)
     (run,) = shared.runs(task)
     assert run["status"] == "crashed" and "crashed at organization 4" in run["log"]
 
 
-def test_unknown_images_and_methods_fail_as_nodes_report_it(shared: Account) -> None:
+def test_unknown_images_and_methods_fail_as_nodes_report_it(shared: User) -> None:
     task = shared.create("echo", "north", image="nobody/nothing:1")["id"]
     shared.wait(task)
     assert [run["status"] for run in shared.runs(task)] == ["non-existing Docker image"]
@@ -407,37 +338,37 @@ def test_unknown_images_and_methods_fail_as_nodes_report_it(shared: Account) -> 
     assert "no method 'no_such_method'" in shared.runs(task)[0]["log"]
 
 
-def test_added_images_run(shared: Account) -> None:
+def test_added_images_run(shared: User) -> None:
     shared.sandbox.add_image("me/mine:1", {"rows": lambda job: len(job.column("age"))})
     assert shared.compute("rows", image="me/mine:1") == [147, 147, 148]
 
 
-def test_log_lines_appear_while_a_run_is_active(shared: Account) -> None:
+def test_log_lines_appear_while_a_run_is_active(shared: User) -> None:
     task = shared.create("sleep", "north", seconds=30)["id"]
     until(lambda: "30 s left" in (shared.runs(task)[0]["log"] or ""))
     (run,) = shared.runs(task)
     assert run["status"] == "active" and run["started_at"] and not run["finished_at"]
-    Account(shared.sandbox, "north-admin").ask("POST", "/kill/task", json={"id": task})
+    User(shared.sandbox, "north-admin").ask("POST", "/kill/task", json={"id": task})
 
 
-def test_kill_is_for_administrators_and_ends_the_computation(shared: Account) -> None:
+def test_kill_is_for_administrators_and_ends_the_computation(shared: User) -> None:
     task = shared.create("central_sleep", "north", seconds=600)["id"]
     until(lambda: len(shared.items("/task", parent_id=task)) == 1)
     denied = shared.ask("POST", "/kill/task", json={"id": task})
     assert (denied.status_code, denied.json()["msg"]) == (401, "You lack the permission to do that!")
-    killed = Account(shared.sandbox, "north-admin").ask("POST", "/kill/task", json={"id": task})
+    killed = User(shared.sandbox, "north-admin").ask("POST", "/kill/task", json={"id": task})
     assert killed.status_code == 200
     (subtask,) = shared.items("/task", parent_id=task)
     runs = shared.runs(task) + shared.runs(subtask["id"])
     assert {run["status"] for run in runs} == {"killed by user"} and len(runs) == 4
     until(lambda: not any(node._runs for node in shared.sandbox.nodes.values()))
-    again = Account(shared.sandbox, "north-admin").ask("POST", "/kill/task", json={"id": task})
+    again = User(shared.sandbox, "north-admin").ask("POST", "/kill/task", json={"id": task})
     assert again.status_code == 400
 
 
-def test_a_run_waits_for_its_node_to_come_online(shared: Account) -> None:
+def test_a_run_waits_for_its_node_to_come_online(shared: User) -> None:
     # A researcher of v3 sees the nodes of the own organization only.
-    root = Account(shared.sandbox, "root")
+    root = User(shared.sandbox, "root")
     shared.sandbox.switches.offline = ["west-plain"]
     try:
         (node,) = root.items("/node", name="west-plain")
@@ -452,7 +383,7 @@ def test_a_run_waits_for_its_node_to_come_online(shared: Account) -> None:
 
 
 def test_a_failure_takes_the_run_of_an_offline_node_with_it(four: Vantage6Sandbox) -> None:
-    account = Account(four)
+    account = User(four)
     four.switches.offline = ["west-plain"]
     task = account.create("crash", organizations=[2], after_seconds=0.2)["id"]
     assert account.wait(task) == "failed"
@@ -463,7 +394,7 @@ def test_a_failure_takes_the_run_of_an_offline_node_with_it(four: Vantage6Sandbo
 # -- the API -----------------------------------------------------------------------------------------
 
 
-def test_lists_come_in_pages_newest_first(shared: Account) -> None:
+def test_lists_come_in_pages_newest_first(shared: User) -> None:
     tasks = [shared.create("echo", "north")["id"] for _ in range(12)]
     assert [t["id"] for t in shared.items("/task")[:12]] == tasks[::-1]
     page = shared.get("/task", page=2, per_page=5, include="metadata")
@@ -473,7 +404,7 @@ def test_lists_come_in_pages_newest_first(shared: Account) -> None:
     assert len(plain) >= 12 if shared.generation == 3 else len(plain["data"]) == 10
 
 
-def test_names_are_matched_as_sql_like_does(shared: Account) -> None:
+def test_names_are_matched_as_sql_like_does(shared: User) -> None:
     shared.create("sleep", "north", seconds=0)
     shared.create("echo", "north")
     assert {t["name"] for t in shared.items("/task", name="SL%p")} == {"sleep"}
@@ -483,7 +414,7 @@ def test_names_are_matched_as_sql_like_does(shared: Account) -> None:
 
 def test_a_v3_server_lists_relations_in_full() -> None:
     for sandbox in serve(3):
-        account = Account(sandbox)
+        account = User(sandbox)
         task = account.create("echo")
         assert [entry["link"] for entry in task["results"]] == ["/api/result/1", "/api/result/2", "/api/result/3"]
         assert (task["complete"], task["children"], task["run_id"]) == (False, None, 1)
@@ -497,7 +428,7 @@ def test_a_v3_server_lists_relations_in_full() -> None:
 
 def test_an_old_token_is_refused_and_can_be_refreshed() -> None:
     for sandbox in serve(4, access_seconds=0.3):
-        account = Account(sandbox)
+        account = User(sandbox)
         assert account.ask("GET", "/organization").status_code == 200
         time.sleep(0.4)
         answer = account.ask("GET", "/organization")
@@ -515,12 +446,12 @@ def test_five_wrong_passwords_block_an_account(four: Vantage6Sandbox) -> None:
     for password in ["wrong"] * 5 + ["Sandbox-1!"]:
         answer = requests.post(url, json={"username": "north-viewer", "password": password}, timeout=10)
         assert (answer.status_code, answer.json()) == (401, {"msg": "Failed to login"})
-    assert "access_token" in Account(four, "west-researcher").tokens
+    assert "access_token" in User(four, "west-researcher").tokens
 
 
 def test_the_second_factor_is_enrolled_then_asked_for() -> None:
     for sandbox in serve(4, two_factor=True):
-        account = Account(sandbox)
+        account = User(sandbox)
         secret = account.tokens["otp_secret"]
         assert account.tokens["qr_uri"].startswith("otpauth://totp/") and secret in account.tokens["qr_uri"]
         assert account.log_in() == {"msg": "Please include your two-factor authentication code"}
@@ -551,7 +482,7 @@ def test_a_forgotten_password_is_reset_by_mail(four: Vantage6Sandbox) -> None:
 
 
 def test_any_word_deletes_dependents(four: Vantage6Sandbox) -> None:
-    root = Account(four, "root")
+    root = User(four, "root")
     assert root.ask("DELETE", "/collaboration/1").status_code == 400
     assert root.ask("DELETE", "/collaboration/1", params={"delete_dependents": False}).status_code == 200
     assert [c["id"] for c in root.items("/collaboration")] == [2]
@@ -559,7 +490,7 @@ def test_any_word_deletes_dependents(four: Vantage6Sandbox) -> None:
 
 
 def test_a_dropped_answer_leaves_one_task(four: Vantage6Sandbox) -> None:
-    account = Account(four)
+    account = User(four)
     four.faults.add(Fault(method="POST", path="/api/task$", calls=[1], drop="after"))
     with pytest.raises(requests.ConnectionError):
         account.create("echo", "north")
@@ -567,7 +498,7 @@ def test_a_dropped_answer_leaves_one_task(four: Vantage6Sandbox) -> None:
 
 
 def test_nodes_are_neither_in_the_journal_nor_hit_by_faults(four: Vantage6Sandbox) -> None:
-    account = Account(four)
+    account = User(four)
     four.faults.add(Fault(method="PATCH", path="/api/run", status=502))
     assert account.compute("echo", "north") == [{}]
     assert not four.journal.entries(method="PATCH")
@@ -576,7 +507,7 @@ def test_nodes_are_neither_in_the_journal_nor_hit_by_faults(four: Vantage6Sandbo
 @pytest.mark.parametrize("collaboration", ["plain", "encrypted"])
 def test_the_blob_store_carries_inputs_and_results(collaboration: str) -> None:
     for sandbox in serve(4, blob_store=True):
-        account = Account(sandbox)
+        account = User(sandbox)
         assert account.get("/blobstream/status") == {"blob_store_enabled": True}
         plain, key = account.payload("echo", {"a": 1}), sandbox.keys["north"].public
         content = base64.b64encode(plain)
@@ -598,7 +529,7 @@ def test_the_blob_store_carries_inputs_and_results(collaboration: str) -> None:
 
 
 def test_results_can_be_cleaned_up(four: Vantage6Sandbox) -> None:
-    account = Account(four)
+    account = User(four)
     task = account.create("echo", "north")["id"]
     account.wait(task)
     four.clean_up(task)
@@ -607,13 +538,13 @@ def test_results_can_be_cleaned_up(four: Vantage6Sandbox) -> None:
 
 
 def test_an_algorithm_store_gives_the_digest(four: Vantage6Sandbox) -> None:
-    admin, url = Account(four, "north-admin"), four.ready()["store_url"]
+    admin, url = User(four, "north-admin"), four.ready()["store_url"]
     body = {"name": "own", "algorithm_store_url": url, "collaboration_id": 1}
     assert "force" in admin.ask("POST", "/algorithmstore", json=body).json()["msg"]
     store = admin.ask("POST", "/algorithmstore", json={**body, "force": True}).json()
     task = admin.create("echo", "north")
     more = {"name": "x", "image": CLINICAL, "collaboration_id": 1, "store_id": store["id"]}
-    more["organizations"] = admin.organizations("echo", {}, ("north",), encrypted=False)
+    more["organizations"] = admin.organizations("echo", {}, ("north",))
     stored = admin.ask("POST", "/task", json=more).json()
     listed = requests.get(f"{url}/algorithm", params={"image": CLINICAL}, timeout=10).json()["data"][0]
     assert (task["image"], stored["image"]) == (CLINICAL, f"{CLINICAL}@{listed['digest']}")
@@ -622,7 +553,7 @@ def test_an_algorithm_store_gives_the_digest(four: Vantage6Sandbox) -> None:
 
 def test_there_can_be_many_hospitals() -> None:
     for sandbox in serve(4, organizations=25):
-        account = Account(sandbox)
+        account = User(sandbox)
         account.facts["organizations"] = sandbox.ready()["organizations"]
         names = tuple(account.facts["organizations"])
         task = account.create("partial_average", *names, column="age")["id"]
@@ -632,7 +563,7 @@ def test_there_can_be_many_hospitals() -> None:
 
 
 def test_a_node_and_its_container_have_rights_of_their_own(four: Vantage6Sandbox) -> None:
-    account, url = Account(four), four.ready()["url"]
+    account, url = User(four), four.ready()["url"]
     four.switches.offline = ["north-plain"]
     task = account.create("echo", "north")["id"]
     key = four.ready()["nodes"]["north-plain"]["api_key"]
@@ -670,3 +601,127 @@ def test_what_is_fixed_cannot_be_switched(four: Vantage6Sandbox) -> None:
     changed = requests.patch(f"{root}/_sandbox/switches", json={"offline": ["north-plain"]}, timeout=10)
     assert changed.status_code == 200
     assert not four.nodes["north-plain"].online and four.nodes["south-plain"].online
+
+
+# -- v5 ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def five() -> Iterator[Vantage6Sandbox]:
+    yield from serve(5, device_interval=0)
+
+
+def test_a_session_extracts_preprocesses_and_computes(five: Vantage6Sandbox) -> None:
+    account = User(five)
+    frame = account.dataframe("encrypted")
+    columns = {(c["node_id"], c["name"], c["dtype"]) for c in frame["columns"]}
+    assert len(columns) == 33 and {dtype for *_, dtype in columns} == {"double"}
+    before = account.compute("partial_average", collaboration="encrypted", column="bmi")
+    organizations = account.organizations("", {"column": "bmi", "minimum": 25}, ("north", "south", "west"), "encrypted")
+    step = {"image": CLINICAL, "method": "keep_above", "organizations": organizations}
+    body = {"dataframe_id": frame["id"], "task": step}
+    changed = account.post(f"/session/dataframe/{frame['id']}/preprocess", body)
+    assert changed["last_session_task"]["depends_on"] == [frame["last_session_task"]["id"]] and not changed["ready"]
+    assert account.wait(changed["last_session_task"]["id"]) == "completed"
+    after = account.compute("partial_average", collaboration="encrypted", column="bmi")
+    table = pooled(five)
+    assert sum(part["count"] for part in before) == 442
+    assert sum(part["count"] for part in after) == (table["bmi"] >= 25).sum()
+
+
+def test_a_failed_extraction_fails_what_depends_on_it(five: Vantage6Sandbox) -> None:
+    account = User(five)
+    session = account.session()
+    five.add_image("slow/one:1", {"read": Algorithm(_slow_failure, "data_extraction"), "clean": algorithms.keep_above})
+    organizations = [{"id": 2}]
+    step = {"image": "slow/one:1", "method": "read", "organizations": organizations}
+    frame = account.post(f"/session/{session['id']}/dataframe", {"label": "default", "task": step})
+    body = {"dataframe_id": frame["id"], "task": {**step, "method": "clean"}}
+    early = account.ask("POST", f"/session/dataframe/{frame['id']}/preprocess", json=body)
+    assert early.status_code == 400 and "not present for the following organizations: 2" in early.text
+    assert account.wait(frame["last_session_task"]["id"]) == "failed"
+    assert "RuntimeError: no such table" in account.runs(frame["last_session_task"]["id"])[0]["log"]
+
+
+def _slow_failure(job: Job) -> algorithms.Table:
+    job.sleep(0.3)
+    raise RuntimeError("no such table")
+
+
+def test_an_old_token_breaks_routes_that_containers_may_use() -> None:
+    for sandbox in serve(5, access_seconds=0.3):
+        account = User(sandbox)
+        assert account.ask("GET", "/task").status_code == 200
+        time.sleep(0.4)
+        me, tasks = account.ask("GET", "/user/me"), account.ask("GET", "/task")
+        assert (me.status_code, me.json()) == (401, {"msg": "Token has expired"})
+        assert (tasks.status_code, tasks.json()) == (500, {"msg": "An unexpected error occurred!"})
+        refresh = {"grant_type": "refresh_token", "client_id": "public_client"}
+        account.tokens = account.token(refresh_token=account.tokens["refresh_token"], **refresh)
+        assert account.ask("GET", "/task").status_code == 200
+
+
+def test_a_service_account_has_a_secret_and_no_refresh_token(five: Vantage6Sandbox) -> None:
+    robot = User(five, "north-robot")
+    assert "refresh_token" not in robot.tokens and robot.tokens["refresh_expires_in"] == 0
+    assert robot.get("/user/me")["is_service_account"] is True
+    root = User(five, "root")
+    body = {"username": "south-robot", "is_service_account": True, "organization_id": 3, "roles": [5]}
+    secret = root.post("/user", body)["client_secret"]
+    form = {"grant_type": "client_credentials", "client_id": "south-robot-user-client"}
+    assert "access_token" in root.token(client_secret=secret, **form)
+    assert root.token(client_secret="wrong", **form)["error"] == "unauthorized_client"
+    (record,) = root.items("/user", username="south-robot")
+    assert "client_secret" not in record
+
+
+def test_a_device_is_logged_in_from_a_browser(five: Vantage6Sandbox) -> None:
+    account = User(five)
+    root = f"{account.facts['auth_url']}/realms/vantage6"
+    configuration = requests.get(f"{root}/.well-known/openid-configuration", timeout=10).json()
+    form = {"client_id": "public_client", "scope": "openid"}
+    code = requests.post(configuration["device_authorization_endpoint"], data=form, timeout=10).json()
+    poll = {"grant_type": "urn:ietf:params:oauth:grant-type:device_code", "client_id": "public_client"}
+    poll["device_code"] = code["device_code"]
+    assert account.token(**poll)["error"] == "authorization_pending"
+    browser = {"user_code": code["user_code"], "username": "west-researcher", "password": "Sandbox-1!"}
+    page = code["verification_uri"]
+    assert requests.post(page, data={**browser, "password": "wrong"}, timeout=10).status_code == 401
+    assert requests.post(page, data=browser, timeout=10).status_code == 200
+    account.tokens = account.token(**poll)
+    assert account.get("/user/me")["username"] == "west-researcher"
+    assert account.token(**poll)["error"] == "invalid_grant"
+
+
+def test_keycloak_refuses_as_it_does(five: Vantage6Sandbox) -> None:
+    account = User(five)
+    password = {"grant_type": "password", "client_id": "public_client", "username": "north-researcher"}
+    assert account.token(password="wrong", **password)["error_description"] == "Invalid user credentials"
+    refresh = {"grant_type": "refresh_token", "client_id": "public_client"}
+    assert account.token(refresh_token="x", **refresh)["error"] == "invalid_grant"
+    five.switches.direct_access = False
+    assert account.token(password="Sandbox-1!", **password)["error"] == "unauthorized_client"
+    five.switches.direct_access = True
+    body = {"username": "newcomer", "password": "Renewed-1!", "organization_id": 2, "roles": [5]}
+    User(five, "root").post("/user", body)
+    first = account.token(**{**password, "username": "newcomer"}, password="Renewed-1!")
+    assert first["error_description"] == "Account is not fully set up"
+
+
+def test_the_command_line_chooses_the_generation() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "prefect_biomed.sandbox",
+        "vantage6",
+        "--v6",
+        "5",
+        "--set",
+        "vantage6.key_bits=2048",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        facts = json.loads(process.stdout.readline())["vantage6"]
+        assert requests.get(f"{facts['url']}/version", timeout=10).json() == {"version": "5.0.3"}
+        process.terminate()
+        assert process.wait(timeout=20) == 0
