@@ -1,6 +1,7 @@
 """Credentials blocks, one for each platform."""
 
+from prefect_biomed.blocks.boss import BossCredentials
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
 from prefect_biomed.blocks.vip import VipCredentials
 
-__all__ = ["Vantage6Credentials", "VipCredentials"]
+__all__ = ["BossCredentials", "Vantage6Credentials", "VipCredentials"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import re
 import time
@@ -10,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import (
+    create_image_artifact,
     create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
@@ -18,7 +20,7 @@ from prefect.artifacts import (
 )
 from prefect.events import emit_event
 
-__all__ = ["Progress", "artifact_key", "link", "markdown", "state_event", "table"]
+__all__ = ["Progress", "artifact_key", "image", "link", "markdown", "state_event", "table"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,12 @@ def artifact_key(*parts: object) -> str:
 def link(key: str, url: str, text: str) -> None:
     """Leave a link, for instance to a job that has just been launched."""
     _guarded(create_link_artifact, key=key, link=url, link_text=text)
+
+
+def image(key: str, png: bytes, description: str) -> None:
+    """Leave a small picture, which becomes part of the artifact."""
+    url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    _guarded(create_image_artifact, image_url=url, key=key, description=description)
 
 
 def markdown(key: str, text: str, description: str) -> None:
@@ -76,12 +84,13 @@ class Progress:
         self._shown_at = 0.0
         self._failed = False
 
-    def __call__(self, done: float, total: float) -> None:
+    def __call__(self, done: float, total: float, note: str | None = None) -> None:
         """Show the progress.
 
         Args:
             done: How much is done.
             total: How much there is in all.
+            note: Replaces the description, for instance to tell rate and time left.
         """
         finished = done >= total
         if self._failed or (time.monotonic() - self._shown_at < _EVERY_SECONDS and not finished):
@@ -90,11 +99,16 @@ class Progress:
         percent = 100.0 * done / total if total else 100.0
         if self._id is None:
             self._id = _guarded(
-                create_progress_artifact, progress=percent, key=self._key, description=self._description
+                create_progress_artifact, progress=percent, key=self._key, description=note or self._description
             )
             self._failed = self._id is None
         else:
-            _guarded(update_progress_artifact, artifact_id=self._id, progress=percent)
+            _guarded(
+                update_progress_artifact,
+                artifact_id=self._id,
+                progress=percent,
+                description=note or self._description,
+            )
 
 
 def _guarded(report: Callable[..., Any], **arguments: Any) -> Any:

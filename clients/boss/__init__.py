@@ -1,8 +1,9 @@
 """The Boss: ingest jobs, from a configuration to pixels that can be read back."""
 
-from prefect_biomed.clients.boss.accounting import account, preview
+from prefect_biomed.clients.boss.accounting import IngestIncomplete, account, preview
 from prefect_biomed.clients.boss.client import BossClient, Cutout, find_token
 from prefect_biomed.clients.boss.config import IngestConfig
+from prefect_biomed.clients.boss.intents import create_once, job_of_intent
 from prefect_biomed.clients.boss.ledger import Ledger, default_folder
 from prefect_biomed.clients.boss.models import (
     Channel,
@@ -22,6 +23,7 @@ __all__ = [
     "Completion",
     "Cutout",
     "IngestConfig",
+    "IngestIncomplete",
     "IngestJob",
     "JobCounts",
     "JobStatus",
@@ -33,8 +35,10 @@ __all__ = [
     "UploadSettings",
     "Uploader",
     "account",
+    "create_once",
     "default_folder",
     "find_token",
+    "job_of_intent",
     "preview",
     "upload",
 ]

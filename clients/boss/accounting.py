@@ -19,14 +19,33 @@ from prefect_biomed.clients.boss.ledger import TileState
 from prefect_biomed.clients.boss.models import Channel, UploadReport
 from prefect_biomed.clients.boss.sources import ChunkSource, TileSource
 from prefect_biomed.clients.boss.uploader import UploadSettings, open_ledger
-from prefect_biomed.clients.errors import SourceUnreadable
+from prefect_biomed.clients.errors import JobFailed, SourceUnreadable
 
-__all__ = ["account", "preview"]
+__all__ = ["IngestIncomplete", "account", "preview"]
 
 logger = logging.getLogger(__name__)
 
 _PREVIEW_READ = 1024
 _PREVIEW_SHOWN = 512
+
+
+class IngestIncomplete(JobFailed):
+    """Some tiles are not in the Boss.
+
+    Attributes:
+        report: Which, and why.
+    """
+
+    def __init__(self, report: UploadReport, reason: str = "") -> None:
+        self.report = report
+        shown = [f"  - {tile}: {why}" for tile, why in list(report.failed.items())[:20]]
+        shown += [f"  - {tile}: not there" for tile in report.holes[:20]]
+        shown += [f"  - {tile}: skipped" for tile in report.skipped[:20]]
+        reason = reason or (
+            "The sources of these tiles are missing or damaged; all others were uploaded. Mend them and run it again, "
+            "or choose another on_bad_source. The job stays open."
+        )
+        super().__init__(f"{report.summary()} {reason}\n" + "\n".join(shown))
 
 
 def account(

@@ -141,11 +141,9 @@ def _children(
 
     def read(number: int, child: subprocess.Popen[str]) -> None:
         assert child.stdout is not None
-        for text in child.stdout:
-            try:
+        with child.stdout as stdout:
+            for text in stdout:
                 lines.put((number, json.loads(text)))
-            except ValueError:
-                logger.warning("%s", text.rstrip())  # a plugin that prints
         lines.put((number, None))
 
     try:

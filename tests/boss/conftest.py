@@ -1,5 +1,5 @@
 """The laboratory of the ingest tests."""
 
-from tests.ingest_lab import lab, make_lab
+from ingest_lab import lab, make_lab
 
 __all__ = ["lab", "make_lab"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ingest_lab import QUICK, SOON, Lab, volume
 from PIL import Image
 
 from prefect_biomed.clients.boss import IngestConfig, JobStatus, UploadSettings
@@ -18,7 +19,6 @@ from prefect_biomed.clients.errors import BiomedError, JobFailed, PreflightFaile
 from prefect_biomed.sandbox import Fault
 from prefect_biomed.sandbox.boss import AwsFault
 from prefect_biomed.sandbox.boss._jobs import hashed
-from tests.ingest_lab import QUICK, SOON, Lab, volume
 
 
 def with_policy(policy: str, **more: Any) -> UploadSettings:

@@ -1,0 +1,98 @@
+"""Credentials of the Boss."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from prefect.blocks.core import Block
+from pydantic import Field, HttpUrl, SecretStr
+
+from prefect_biomed.clients.boss import BossClient
+from prefect_biomed.clients.http import Timeouts
+
+__all__ = ["BossCredentials"]
+
+
+class BossCredentials(Block):
+    """An account on a Boss server.
+
+    Attributes:
+        token: API token. When empty: `INTERN_TOKEN`, then `token.json`, then `~/.intern/intern.cfg`, where it runs.
+        host: Host name of the server, with a port where needed.
+        protocol: `https`, or `http` for a test server.
+        verify_tls: Whether TLS certificates are verified.
+        connect_seconds: Limit for making a connection.
+        read_seconds: Limit for each read.
+        aws_region: Region of the server's queues and buckets.
+        aws_endpoint_url: Where SQS and S3 are asked instead of AWS.
+
+    Example:
+        Load saved credentials and list the ingest jobs:
+
+        ```python
+        from prefect_biomed.blocks import BossCredentials
+
+        credentials = BossCredentials.load("BLOCK_NAME")
+        with credentials.get_client() as client:
+            print(client.list_jobs())
+        ```
+    """
+
+    _block_type_name: ClassVar[str] = "Boss Credentials"
+    _block_type_slug: ClassVar[str] = "boss-credentials"
+    _logo_url: ClassVar[HttpUrl] = HttpUrl("https://bossdb.org/images/logos/bossdb-logo.png")
+    _documentation_url: ClassVar[HttpUrl] = HttpUrl("https://docs.theboss.io/docs")
+    _description: ClassVar[str] = "An account on a Boss server, such as BossDB."
+
+    token: SecretStr | None = Field(
+        default=None,
+        title="API token",
+        description="The token; when empty it is looked for in INTERN_TOKEN, token.json and ~/.intern/intern.cfg.",
+    )
+    host: str = Field(
+        default="api.bossdb.io",
+        title="Host",
+        description="Host name of the server, with a port where needed.",
+        pattern=r"^[A-Za-z0-9.\-]+(:\d+)?$",
+    )
+    protocol: Literal["https", "http"] = Field(
+        default="https", title="Protocol", description="Take http for a test server only."
+    )
+    verify_tls: bool = Field(
+        default=True, title="Verify TLS", description="Turn this off for a test server with its own certificate only."
+    )
+    connect_seconds: float = Field(
+        default=10.0, gt=0, title="Connect timeout", description="Seconds to wait for a connection."
+    )
+    read_seconds: float = Field(
+        default=90.0, ge=1, title="Read timeout", description="Seconds to wait for an answer of the server."
+    )
+    aws_region: str = Field(
+        default="us-east-1", title="AWS region", description="Region of the server's queues and buckets."
+    )
+    aws_endpoint_url: str | None = Field(
+        default=None,
+        title="AWS endpoint",
+        description="Where SQS and S3 are asked instead of AWS; for test servers.",
+        pattern=r"^https?://[^/@]+",
+    )
+
+    def get_client(self) -> BossClient:
+        """Make a client of the account. Nothing is sent yet.
+
+        Returns:
+            A client; use it as a context manager.
+
+        Raises:
+            ConfigurationError: No token was found.
+        """
+        return BossClient(
+            self.host,
+            self.token,
+            protocol=self.protocol,
+            verify_tls=self.verify_tls,
+            timeouts=Timeouts(self.connect_seconds, self.read_seconds),
+            aws_region=self.aws_region,
+            aws_endpoint_url=self.aws_endpoint_url,
+            aws_verify_tls=self.verify_tls,
+        )

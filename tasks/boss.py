@@ -1,0 +1,349 @@
+"""Tasks of the Boss: one remote effect each."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from prefect import get_run_logger, task
+from prefect.context import FlowRunContext
+from pydantic import BaseModel, ConfigDict, Field
+
+from prefect_biomed.blocks.boss import BossCredentials
+from prefect_biomed.clients.boss import (
+    Completion,
+    IngestConfig,
+    IngestIncomplete,
+    IngestJob,
+    JobCounts,
+    UploadProgress,
+    UploadReport,
+    UploadSettings,
+    account,
+    create_once,
+    preview,
+    upload,
+)
+from prefect_biomed.clients.errors import BiomedError
+from prefect_biomed.clients.polling import PollSettings
+from prefect_biomed.tasks._reporting import Progress, artifact_key, image, link, markdown, state_event
+from prefect_biomed.tasks.policies import ONCE, RETRY
+
+__all__ = [
+    "NewResources",
+    "cancel_ingest_job",
+    "complete_ingest_job",
+    "create_ingest_job",
+    "ingest_status",
+    "join_ingest_job",
+    "report_ingest_job",
+    "wait_until_ready",
+]
+
+
+class NewResources(BaseModel):
+    """What is needed to make a channel and what it lies in, when they do not exist yet.
+
+    Attributes:
+        datatype: dtype of the channel.
+        kind: `image` for measured values, `annotation` for labels.
+        voxel_size: Size of a voxel in x, y and z.
+        voxel_unit: Unit of the voxel size.
+        bounds: Upper ends of the coordinate frame in x, y and z, in voxels; those of the extent when empty.
+        time_samples: Number of time samples; those of the extent when empty.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    datatype: Literal["uint8", "uint16", "uint32", "uint64"]
+    kind: Literal["image", "annotation"] = "image"
+    voxel_size: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    voxel_unit: Literal["nanometers", "micrometers", "millimeters", "centimeters"] = "nanometers"
+    bounds: tuple[int, int, int] | None = None
+    time_samples: int | None = Field(default=None, ge=1)
+
+
+@task(**ONCE)
+def create_ingest_job(
+    credentials: BossCredentials, config: IngestConfig, token: str, new_resources: NewResources | None = None
+) -> IngestJob:
+    """Check everything that can be checked, then make an ingest job, once and never twice.
+
+    Safe to repeat, also after a kill: the intent is written down, then the user's jobs are searched for what it has led
+    to, and only when there is nothing the request is sent (`POST /ingest/`).
+
+    Args:
+        credentials: The account.
+        config: What to ingest.
+        token: Identity of the intent; `tasks.policies.intent_token` makes it.
+        new_resources: Makes collection, coordinate frame, experiment and channel where they are missing.
+
+    Returns:
+        The job, PREPARING.
+
+    Raises:
+        PreflightFailed: All problems of channel, extent and dtype at once; nothing was sent.
+        LaunchInDoubt: It is not known whether the job was made; a retry looks first.
+        PlatformError: The server refused.
+    """
+    logger = get_run_logger()
+    with credentials.get_client() as client:
+        if new_resources:
+            made = client.create_resources(
+                config,
+                datatype=new_resources.datatype,
+                kind=new_resources.kind,
+                voxel_size=new_resources.voxel_size,
+                voxel_unit=new_resources.voxel_unit,
+                bounds=_ranges(new_resources.bounds),
+                time_samples=new_resources.time_samples,
+            )
+            logger.info("Made %s", ", ".join(made) or "nothing: all is there")
+        client.preflight(config)
+        job = create_once(client, config, token, not_before=_first_try())
+    logger.info("Ingest job %d: %d tiles for %s", job.id, job.tile_count, config.channel_path)
+    url = f"{credentials.protocol}://{credentials.host}/latest/ingest/{job.id}/status"
+    link(artifact_key("boss-job", job.id), url, f"Ingest job {job.id} on {credentials.host}")
+    _event(job.id, "created", channel=config.channel_path, tiles=job.tile_count)
+    return job
+
+
+@task(**RETRY)
+def wait_until_ready(credentials: BossCredentials, job_id: int, timeout_seconds: float = 3600.0) -> IngestJob:
+    """Wait until the Boss has filled the job's queue, which takes minutes.
+
+    Safe to repeat: it only asks (`GET /ingest/{id}`, which is also what makes the job UPLOADING).
+
+    Args:
+        credentials: The account.
+        job_id: Number of the job.
+        timeout_seconds: Stop waiting after this time.
+
+    Returns:
+        The job, ready to be worked on.
+
+    Raises:
+        JobFailed: The job is over, or can never be prepared.
+        DeadlineExceeded: Not ready in time; the Boss goes on.
+    """
+    with credentials.get_client() as client:
+        settings = PollSettings(1, 1.5, 15, deadline_seconds=timeout_seconds)
+        job = client.wait_until_ready(job_id, settings).job
+    get_run_logger().info("Ingest job %d is %s", job_id, job.status.name)
+    _event(job_id, job.status.name)
+    return job
+
+
+@task(**RETRY)
+def join_ingest_job(
+    credentials: BossCredentials,
+    config: IngestConfig,
+    job_id: int,
+    processes: int = 1,
+    max_seconds: float | None = None,
+    settings: UploadSettings | None = None,
+) -> UploadReport:
+    """Work on a job until its queue is empty or the time is over.
+
+    Safe to repeat at any time, also after a kill, and on several machines at once: the queue holds what is left, and
+    the ledger of this machine tells what it has sent (`PutObject`, index message, deletion, in this order).
+
+    Args:
+        credentials: The account.
+        config: What the job was made with.
+        job_id: Number of the job.
+        processes: Processes at once on this machine.
+        max_seconds: Stop after this time; what is in flight is finished. Another call goes on.
+        settings: How to upload.
+
+    Returns:
+        What was done, counted exactly.
+
+    Raises:
+        IngestIncomplete: Some sources are missing or damaged, and the policy is `fail`. All others were uploaded.
+        JobFailed: The job was cancelled meanwhile.
+        AuthenticationError: Token or keys are refused.
+    """
+    logger = get_run_logger()
+    settings = settings or UploadSettings()
+    if max_seconds is not None:
+        settings = settings.model_copy(update={"max_seconds": max_seconds})
+    progress = Progress(artifact_key("boss-upload", job_id), f"Upload of ingest job {job_id}")
+
+    def show(state: UploadProgress) -> None:
+        eta = "unknown" if state.eta_seconds is None else _duration(state.eta_seconds)
+        note = (
+            f"Ingest job {job_id}: {state.finished} of {state.total} tiles by this machine, {state.remaining} in the "
+            f"queue, {state.tiles_per_second:.1f} tiles/s, time left {eta}"
+        )
+        progress(state.total - min(state.remaining, state.total), state.total, note)
+
+    with credentials.get_client() as client:
+        report = upload(client, config, job_id, settings, processes=processes, on_progress=show)
+    logger.info("%s", report.summary())
+    for warning in report.warnings:
+        logger.warning("%s", warning)
+    markdown(artifact_key("boss-upload-report", job_id), report_text(report), f"Upload of ingest job {job_id}")
+    _event(job_id, "uploaded", tiles=report.deleted, failed=len(report.failed), exhausted=report.exhausted)
+    if report.failed:
+        raise IngestIncomplete(report)
+    return report
+
+
+@task(**RETRY)
+def complete_ingest_job(credentials: BossCredentials, job_id: int, timeout_seconds: float = 6 * 3600.0) -> Completion:
+    """Tell the Boss that all is uploaded, and wait until it has verified that.
+
+    Safe to repeat: a job that is complete stays so (`POST /ingest/{id}/complete`).
+
+    Args:
+        credentials: The account.
+        job_id: Number of the job.
+        timeout_seconds: Stop waiting after this time.
+
+    Returns:
+        `COMPLETE`, or `RESUME` when the Boss wants tiles again.
+
+    Raises:
+        JobFailed: The job was cancelled or never begun.
+        DeadlineExceeded: Not verified in time; the Boss goes on.
+    """
+    with credentials.get_client() as client:
+        settings = PollSettings(1, 1.2, 15, deadline_seconds=timeout_seconds, error_budget=20)
+        completion = client.complete(job_id, settings)
+    get_run_logger().info("Ingest job %d: %s (%s)", job_id, completion.outcome, completion.status.name)
+    _event(job_id, completion.status.name, outcome=completion.outcome, missing=completion.missing)
+    return completion
+
+
+@task(**RETRY)
+def report_ingest_job(
+    credentials: BossCredentials, config: IngestConfig, job_id: int, settings: UploadSettings | None = None
+) -> UploadReport:
+    """Account for every tile of a job that is complete, and show the middle slice as the Boss has it.
+
+    Safe to repeat: it only reads (`GET /cutout/…`).
+
+    Args:
+        credentials: The account.
+        config: What the job was made with.
+        job_id: Number of the job.
+        settings: How it was uploaded.
+
+    Returns:
+        A report of all runs of this machine, with every hole that was found.
+
+    Raises:
+        NotFoundError: The channel is gone.
+    """
+    logger = get_run_logger()
+    with credentials.get_client() as client:
+        report = account(client, config, job_id, settings)
+        try:
+            picture: bytes | None = preview(client, config)
+        except BiomedError as error:
+            logger.warning("No preview: %s", error)
+            picture = None
+    if picture:
+        image(artifact_key("boss-preview", job_id), picture, f"Middle slice of {config.channel_path}, read back")
+    markdown(artifact_key("boss-report", job_id), report_text(report), f"Report of ingest job {job_id}")
+    logger.info("%s", report.summary())
+    for hole in report.holes[:20]:
+        logger.error("Not in the Boss: %s", hole)
+    return report
+
+
+@task(**RETRY)
+def cancel_ingest_job(credentials: BossCredentials, job_id: int) -> str:
+    """Cancel a job; what was ingested stays.
+
+    Safe to repeat: a job that is over is left alone (`DELETE /ingest/{id}`).
+
+    Args:
+        credentials: The account.
+        job_id: Number of the job.
+
+    Returns:
+        What happened, in words.
+
+    Raises:
+        NotFoundError: There never was such a job.
+        PermissionDeniedError: It belongs to somebody else.
+    """
+    with credentials.get_client() as client:
+        outcome = client.cancel(job_id)
+    get_run_logger().info("%s", outcome)
+    _event(job_id, "cancelled")
+    return outcome
+
+
+@task(**RETRY)
+def ingest_status(credentials: BossCredentials, job_id: int) -> JobCounts:
+    """Ask how far a job is.
+
+    Safe to repeat: it only reads (`GET /ingest/{id}/status`).
+
+    Args:
+        credentials: The account.
+        job_id: Number of the job.
+
+    Returns:
+        State and counts.
+
+    Raises:
+        NotFoundError: There is no such job, or it was cancelled.
+        PermissionDeniedError: It belongs to somebody else.
+    """
+    with credentials.get_client() as client:
+        counts = client.counts(job_id)
+    get_run_logger().info("Ingest job %d is %s, %d messages wait", job_id, counts.status.name, counts.visible)
+    return counts
+
+
+def report_text(report: UploadReport) -> str:
+    """Write a report in Markdown.
+
+    Args:
+        report: The report.
+
+    Returns:
+        A summary, the counts, and the first names of everything that is not as it should be.
+    """
+    counts = ("received", "put", "indexed", "deleted", "deleted_before", "requeued", "duplicates", "abandoned", "joins")
+    lines = [f"# Ingest job {report.job_id}", "", report.summary(), "", "| count | |", "|---|---|"]
+    lines += [f"| {name.replace('_', ' ')} | {getattr(report, name)} |" for name in counts]
+    lines += [f"| bytes put | {report.put_bytes} |", f"| not by this machine | {report.unaccounted} |"]
+    named: dict[str, list[str]] = {
+        "Holes": list(report.holes),
+        "Failed": [f"{tile}: {reason}" for tile, reason in report.failed.items()],
+        "Filled": list(report.blank),
+        "Skipped": list(report.skipped),
+        "Quarantined": list(report.quarantined),
+        "Warnings": list(report.warnings),
+    }
+    for title, items in named.items():
+        if items:
+            lines += ["", f"## {title} ({len(items)})", "", *(f"- {item}" for item in items[:100])]
+    return "\n".join(lines)
+
+
+def _event(job_id: int, state: str, **payload: object) -> None:
+    state_event("boss", "ingest-job", str(job_id), state, **payload)
+
+
+def _first_try() -> datetime | None:
+    """When this flow run began first, if this is a retry of it."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None or context.flow_run.run_count < 2:
+        return None
+    return context.flow_run.start_time
+
+
+def _ranges(bounds: tuple[int, int, int] | None) -> dict[Literal["x", "y", "z"], tuple[int, int]] | None:
+    return {"x": (0, bounds[0]), "y": (0, bounds[1]), "z": (0, bounds[2])} if bounds else None
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
