@@ -1,0 +1,75 @@
+"""The wheel holds what the tree holds, and the README says what is true."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("analysis", "blocks", "clients", "flows", "sandbox", "tasks")
+
+
+@pytest.mark.timeout(300)
+def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *PACKAGES],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    source = tmp_path / "source"
+    for name in (*tracked, "pyproject.toml", "README.md", "LICENSE"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run(
+        [sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"],
+        cwd=source,
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name.removeprefix("prefect_biomed/") for name in archive.namelist() if "dist-info" not in name}
+    assert packed == set(tracked)
+
+
+def test_every_deployment_names_a_flow() -> None:
+    import importlib
+
+    from prefect import Flow
+
+    described = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())["deployments"]
+    for deployment in described:
+        module, _, name = deployment["entrypoint"].rpartition(".")
+        flow = getattr(importlib.import_module(module), name)
+        assert isinstance(flow, Flow), deployment["name"]
+
+
+def test_the_readme_names_only_what_is_there() -> None:
+    readme = (ROOT / "README.md").read_text()
+    described = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())["deployments"]
+    deployed = {deployment["name"] for deployment in described}
+    assert set(re.findall(r"`[a-z0-9-]+/([a-z0-9-]+)`", readme)) == deployed
+    for target in re.findall(r"\]\(((?!http)[^)#]+)\)", readme):
+        assert (ROOT / target).exists(), target
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`?\$? ?make ([a-z]+)", readme)) <= targets
+
+
+def test_names_and_version_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    listed = set(project["tool"]["setuptools"]["packages"])
+    present = {
+        "prefect_biomed." + ".".join(path.relative_to(ROOT).parent.parts)
+        for folder in PACKAGES
+        for path in (ROOT / folder).rglob("__init__.py")
+    }
+    assert listed == present
