@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -80,11 +81,11 @@ def vip_session(
     session_name: SessionName | None = None,
     nb_runs: Runs = 1,
     refresh_time: RefreshTime = 30.0,
-    include: list[str] | None = None,
-    exclude: list[str] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     update_files: bool = True,
     inputs_of: str | None = None,
-    get_status: list[Status] | None = None,
+    get_status: Sequence[Status] = ("Finished",),
     unzip: bool = True,
     keep_archives: bool = False,
     strict: bool = False,
@@ -117,7 +118,7 @@ def vip_session(
         exclude: Patterns of files not to upload.
         update_files: Whether inputs that are on the platform already are compared with the local files.
         inputs_of: Folder of another session whose uploaded inputs are used.
-        get_status: Statuses whose outputs are downloaded; only `Finished` when empty.
+        get_status: Statuses whose outputs are downloaded and that count as success.
         unzip: Whether archives are replaced by a folder with their content.
         keep_archives: Whether archives stay beside that folder.
         strict: Whether a run of which some jobs failed makes the session fail.
@@ -152,7 +153,7 @@ def vip_session(
     if inputs_of is not None:
         session = steps.get_inputs(credentials, session, open_session(Path(inputs_of).expanduser()))
     steps.upload_inputs(
-        credentials, session, include=include or (), exclude=exclude or (), update_files=update_files and not inputs_of
+        credentials, session, include=include, exclude=exclude, update_files=update_files and not inputs_of
     )
     launched = _launch(credentials, session, queue_timeout_seconds)
     if not wait:
@@ -163,7 +164,7 @@ def vip_session(
         workflow_ids=[workflow.identifier for workflow in launched],
         refresh_time=refresh_time,
         timeout_seconds=timeout_seconds,
-        get_status=get_status or ["Finished"],
+        get_status=get_status,
         unzip=unzip,
         keep_archives=keep_archives,
         strict=strict,
@@ -179,7 +180,7 @@ def vip_resume(
     session_name: SessionName | None = None,
     output_dir: Path | None = None,
     refresh_time: RefreshTime = 30.0,
-    get_status: list[Status] | None = None,
+    get_status: Sequence[Status] = ("Finished",),
     unzip: bool = True,
     keep_archives: bool = False,
     strict: bool = False,
@@ -197,7 +198,7 @@ def vip_resume(
             is kept on the platform.
         output_dir: Folder that holds the session's `session_data.json`.
         refresh_time: Seconds between two looks at the runs.
-        get_status: Statuses whose outputs are downloaded; only `Finished` when empty.
+        get_status: Statuses whose outputs are downloaded and that count as success.
         unzip: Whether archives are replaced by a folder with their content.
         keep_archives: Whether archives stay beside that folder.
         strict: Whether a run of which some jobs failed makes the session fail.
@@ -228,7 +229,7 @@ def vip_resume(
         session,
         refresh_time=refresh_time,
         timeout_seconds=timeout_seconds,
-        get_status=get_status or ["Finished"],
+        get_status=get_status,
         unzip=unzip,
         keep_archives=keep_archives,
         strict=strict,
@@ -260,9 +261,9 @@ def vip_shared_inputs(
     output_dir: Path | None = None,
     session_name: SessionName | None = None,
     refresh_time: RefreshTime = 30.0,
-    include: list[str] | None = None,
-    exclude: list[str] | None = None,
-    get_status: list[Status] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    get_status: Sequence[Status] = ("Finished",),
     strict: bool = False,
     finish: bool = True,
     timeout_seconds: Timeout | None = None,
@@ -281,7 +282,7 @@ def vip_shared_inputs(
         refresh_time: Seconds between two looks at the runs.
         include: Patterns of files to upload, relative to `input_dir`; all when empty.
         exclude: Patterns of files not to upload.
-        get_status: Statuses whose outputs are downloaded; only `Finished` when empty.
+        get_status: Statuses whose outputs are downloaded and that count as success.
         strict: Whether a run of which some jobs failed makes the session fail.
         finish: Whether the sessions' folders are removed from the platform at the end.
         timeout_seconds: Stop waiting for the runs after this time; they go on.
@@ -308,8 +309,8 @@ def vip_shared_inputs(
         )
         for number, run in enumerate(runs, start=1)
     ]
-    steps.check_sessions(credentials, sessions, include=include or (), exclude=exclude or ())
-    steps.upload_inputs(credentials, owner, include=include or (), exclude=exclude or ())
+    steps.check_sessions(credentials, sessions, include=include, exclude=exclude)
+    steps.upload_inputs(credentials, owner, include=include, exclude=exclude)
     sessions = [steps.get_inputs(credentials, session, owner) for session in sessions]
     for session in sessions:
         _launch(credentials, session, None)
@@ -323,7 +324,7 @@ def vip_shared_inputs(
                     session,
                     refresh_time=refresh_time,
                     timeout_seconds=timeout_seconds,
-                    get_status=get_status or ["Finished"],
+                    get_status=get_status,
                     strict=strict,
                     finish=finish,
                 )
@@ -343,7 +344,7 @@ def vip_shared_inputs(
 def vip_collect(
     credentials: VipCredentials,
     folder: Path,
-    get_status: list[Status] | None = None,
+    get_status: Sequence[Status] = ("Finished", "Killed"),
     unzip: bool = True,
     finish: bool = True,
 ) -> list[SessionResult]:
@@ -354,7 +355,7 @@ def vip_collect(
     Args:
         credentials: The account.
         folder: Folder whose sub-folders hold a `session_data.json`.
-        get_status: Statuses whose outputs are downloaded; `Finished` and `Killed` when empty.
+        get_status: Statuses whose outputs are downloaded.
         unzip: Whether archives are replaced by a folder with their content.
         finish: Whether the folders of sessions that have ended are removed from the platform.
 
@@ -381,7 +382,7 @@ def vip_collect(
                         credentials,
                         session,
                         refresh_time=1.0,
-                        get_status=get_status or ["Finished", "Killed"],
+                        get_status=get_status,
                         unzip=unzip,
                         finish=finish,
                         accept_failures=True,
@@ -427,7 +428,7 @@ def _collect(
     session: VipSession,
     *,
     refresh_time: float,
-    get_status: list[Status],
+    get_status: Sequence[Status],
     workflow_ids: list[str] | None = None,
     timeout_seconds: float | None = None,
     unzip: bool = True,

@@ -62,7 +62,7 @@ def test_every_deployment_has_a_form_with_described_fields(laboratory: Laborator
     assert fields["credentials"]["$ref"] == "#/definitions/VipCredentials"
     assert (fields["nb_runs"]["minimum"], fields["nb_runs"]["maximum"]) == (1, 1000)
     assert fields["refresh_time"]["exclusiveMinimum"] == 0
-    assert fields["get_status"]["anyOf"][0]["items"]["enum"] == ["Finished", "ExecutionFailed", "Killed"]
+    assert fields["get_status"]["items"]["enum"] == ["Finished", "ExecutionFailed", "Killed"]
 
 
 def test_values_out_of_bounds_are_refused_before_a_run(laboratory: Laboratory, parameters: dict[str, Any]) -> None:
