@@ -34,7 +34,7 @@ def volume(shape: tuple[int, ...], dtype: str = "uint8", seed: int = 0) -> np.nd
     grid = np.indices(shape).astype("int64")
     weights = (40503, 2654435, 97, 31)[-len(shape) :]
     values = sum(axis * weight for axis, weight in zip(grid, weights, strict=True)) + 7 * seed
-    return (values % (np.iinfo(dtype).max - 1) + 1).astype(dtype)
+    return (values % (min(np.iinfo(dtype).max, 2**62) - 1) + 1).astype(dtype)
 
 
 @dataclass

@@ -141,10 +141,12 @@ def _children(
 
     def read(number: int, child: subprocess.Popen[str]) -> None:
         assert child.stdout is not None
-        with child.stdout as stdout:
-            for text in stdout:
-                lines.put((number, json.loads(text)))
-        lines.put((number, None))
+        try:
+            with child.stdout as stdout:
+                for text in stdout:
+                    lines.put((number, json.loads(text)))
+        finally:
+            lines.put((number, None))
 
     try:
         for number in range(count):
