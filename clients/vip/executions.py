@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -436,10 +437,15 @@ def _inputs_in(log: str, lists: Mapping[str, Sequence[Scalar | None]]) -> str:
     """The platform does not say which values a job had; its log, which shows the command, does."""
     found = []
     for name, values in lists.items():
-        named = [value for value in values if str(value).rpartition("/")[2] in log]
+        named = [value for value in values if _names(log, str(value).rpartition("/")[2])]
         if len(named) == 1:
             found.append(f"{name}={named[0]}")
     return ", ".join(found)
+
+
+def _names(log: str, value: str) -> bool:
+    """Whether a log has a value as a whole word: 2, but not 2.0 or 12."""
+    return re.search(rf"(?<![\w.-]){re.escape(value)}(?![\w-]|\.\w)", log) is not None
 
 
 def _jobs_in_words(jobs: Iterable[Job]) -> str:

@@ -450,7 +450,7 @@ class Engine:
             execution_number=execution.number,
             stopped=execution.stopped,
             stamp=self._stamps.next(),
-            stdout=[f"{execution.pipeline.identifier}, job {job.number}"],
+            stdout=[execution.pipeline.identifier, _command(execution.pipeline, job, files)],
         )
         try:
             if execution.stopped.wait(self._switches.job_seconds):
@@ -504,3 +504,9 @@ class Engine:
             job.exit_code, job.exit_message = code, message
             if all(one.ended for one in execution.jobs):
                 execution.ended = time.time()
+
+
+def _command(pipeline: Pipeline, job: Job, files: Mapping[str, Path]) -> str:
+    """Return the command line of a job, as its log shows it."""
+    given = [one.name for one in pipeline.parameters if one.name in job.values]
+    return " ".join(["run", *(files[name].name if name in files else job.values[name] for name in given)])
