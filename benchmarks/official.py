@@ -48,14 +48,28 @@ def official_environment(name: str, requirements: Sequence[str], python: str | N
 
 
 def _interpreter(version: str) -> str:
-    found = shutil.which(f"python{version}")
-    if found is not None and subprocess.run([found, "-V"], capture_output=True, check=False).returncode == 0:
-        return found
-    if shutil.which("uv"):
-        done = subprocess.run(["uv", "python", "find", version], capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            return done.stdout.strip()
-    raise MissingInterpreter(f"python {version} is not on this machine")
+    # What is first on the path may be a stand-in of pyenv for a version that is not chosen.
+    for folder in os.get_exec_path():
+        found = Path(folder) / f"python{version}"
+        if found.is_file() and _output(str(found), "-V"):
+            return str(found)
+    if prefix := _output("pyenv", "prefix", version):
+        return str(Path(prefix) / "bin" / "python")
+    if found_by_uv := _output("uv", "python", "find", version):
+        return found_by_uv
+    raise MissingInterpreter(
+        f"python {version} is not on this machine: put a python{version} on the path, or get one with "
+        f"`uv python install {version}` or `pyenv install {version}`"
+    )
+
+
+def _output(*command: str) -> str:
+    """Return what a command prints; nothing when it fails or is not there."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _install(base: str, folder: Path, interpreter: Path, requirements: Sequence[str]) -> None:

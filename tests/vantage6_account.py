@@ -17,12 +17,14 @@ OPEN_STATES = {"pending", "initializing", "active"}
 HOSPITALS = ("north", "south", "west")
 
 
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait for something to come true."""
-    deadline = time.monotonic() + seconds
+    deadline, pause = time.monotonic() + seconds, 0.02
     while not condition():
         assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
+        time.sleep(pause)
+        # A real server has something else to do.
+        pause = min(pause * 1.3, 0.3)
 
 
 class Account:
@@ -171,7 +173,7 @@ class Account:
         path = "/result" if self.generation == 3 else "/run"
         return sorted(self.items(path, task_id=task), key=lambda run: int(run["id"]))
 
-    def wait(self, task: int, seconds: float = 20.0) -> str:
+    def wait(self, task: int, seconds: float = 60.0) -> str:
         """Wait until all runs have ended and return the state of the task."""
         until(lambda: not OPEN_STATES & {run["status"] for run in self.runs(task)}, seconds)
         return str(self.get(f"/task/{task}")["status"])

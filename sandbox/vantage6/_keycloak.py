@@ -124,6 +124,20 @@ class Realm:
         self._clients[client.id] = client
         return client
 
+    def settle(self, username: str) -> None:
+        """Make a temporary password lasting, as a person's first log-in in a browser does.
+
+        Raises:
+            KeyError: no such user.
+        """
+        self._named(username).temporary = False
+
+    def _named(self, username: str) -> RealmUser:
+        for user in self._users.values():
+            if user.username == username:
+                return user
+        raise KeyError(username)
+
     def remove(self, subject: str | None) -> None:
         """Remove the account behind a subject, if there is one."""
         self._users.pop(subject or "", None)
@@ -143,7 +157,7 @@ class Realm:
             KeyError: no such code or user.
         """
         device = self._device(user_code)
-        device.user = next(u for u in self._users.values() if u.username == username)
+        device.user = self._named(username)
 
     def deny(self, user_code: str) -> None:
         """Refuse a device.

@@ -202,7 +202,7 @@ class Vantage6Sandbox(Platform):
         """Stop the nodes."""
         self.url = ""
         for node in self.nodes.values():
-            node.stop()
+            node.close()
 
     def ready(self) -> dict[str, Any]:
         """Return URL, users, organizations, collaborations, nodes, image and, for v5, Keycloak."""
@@ -640,7 +640,8 @@ class _InternalChannel:
             registry.listen(node, on_event)
 
     def emit(self, event: str, payload: dict[str, Any]) -> None:
-        if event != "algorithm_log":
+        # Before 4.11 a log arrives with the result.
+        if event != "algorithm_log" or self._platform.generation == 3:
             return
         registry = self._platform.registry
         with registry.lock:

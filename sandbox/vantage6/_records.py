@@ -351,8 +351,12 @@ class Registry:
         return self.task_status(task) not in {*OPEN_RUN_STATES, "awaiting"}
 
     def task_finished_at(self, task: Task) -> datetime | None:
-        """Return when a task was completed; None when it is not, or when it failed."""
-        ends = [run.finished_at for run in self.runs_of(task) if run.finished_at]
+        """Return when a task was completed; None when it is not, or when it failed (v4, v5)."""
+        runs = self.runs_of(task)
+        ends = [run.finished_at for run in runs if run.finished_at]
+        if self.generation == 3:
+            # In v3 a failure counts as well.
+            return max(ends) if ends and len(ends) == len(runs) else None
         return max(ends) if ends and self.task_status(task) == "completed" else None
 
     def is_open(self, run: Run) -> bool:
@@ -410,21 +414,22 @@ class Registry:
 
     def kill(self, task: Task) -> None:
         """Mark what is unfinished of a task and its subtasks as killed, and tell the nodes."""
-        killed = [run for each in (task, *self.children_of(task)) for run in self.runs_of(each) if not run.finished]
-        self.emit(
-            "kill_containers",
+        tasks = (task, *self.children_of(task))
+        three = self.generation == 3
+        # v3 kills what has finished, too.
+        killed = [run for each in tasks for run in self.runs_of(each) if three or not run.finished]
+        kill_list = [
             {
-                "kill_list": [
-                    {
-                        "task_id": run.task.id,
-                        "run_id": run.id,
-                        "organization_id": run.organization.id,
-                    }
-                    for run in killed
-                ],
-                "collaboration_id": task.collaboration.id,
-            },
-        )
+                "task_id": run.task.id,
+                "result_id" if three else "run_id": run.id,
+                "organization_id": run.organization.id,
+            }
+            for run in killed
+        ]
+        if three:
+            # It tells the nodes of as many runs as there are tasks; the others compute on in vain.
+            kill_list = kill_list[: len(tasks)]
+        self.emit("kill_containers", {"kill_list": kill_list, "collaboration_id": task.collaboration.id})
         for run in killed:
             run.status = "killed by user"
             run.finished_at = now()

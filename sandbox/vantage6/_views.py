@@ -60,6 +60,11 @@ class View:
             return f"{self._prefix}/{resource}?{by}={record.id}"
         return [self._one(resource, each) for each in records] or None
 
+    def _time(self, moment: datetime | None) -> str | None:
+        # v3 says that its times are UTC, whatever the clock of the server shows.
+        offset = "+00:00" if self._generation == 3 else ""
+        return f"{moment.isoformat()}{offset}" if moment else None
+
     # -- people ------------------------------------------------------------------------------------
 
     def organization(self, record: Organization) -> Json:
@@ -101,7 +106,7 @@ class View:
             "organization": self._one("organization", record.organization),
             "id": record.id,
             "type": "user",
-            "last_seen": _time(record.last_seen),
+            "last_seen": self._time(record.last_seen),
             "status": record.status,
             "username": record.username,
         }
@@ -235,7 +240,7 @@ class View:
             "config": [{"key": key, "value": value} for key, value in record.config],
             "id": record.id,
             "type": "node",
-            "last_seen": _time(record.last_seen),
+            "last_seen": self._time(record.last_seen),
             "status": record.status,
             "name": record.name,
         }
@@ -267,7 +272,7 @@ class View:
         registry = self._registry
         written: Json = {
             "status": registry.task_status(record),
-            "finished_at": _time(registry.task_finished_at(record)),
+            "finished_at": self._time(registry.task_finished_at(record)),
             "collaboration": self._one("collaboration", record.collaboration),
             "runs": self._many("run", "task_id", record),
             "results": self._many("result", "task_id", record),
@@ -283,7 +288,7 @@ class View:
             "description": record.description,
             "image": record.image,
             "job_id": record.job_id,
-            "created_at": _time(record.created_at),
+            "created_at": self._time(record.created_at),
         }
         if self._generation == 5:
             runs = registry.runs_of(record)
@@ -337,7 +342,7 @@ class View:
         return {
             "status": registry.task_status(record),
             "complete": all(run.finished_at for run in runs),
-            "finished_at": _time(registry.task_finished_at(record)),
+            "finished_at": self._time(registry.task_finished_at(record)),
             "collaboration": self._one("collaboration", record.collaboration),
             "results": self._many("result", "", record, runs),
             "parent": self._one("task", record.parent),
@@ -350,7 +355,7 @@ class View:
             "description": record.description,
             "image": record.image,
             "run_id": record.job_id,
-            "created_at": _time(record.created_at),
+            "created_at": self._time(record.created_at),
         }
 
     def task_including(self, record: Task, *, runs: bool, results: bool) -> Json:
@@ -374,16 +379,16 @@ class View:
             "task": self._one("task", record.task),
             "node": self._node_of_run(record),
             "id": record.id,
-            "assigned_at": _time(record.assigned_at),
-            "started_at": _time(record.started_at),
-            "finished_at": _time(record.finished_at),
+            "assigned_at": self._time(record.assigned_at),
+            "started_at": self._time(record.started_at),
+            "finished_at": self._time(record.finished_at),
             "status": record.status,
             "log": record.log,
         }
         if self._generation == 3:
             return {**written, "ports": [], "input": record.input, "result": record.result}
         written["results"] = self._one("result", record)
-        written["cleanup_at"] = _time(record.cleanup_at)
+        written["cleanup_at"] = self._time(record.cleanup_at)
         written["blob_storage_used"] = record.blob_storage_used
         if self._generation == 5:
             return {**written, "arguments": record.input, "action": record.action}
@@ -409,7 +414,7 @@ class View:
             "task": self._one("task", record.task),
             "id": record.id,
             "result": record.result,
-            "cleanup_at": _time(record.cleanup_at),
+            "cleanup_at": self._time(record.cleanup_at),
             "blob_storage_used": record.blob_storage_used,
         }
         if self._generation == 5:
@@ -430,8 +435,8 @@ class View:
             "dataframes": f"{self._prefix}/session/{record.id}/dataframe",
             "ready": any(self._registry.dataframe_ready(frame) for frame in frames),
             "name": record.name,
-            "created_at": _time(record.created_at),
-            "last_used_at": _time(record.last_used_at),
+            "created_at": self._time(record.created_at),
+            "last_used_at": self._time(record.last_used_at),
             "image": record.image,
             "id": record.id,
         }
@@ -450,7 +455,3 @@ class View:
             "db_label": record.db_label,
             "id": record.id,
         }
-
-
-def _time(moment: datetime | None) -> str | None:
-    return moment.isoformat() if moment else None

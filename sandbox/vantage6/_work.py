@@ -785,9 +785,9 @@ def kill_task(call: Call) -> Answer:
             400,
             f"Task {identifier} already finished with status '{registry.task_status(record)}', so cannot kill it!",
         )
-    send = "create" if call.generation == 3 else "send"
+    send, scope = ("create", "org") if call.generation == 3 else ("send", "col")
     if not caller.may("event", send, "glo") and not (
-        caller.may("event", send, "col") and caller.organization in record.collaboration.organizations
+        caller.may("event", send, scope) and caller.organization in record.collaboration.organizations
     ):
         denied()
     registry.kill(record)

@@ -192,6 +192,11 @@ class ComputeNode:
             worker.join(timeout=5)
         self._workers.clear()
 
+    def close(self) -> None:
+        """Stop for good."""
+        self.stop()
+        self._http.close()
+
     def _information(self) -> Json:
         """Return what a node that shares its configuration reports."""
         if not self.settings.shares_configuration:
@@ -233,7 +238,8 @@ class ComputeNode:
         with self._lock:
             chosen = list(self._runs)
             if "kill_list" in payload:
-                chosen = [entry["run_id"] for entry in payload["kill_list"]]
+                key = "result_id" if self.generation == 3 else "run_id"
+                chosen = [entry[key] for entry in payload["kill_list"]]
             elif payload.get("node_id") not in (None, self.id):
                 chosen = []
             for identifier in chosen:
@@ -320,6 +326,12 @@ class ComputeNode:
                 break
         return found
 
+    def _now(self) -> str:
+        # v3 cannot read an offset.
+        return (
+            datetime.now(UTC).replace(tzinfo=None if self.generation == 3 else UTC).isoformat(timespec="microseconds")
+        )
+
     def _patch(self, run: _Run, **values: Any) -> None:
         path = f"/result/{run.id}" if self.generation == 3 else f"/run/{run.id}"
         self._ask("PATCH", path, json=values)
@@ -354,7 +366,7 @@ class ComputeNode:
         task = run.record["task"]
         image = str(task["image"]).split("@")[0]
         action = run.record.get("action")
-        self._patch(run, started_at=_now())
+        self._patch(run, started_at=self._now())
         if run.killed.wait(self.settings.startup_seconds):
             raise Killed
         token = None
@@ -384,7 +396,7 @@ class ComputeNode:
     def _finish(self, run: _Run, status: str, output: bytes | str | None) -> None:
         result = self._seal(run, output) if isinstance(output, bytes) else output
         log = run.log if self.settings.shares_logs else "Node does not allow sharing algorithm logs"
-        values: Json = {"status": status, "finished_at": _now()}
+        values: Json = {"status": status, "finished_at": self._now()}
         if result is not None:
             values["result"] = result
         if status != "not allowed":
@@ -646,7 +658,3 @@ class ComputeNode:
                 plain = plain.removeprefix(b"json.")
             outputs.append(json.loads(plain))
         return outputs
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat()
