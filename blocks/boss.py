@@ -17,8 +17,8 @@ class BossCredentials(Block):
     """An account on a Boss server.
 
     Attributes:
-        token: API token. When empty: `INTERN_TOKEN`, then `token.json`, then `~/.intern/intern.cfg`, where it runs.
         host: Host name of the server, with a port where needed.
+        token: API token. When empty: `INTERN_TOKEN`, then `token.json`, then `~/.intern/intern.cfg`, where it runs.
         protocol: `https`, or `http` for a test server.
         verify_tls: Whether TLS certificates are verified.
         connect_seconds: Limit for making a connection.
@@ -44,16 +44,16 @@ class BossCredentials(Block):
     _documentation_url: ClassVar[HttpUrl] = HttpUrl("https://docs.theboss.io/docs")
     _description: ClassVar[str] = "An account on a Boss server, such as BossDB."
 
+    # Required, because Prefect takes a reference to a block for a block of which no field is required.
+    host: str = Field(
+        title="Host",
+        description="Host name of the server, such as api.bossdb.io, with a port where needed.",
+        pattern=r"^[A-Za-z0-9.\-]+(:\d+)?$",
+    )
     token: SecretStr | None = Field(
         default=None,
         title="API token",
         description="The token; when empty it is looked for in INTERN_TOKEN, token.json and ~/.intern/intern.cfg.",
-    )
-    host: str = Field(
-        default="api.bossdb.io",
-        title="Host",
-        description="Host name of the server, with a port where needed.",
-        pattern=r"^[A-Za-z0-9.\-]+(:\d+)?$",
     )
     protocol: Literal["https", "http"] = Field(
         default="https", title="Protocol", description="Take http for a test server only."

@@ -43,7 +43,7 @@ class BossSandbox(Platform):
         self.service.stop()
 
     def ready(self) -> dict[str, Any]:
-        """URL, tokens of the users, names of what is there."""
+        """URL, tokens of the users, names of what is there, and how far each job is."""
         resources = self.service.resources
         return {
             "url": self.url,
@@ -53,6 +53,7 @@ class BossSandbox(Platform):
             "tokens": self.service.tokens,
             "channels": ["/".join(path) for path in resources.channels],
             "buckets": [TILE_BUCKET, INGEST_BUCKET],
+            "jobs": {number: _progress(job) for number, job in self.service.jobs.items()},
         }
 
     def job(self, number: int) -> Job:
@@ -82,3 +83,18 @@ class BossSandbox(Platform):
         """
         collection, experiment, name = channel.split("/")
         return self.service.cutout((collection, experiment, name), x, y, z, t)
+
+
+def _progress(job: Job) -> dict[str, Any]:
+    observed = job.observed
+    return {
+        "status": job.status.name,
+        "tile_count": job.tile_count,
+        "puts": sum(observed.puts.values()),
+        "distinct_puts": len(observed.puts),
+        "indexed": sum(observed.indexed.values()),
+        "distinct_indexed": len(observed.indexed),
+        "late_indexed": len(observed.late_indexed),
+        "deleted": observed.deleted,
+        "seconds": observed.last_put - observed.first_put,
+    }

@@ -354,3 +354,39 @@ def test_every_example_configuration_of_the_official_client_is_read_unchanged(bo
         assert IngestConfig.load(file).body() == content
         old = json.loads(re.sub(r"ingestclient\.plugins", "ingest.plugins", file.read_text()))
         assert IngestConfig.load(old).client.path_processor.class_.startswith("ingest.plugins")
+
+
+CLOUDVOLUME = """
+import sys
+import numpy as np
+from cloudvolume import CloudVolume
+from prefect_biomed.clients.boss.plugins import base
+
+pixels = (np.arange(40 * 600 * 700) % 251 + 1).astype("uint8").reshape(40, 600, 700)
+path = "file://" + sys.argv[1] + "/volume"
+CloudVolume.from_numpy(pixels.transpose(2, 1, 0), path, chunk_size=(64, 64, 16), progress=False)
+job = {"chunk_size": {"x": 512, "y": 512, "z": 32}}
+plugin = base.load("ingestclient.plugins.cloudvolume.CloudVolumeChunkProcessor",
+    {"cloudpath": path, "progress": False, "ingest_job": job})
+for x in (0, 1):
+    for z in (0, 1):
+        block, order = plugin.process("", x, 1, z)
+        assert order == base.XYZT_ORDER, order
+        expected = pixels[32 * z : 32 * z + 32, 512:1024, 512 * x : 512 * x + 512]
+        assert np.array_equal(block[..., 0].transpose(2, 1, 0), expected), (x, z)
+assert plugin.process("", 9, 9, 9)[0].size == 0
+"""
+
+
+def test_a_cloudvolume_is_read(official_environment: Callable[..., Path], tmp_path: Path) -> None:
+    needed = ["cloud-volume", "boto3", "filelock", "pillow", "pydantic", "requests"]
+    python = official_environment("cloud-volume", needed)
+    done = subprocess.run(
+        [str(python), "-W", "ignore", "-c", CLOUDVOLUME, str(tmp_path)],
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(Path("typings").resolve())},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -112,9 +112,7 @@ def test_a_damaged_file_leaves_the_job_open_and_the_same_job_is_finished_later(
     assert np.array_equal(lab.read(pixels.shape), pixels)
 
 
-def test_17_18_19_missing_tiles_are_uploaded_again_until_the_boss_is_content(
-    lab: Lab, credentials: BossCredentials
-) -> None:
+def test_19_missing_tiles_are_uploaded_again_until_the_boss_is_content(lab: Lab, credentials: BossCredentials) -> None:
     pixels = volume((16, 512, 512))
     lab.write_stack(pixels)
     # The index lambda loses one message: the chunk's entry stays without that tile.
@@ -132,6 +130,17 @@ def test_17_18_19_missing_tiles_are_uploaded_again_until_the_boss_is_content(
     assert np.array_equal(lab.read(pixels.shape), pixels)
     assert report.balanced
     assert sum(lab.boss.job(1).observed.puts.values()) == 17
+
+
+def test_45_nothing_is_in_flight_when_the_job_is_completed(lab: Lab, credentials: BossCredentials) -> None:
+    lab.write_stack(volume((16, 512, 512)))
+    lab.boss.faults.add(Fault(method="PUT", calls=[14, 15, 16], delay_seconds=1.5))
+    boss_ingest(credentials, IngestConfig.load(lab.config()), upload=QUICK)
+    completions = lab.boss.journal.entries("POST", "/complete$")
+    puts = lab.boss.journal.entries("PUT")
+    assert len(puts) == 16
+    assert min(entry.time for entry in completions) > max(entry.time + (entry.seconds or 0) for entry in puts)
+    assert lab.boss.job(1).observed.deleted == 16
 
 
 def test_skipped_slices_of_a_chunk_end_with_an_explanation(lab: Lab, credentials: BossCredentials) -> None:
