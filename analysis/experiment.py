@@ -1,0 +1,426 @@
+"""The experiment folder: what was run when, with what outcome, and what the weeks say about each other.
+
+    experiment.jsonl              one line for each run, only ever added to
+    judgements.jsonl              one line for each series that was judged by a baseline
+    series/<series>/<pipeline>/   outputs of one series of repetitions
+    reports/<series>/             report of that series
+
+A series is the repetitions made at one time. Lines are written whole, under a lock; half a line that a power cut left
+behind is cut off by the next to write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from prefect_biomed.analysis.comparison import compare_runs
+from prefect_biomed.analysis.models import (
+    Judgement,
+    PipelineReport,
+    Report,
+    Rules,
+    RunSummary,
+    SeriesSummary,
+)
+from prefect_biomed.analysis.stability import LEAST_REFERENCES, judge_runs
+from prefect_biomed.clients.errors import ConfigurationError, LedgerError
+
+__all__ = ["Experiment", "RunRecord", "inputs_digest"]
+
+logger = logging.getLogger(__name__)
+
+_RECORDS = "experiment.jsonl"
+_JUDGEMENTS = "judgements.jsonl"
+_LOCK_SECONDS = 60.0
+Line = TypeVar("Line", bound=BaseModel)
+
+
+class RunRecord(BaseModel):
+    """One line of `experiment.jsonl`: one run, from its parameters to the digests of what came out.
+
+    Attributes:
+        version: Version of this layout.
+        series: Name of the series.
+        began: When the series began.
+        pipeline: Pipeline and version.
+        repetition: Number of the run within its series, from 1.
+        parameters: Settings it ran with.
+        inputs: Digest of all input files; empty when they were on the platform already.
+        execution: Identifier the platform gave.
+        status: Status at the end.
+        succeeded: Whether its outputs count.
+        message: Why it failed.
+        answer: What the platform said of it at the end.
+        folder: Folder of its outputs, relative to the experiment folder; None when there are none.
+        digests: SHA-256 of the decompressed content by file.
+        started: When the platform started it.
+        recorded: When this line was written.
+        url: Where it can be looked at.
+        flow_run: The flow run that launched it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    version: Literal[1] = 1
+    series: str
+    began: datetime
+    pipeline: str
+    repetition: int
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    inputs: str = ""
+    execution: str = ""
+    status: str = ""
+    succeeded: bool = True
+    message: str = ""
+    answer: dict[str, Any] = Field(default_factory=dict)
+    folder: str | None = None
+    digests: dict[str, str] = Field(default_factory=dict)
+    started: datetime | None = None
+    recorded: datetime
+    url: str = ""
+    flow_run: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the run within its series."""
+        return f"run {self.repetition}"
+
+    @property
+    def identity(self) -> tuple[str, str, int]:
+        """What no other line has."""
+        return self.series, self.pipeline, self.repetition
+
+    @property
+    def conditions(self) -> tuple[str, str]:
+        """What has to be equal for two runs to be repetitions of each other."""
+        return hashlib.sha256(repr(sorted(self.parameters.items())).encode()).hexdigest(), self.inputs
+
+
+class _JudgementRecord(BaseModel):
+    """One line of `judgements.jsonl`."""
+
+    series: str
+    pipeline: str
+    baseline: str
+    level: float
+    rules: str
+    judgement: Judgement
+
+
+def inputs_digest(folder: Path | None) -> str:
+    """Digest the names and contents of all files below a folder.
+
+    Args:
+        folder: The folder; None for none.
+
+    Returns:
+        64 hexadecimal digits; empty for None.
+    """
+    if folder is None:
+        return ""
+    whole = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        whole.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
+    return whole.hexdigest()
+
+
+class Experiment:
+    """An experiment folder.
+
+    Args:
+        folder: The folder; made when something is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def open_series(self, token: str) -> str:
+        """Name a series, or find the one that this token began.
+
+        Args:
+            token: The same for every retry of one intent.
+
+        Returns:
+            `<UTC time>-<token>`; its folder exists.
+        """
+        above = self.folder / "series"
+        above.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            found = sorted(path.name for path in above.glob(f"*-{token}"))
+            if found:
+                return found[0]
+            name = f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{token}"
+            (above / name).mkdir()
+        return name
+
+    def output_dir(self, series: str, pipeline: str) -> Path:
+        """Tell where the outputs of one pipeline of a series go.
+
+        Args:
+            series: The series.
+            pipeline: The pipeline.
+
+        Returns:
+            A folder below the experiment folder.
+        """
+        return self.folder / "series" / series / re.sub(r"[^A-Za-z0-9._-]+", "-", pipeline).strip(".-")
+
+    def report_dir(self, series: str) -> Path:
+        """Tell where the report of a series goes."""
+        return self.folder / "reports" / series
+
+    def append(self, records: Iterable[RunRecord]) -> list[RunRecord]:
+        """Add runs. Safe to repeat: what is there already is not added again.
+
+        Args:
+            records: The runs.
+
+        Returns:
+            Those that were new.
+        """
+        with self._locked():
+            known = {record.identity for record in self.records()}
+            new = [record for record in records if record.identity not in known]
+            self._write(_RECORDS, new)
+        return new
+
+    def records(self) -> list[RunRecord]:
+        """Read all runs, oldest first.
+
+        Raises:
+            LedgerError: A line is damaged.
+        """
+        return list(self._read(_RECORDS, RunRecord))
+
+    def runs(self, records: Iterable[RunRecord]) -> dict[str, Path]:
+        """Find the outputs of runs that succeeded.
+
+        Args:
+            records: Runs.
+
+        Returns:
+            Folders by name of the run.
+        """
+        return {
+            record.name: self.folder / record.folder
+            for record in records
+            if record.succeeded and record.folder is not None and (self.folder / record.folder).is_dir()
+        }
+
+    def report(
+        self,
+        series: str,
+        *,
+        title: str = "Repeatability experiment",
+        baseline: str | None = None,
+        rules: Rules | None = None,
+        level: float = 0.05,
+    ) -> Report:
+        """Compare the runs of a series with each other, with the baseline, and with all series since.
+
+        Args:
+            series: The series.
+            title: Title of the report.
+            baseline: Series of the reference runs, or a folder whose sub-folders are reference runs. When None, the
+                first series of the same pipeline with the same settings and inputs and at least three good runs.
+            rules: What is compared and how.
+            level: Probability of a false alarm, for each judgement.
+
+        Returns:
+            The report.
+
+        Raises:
+            ConfigurationError: The series or the baseline does not exist.
+            LedgerError: A line of the experiment folder is damaged.
+        """
+        rules = rules or Rules()
+        records = self.records()
+        present = [record for record in records if record.series == series]
+        if not present:
+            raise ConfigurationError(f"{self.folder} has no series {series!r}.")
+        parts: list[PipelineReport] = []
+        pipelines = list(dict.fromkeys(record.pipeline for record in present))
+        for pipeline in pipelines:
+            mine = [record for record in present if record.pipeline == pipeline]
+            runs = self.runs(mine)
+            comparison = compare_runs(
+                runs, rules=rules, failed=[record.name for record in mine if record.name not in runs]
+            )
+            name, references = self._references(records, mine[0], baseline)
+            part = PipelineReport(pipeline=pipeline, comparison=comparison)
+            if name and name != series:
+                timeline = list(self._timeline(records, mine[0], name, references, rules, level))
+                part = part.model_copy(
+                    update={
+                        "baseline": name,
+                        "against_baseline": timeline[-1].judgement,
+                        "timeline": tuple(timeline),
+                        "drift_since": _drift_since(timeline),
+                    }
+                )
+            if pipeline != pipelines[0]:
+                first = self.runs(record for record in present if record.pipeline == pipelines[0])
+                part = part.model_copy(update={"against_version": judge_runs(first, runs, rules=rules, level=level)})
+            parts.append(part)
+        return Report(
+            title=title,
+            series=series,
+            created=datetime.now(UTC),
+            level=level,
+            pipelines=tuple(parts),
+            runs=tuple(_summary(record) for record in present),
+        )
+
+    def _references(
+        self, records: list[RunRecord], run: RunRecord, baseline: str | None
+    ) -> tuple[str, dict[str, Path]]:
+        """Name and reference runs of the baseline of a run; no name when there is none yet."""
+        if baseline is not None and Path(baseline).expanduser().is_absolute():
+            folder = Path(baseline).expanduser()
+            found = {path.name: path for path in sorted(folder.glob("*")) if path.is_dir()}
+            if not found:
+                raise ConfigurationError(f"The baseline {folder} has no sub-folders. Each is to be one reference run.")
+            return str(folder), found
+        if baseline is not None:
+            chosen = [r for r in records if r.series == baseline]
+            exact = [r for r in chosen if r.pipeline == run.pipeline]
+            # A new version is judged by the baseline of the old one.
+            versions = [r for r in chosen if r.pipeline.split("/")[0] == run.pipeline.split("/")[0]]
+            if not versions:
+                raise ConfigurationError(
+                    f"The baseline {baseline!r} of {self.folder} has no runs of {run.pipeline}. Name a series that "
+                    "has, or the absolute path of a folder whose sub-folders are reference runs."
+                )
+            return baseline, self.runs(exact or versions)
+        for name in dict.fromkeys(r.series for r in records):
+            chosen = [
+                r for r in records if r.series == name and r.pipeline == run.pipeline and r.conditions == run.conditions
+            ]
+            found = self.runs(chosen)
+            if len(found) >= LEAST_REFERENCES:
+                return name, found
+        return "", {}
+
+    def _timeline(
+        self,
+        records: list[RunRecord],
+        run: RunRecord,
+        baseline: str,
+        references: Mapping[str, Path],
+        rules: Rules,
+        level: float,
+    ) -> Iterator[SeriesSummary]:
+        known = {
+            (line.series, line.pipeline): line.judgement
+            for line in self._read(_JUDGEMENTS, _JudgementRecord)
+            if (line.baseline, line.level, line.rules) == (baseline, level, rules.model_dump_json())
+        }
+        of_pipeline = [
+            r
+            for r in records
+            if r.pipeline == run.pipeline and (r.conditions == run.conditions or r.series == baseline)
+        ]
+        for series in dict.fromkeys(r.series for r in of_pipeline):
+            mine = [r for r in of_pipeline if r.series == series]
+            judgement = known.get((series, run.pipeline))
+            if series != baseline and judgement is None:
+                judgement = judge_runs(references, self.runs(mine), rules=rules, level=level)
+                line = _JudgementRecord(
+                    series=series,
+                    pipeline=run.pipeline,
+                    baseline=baseline,
+                    level=level,
+                    rules=rules.model_dump_json(),
+                    judgement=judgement,
+                )
+                with self._locked():
+                    self._write(_JUDGEMENTS, [line])
+            yield SeriesSummary(series=series, pipeline=run.pipeline, began=mine[0].began, judgement=judgement)
+            if series == run.series:
+                return
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / ".lock", timeout=_LOCK_SECONDS):
+                yield
+        except Timeout:
+            raise LedgerError(
+                f"{self.folder} is locked by another process for more than {_LOCK_SECONDS:.0f} s. Wait for it, or stop "
+                "it, and run this again."
+            ) from None
+
+    def _write(self, name: str, lines: Iterable[BaseModel]) -> None:
+        content = b"".join(line.model_dump_json().encode() + b"\n" for line in lines)
+        if not content:
+            return
+        with (self.folder / name).open("a+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            if end and file.read(1) != b"\n":
+                file.seek(0)
+                whole = file.read().rfind(b"\n") + 1
+                logger.warning("%s: half a line of %d bytes was cut off", self.folder / name, end - whole)
+                file.truncate(whole)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _read(self, name: str, kind: type[Line]) -> Iterator[Line]:
+        path = self.folder / name
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    logger.warning("%s ends with half a line, which was never finished; it is left out", path)
+                    return
+                try:
+                    yield kind.model_validate_json(line)
+                except ValidationError as error:
+                    raise LedgerError(
+                        f"{path}, line {number} is damaged ({error.error_count()} problems). It was left as it is. "
+                        "Restore the file, or remove that line."
+                    ) from None
+
+
+def _drift_since(timeline: list[SeriesSummary]) -> datetime | None:
+    """When the change began that has lasted until now."""
+    since = None
+    for summary in reversed(timeline):
+        if summary.judgement is None or not summary.judgement.changed:
+            # A series that could not be judged does not end a drift.
+            if summary.judgement is not None and summary.judgement.note:
+                continue
+            break
+        since = summary.began
+    return since
+
+
+def _summary(record: RunRecord) -> RunSummary:
+    return RunSummary(
+        name=record.name,
+        pipeline=record.pipeline,
+        repetition=record.repetition,
+        execution=record.execution,
+        status=record.status,
+        succeeded=record.succeeded,
+        url=record.url,
+        started=record.started,
+        ended=record.recorded,
+        message=record.message,
+    )

@@ -1,0 +1,475 @@
+"""What a comparison, a judgement and a report say, as frozen models."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "Agreement",
+    "Comparison",
+    "FactDifference",
+    "FileComparison",
+    "Judgement",
+    "MeasureComparison",
+    "PipelineReport",
+    "Report",
+    "ReportFiles",
+    "Rules",
+    "RunSummary",
+    "SeriesSummary",
+    "Tolerance",
+    "Verdict",
+]
+
+DEFAULT_IGNORE = (
+    "session_data.json",
+    ".*",
+    "*/.*",
+    "*.log",
+    "*.log.gz",
+    "logs/*",
+    "*/logs/*",
+    "*.pid",
+    "*.part",
+    "stdout",
+    "stderr",
+    "*/stdout",
+    "*/stderr",
+)
+DEFAULT_IGNORE_FIELDS = (
+    "*timestamp*",
+    "*created_at*",
+    "*creation_date*",
+    "*creation_time*",
+    "*generated_at*",
+    "*start_time*",
+    "*end_time*",
+    "*elapsed*",
+)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Tolerance(_Frozen):
+    """How far two values may be apart and still count as equal: `absolute + relative * |value|`.
+
+    Attributes:
+        absolute: In the unit of the values.
+        relative: As a fraction of the larger of the two values.
+    """
+
+    absolute: Annotated[float, Field(ge=0)] = 0.0
+    relative: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Rules(_Frozen):
+    """What is compared and how.
+
+    Attributes:
+        ignore: Patterns of files that are left out; by default logs, hidden files and the session file.
+        ignore_fields: Patterns of fields, columns and header entries that are left out, in any case; by default those
+            that hold times. Dates and times in texts are always left out.
+        tolerances: Tolerances by pattern of file names; the first that matches counts. None by default.
+    """
+
+    ignore: tuple[str, ...] = DEFAULT_IGNORE
+    ignore_fields: tuple[str, ...] = DEFAULT_IGNORE_FIELDS
+    tolerances: dict[str, Tolerance] = Field(default_factory=dict)
+
+    def ignores(self, name: str) -> bool:
+        """Tell whether a file is left out.
+
+        Args:
+            name: Its path relative to the run, with `/`.
+
+        Returns:
+            Whether a pattern matches.
+        """
+        return any(fnmatchcase(name, pattern) for pattern in self.ignore)
+
+    def ignores_field(self, field: str) -> bool:
+        """Tell whether a field of a file is left out.
+
+        Args:
+            field: Its name.
+
+        Returns:
+            Whether a pattern matches.
+        """
+        return any(fnmatchcase(field.lower(), pattern.lower()) for pattern in self.ignore_fields)
+
+    def tolerance(self, name: str) -> Tolerance:
+        """Find the tolerance of a file.
+
+        Args:
+            name: Its path relative to the run, with `/`.
+
+        Returns:
+            The first that matches; none at all when nothing does.
+        """
+        return next((t for pattern, t in self.tolerances.items() if fnmatchcase(name, pattern)), Tolerance())
+
+
+class Agreement(StrEnum):
+    """How far a file agrees in all runs that have it."""
+
+    IDENTICAL = "identical"
+    SAME_CONTENT = "same content"
+    WITHIN_TOLERANCE = "within tolerance"
+    DIFFERENT = "different"
+    MISSING = "missing in some runs"
+
+    @property
+    def is_agreement(self) -> bool:
+        """Whether nothing that counts differs."""
+        return self not in (Agreement.DIFFERENT, Agreement.MISSING)
+
+
+class FactDifference(_Frozen):
+    """Something other than a number that is not the same in all runs.
+
+    Attributes:
+        field: Header entry, cell, line or JSON path.
+        values: Shortened value by run; runs that lack the field are absent.
+    """
+
+    field: str
+    values: dict[str, str]
+
+
+class MeasureComparison(_Frozen):
+    """Numbers of one image, column or JSON path in all runs.
+
+    Differences are taken over all pairs of runs. A point is one voxel, pixel, cell or element.
+
+    Attributes:
+        name: Name of the measure within its file.
+        runs: Number of runs behind these numbers.
+        points: Number of points of each run.
+        differing: Number of points that are not equal in all runs.
+        beyond_tolerance: Number of points further apart than the tolerance.
+        max_difference: Largest difference of two runs at one point; None when no two can be compared.
+        mean_difference: Mean of the absolute differences, points that agree included.
+        rmse: Root of the mean square of the differences, points that agree included.
+        digits: Decimal digits the runs have in common, the median over the points that differ:
+            `-log10(spread / |mean|)`, with the bias of a small number of runs taken out. None when none differ.
+        digits_assured: The same as a lower bound that holds with probability and confidence 95 %.
+        digits_low: The digits that all but 5 % of the differing points reach.
+        dice: For label maps, the smallest Dice coefficient over all pairs of runs, by label.
+        where: The points that are furthest apart, in words.
+    """
+
+    name: str
+    runs: int
+    points: int
+    differing: int
+    beyond_tolerance: int = 0
+    max_difference: float | None = None
+    mean_difference: float | None = None
+    rmse: float | None = None
+    digits: float | None = None
+    digits_assured: float | None = None
+    digits_low: float | None = None
+    dice: dict[str, float] | None = None
+    where: tuple[str, ...] = ()
+
+
+class FileComparison(_Frozen):
+    """One file in all runs.
+
+    Attributes:
+        name: Path relative to the run; members of archives are named `archive/member`.
+        kind: What it is: `NIfTI`, `table`, `JSON`, `image`, `NumPy`, `text`, `binary`.
+        agreement: How far it agrees.
+        groups: By run, the same letter for the same content.
+        digests: SHA-256 of the decompressed content by run.
+        missing_in: Runs that lack it.
+        facts: What differs other than numbers.
+        facts_differing: How many facts differ; `facts` holds the first of them.
+        measures: Its numbers, where some differ.
+        note: What stood in the way of a closer look.
+    """
+
+    name: str
+    kind: str
+    agreement: Agreement
+    groups: dict[str, str]
+    digests: dict[str, str]
+    missing_in: tuple[str, ...] = ()
+    facts: tuple[FactDifference, ...] = ()
+    facts_differing: int = 0
+    measures: tuple[MeasureComparison, ...] = ()
+    note: str = ""
+
+
+class Comparison(_Frozen):
+    """Files of several runs compared with each other.
+
+    Attributes:
+        runs: Names of the runs that were compared.
+        failed: Names of the runs that failed and so were not.
+        files: The files, by name.
+    """
+
+    runs: tuple[str, ...]
+    failed: tuple[str, ...] = ()
+    files: tuple[FileComparison, ...] = ()
+
+    @property
+    def differing(self) -> tuple[str, ...]:
+        """Names of the files that differ or are missing somewhere."""
+        return tuple(file.name for file in self.files if not file.agreement.is_agreement)
+
+    @property
+    def agreeing_share(self) -> float | None:
+        """Fraction of the files that agree in all runs; None without files."""
+        return 1.0 - len(self.differing) / len(self.files) if self.files else None
+
+    @property
+    def sentence(self) -> str:
+        """The outcome in one sentence."""
+        over = f"{len(self.runs)} runs" if len(self.runs) != 1 else "1 run"
+        failed = f" {len(self.failed)} failed and are left out." if self.failed else ""
+        if not self.files:
+            return f"No files to compare in {over}.{failed}"
+        if len(self.runs) < 2:
+            return f"Nothing to compare: {over} with {len(self.files)} files.{failed}"
+        if not self.differing:
+            return f"All {len(self.files)} files agree in all {over}.{failed}"
+        named = ", ".join(self.differing[:5]) + (", …" if len(self.differing) > 5 else "")
+        return f"{len(self.differing)} of {len(self.files)} files differ over {over}: {named}.{failed}"
+
+
+class Verdict(_Frozen):
+    """One measure of a new run against the reference runs.
+
+    Attributes:
+        file: File of the measure.
+        measure: Its name within the file.
+        run: The new run.
+        level: Probability of a false alarm that was set for this test.
+        references: Number of reference runs.
+        points: Points that vary in the references and were tested.
+        point_level: Level of the prediction interval of each single point.
+        outside: Number of points outside their interval.
+        expected: Number expected outside when nothing has changed.
+        constant_changed: Points that were the same in all references and are not in the new run.
+        p: Probability of a result at least as extreme when nothing has changed, corrected for the number of points.
+            None where there is no number to test, such as a changed header.
+        changed: Whether the measure has changed at this level.
+        where: Places of the largest deviations, in words.
+        false_positives: How many references the same test calls changed when each is judged by the others.
+        reason: Why it is changed, where `p` does not say it.
+    """
+
+    file: str
+    measure: str
+    run: str
+    level: float
+    references: int
+    points: int = 0
+    point_level: float = 0.01
+    outside: int = 0
+    expected: float = 0.0
+    constant_changed: int = 0
+    p: float | None = None
+    changed: bool
+    where: tuple[str, ...] = ()
+    false_positives: int = 0
+    reason: str = ""
+
+
+class Judgement(_Frozen):
+    """New runs against reference runs, over all files and measures.
+
+    Attributes:
+        references: Number of reference runs.
+        runs: Names of the new runs.
+        level: Probability of a false alarm set for all tests together.
+        tests: Number of tests that share the level.
+        p: Smallest p value, corrected for the number of tests; None when nothing varied in the references.
+        changed: Whether something has changed.
+        verdicts: The verdicts that say changed, and those with the smallest p values.
+        changed_files: Files that have changed.
+        false_positives: How many references are called changed by the others; None when it was not tested.
+        outside_share: Largest fraction of points outside their interval over all measures.
+        note: Why there is no judgement, where there is none.
+    """
+
+    references: int
+    runs: tuple[str, ...]
+    level: float
+    tests: int = 0
+    p: float | None = None
+    changed: bool = False
+    verdicts: tuple[Verdict, ...] = ()
+    changed_files: tuple[str, ...] = ()
+    false_positives: int | None = None
+    outside_share: float = 0.0
+    note: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """Either `within the numerical noise …` or `changed: …`, or why neither can be said."""
+        if self.note:
+            return f"not judged: {self.note}"
+        if not self.changed:
+            if self.p is None:
+                return f"within the numerical noise of the {self.references} reference runs (no difference at all)"
+            return f"within the numerical noise of the {self.references} reference runs (p = {probability(self.p)})"
+        by_file = {verdict.file: verdict for verdict in reversed(self.verdicts) if verdict.changed}
+        parts = [_in_words(by_file[name]) for name in self.changed_files[:3] if name in by_file]
+        if len(self.changed_files) > 3:
+            parts.append(f"and {len(self.changed_files) - 3} more files")
+        return "changed: " + "; ".join(parts)
+
+
+def probability(p: float) -> str:
+    """Write a probability as people read it.
+
+    Args:
+        p: From 0 to 1.
+
+    Returns:
+        Two digits, or `< 1e-15`.
+    """
+    return "< 1e-15" if p < 1e-15 else f"{p:.2g}"
+
+
+def _in_words(verdict: Verdict) -> str:
+    what = f"{verdict.file}, {verdict.measure}" if verdict.measure else verdict.file
+    if verdict.reason:
+        return f"{what} ({verdict.reason})"
+    p = "" if verdict.p is None else f", p = {probability(verdict.p)}"
+    return f"{what} ({verdict.outside} of {verdict.points} points outside, {verdict.expected:.0f} expected{p})"
+
+
+class RunSummary(_Frozen):
+    """One run as the report shows it.
+
+    Attributes:
+        name: Name of the run.
+        pipeline: Pipeline and version.
+        repetition: Number of the run within its series, from 1.
+        execution: Identifier the platform gave.
+        status: Status at the end.
+        succeeded: Whether it is part of the comparison.
+        url: Where it can be looked at; empty when unknown.
+        started: When it was started.
+        ended: When its results were here.
+        message: Why it failed.
+    """
+
+    name: str
+    pipeline: str
+    repetition: int
+    execution: str = ""
+    status: str = ""
+    succeeded: bool = True
+    url: str = ""
+    started: datetime | None = None
+    ended: datetime | None = None
+    message: str = ""
+
+
+class SeriesSummary(_Frozen):
+    """One earlier or present series of runs of a pipeline on the time line.
+
+    Attributes:
+        series: Name of the series.
+        pipeline: Pipeline and version.
+        began: When it began.
+        judgement: What was found against the baseline; None for the baseline itself.
+    """
+
+    series: str
+    pipeline: str
+    began: datetime
+    judgement: Judgement | None = None
+
+
+class PipelineReport(_Frozen):
+    """One pipeline of a series.
+
+    Attributes:
+        pipeline: Pipeline and version.
+        comparison: Its runs among each other.
+        baseline: Name of the series it was judged by; empty when it is the baseline.
+        against_baseline: What was found against the baseline.
+        against_version: What was found against the first pipeline of the series.
+        timeline: All series of this pipeline, oldest first.
+        drift_since: Series in which the change that lasts until now was first seen.
+    """
+
+    pipeline: str
+    comparison: Comparison
+    baseline: str = ""
+    against_baseline: Judgement | None = None
+    against_version: Judgement | None = None
+    timeline: tuple[SeriesSummary, ...] = ()
+    drift_since: datetime | None = None
+
+
+class Report(_Frozen):
+    """Everything a report says. `report.json` is this, and its schema is `docs/report.schema.json`.
+
+    Attributes:
+        version: Version of the layout.
+        title: Title of the experiment.
+        series: Name of this series.
+        created: When the report was made.
+        level: Probability of a false alarm that was set.
+        pipelines: One part for each pipeline.
+        runs: The runs of this series.
+    """
+
+    version: Literal[1] = 1
+    title: str
+    series: str
+    created: datetime
+    level: float = 0.05
+    pipelines: tuple[PipelineReport, ...]
+    runs: tuple[RunSummary, ...] = ()
+
+    @property
+    def drifted(self) -> tuple[PipelineReport, ...]:
+        """The pipelines that have changed against their baseline."""
+        return tuple(part for part in self.pipelines if part.against_baseline and part.against_baseline.changed)
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What there is to say, one sentence for each finding."""
+        found = []
+        for part in self.pipelines:
+            found.append(f"{part.pipeline}: {part.comparison.sentence}")
+            if part.against_baseline is not None:
+                since = f" It began with the series of {part.drift_since:%Y-%m-%d %H:%M}." if part.drift_since else ""
+                found.append(f"{part.pipeline} against the baseline: {part.against_baseline.sentence}.{since}")
+            if part.against_version is not None:
+                first = self.pipelines[0].pipeline
+                found.append(f"{part.pipeline} against {first}: {part.against_version.sentence}.")
+        return tuple(found)
+
+
+class ReportFiles(_Frozen):
+    """Where a report was written.
+
+    Attributes:
+        html: The self-contained page.
+        markdown: The short text.
+        json_file: The report for machines.
+        images: The plots.
+    """
+
+    html: Path
+    markdown: Path
+    json_file: Path
+    images: tuple[Path, ...] = ()

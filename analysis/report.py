@@ -1,0 +1,356 @@
+"""The report: one self-contained HTML page, plots as PNG, a short text in Markdown, and JSON for machines."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from prefect_biomed.analysis.comparators import Content, Measure
+from prefect_biomed.analysis.comparison import FileGroup, Runs, assured_digits, file_groups, opened
+from prefect_biomed.analysis.models import (
+    Agreement,
+    FileComparison,
+    Judgement,
+    PipelineReport,
+    Report,
+    ReportFiles,
+    Rules,
+    probability,
+)
+from prefect_biomed.clients.transfer import atomic_write
+
+__all__ = ["markdown_of", "write_report"]
+
+# Colours of Okabe and Ito, which colour-blind people can tell apart; the letter in each cell says the same.
+_COLOURS = ("#cfe8f7", "#f6d7a8", "#bfe5d6", "#f3c6b3", "#e3d3ee", "#f5efb3", "#d5d5d5")
+_MISSING_COLOUR = "#ffffff"
+_MARKERS = {
+    "baseline": ("s", "#000000"),
+    "within the noise": ("o", "#0072b2"),
+    "changed": ("X", "#b3470b"),
+    "not judged": ("d", "#777777"),
+}
+_MAX_SLICES = 9
+_MAX_MAPS = 4
+_MAX_ROWS = 40
+# One slice more than this is shown only in part.
+_MAX_SLICE_POINTS = 16 * 1024**2
+
+
+@dataclass(frozen=True)
+class Plot:
+    """An image of the report.
+
+    Attributes:
+        name: File name.
+        title: Its heading.
+        alternative: What it shows, for those who cannot see it.
+        png: The image.
+    """
+
+    name: str
+    title: str
+    alternative: str
+    png: bytes
+
+    @property
+    def uri(self) -> str:
+        """The image as a URI that needs no network."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+
+def write_report(
+    report: Report, folder: Path, *, runs: Mapping[str, Runs] | None = None, rules: Rules | None = None
+) -> ReportFiles:
+    """Write a report. Safe to repeat: files appear whole and replace older ones.
+
+    Args:
+        report: What to say.
+        folder: Where to write; made when missing.
+        runs: Folders of the runs by pipeline and name, for maps of significant digits; without them there are none.
+        rules: The rules of the comparison.
+
+    Returns:
+        The files.
+    """
+    rules = rules or Rules()
+    plots = {part.pipeline: _plots(part, (runs or {}).get(part.pipeline), rules) for part in report.pipelines}
+    environment = Environment(
+        loader=PackageLoader("prefect_biomed.analysis", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "probability": _probability}
+    page = environment.get_template("report.html").render(
+        report=report, plots=plots, colour=_colours, Agreement=Agreement, max_rows=_MAX_ROWS, rows=_rows
+    )
+    html, markdown, json_file = folder / "report.html", folder / "report.md", folder / "report.json"
+    images = [(folder / plot.name, plot.png) for group in plots.values() for plot in group]
+    for path, content in [
+        (html, page.encode()),
+        (markdown, markdown_of(report).encode()),
+        (json_file, report.model_dump_json(indent=2).encode()),
+        *images,
+    ]:
+        with atomic_write(path) as file:
+            file.write(content)
+    return ReportFiles(html=html, markdown=markdown, json_file=json_file, images=tuple(path for path, _ in images))
+
+
+def markdown_of(report: Report) -> str:
+    """Write the short text.
+
+    Args:
+        report: The report.
+
+    Returns:
+        Markdown.
+    """
+    lines = [f"# {_cell(report.title)}", "", *(f"- {_cell(sentence)}" for sentence in report.sentences), ""]
+    for part in report.pipelines:
+        files = _rows(part)[:_MAX_ROWS]
+        if files:
+            lines += [
+                f"## {part.pipeline}, {len(part.comparison.runs)} runs",
+                "",
+                "| file | agreement | largest difference | digits in common | where |",
+                "|---|---|---|---|---|",
+            ]
+        for file in files:
+            measures = file.measures or (None,)
+            for measure in measures:
+                cells = [_cell(file.name if measure is None else f"{file.name}: {measure.name}"), file.agreement.value]
+                cells += ["", "", _cell("; ".join(fact.field for fact in file.facts[:3]))]
+                if measure is not None:
+                    cells[2:] = [
+                        _number(measure.max_difference),
+                        _number(measure.digits),
+                        _cell("; ".join(measure.where[:2])),
+                    ]
+                lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    failed = [run for run in report.runs if not run.succeeded]
+    if failed:
+        lines += ["## Failed runs", "", *(f"- {run.pipeline}, {run.name}: {_cell(run.message)}" for run in failed), ""]
+    return "\n".join(lines)
+
+
+def _rows(part: PipelineReport) -> list[FileComparison]:
+    """Files of the matrix: what differs first."""
+    return sorted(part.comparison.files, key=lambda file: (file.agreement.is_agreement, file.name))
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())[:500]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _probability(value: float | None) -> str:
+    return "-" if value is None else probability(value)
+
+
+def _colours(file: FileComparison, run: str) -> str:
+    letter = file.groups.get(run)
+    if letter is None:
+        return _MISSING_COLOUR
+    number = ord(letter) - ord("A") if len(letter) == 1 else len(_COLOURS) - 1
+    return _COLOURS[min(number, len(_COLOURS) - 1)]
+
+
+def _plots(part: PipelineReport, runs: Runs | None, rules: Rules) -> list[Plot]:
+    stem = "".join(letter if letter.isalnum() else "-" for letter in part.pipeline).strip("-").lower()
+    plots = []
+    if part.comparison.files and part.comparison.runs:
+        plots.append(_matrix(part, f"{stem}-files.png"))
+    if part.timeline:
+        plots.append(_timeline(part, f"{stem}-drift.png"))
+    if runs and len(runs) > 1:
+        plots += _digit_maps(part, runs, rules, stem)
+    return plots
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    # No software version inside: the same report is the same bytes.
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _matrix(part: PipelineReport, name: str) -> Plot:
+    files = _rows(part)[:_MAX_ROWS]
+    runs = part.comparison.runs
+    figure = Figure(figsize=(2.6 + 0.55 * len(runs), 0.9 + 0.34 * len(files)), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    for row, file in enumerate(files):
+        for column, run in enumerate(runs):
+            axes.add_patch(_rectangle(column, row, _colours(file, run)))
+            axes.text(column, row, file.groups.get(run, "-"), ha="center", va="center", fontsize=9, color="#111111")
+    axes.set_xlim(-0.5, len(runs) - 0.5)
+    axes.set_ylim(len(files) - 0.5, -0.5)
+    axes.set_xticks(range(len(runs)), [run.removeprefix("run ") for run in runs])
+    axes.set_yticks(range(len(files)), [_shortened(file.name) for file in files], fontsize=8)
+    axes.set_xlabel("run")
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    text = f"Matrix of {len(files)} files and {len(runs)} runs of {part.pipeline}. {part.comparison.sentence}"
+    return Plot(name, "Files and runs", text, _png(figure))
+
+
+def _rectangle(column: int, row: int, colour: str) -> Any:
+    return Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=2)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 44 else f"…{name[-43:]}"
+
+
+def _finding(judgement: Judgement) -> str:
+    if judgement.note:
+        return "not judged"
+    return "changed" if judgement.changed else "within the noise"
+
+
+def _timeline(part: PipelineReport, name: str) -> Plot:
+    figure = Figure(figsize=(6.4, 2.9), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    dates = [summary.began for summary in part.timeline]
+    # The baseline is drawn where nothing has changed.
+    shares = [100.0 * (summary.judgement.outside_share if summary.judgement else 0.01) for summary in part.timeline]
+    axes.plot(dates, shares, color="#555555", linewidth=1, zorder=1)  # type: ignore[arg-type]  # dates are converted
+    findings = ["baseline" if s.judgement is None else _finding(s.judgement) for s in part.timeline]
+    for label, (marker, colour) in _MARKERS.items():
+        chosen = [index for index, finding in enumerate(findings) if finding == label]
+        if chosen:
+            axes.scatter(
+                [dates[index] for index in chosen],  # type: ignore[arg-type]  # dates are converted
+                [shares[index] for index in chosen],
+                marker=marker,
+                s=70,
+                color=colour,
+                label=label,
+                zorder=2,
+            )
+    axes.axhline(1.0, color="#0072b2", linestyle=":", linewidth=1)
+    axes.set_yscale("symlog", linthresh=1.0)
+    axes.set_ylim(0, 130)
+    axes.set_yticks([0, 1, 10, 100], ["0 %", "1 %", "10 %", "100 %"])
+    axes.set_ylabel("points outside\ntheir interval")
+    # matplotlib annotates only part of its functions.
+    locator: Any = AutoDateLocator
+    formatter: Any = ConciseDateFormatter
+    axes.xaxis.set_major_locator(ticks := locator(minticks=2, maxticks=6))
+    axes.xaxis.set_major_formatter(formatter(ticks))
+    axes.grid(axis="y", color="#dddddd")
+    axes.legend(loc="upper left", fontsize=8, framealpha=1)
+    since = f" The change began on {part.drift_since:%Y-%m-%d %H:%M} UTC." if part.drift_since else ""
+    changed = sum(bool(summary.judgement and summary.judgement.changed) for summary in part.timeline)
+    text = (
+        f"Share of points outside the 99 % prediction interval of the baseline, for {len(dates)} series of "
+        f"{part.pipeline}; 1 % is expected. {changed} series have changed.{since}"
+    )
+    return Plot(name, "Drift against the baseline", text, _png(figure))
+
+
+def _digit_maps(part: PipelineReport, runs: Runs, rules: Rules, stem: str) -> list[Plot]:
+    wanted = [
+        file.name
+        for file in part.comparison.files
+        if file.kind in ("NIfTI", "NumPy", "image") and any(measure.digits for measure in file.measures)
+    ][:_MAX_MAPS]
+    plots: list[Plot] = []
+    if not wanted:
+        return plots
+    with file_groups({name: runs[name] for name in part.comparison.runs if name in runs}, rules) as groups:
+        for group in groups:
+            if group.name in wanted and len(group.paths) > 1:
+                plots += _digit_map(group, rules, f"{stem}-digits-{len(plots) + 1}.png")
+    return plots
+
+
+def _digit_map(group: FileGroup, rules: Rules, name: str) -> list[Plot]:
+    with ExitStack() as stack:
+        contents: list[Content] = list(stack.enter_context(opened(group, rules)).values())
+        title = next((title for title, measure in contents[0].measures.items() if len(measure.shape) >= 2), None)
+        if title is None:
+            return []
+        measures = [content.measures[title] for content in contents if title in content.measures]
+        if any(measure.shape != measures[0].shape for measure in measures):
+            return []
+        planes = _planes(measures)
+    shown = np.concatenate([plane[np.isfinite(plane)] for _, plane in planes] or [np.empty(0)])
+    if not shown.size:
+        return []
+    low, high = float(np.floor(shown.min())), float(np.ceil(shown.max()))
+    columns = min(3, len(planes))
+    rows = -(-len(planes) // columns)
+    figure = Figure(figsize=(6.4, 0.7 + 2.0 * rows), dpi=110, layout="constrained")
+    grid: Any = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    picture = None
+    for axes, (label, plane) in zip(grid.flat, planes, strict=False):
+        axes.set_facecolor("#eeeeee")
+        picture = axes.imshow(plane.T, origin="lower", cmap="cividis", vmin=low, vmax=max(high, low + 1))
+        axes.set_title(label, fontsize=8)
+    if picture is not None:
+        figure.colorbar(picture, ax=grid, shrink=0.8, label="significant digits (95 %)")
+    text = (
+        f"Map of the significant decimal digits of {group.name} over {len(group.paths)} runs in {len(planes)} slices. "
+        f"Of the points shown that differ, the worst has {shown.min():.1f} digits, the middle one "
+        f"{np.median(shown):.1f}, the best {shown.max():.1f}. Points that are the same in all runs are blank."
+    )
+    return [Plot(name, f"Significant digits of {group.name}", text, _png(figure))]
+
+
+def _planes(measures: Sequence[Measure]) -> list[tuple[str, NDArray[np.float64]]]:
+    """Digits of some slices across the last axis of volumes, or of the whole of an image."""
+    volumes = [measure.volume() for measure in measures]
+    shape = measures[0].shape
+    if len(shape) == 2 or shape[-1] in (3, 4):
+        chosen: list[tuple[str, tuple[Any, ...]]] = [("", (Ellipsis, 0) if len(shape) == 3 else ())]
+    else:
+        rest = (0,) * (len(shape) - 3)
+        first, last = _extent(volumes[0])
+        numbers = np.unique(np.linspace(first, last, min(_MAX_SLICES, shape[2])).round().astype(int))
+        chosen = [(f"slice {number}", (slice(None), slice(None), int(number), *rest)) for number in numbers]
+    planes = []
+    for label, index in chosen:
+        if volumes[0][index].size > _MAX_SLICE_POINTS:
+            continue
+        sample = np.stack(
+            [
+                np.asarray(volume[index], dtype=np.float64) * measure.slope + measure.intercept
+                for volume, measure in zip(volumes, measures, strict=True)
+            ]
+        )
+        mean = sample.mean(axis=0)
+        usable = np.isfinite(sample).all(axis=0) & (sample != sample[0]).any(axis=0) & (mean != 0.0)
+        plane = np.full(mean.shape, np.nan)
+        if usable.any():
+            plane[usable] = assured_digits(sample[:, usable], mean[usable])
+        planes.append((label, plane))
+    return planes
+
+
+def _extent(volume: NDArray[Any]) -> tuple[int, int]:
+    """First and last slice across the third axis that holds anything but zeros."""
+    filled = [number for number in range(volume.shape[2]) if np.any(volume[:, :, number])]
+    return (filled[0], filled[-1]) if filled else (0, volume.shape[2] - 1)
