@@ -27,14 +27,14 @@ from prefect_biomed.clients.polling import sleep
 from prefect_biomed.clients.transfer import safe_join, transfer_all
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.models import PathEntry, VipSession, Workflow, WorkflowStatus
-from prefect_biomed.clients.vip.session_file import SessionFile
+from prefect_biomed.clients.vip.session_file import FILE_NAME, LOCKS, SessionFile
 
 __all__ = ["DownloadSummary", "Output", "download", "fetch_file"]
 
 logger = logging.getLogger(__name__)
 
 # The platform gives up fetching from the grid after 45 s but goes on behind it, so a later try is answered fast.
-_RETRY_SECONDS = (1.0, 3.0, 10.0, 30.0, 60.0)
+RETRY_SECONDS = (1.0, 3.0, 10.0, 30.0, 60.0)
 _CONTENT_SUFFIX = ".content"
 
 Progress = Callable[[int, int], None]
@@ -82,6 +82,7 @@ def download(
     unzip: bool = True,
     keep_archives: bool = False,
     limits: ArchiveLimits | None = None,
+    retry_seconds: Sequence[float] = RETRY_SECONDS,
     progress: Progress | None = None,
 ) -> DownloadSummary:
     """Fetch the outputs of the workflows that ended with one of the wanted statuses.
@@ -97,6 +98,7 @@ def download(
         unzip: Whether archives, recognised by content, are replaced by a folder of the same name.
         keep_archives: Whether archives stay, beside a folder with `.content` at the end of the name.
         limits: Bounds on an archive.
+        retry_seconds: Pauses between the tries of one output.
         progress: Told the number of outputs done and in all.
 
     Returns:
@@ -148,7 +150,7 @@ def download(
         skipped = done
 
         def fetch(output: Output) -> None:
-            fetch_file(client, output)
+            fetch_file(client, output, retry_seconds=retry_seconds)
 
         def note(output: Output, _: None) -> None:
             nonlocal done
@@ -178,7 +180,7 @@ def download(
     return DownloadSummary(files=files, fetched=len(missing), skipped=skipped, gone=tuple(gone))
 
 
-def fetch_file(client: VipClient, output: Output, *, retry_seconds: Sequence[float] = _RETRY_SECONDS) -> None:
+def fetch_file(client: VipClient, output: Output, *, retry_seconds: Sequence[float] = RETRY_SECONDS) -> None:
     """Fetch one output, taking up a broken transfer where it broke when the platform can.
 
     The file appears under its name when it is complete and on disk. Safe to repeat.
@@ -264,11 +266,16 @@ def _walk(client: VipClient, folder: str) -> list[PathEntry]:
 def _local_path(session: VipSession, workflow_id: str, path: str) -> Path:
     position = PurePosixPath(path)
     if position.is_relative_to(session.vip_output_dir):
-        return safe_join(session.output_dir, position.relative_to(session.vip_output_dir).as_posix())
+        name = position.relative_to(session.vip_output_dir)
+        if name.parts[:1] in {(FILE_NAME,), (LOCKS,)}:
+            raise UnsafeContent(f"The output {path[:200]!r} would take the place of the session's own files. Refused.")
+        return safe_join(session.output_dir, name.as_posix())
     if ".." in position.parts:
         raise UnsafeContent(f"The platform gave the output path {path[:200]!r}. Refused.")
-    # Not where we asked for it: keep what tells it from the outputs of other workflows.
-    return safe_join(session.output_dir, f"{workflow_id}/{position.name}")
+    # Not where we asked for it: keep what tells it from other outputs, of this workflow and of others.
+    parts = position.parts[1:]
+    below = parts[parts.index(workflow_id) + 1 :] if workflow_id in parts else parts
+    return safe_join(session.output_dir, "/".join((workflow_id, *below)))
 
 
 def _is_here(output: Output) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
 
-from prefect_biomed.clients.errors import BiomedError, LedgerError
+from prefect_biomed.clients.errors import BiomedError, LedgerError, NotFoundError
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.files import delete_and_wait, list_folder_or_nothing, put_and_verify
 from prefect_biomed.clients.vip.models import VipSession, Workflow, WorkflowStatus
@@ -142,7 +142,15 @@ def _states(client: VipClient, ids: list[str]) -> list[Workflow]:
     if not ids:
         return []
     listed = {workflow.identifier: workflow for workflow in client.workflows()}
-    return [listed.get(identifier) or client.workflow(identifier) for identifier in ids]
+    return [listed.get(identifier) or _state(client, identifier) for identifier in ids]
+
+
+def _state(client: VipClient, identifier: str) -> Workflow:
+    try:
+        return client.workflow(identifier)
+    except NotFoundError:
+        # Its record was deleted, which the platform allows only after the end.
+        return Workflow(identifier=identifier, status=WorkflowStatus.REMOVED)
 
 
 def _hold(client: VipClient, input_dir: str, holder: str) -> None:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 FILE_NAME = "session_data.json"
 VIP_HOME = "/vip/Home/API"
-_LOCKS = ".locks"
+LOCKS = ".locks"
 _MAX_BYTES = 64 * 1024 * 1024
 _DELETE_SECONDS = 60.0
 
@@ -276,7 +276,7 @@ class SessionFile:
 
     @contextmanager
     def _locked(self, what: str) -> Iterator[None]:
-        folder = self.session.output_dir / _LOCKS
+        folder = self.session.output_dir / LOCKS
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f"{what}.lock", timeout=self._lock_seconds)
         try:
