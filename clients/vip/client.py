@@ -44,6 +44,7 @@ _NOT_ALLOWED = frozenset({8008, 8013, 45, 50})
 _CAPACITY = frozenset({2000, 2001})
 _CARMIN_STILL_RUNNING = 155
 _CARMIN_PLAYED_ALREADY = 135
+_CARMIN_ENDED = frozenset({145, 150})
 
 
 class GenericVipError(PlatformError):
@@ -162,8 +163,10 @@ class VipClient:
             http = HttpSession(base, **self._session_settings)
             try:
                 response, body = http.json("GET", "/platform", authenticate=False)
-                if response.status_code == requests.codes.ok and isinstance(body, dict):
+                if response.ok and isinstance(body, dict) and "supportedModules" in body:
                     return http, Platform.model_validate(body)
+                if response.ok:
+                    raise UnexpectedResponse("The answer is JSON, but does not describe a CARMIN platform.", url=base)
                 _raise_for(response, body)
             except (UnexpectedResponse, NotFoundError) as error:
                 tried.append(error)
@@ -199,14 +202,17 @@ class VipClient:
         """
         path = "/pipelines/" + quote(identifier, safe="/")
         definition = self._json("GET", path, about=f"pipeline {identifier!r}")
-        if self.profile == "vip":
-            self._add_descriptor(definition, path)
+        self._add_descriptor(definition, path)
         return Pipeline.model_validate(definition)
 
     def _add_descriptor(self, definition: dict[str, Any], path: str) -> None:
         """Add what only the Boutiques descriptor tells of lists; without one, lists count as crossed."""
         try:
-            descriptor = self._json("GET", path, params={"format": "boutiques"})
+            descriptor = (
+                self._json("GET", path, params={"format": "boutiques"})
+                if self.profile == "vip"
+                else self._json("GET", path + "/boutiquesdescriptor")
+            )
         except PlatformError as error:
             logger.debug("No Boutiques descriptor: %s", error)
             return
@@ -219,7 +225,7 @@ class VipClient:
             ids = set(custom.get(key) or [])
             definition[field] = ids | {described[item]["name"] for item in ids if item in described}
         for parameter in definition.get("parameters") or []:
-            entry = described.get(parameter["name"])
+            entry = described.get(parameter.get("id") or parameter["name"])
             if entry and entry.get("list"):
                 parameter["list_of_files"] = entry.get("type") == "File"
 
@@ -277,6 +283,9 @@ class VipClient:
 
         Returns:
             Summaries: without jobs and outputs on VIP. Cleaned executions are not among them.
+
+        Raises:
+            UnexpectedResponse: The platform cannot list executions at all.
         """
         if self.profile == "vip":
             limit = min(newest or 500, 500)
@@ -284,7 +293,18 @@ class VipClient:
         found: list[Workflow] = []
         page_size = 50
         while newest is None or len(found) < newest:
-            page = self._workflow_page({"offset": len(found), "limit": page_size})
+            try:
+                page = self._workflow_page({"offset": len(found), "limit": page_size})
+            except PlatformError as error:
+                if error.status != requests.codes.internal_server_error:
+                    raise
+                raise UnexpectedResponse(
+                    f"The platform cannot list its executions ({error}). CARMIN-server as published cannot once one of "
+                    "them has ended. Delete the ended ones, or ask its administrators.",
+                    status=error.status,
+                    code=error.code,
+                    url=error.url,
+                ) from error
             found += page
             if len(page) < page_size:
                 break
@@ -376,7 +396,11 @@ class VipClient:
         """
         if self.workflow(identifier).status.is_terminal:
             return
-        self._json("PUT", f"/executions/{_part(identifier)}/kill", about=f"kill of workflow {identifier}")
+        try:
+            self._json("PUT", f"/executions/{_part(identifier)}/kill", about=f"kill of workflow {identifier}")
+        except PlatformError as error:
+            if error.code not in _CARMIN_ENDED:
+                raise
 
     def delete_workflow(self, identifier: str, *, delete_files: bool = False) -> None:
         """Remove the record of a finished or killed execution.
@@ -538,6 +562,17 @@ class VipClient:
                 _raise_for(response, _decoded(response, self._http.read_text(response)), about=path)
             yield response, self._http.chunks(response)
 
+    def path_url(self, path: str) -> str:
+        """Name a file as platforms other than VIP want it in the inputs of a launch.
+
+        Args:
+            path: Absolute path on the platform.
+
+        Returns:
+            Its URL, not percent-encoded: CARMIN-server cuts its own address off and takes the rest as it is.
+        """
+        return f"{self._http.base_url}/path{path}"
+
     def read_file(self, path: str, *, max_bytes: int) -> bytes:
         """Read a small file whole.
 
@@ -628,14 +663,14 @@ def _raise_for(response: requests.Response, body: Any, *, about: str = "") -> No
         )
     if code in _CAPACITY:
         raise error(CapacityError, "Too many executions are running.")
+    if status == requests.codes.not_found:
+        raise error(NotFoundError, f"{url} is not there.")
     if status == requests.codes.forbidden:
         raise error(PermissionDeniedError, "The account lacks the role for this.")
     if status in {429, 502, 503, 504}:
         raise error(ServerUnavailable, "The server is out of order for the moment.")
     if code == 8000:
         raise error(GenericVipError, "VIP gives no reason.")
-    if status == requests.codes.not_found and code is None:
-        raise error(NotFoundError, f"{url} is not there.")
     if response.ok or status < 400:
         raise UnexpectedResponse(f"{subject}{url} answered HTTP {status}, which says nothing.", status=status, url=url)
     raise error(PlatformError, "")

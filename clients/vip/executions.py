@@ -86,6 +86,24 @@ def find_all(client: VipClient, session: VipSession) -> list[Workflow]:
     return [workflow for workflow in reversed(client.workflows()) if workflow.name in names]
 
 
+def list_by_id(client: VipClient) -> dict[str, Workflow]:
+    """List the executions of the account.
+
+    Args:
+        client: The account.
+
+    Returns:
+        Summaries by identifier; empty where the platform cannot list, so that each must be asked for.
+    """
+    try:
+        return {workflow.identifier: workflow for workflow in client.workflows()}
+    except UnexpectedResponse as error:
+        if client.profile == "vip":
+            raise
+        logger.debug("%s", error)
+        return {}
+
+
 def launch(
     client: VipClient,
     session: VipSession,
@@ -157,8 +175,8 @@ def _send(
     if session.pipeline_id is None:
         raise LedgerError(f"Session {session.session_name!r} has no pipeline_id. Give one.")
     if client.profile == "carmin":
-        keys = {parameter.name: parameter.key for parameter in client.pipeline(session.pipeline_id).inputs}
-        values = {keys[parameter]: value for parameter, value in values.items()}
+        files = {parameter.key for parameter in client.pipeline(session.pipeline_id).inputs if parameter.is_file}
+        values = {key: client.path_url(str(value)) if key in files else value for key, value in values.items()}
         results_location = None
     else:
         results_location = location
@@ -284,7 +302,7 @@ def monitor(
     unknown_since: dict[str, float] = {}
 
     def look() -> list[Workflow]:
-        listed = {workflow.identifier: workflow for workflow in client.workflows()}
+        listed = list_by_id(client)
         now = time.monotonic()
         for identifier in ids:
             old = states.get(identifier)
@@ -395,25 +413,38 @@ def failures(
 
     Returns:
         One text for each execution with failed jobs or without success, with exit codes, messages, failing inputs and
-        the last lines of the logs; and the executions that count as failed.
+        the last lines of the logs; and the executions that count as failed. Where the platform calls every end
+        Finished, one that lacks outputs the pipeline always has counts as failed, too.
     """
     values = SessionFile(session, client).read().input_settings or {}
     lists = {name: value for name, value in values.items() if isinstance(value, list) and len(value) > 1}
+    due = _outputs_due(client, session)
     texts: list[str] = []
     failed: list[Workflow] = []
     for workflow in workflows:
-        if workflow.status.is_success and not workflow.failed_jobs:
+        succeeded = workflow.status.is_success and len(workflow.outputs) >= due
+        if succeeded and not workflow.failed_jobs:
             continue
-        if strict or not workflow.status.is_success:
+        if strict or not succeeded:
             failed.append(workflow)
-        done = len(workflow.jobs) - len(workflow.failed_jobs)
-        lines = [
-            f"{workflow.identifier} ({workflow.name}) {workflow.status.value}, {done} of {len(workflow.jobs)} jobs"
-        ]
+        count = (
+            f"{len(workflow.jobs) - len(workflow.failed_jobs)} of {len(workflow.jobs)} jobs"
+            if client.profile == "vip"
+            else f"{len(workflow.outputs)} of at least {due} outputs"
+        )
+        lines = [f"{workflow.identifier} ({workflow.name}) {workflow.status.value}, {count}"]
         for job in workflow.failed_jobs or (None,):
             lines += _job_lines(client, workflow, job, lists)
         texts.append("\n".join(lines))
     return texts, failed
+
+
+def _outputs_due(client: VipClient, session: VipSession) -> int:
+    """How many outputs an execution has at least; 0 on VIP, which knows whether a job succeeded."""
+    if client.profile == "vip" or session.pipeline_id is None:
+        return 0
+    parameters = client.pipeline(session.pipeline_id).parameters
+    return sum(parameter.is_returned_value and not parameter.is_optional for parameter in parameters)
 
 
 def _job_lines(

@@ -83,7 +83,7 @@ def put_and_verify(
 
     Args:
         client: The account.
-        local: File to send; not empty.
+        local: File to send; on VIP not empty.
         path: Absolute path on the platform; its folder exists and nothing is there, or something to be replaced.
         settle_seconds: How long a file may take to appear after a failed answer.
         attempts: How often to send it at most.
@@ -93,6 +93,10 @@ def put_and_verify(
         UnexpectedResponse: The file that arrived is not the one that was sent.
     """
     size = local.stat().st_size
+    if size == 0:
+        # An empty body would make a folder.
+        client.put_file_encoded(local, path)
+        return
     for attempt in range(1, attempts + 1):
         try:
             client.put_file(local, path)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from prefect_biomed.clients.errors import BiomedError, LedgerError, NotFoundError
 from prefect_biomed.clients.vip.client import VipClient
+from prefect_biomed.clients.vip.executions import list_by_id
 from prefect_biomed.clients.vip.files import delete_and_wait, list_folder_or_nothing, put_and_verify
 from prefect_biomed.clients.vip.models import VipSession, Workflow, WorkflowStatus
 from prefect_biomed.clients.vip.session_file import SessionFile
@@ -95,7 +96,8 @@ def finish(
         timeout_seconds: How long to wait for each deletion.
         keep_input: Whether the inputs stay on the platform.
         keep_output: Whether the outputs stay on the platform.
-        delete_records: Whether the platform's records of finished and killed executions are deleted too.
+        delete_records: Whether the platform's records of finished and killed executions are deleted too. On platforms
+            other than VIP they hold the outputs and go with them.
 
     Returns:
         What was removed and what was kept for whom.
@@ -125,9 +127,12 @@ def finish(
         for folder in {session.vip_dir, str(PurePosixPath(session.vip_input_dir).parent)}:
             if client.exists(folder) and not list_folder_or_nothing(client, folder):
                 removed += _remove(client, folder, timeout_seconds)
-        if delete_records:
+        if delete_records if client.profile == "vip" else not keep_output:
+            # Elsewhere than on VIP outputs lie in the record, and go with it.
             for workflow in workflows:
-                if workflow.status in {WorkflowStatus.FINISHED, WorkflowStatus.KILLED}:
+                if client.profile == "carmin" and workflow.status != WorkflowStatus.REMOVED:
+                    client.delete_workflow(workflow.identifier, delete_files=True)
+                elif workflow.status in {WorkflowStatus.FINISHED, WorkflowStatus.KILLED}:
                     client.delete_workflow(workflow.identifier)
         if not keep_output and session.backup != "vip":
             with file.edit() as record:
@@ -141,7 +146,7 @@ def finish(
 def _states(client: VipClient, ids: list[str]) -> list[Workflow]:
     if not ids:
         return []
-    listed = {workflow.identifier: workflow for workflow in client.workflows()}
+    listed = list_by_id(client)
     return [listed.get(identifier) or _state(client, identifier) for identifier in ids]
 
 

@@ -64,7 +64,7 @@ class Preflight:
     Attributes:
         files: Files to upload.
         folders: Folders they lie in, relative to the input folder, parents first.
-        input_values: Values by parameter name, files as paths on the platform.
+        input_values: Values by parameter key, files as paths on the platform.
         jobs: Number of jobs one run will have.
     """
 
@@ -242,11 +242,11 @@ class _Settings:
         return frozenset((*(file.name for file in self.files), *self.folders))
 
     def resolve(self) -> dict[str, InputValue]:
-        parameters = {parameter.name: parameter for parameter in self.pipeline.inputs}
+        parameters = {parameter.key: parameter for parameter in self.pipeline.inputs}
         settings = self.session.input_settings
         if _RESULTS_DIRECTORY in settings:
             self.problems.append(f"{_RESULTS_DIRECTORY!r} is set for each run; take it out of input_settings.")
-        missing = [p.name for p in parameters.values() if p.is_required and p.name not in settings]
+        missing = [p.key for p in parameters.values() if p.is_required and p.key not in settings]
         for name in missing:
             self.problems.append(f"{name!r} is missing: {_expected(parameters[name])}.")
         for name in sorted(settings.keys() - parameters.keys() - {_RESULTS_DIRECTORY}):
@@ -259,6 +259,8 @@ class _Settings:
 
     def jobs(self, limit: int) -> int:
         """Count the jobs: lists are combined every with every, zipped ones element by element."""
+        if self.client.profile == "carmin":
+            return 1
         lengths = {name: length for name in self._values if (length := self._length(name)) != 1}
         zipped = {name: lengths.get(name, 1) for name in self.pipeline.dot_parameters if name in self._values}
         if len(set(zipped.values())) > 1:
@@ -288,14 +290,24 @@ class _Settings:
         return max(number, 1)
 
     def _resolve(self, parameter: Parameter, value: InputValue) -> InputValue:
+        if self.client.profile == "carmin":
+            # Elsewhere than on VIP a list is one value of one job.
+            if parameter.type is ParameterType.LIST and not isinstance(value, list):
+                value = [value]
+            elif parameter.type is not ParameterType.LIST and isinstance(value, list):
+                self.problems.append(
+                    f"{parameter.key!r} is a list: {_expected(parameter)}. Only VIP makes parallel jobs of lists; "
+                    "launch the values one by one."
+                )
+                return None
         if isinstance(value, list):
             if not value:
-                self.problems.append(f"{parameter.name!r} is an empty list.")
+                self.problems.append(f"{parameter.key!r} is an empty list.")
             return [element for element in (self._scalar(parameter, item) for item in value) if element is not None]
         return self._scalar(parameter, value)
 
     def _scalar(self, parameter: Parameter, value: Scalar | None) -> Scalar | None:
-        name = parameter.name
+        name = parameter.key
         if value is None or (isinstance(value, str) and not value.strip()):
             self.problems.append(f"{name!r} has no value ({value!r}): {_expected(parameter)}, or leave it out.")
             return None
@@ -303,9 +315,14 @@ class _Settings:
             if not isinstance(value, str):
                 self.problems.append(f"{name!r} is {value!r}: {_expected(parameter)}.")
                 return None
+            if self.client.profile == "carmin" and parameter.type is ParameterType.LIST:
+                self.problems.append(f"{name!r} lists files, which only VIP understands. Launch them one by one.")
+                return None
             resolved: Scalar | None = self._file(name, value)
         else:
             resolved = self._typed(parameter, value)
+        if self.client.profile == "carmin":
+            return resolved
         if isinstance(resolved, str) and (wrong := sorted(set(_ALLOWED.sub("", resolved)))):
             self.problems.append(
                 f"{name!r} has characters VIP refuses in {value!r}: {' '.join(map(repr, wrong))}. "
@@ -317,7 +334,9 @@ class _Settings:
         try:
             match parameter.type:
                 case ParameterType.BOOLEAN:
-                    return {"true": "true", "false": "false"}[str(value).lower()]
+                    truth = {"true": True, "false": False}[str(value).lower()]
+                    # VIP takes text, others insist on JSON's own types.
+                    return truth if self.client.profile == "carmin" else str(truth).lower()
                 case ParameterType.INT64:
                     if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
                         raise ValueError
@@ -326,10 +345,12 @@ class _Settings:
                     if isinstance(value, bool) or not math.isfinite(float(value)):
                         raise ValueError
                     return value if isinstance(value, int) else float(value)
+                case ParameterType.STRING if self.client.profile == "carmin":
+                    return str(value).lower() if isinstance(value, bool) else str(value)
                 case _:
                     return value
         except (ValueError, KeyError):
-            self.problems.append(f"{parameter.name!r} is {value!r}: {_expected(parameter)}.")
+            self.problems.append(f"{parameter.key!r} is {value!r}: {_expected(parameter)}.")
             return None
 
     def _written_as_path(self, value: str) -> bool:
@@ -400,13 +421,13 @@ def describe(pipeline: Pipeline) -> str:
         A heading, the description, a table of parameters, and a Python dictionary.
     """
     rows = [
-        f"| `{p.name}` | {p.type.value} | {'yes' if p.is_required else 'no'} "
+        f"| `{p.key}` | {p.type.value} | {'yes' if p.is_required else 'no'} "
         f"| {'' if p.default_value is None else f'`{p.default_value}`'} | {_plain(p.description)} |"
-        for p in sorted(pipeline.inputs, key=lambda p: (not p.is_required, p.name))
+        for p in sorted(pipeline.inputs, key=lambda p: (not p.is_required, p.key))
     ]
     settings = [
-        f"    {p.name!r}: {_example(p)!r},{'' if p.is_required else '  # optional'}"
-        for p in sorted(pipeline.inputs, key=lambda p: (not p.is_required, p.name))
+        f"    {p.key!r}: {_example(p)!r},{'' if p.is_required else '  # optional'}"
+        for p in sorted(pipeline.inputs, key=lambda p: (not p.is_required, p.key))
     ]
     return "\n".join(
         [
@@ -442,7 +463,7 @@ def _example(parameter: Parameter) -> Scalar | list[str]:
     if parameter.default_value is not None and not isinstance(parameter.default_value, list):
         return parameter.default_value
     examples: dict[ParameterType, Scalar | list[str]] = {
-        ParameterType.FILE: f"{parameter.name}.nii.gz",
+        ParameterType.FILE: f"{parameter.key}.nii.gz",
         ParameterType.BOOLEAN: "true",
         ParameterType.INT64: 1,
         ParameterType.DOUBLE: 1.0,

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import unquote, urlsplit
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
@@ -140,8 +139,8 @@ class _Model(BaseModel):
 
 
 def _platform_path(value: str) -> str:
-    """Paths of outputs are paths on VIP and URLs elsewhere."""
-    return unquote(urlsplit(value).path).partition("/path")[2] if "://" in value else value
+    """Paths of outputs are paths on VIP and URLs elsewhere, in which CARMIN-server encodes nothing."""
+    return "/" + value.partition("://")[2].partition("/path/")[2] if "://" in value else value
 
 
 class Platform(_Model):

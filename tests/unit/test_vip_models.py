@@ -75,7 +75,7 @@ def test_no_date() -> None:
         ({"a": ["/vip/Home/x"], "b": ["/vip/Home/x"]}, ("/vip/Home/x",)),
         ({"a": "/vip/Home/x"}, ("/vip/Home/x",)),
         ({"a": ["girder:/collection/x?id=1"]}, ("girder:/collection/x?id=1",)),
-        (["http://host:8080/path/alice/executions/1/a%20b.txt"], ("/alice/executions/1/a b.txt",)),
+        (["http://host:8080/path/alice/executions/1/a b#?%41"], ("/alice/executions/1/a b#?%41",)),
         ({"a": ["https://host/rest/path/vip/Home/x"]}, ("/vip/Home/x",)),
     ],
 )
@@ -231,7 +231,7 @@ def test_missing_path_of_vip() -> None:
 
 def test_path_of_carmin_is_a_url() -> None:
     entry = PathEntry.model_validate(
-        {"platformPath": "http://host/path/alice/a%23b.txt", "isDirectory": False, "size": 3, "mimeType": "text/plain"}
+        {"platformPath": "http://host/path/alice/a#b.txt", "isDirectory": False, "size": 3, "mimeType": "text/plain"}
     )
     assert (entry.path, entry.exists, entry.size) == ("/alice/a#b.txt", True, 3)
 
