@@ -173,3 +173,9 @@ def test_resume_and_collect_through_their_deployments(
     assert collected.wait() == "COMPLETED", collected.logs()
     for name in ("first", "second"):
         assert len(list((tmp_path / "sessions" / name).rglob("measures.csv"))) == 1
+
+
+@pytest.mark.parametrize("where", [(), ("--dask",)], ids=["threads", "dask"])
+def test_single_tasks_in_a_flow_of_ones_own(laboratory: Laboratory, where: tuple[str, ...]) -> None:
+    printed = laboratory.run("python", "-m", "examples.own_flow", *where)
+    assert [f"'threshold': '{threshold}'" in printed for threshold in (0.2, 0.35, 0.5)] == [True] * 3
