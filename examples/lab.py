@@ -37,11 +37,16 @@ class Laboratory:
     Args:
         home: Folder for databases, logs and results.
         platforms: Platforms to emulate.
+        worker_limit: Number of flow runs that the worker runs at once.
+        **settings: Further environment variables of the server, the worker and all commands.
     """
 
-    def __init__(self, home: Path = HOME, platforms: Sequence[str] = ("vip",)) -> None:
+    def __init__(
+        self, home: Path = HOME, platforms: Sequence[str] = ("vip",), *, worker_limit: int = 4, **settings: str
+    ) -> None:
         self.home = home
         self.platforms = platforms
+        self.worker_limit = worker_limit
         self.sandbox: dict[str, Any] = {}
         self.port = _free_port()
         self.environment = os.environ | {
@@ -51,6 +56,7 @@ class Laboratory:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_LOGGING_EXTRA_LOGGERS": "prefect_biomed",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            **settings,
         }
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -80,22 +86,26 @@ class Laboratory:
         (self.home / "logs").mkdir(parents=True)
         state = self.home / "sandbox.json"
         self._spawn("sandbox", sys.executable, "-m", "prefect_biomed.sandbox", *self.platforms, "--state", str(state))
-        self._spawn("server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
-        self._wait_for("server", lambda: requests.get(f"{self.api_url}/health", timeout=5).ok)
+        self.start_server()
         self._wait_for("sandbox", state.is_file)
         self.sandbox = json.loads(state.read_text())
         self.run("prefect", "work-pool", "create", WORK_POOL, "--type", "process")
         self.run("prefect", "--no-prompt", "deploy", "--prefect-file", "deployments/prefect.yaml", "--all")
         self.start_worker()
 
-    def start_worker(self, name: str = "worker", *, limit: int = 4) -> None:
+    def start_server(self) -> None:
+        """Start the Prefect server, with the database it had before if there is one, and wait until it answers."""
+        self._spawn("server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
+        self._wait_for("server", lambda: requests.get(f"{self.api_url}/health", timeout=5).ok)
+
+    def start_worker(self, name: str = "worker") -> None:
         """Start a process worker.
 
         Args:
             name: Name of the worker.
-            limit: Number of flow runs at once.
         """
-        self._spawn(name, "prefect", "worker", "start", "--pool", WORK_POOL, "--name", name, "--limit", str(limit))
+        limit = str(self.worker_limit)
+        self._spawn(name, "prefect", "worker", "start", "--pool", WORK_POOL, "--name", name, "--limit", limit)
 
     def stop(self) -> None:
         """Stop all processes and what they started."""

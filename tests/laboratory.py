@@ -38,6 +38,11 @@ class FlowRun:
         return str(self._api("GET", f"/flow_runs/{self.id}")["state_type"])
 
     @property
+    def began(self) -> int:
+        """How often the run has begun."""
+        return int(self._api("GET", f"/flow_runs/{self.id}")["run_count"])
+
+    @property
     def message(self) -> str:
         """Message of the run's state."""
         return str(self._api("GET", f"/flow_runs/{self.id}")["state"]["message"])

@@ -1,0 +1,154 @@
+"""Install the automations that bring dead runs back without a hand: `python deployments/automations.py`.
+
+They act on runs that carry the tag `biomed`, which all deployments of this package have. Run it again to change a
+setting; an automation that somebody has paused stays paused. An automation of your own is one more entry of
+`automations`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+
+from prefect.automations import Automation, ChangeFlowRunState, EventTrigger, Posture
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
+
+TAG = "biomed"
+
+
+def automations(
+    tags: Sequence[str] = (TAG,),
+    *,
+    silence_seconds: float = 600.0,
+    quiet_seconds: float = 30.0,
+    begin_seconds: float = 600.0,
+    max_runs: int = 5,
+) -> list[Automation]:
+    """List the automations of this package.
+
+    Args:
+        tags: Runs with any of these tags are looked after.
+        silence_seconds: A run that shows no sign of life for so long is taken for dead. Three times the workers'
+            `PREFECT_FLOWS_HEARTBEAT_FREQUENCY`, which is 180 s and at least 30 s, and some more.
+        quiet_seconds: A crashed run is scheduled again when nothing more happens to it for so long. Runner and worker
+            report one crash one after the other, and the second report would undo a retry in between.
+        begin_seconds: A run that a worker has taken and that does not begin for so long is scheduled again.
+        max_runs: A run that has begun so often is not scheduled again; a person may still retry it. A suspended run
+            that is resumed does not begin anew.
+
+    Returns:
+        The automations, not yet installed.
+
+    Raises:
+        ValueError: `quiet_seconds`, `silence_seconds` or `begin_seconds` is less than 10, which Prefect does not allow.
+    """
+    run = {"prefect.resource.id": "prefect.flow-run.*"}
+    ours = {"prefect.resource.role": "tag", "prefect.resource.id": [f"prefect.tag.{tag}" for tag in tags]}
+    each = {"prefect.resource.id"}
+    retry = {"state": StateType.SCHEDULED, "name": "AwaitingRetry"}
+    return [
+        Automation(
+            name="biomed: report dead runs as crashed",
+            description="The host or the worker died with the run, or it lost the network: no heartbeat comes.",
+            trigger=EventTrigger(
+                match=run,
+                match_related=ours,
+                for_each=each,
+                posture=Posture.Proactive,
+                after={"prefect.flow-run.heartbeat"},
+                # A run that is suspended, or was scheduled again by somebody, has no heartbeat and is not dead. A run
+                # that has ended cannot be reported as crashed: the server refuses.
+                expect={"prefect.flow-run.*"},
+                threshold=1,
+                within=timedelta(seconds=silence_seconds),
+            ),
+            actions=[
+                ChangeFlowRunState(
+                    state=StateType.CRASHED,
+                    message=f"No sign of life for {silence_seconds:.0f} s: its process, worker or network is gone.",
+                )
+            ],
+        ),
+        Automation(
+            name="biomed: schedule crashed runs again",
+            description=f"At most until a run has begun {max_runs} times.",
+            trigger=EventTrigger(
+                # Runs that crash before they begin have the count 0: the installation is broken, a retry is no cure.
+                match=run | {"prefect.run-count": [str(count) for count in range(1, max_runs)]},
+                match_related=ours,
+                for_each=each,
+                posture=Posture.Proactive,
+                after={"prefect.flow-run.Crashed"},
+                expect={"prefect.flow-run.*"},
+                threshold=1,
+                within=timedelta(seconds=quiet_seconds),
+            ),
+            actions=[ChangeFlowRunState(**retry, message="Scheduled again after a crash.")],
+        ),
+        Automation(
+            name="biomed: schedule runs again that never began",
+            description="The worker died between taking the run and starting it.",
+            trigger=EventTrigger(
+                match=run,
+                match_related=ours,
+                for_each=each,
+                posture=Posture.Proactive,
+                after={"prefect.flow-run.Pending", "prefect.flow-run.Submitting"},
+                expect={"prefect.flow-run.*"},
+                threshold=1,
+                within=timedelta(seconds=begin_seconds),
+            ),
+            actions=[ChangeFlowRunState(**retry, message="Scheduled again: it never began.")],
+        ),
+    ]
+
+
+def install(wanted: Iterable[Automation]) -> list[str]:
+    """Create automations, or bring those of the same name to the wanted form.
+
+    Args:
+        wanted: The automations; their names are their identity.
+
+    Returns:
+        What was done, one line for each.
+    """
+    done = []
+    for automation in wanted:
+        with get_client(sync_client=True) as client:
+            existing = client.read_automations_by_name(automation.name)
+        if existing:
+            automation.id, automation.enabled = existing[0].id, existing[0].enabled
+            automation.update()
+            done.append(f"updated: {automation.name}" + ("" if automation.enabled else " (stays paused)"))
+        else:
+            automation.create()
+            done.append(f"installed: {automation.name}")
+    return done
+
+
+def main() -> None:
+    """Install the automations and say so."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tag", action="append", help=f"look after runs with this tag (default: {TAG}); repeatable")
+    for option, default, text in (
+        ("--silence-seconds", 600.0, "a run without heartbeat for so long is dead"),
+        ("--quiet-seconds", 30.0, "time between a crash and the retry"),
+        ("--begin-seconds", 600.0, "a run that does not begin for so long is scheduled again"),
+    ):
+        parser.add_argument(option, type=float, default=default, help=f"{text} (default: %(default)s)")
+    parser.add_argument("--max-runs", type=int, default=5, help="begin a run at most so often (default: %(default)s)")
+    given = parser.parse_args()
+    wanted = automations(
+        given.tag or (TAG,),
+        silence_seconds=given.silence_seconds,
+        quiet_seconds=given.quiet_seconds,
+        begin_seconds=given.begin_seconds,
+        max_runs=given.max_runs,
+    )
+    print("\n".join(install(wanted)))
+
+
+if __name__ == "__main__":
+    main()
