@@ -44,6 +44,7 @@ Timeout = Annotated[float, Field(gt=0, title="Timeout")]
 SessionName = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+$", max_length=200)]
 Status = Literal["Finished", "ExecutionFailed", "Killed"]
 Settings = dict[str, InputValue]
+Wait = bool | Literal["suspend"]
 
 
 def kill_remote_workflows(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -89,7 +90,7 @@ def vip_session(
     unzip: bool = True,
     keep_archives: bool = False,
     strict: bool = False,
-    wait: bool = True,
+    wait: Wait = True,
     finish: bool = True,
     keep_input: bool = False,
     keep_output: bool = False,
@@ -122,11 +123,13 @@ def vip_session(
         unzip: Whether archives are replaced by a folder with their content.
         keep_archives: Whether archives stay beside that folder.
         strict: Whether a run of which some jobs failed makes the session fail.
-        wait: Turn this off to launch now and collect later, with the deployment vip-collect or vip-resume.
+        wait: True watches the runs. False launches now; collect later with the deployment vip-collect or vip-resume.
+            `suspend` gives the worker slot back after the launch; vip-collect resumes this flow run when all runs have
+            ended. Without a schedule of vip-collect nobody does.
         finish: Whether the session's folders are removed from the platform at the end. They stay after a failure.
         keep_input: Whether the inputs stay on the platform all the same.
         keep_output: Whether the outputs stay on the platform all the same.
-        timeout_seconds: Stop waiting for the runs after this time; they go on.
+        timeout_seconds: Stop watching the runs after this time; they go on. The time of a suspension does not count.
         queue_timeout_seconds: Stop waiting for capacity after this time.
         cancel_remote: Whether cancelling this flow run kills what it has launched.
         backup_location: Where the session file is kept: `local`, `vip`, or nowhere when empty.
@@ -137,6 +140,7 @@ def vip_session(
 
     Raises:
         PreflightFailed: All problems found before anything was sent.
+        ConfigurationError: This flow run cannot be suspended.
         WorkflowFailed: Some runs failed. What succeeded is downloaded, nothing is removed from the platform.
         DeadlineExceeded: The runs have not ended in time; `vip_resume` takes the session up again.
     """
@@ -150,18 +154,23 @@ def vip_session(
         backup_location=backup_location,
         vip_home=vip_home,
     )
+    if wait == "suspend":
+        steps.prepare_suspension(session)
     if inputs_of is not None:
         session = steps.get_inputs(credentials, session, open_session(Path(inputs_of).expanduser()))
     steps.upload_inputs(
         credentials, session, include=include, exclude=exclude, update_files=update_files and not inputs_of
     )
     launched = _launch(credentials, session, queue_timeout_seconds)
-    if not wait:
+    workflow_ids = [workflow.identifier for workflow in launched]
+    if wait == "suspend":
+        steps.suspend_session(credentials, session, workflow_ids)
+    elif not wait:
         return SessionResult(session=session, workflows=tuple(launched))
     return _collect(
         credentials,
         session,
-        workflow_ids=[workflow.identifier for workflow in launched],
+        workflow_ids=workflow_ids,
         refresh_time=refresh_time,
         timeout_seconds=timeout_seconds,
         get_status=get_status,
@@ -350,7 +359,8 @@ def vip_collect(
 ) -> list[SessionResult]:
     """Finish every open session of a folder in one pass: what has ended is downloaded, what runs is left alone.
 
-    Made for a schedule. Sessions that another run is watching may be collected too; that run then finds the files.
+    Made for a schedule. Sessions that another run is watching may be collected too; that run then finds the files. A
+    flow run that was suspended until its session has ended is resumed, and does the rest itself.
 
     Args:
         credentials: The account.
@@ -376,7 +386,8 @@ def vip_collect(
                 continue
             workflows = steps.monitor_workflows(credentials, session, wait=False, raise_on_failure=False)
             running = [workflow.identifier for workflow in workflows if not workflow.status.is_terminal]
-            if not running:
+            outlook = "over" if running else steps.resume_session(session)
+            if not running and outlook == "over":
                 collected.append(
                     _collect(
                         credentials,
@@ -388,7 +399,14 @@ def vip_collect(
                         accept_failures=True,
                     )
                 )
-            rows.append({"session": session.session_name, "runs": len(workflows), "still running": len(running)})
+            rows.append(
+                {
+                    "session": session.session_name,
+                    "runs": len(workflows),
+                    "still running": len(running),
+                    "flow run": "" if outlook == "over" else outlook,
+                }
+            )
         except BiomedError as error:
             logger.error("%s: %s", path.parent, error)
             problems.append(f"{path.parent}: {error}")

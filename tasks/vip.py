@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
+from uuid import UUID
 
 from prefect import get_run_logger, task
 from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
 
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import ConfigurationError, PreflightFailed
@@ -37,6 +39,7 @@ from prefect_biomed.clients.vip import finish as finish_session
 from prefect_biomed.clients.vip.session_file import VIP_HOME, SessionFile
 from prefect_biomed.tasks._reporting import Progress, artifact_key, link, markdown, state_event, table
 from prefect_biomed.tasks.policies import ONCE, RETRY, intent_token
+from prefect_biomed.tasks.suspension import FlowRunOutlook, resume, suspend, suspendable_flow_run
 
 __all__ = [
     "check_sessions",
@@ -48,7 +51,10 @@ __all__ = [
     "launch_pipeline",
     "monitor_workflows",
     "new_session",
+    "prepare_suspension",
+    "resume_session",
     "show_pipeline",
+    "suspend_session",
     "upload_inputs",
 ]
 
@@ -117,6 +123,58 @@ def default_output_dir(session_name: str) -> Path:
         folder does not outlive it.
     """
     return (Path.home() if _is_deployed() else Path.cwd()) / "vip_outputs" / session_name
+
+
+def prepare_suspension(session: VipSession) -> None:
+    """Make sure that the running flow can be suspended and found again. Call it before anything is sent.
+
+    Args:
+        session: The session.
+
+    Raises:
+        ConfigurationError: The flow run cannot be suspended, or the session has no local session file, by which
+            the deployment vip-collect would find it.
+    """
+    suspendable_flow_run()
+    if session.backup != "local":
+        raise ConfigurationError(
+            "wait='suspend' needs backup_location='local': vip-collect finds the suspended run by its session file."
+        )
+
+
+def suspend_session(credentials: VipCredentials, session: VipSession, workflow_ids: Sequence[str]) -> None:
+    """Suspend the running flow unless the runs of its session have ended. `resume_session` brings it back.
+
+    Not a task: it ends the process. When the flow starts again, this is called again and looks again.
+
+    Args:
+        credentials: The account.
+        session: The session; it was prepared with `prepare_suspension`.
+        workflow_ids: The runs.
+
+    Raises:
+        prefect.exceptions.Pause: To end the process.
+    """
+    workflows = monitor_workflows(credentials, session, workflow_ids=workflow_ids, wait=False, raise_on_failure=False)
+    if all(workflow.status.is_terminal for workflow in workflows):
+        return
+    with SessionFile(session).edit() as record:
+        record.ledger.resume = str(suspendable_flow_run())
+    suspend()
+
+
+def resume_session(session: VipSession) -> FlowRunOutlook:
+    """Resume the flow run that was suspended until the runs of a session have ended. Safe to repeat.
+
+    Args:
+        session: The session.
+
+    Returns:
+        `resumed`; `on its way` when the flow run is at work; `failed` when it has failed and left the session as it is;
+        `over` when there is none.
+    """
+    waiting = SessionFile(session).read().ledger.resume
+    return resume(UUID(waiting)) if waiting else "over"
 
 
 @task(**RETRY)
@@ -304,7 +362,13 @@ def launch_pipeline(
     )
     with credentials.get_client() as client:
         workflow = launch(
-            client, session, repetition, max_jobs=max_jobs, doubt_seconds=doubt_seconds, capacity=capacity
+            client,
+            session,
+            repetition,
+            max_jobs=max_jobs,
+            doubt_seconds=doubt_seconds,
+            capacity=capacity,
+            started_by=flow_run.root_flow_run_id,
         )
     get_run_logger().info("Run %d of %s is %s", repetition, session.session_name, workflow.identifier)
     link(

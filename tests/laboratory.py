@@ -79,7 +79,11 @@ class FlowRun:
         return "\n".join(line["message"] for line in self._api("POST", "/logs/filter", body))
 
     def _api(self, method: str, path: str, body: Any = None) -> Any:
-        response = requests.request(method, self.laboratory.api_url + path, json=body, timeout=30)
+        for _ in range(10):
+            response = requests.request(method, self.laboratory.api_url + path, json=body, timeout=30)
+            if response.status_code != requests.codes.unavailable:  # SQLite is locked by another request
+                break
+            time.sleep(1.0)
         assert response.ok, f"{path}: {response.text}"
         return response.json()
 

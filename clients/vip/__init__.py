@@ -3,7 +3,14 @@
 from prefect_biomed.clients.vip.client import GenericVipError, VipClient
 from prefect_biomed.clients.vip.download import DownloadSummary, download
 from prefect_biomed.clients.vip.executions import WorkflowFailed, failures, find, find_all, kill, launch, monitor
-from prefect_biomed.clients.vip.finish import FinishSummary, StillRunning, finish, share_inputs
+from prefect_biomed.clients.vip.finish import (
+    FinishSummary,
+    StillNeeded,
+    StillRunning,
+    finish,
+    remove_session,
+    share_inputs,
+)
 from prefect_biomed.clients.vip.inputs import Preflight, describe, preflight
 from prefect_biomed.clients.vip.models import (
     InputValue,
@@ -39,6 +46,7 @@ __all__ = [
     "SessionLocked",
     "SessionRecord",
     "SessionResult",
+    "StillNeeded",
     "StillRunning",
     "UploadSummary",
     "VipClient",
@@ -57,6 +65,7 @@ __all__ = [
     "monitor",
     "open_session",
     "preflight",
+    "remove_session",
     "share_inputs",
     "upload",
 ]

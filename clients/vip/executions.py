@@ -112,6 +112,7 @@ def launch(
     max_jobs: int = 1000,
     doubt_seconds: float = 120.0,
     capacity: PollSettings | None = None,
+    started_by: str | None = None,
 ) -> Workflow:
     """Launch one repetition, once and never twice.
 
@@ -126,6 +127,7 @@ def launch(
         max_jobs: The platform's limit of jobs in one workflow.
         doubt_seconds: How long to look for an execution whose answer was lost.
         capacity: How to wait while the platform's limit of running executions is reached; for ever when None.
+        started_by: What launches it, to be written down with the intent.
 
     Returns:
         The execution, new or found.
@@ -152,7 +154,9 @@ def launch(
             with file.edit() as record:
                 record.pipeline_id = session.pipeline_id
                 record.input_settings = {**session.input_settings, **plan.input_values}
-                record.ledger.launches[name] = Launch(intended=datetime.now(UTC), results_location=location)
+                record.ledger.launches[name] = Launch(
+                    intended=datetime.now(UTC), results_location=location, started_by=started_by
+                )
             workflow = _send(client, session, name, location, plan.input_values, doubt_seconds, capacity)
         with file.edit() as record:
             intent = record.ledger.launches.get(name) or Launch(

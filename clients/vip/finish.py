@@ -15,7 +15,7 @@ from prefect_biomed.clients.vip.files import delete_and_wait, list_folder_or_not
 from prefect_biomed.clients.vip.models import VipSession, Workflow, WorkflowStatus
 from prefect_biomed.clients.vip.session_file import SessionFile
 
-__all__ = ["FinishSummary", "StillRunning", "finish", "share_inputs"]
+__all__ = ["FinishSummary", "StillNeeded", "StillRunning", "finish", "remove_session", "share_inputs"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,10 @@ class StillRunning(BiomedError):
     def __init__(self, message: str, workflow_ids: list[str]) -> None:
         super().__init__(message)
         self.workflow_ids = tuple(workflow_ids)
+
+
+class StillNeeded(BiomedError):
+    """A session cannot be removed because other sessions use its inputs. Nothing was removed."""
 
 
 class FinishSummary(BaseModel):
@@ -199,3 +203,29 @@ def _remove(client: VipClient, path: str, timeout_seconds: float) -> list[str]:
         return []
     delete_and_wait(client, path, timeout_seconds=timeout_seconds)
     return [path]
+
+
+def remove_session(client: VipClient, folder: str, *, timeout_seconds: float = 300.0) -> bool:
+    """Remove the folder of a session from the platform by its path alone, without a session file. Safe to repeat.
+
+    For sessions that nobody will finish. Executions that run go on writing into it: kill them first.
+
+    Args:
+        client: The account.
+        folder: The session's folder.
+        timeout_seconds: How long to wait for the deletion.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        StillNeeded: Sessions whose folders are still there use its inputs.
+        DeadlineExceeded: The deletion takes longer.
+    """
+    path = PurePosixPath(folder)
+    if not client.exists(folder):
+        return False
+    holders = list_folder_or_nothing(client, f"{folder}/{_HOLDERS}").keys() - {path.name}
+    if others := sorted(name for name in holders if client.exists(str(path.parent / name))):
+        raise StillNeeded(f"{folder} holds the inputs of {', '.join(others)}. Finish or remove those first.")
+    return bool(_remove(client, folder, timeout_seconds))

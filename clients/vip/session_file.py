@@ -61,11 +61,13 @@ class Launch(BaseModel):
         intended: When it was written.
         results_location: Folder of its results on the platform.
         workflow_id: The execution; None until the platform has answered.
+        started_by: What launched it, for instance a flow run; to trace it back.
     """
 
     intended: datetime
     results_location: str
     workflow_id: str | None = None
+    started_by: str | None = None
 
 
 class Ledger(BaseModel):
@@ -79,6 +81,7 @@ class Ledger(BaseModel):
         uploads: Files sent, by path relative to the input folder.
         downloaded: Workflows whose outputs are all here.
         results_location: See `VipSession`.
+        resume: What waits to be resumed when all executions have ended, for instance a flow run.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -90,6 +93,7 @@ class Ledger(BaseModel):
     uploads: dict[str, UploadedFile] = Field(default_factory=dict)
     downloaded: list[str] = Field(default_factory=list)
     results_location: str | None = None
+    resume: str | None = None
 
 
 class WorkflowRecord(BaseModel):

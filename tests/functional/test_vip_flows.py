@@ -98,6 +98,13 @@ def test_launch_now_and_collect_later(vip: Sandbox, credentials: VipCredentials,
     assert vip_collect(credentials, folder) == []
 
 
+def test_only_a_run_of_a_deployment_can_be_suspended(vip: Sandbox, arguments: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="Only a run of a deployment"):
+        vip_session(**arguments, wait="suspend")
+    assert vip.vip.journal.entries("PUT", "") == []
+    assert posts(vip) == 0
+
+
 def test_resume_needs_only_the_folder_and_launches_what_was_not(
     vip: Sandbox, credentials: VipCredentials, arguments: dict[str, Any]
 ) -> None:

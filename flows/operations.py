@@ -1,0 +1,138 @@
+"""Flows of the operator: what is still running remotely, and taking away what nobody will finish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+from prefect import flow, get_run_logger
+from pydantic import Field
+
+from prefect_biomed.blocks.boss import BossCredentials
+from prefect_biomed.blocks.vantage6 import Vantage6Credentials
+from prefect_biomed.blocks.vip import VipCredentials
+from prefect_biomed.clients.errors import BiomedError, ConfigurationError
+from prefect_biomed.clients.vip.session_file import VIP_HOME
+from prefect_biomed.tasks import operations as steps
+from prefect_biomed.tasks._reporting import table
+from prefect_biomed.tasks.boss import cancel_ingest_job
+from prefect_biomed.tasks.operations import Leftover
+from prefect_biomed.tasks.vantage6 import kill_task
+
+__all__ = ["remove_leftovers", "what_is_running"]
+
+SessionName = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+$")]
+
+
+@flow(name="what-is-running")
+def what_is_running(
+    vip: VipCredentials | None = None,
+    vantage6: Vantage6Credentials | None = None,
+    boss: BossCredentials | None = None,
+    vip_home: str = VIP_HOME,
+) -> list[Leftover]:
+    """Show in one table what our runs have left on the platforms, since when, who began it, and how to go on.
+
+    Nothing is changed. Platforms without credentials are left out; one that cannot be reached does not hide the others.
+
+    Args:
+        vip: Account on VIP: executions that have not ended, folders of sessions that were not removed.
+        vantage6: Account on vantage6: tasks that have not ended.
+        boss: Account on the Boss: ingest jobs that are neither complete nor cancelled.
+        vip_home: Folder on VIP that holds the folders of sessions.
+
+    Returns:
+        What is there; also as the artifact `what-is-running`, with the commands that resume and remove each.
+
+    Raises:
+        ConfigurationError: No credentials were given.
+        BiomedError: A platform could not be asked; the artifact shows the others.
+    """
+    if vip is None and vantage6 is None and boss is None:
+        raise ConfigurationError("Give the credentials of at least one platform.")
+    found: list[Leftover] = []
+    problems: list[str] = []
+
+    def ask(platform: str, look: Callable[[], list[Leftover]]) -> None:
+        try:
+            found.extend(look())
+        except BiomedError as error:
+            problems.append(f"{platform}: {error}")
+
+    if vip is not None:
+        ask("VIP", lambda: steps.vip_leftovers(vip, vip_home))
+    if vantage6 is not None:
+        ask("vantage6", lambda: steps.vantage6_leftovers(vantage6))
+    if boss is not None:
+        ask("Boss", lambda: steps.boss_leftovers(boss))
+    table("what-is-running", [_row(one) for one in found], "What our runs have left on the platforms")
+    get_run_logger().info("%d things are on the platforms", len(found))
+    if problems:
+        raise BiomedError("Not all platforms could be asked.\n" + "\n".join(problems))
+    return found
+
+
+@flow(name="remove-leftovers")
+def remove_leftovers(
+    vip: VipCredentials | None = None,
+    vantage6: Vantage6Credentials | None = None,
+    boss: BossCredentials | None = None,
+    executions: Sequence[str] = (),
+    sessions: Sequence[SessionName] = (),
+    tasks: Sequence[int] = (),
+    ingest_jobs: Sequence[int] = (),
+    vip_home: str = VIP_HOME,
+) -> list[str]:
+    """Take away what nobody will finish. What was computed there and not downloaded is lost.
+
+    Cancel the flow run first, if there is one at work. The table of `what-is-running` gives the whole command.
+
+    Args:
+        vip: Account on VIP.
+        vantage6: Account on vantage6.
+        boss: Account on the Boss.
+        executions: Identifiers of VIP executions to kill.
+        sessions: Names of VIP sessions: their executions are killed, their folders on the platform deleted.
+        tasks: Ids of vantage6 tasks to kill, with their subtasks.
+        ingest_jobs: Numbers of Boss ingest jobs to cancel; what was ingested stays.
+        vip_home: Folder on VIP that holds the folders of sessions.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        ConfigurationError: Credentials are missing for something that was named. Nothing was done.
+        StillNeeded: Another VIP session uses the inputs of one of these.
+        CancelNotPermitted: The vantage6 role may not kill tasks.
+    """
+    done: list[str] = []
+    for platform, credentials, named in (
+        ("vip", vip, [*executions, *sessions]),
+        ("vantage6", vantage6, list(tasks)),
+        ("boss", boss, list(ingest_jobs)),
+    ):
+        if named and credentials is None:
+            raise ConfigurationError(f"Give the credentials {platform} to remove {', '.join(map(str, named))}.")
+    if vip is not None and (executions or sessions):
+        done += steps.remove_vip_leftovers(vip, executions, sessions, vip_home)
+    if vantage6 is not None:
+        for task_id in tasks:
+            outcome = kill_task(vantage6, task_id)
+            done.append(f"vantage6 task {task_id} is {outcome.task.status.value}")
+    if boss is not None:
+        done += [cancel_ingest_job(boss, job_id) for job_id in ingest_jobs]
+    return done
+
+
+def _row(one: Leftover) -> dict[str, object]:
+    return {
+        "platform": one.platform,
+        "what": one.kind,
+        "identifier": one.identifier,
+        "name": one.name,
+        "status": one.status,
+        "since": one.since.isoformat(timespec="seconds") if one.since else "",
+        "flow run": f"{one.flow_run} {one.flow_run_id}" if one.flow_run_id else "",
+        "resume": one.resume,
+        "remove": one.remove,
+    }

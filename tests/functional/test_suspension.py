@@ -1,0 +1,133 @@
+"""Twenty sessions whose jobs overlap, on a worker that runs one flow at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from laboratory import FlowRun, Remote, wait_until
+
+from examples.lab import Laboratory
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+
+CREDENTIALS = {"$ref": {"block_document_slug": "vip-credentials/lab"}}
+SESSIONS = 20
+# Long enough to launch all of them, one after the other, each in a process of its own.
+JOB_SECONDS = 480.0
+
+
+@pytest.fixture(scope="module")
+def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
+    with Laboratory(tmp_path_factory.mktemp("laboratory"), worker_limit=1) as laboratory:
+        facts = laboratory.sandbox["vip"]
+        laboratory.run(
+            "python",
+            "deployments/setup.py",
+            "--name=lab",
+            PREFECT_BIOMED_VIP_API_KEY=facts["api_key"],
+            PREFECT_BIOMED_VIP_URL=facts["url"],
+        )
+        yield laboratory
+
+
+@pytest.fixture
+def remote(laboratory: Laboratory) -> Remote:
+    remote = Remote(laboratory, "vip")
+    remote.reset()
+    return remote
+
+
+def start(laboratory: Laboratory, input_dir: Path, folder: Path, name: str, wait: bool | str) -> FlowRun:
+    return FlowRun(
+        laboratory,
+        "vip-session/vip-session",
+        {
+            "credentials": CREDENTIALS,
+            "pipeline_id": "GreyMatter/1.0",
+            "input_settings": {"t1": "anatomical.nii"},
+            "input_dir": str(input_dir),
+            "output_dir": str(folder / name),
+            "session_name": name,
+            "refresh_time": 1,
+            "wait": wait,
+        },
+    )
+
+
+def collect(laboratory: Laboratory, folder: Path) -> FlowRun:
+    return FlowRun(laboratory, "vip-collect/vip-collect", {"credentials": CREDENTIALS, "folder": str(folder)})
+
+
+def executions(remote: Remote, prefix: str) -> list[dict[str, Any]]:
+    listed = requests.get(f"{remote.url}/rest/executions", headers={"apikey": remote.facts["api_key"]}, timeout=10)
+    return [execution for execution in listed.json() if execution["name"].startswith(prefix)]
+
+
+def test_the_form_offers_all_three_ways_to_wait(laboratory: Laboratory) -> None:
+    answer = requests.get(f"{laboratory.api_url}/deployments/name/vip-session/vip-session", timeout=30).json()
+    field = answer["parameter_openapi_schema"]["properties"]["wait"]
+    assert field["default"] is True
+    assert {tuple(sorted(choice.items())) for choice in field["anyOf"]} == {
+        (("type", "boolean"),),
+        (("const", "suspend"), ("type", "string")),
+    }
+
+
+def test_a_run_that_was_resumed_too_early_is_suspended_again(
+    laboratory: Laboratory, remote: Remote, input_dir: Path, tmp_path: Path
+) -> None:
+    remote.switch(job_seconds=45.0)
+    run = start(laboratory, input_dir, tmp_path, "early", "suspend")
+    assert run.wait("PAUSED", "FAILED", "CRASHED", "COMPLETED") == "PAUSED", run.logs()
+    requests.post(f"{laboratory.api_url}/flow_runs/{run.id}/resume", json={}, timeout=30)
+    run.wait("RUNNING")
+    assert run.wait("PAUSED", "FAILED", "CRASHED", "COMPLETED") == "PAUSED", run.logs()
+    wait_until(lambda: executions(remote, "early")[0]["status"] == "Finished", 90, "the execution")
+    assert collect(laboratory, tmp_path).wait() == "COMPLETED"
+    assert run.wait("COMPLETED", "FAILED", "CRASHED") == "COMPLETED", run.logs()
+    assert len(executions(remote, "early")) == 1
+    assert len([e for e in remote.journal("PUT", "/INPUTS/anatomical.nii") if e["status"] == 201]) == 1
+
+
+def test_without_suspending_each_session_keeps_the_slot(
+    laboratory: Laboratory, remote: Remote, input_dir: Path, tmp_path: Path
+) -> None:
+    remote.switch(job_seconds=5.0)
+    runs = [start(laboratory, input_dir, tmp_path, f"held{number}", True) for number in range(3)]
+    for run in runs:
+        assert run.wait("COMPLETED", "FAILED", "CRASHED", seconds=180) == "COMPLETED", run.logs()
+    times = sorted((e["startDate"], e["endDate"]) for e in executions(remote, "held"))
+    assert len(times) == 3
+    assert all(earlier[1] <= later[0] for earlier, later in pairwise(times)), times
+
+
+def test_twenty_overlapping_sessions_on_one_slot(
+    laboratory: Laboratory, remote: Remote, input_dir: Path, tmp_path: Path
+) -> None:
+    remote.switch(job_seconds=JOB_SECONDS)
+    began = datetime.now()
+    runs = [start(laboratory, input_dir, tmp_path, f"many{number:02d}", "suspend") for number in range(SESSIONS)]
+    for run in runs:
+        assert run.wait("PAUSED", "FAILED", "CRASHED", "COMPLETED", seconds=JOB_SECONDS) == "PAUSED", run.logs()
+    launched = (datetime.now() - began).total_seconds()
+    assert [e["status"] for e in executions(remote, "many")] == ["Running"] * SESSIONS
+    wait_until(
+        lambda: {e["status"] for e in executions(remote, "many")} == {"Finished"}, JOB_SECONDS + 60, "all executions"
+    )
+    assert collect(laboratory, tmp_path).wait(seconds=180) == "COMPLETED"
+    for run in runs:
+        assert run.wait("COMPLETED", "FAILED", "CRASHED", seconds=600) == "COMPLETED", run.logs()
+    print(f"{SESSIONS} launched in {launched:.0f} s, all in {(datetime.now() - began).total_seconds():.0f} s")
+    found = executions(remote, "many")
+    assert len({e["name"] for e in found}) == len(found) == SESSIONS
+    assert len([e for e in remote.journal("PUT", "/INPUTS/anatomical.nii") if e["status"] == 201]) == SESSIONS
+    assert len(list(tmp_path.glob("many*/**/measures.csv"))) == SESSIONS
+    assert executions(remote, "many")[0]["endDate"]
+    # All of them ran at the same time: the last one began before the first one ended.
+    assert max(e["startDate"] for e in found) < min(e["endDate"] for e in found)
