@@ -37,12 +37,13 @@ class Laboratory:
     Args:
         home: Folder for databases, logs and results.
         platforms: Platforms to emulate.
-        worker_limit: Number of flow runs that the worker runs at once.
+        worker_limit: Number of flow runs that a worker runs at once; any number when None. A worker of Prefect 3.8 with
+            a limit dies when a run is retried before it has noticed that the process of the run was killed.
         **settings: Further environment variables of the server, the worker and all commands.
     """
 
     def __init__(
-        self, home: Path = HOME, platforms: Sequence[str] = ("vip",), *, worker_limit: int = 4, **settings: str
+        self, home: Path = HOME, platforms: Sequence[str] = ("vip",), *, worker_limit: int | None = 4, **settings: str
     ) -> None:
         self.home = home
         self.platforms = platforms
@@ -55,6 +56,7 @@ class Laboratory:
             "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_LOGGING_EXTRA_LOGGERS": "prefect_biomed",
+            "PREFECT_BIOMED_HOME": str(home / "ledgers"),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             **settings,
         }
@@ -104,8 +106,8 @@ class Laboratory:
         Args:
             name: Name of the worker.
         """
-        limit = str(self.worker_limit)
-        self._spawn(name, "prefect", "worker", "start", "--pool", WORK_POOL, "--name", name, "--limit", limit)
+        options = [] if self.worker_limit is None else ["--limit", str(self.worker_limit)]
+        self._spawn(name, "prefect", "worker", "start", "--pool", WORK_POOL, "--name", name, *options)
 
     def stop(self) -> None:
         """Stop all processes and what they started."""
@@ -207,7 +209,7 @@ def main() -> None:
         record.unlink()
         print("Stopped.")
         return
-    laboratory = Laboratory()
+    laboratory = Laboratory(platforms=("vip", "boss"))
     laboratory.start()
     laboratory.detach()
     print(f"Prefect: {laboratory.api_url.removesuffix('/api')}")

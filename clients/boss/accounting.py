@@ -77,7 +77,9 @@ def account(
     names = config.database
     channel = client.channel(names.collection, names.experiment, names.channel)
     with open_ledger(client, job_id, config.tile_count, ledger_folder) as ledger:
-        finished, skipped = ledger.tiles(TileState.FINISHED), ledger.tiles(TileState.SKIPPED)
+        # Of a complete job no message is left, so that what was indexed was also deleted, if only by a killed run.
+        finished = ledger.tiles(TileState.FINISHED) | ledger.tiles(TileState.INDEXED)
+        skipped = ledger.tiles(TileState.SKIPPED)
         quarantined = [f"{kept.tile or kept.message}: {kept.reason}" for kept in ledger.quarantined()]
         failed = ledger.failed()
     known = finished | skipped

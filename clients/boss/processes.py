@@ -123,8 +123,9 @@ def upload(
         if not reports:
             raise ProcessFailed(f"Ingest job {job_id}: all processes died ({dead}).", transient=True)
         failed = ledger.failed()
-        finished = ledger.count(TileState.FINISHED)
-    report = _merged(reports, before, finished, failed, time.monotonic() - begun)
+        if any(report.exhausted for report in reports):
+            before += ledger.count(TileState.INDEXED)
+    report = _merged(reports, before, failed, time.monotonic() - begun)
     if dead:
         note = f"{len(dead)} of {processes} processes died ({dead}); what they held came back to the others."
         report = report.model_copy(update={"warnings": (*report.warnings, note)})
@@ -196,9 +197,7 @@ def _together(parts: list[UploadProgress]) -> UploadProgress:
     )
 
 
-def _merged(
-    reports: list[UploadReport], before: int, finished: int, failed: dict[str, str], seconds: float
-) -> UploadReport:
+def _merged(reports: list[UploadReport], before: int, failed: dict[str, str], seconds: float) -> UploadReport:
     totals = {name: sum(getattr(report, name) for report in reports) for name in _SUMMED}
     lists = {
         name: tuple(dict.fromkeys(item for report in reports for item in getattr(report, name))) for name in _LISTED

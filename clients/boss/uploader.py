@@ -324,7 +324,7 @@ class Uploader:
                 if time.monotonic() - counted_at > _COUNT_EVERY_SECONDS:
                     self._remaining = sum(persist(self._queues.counts, time.monotonic() + _OUTAGE_SECONDS))
                     counted_at = time.monotonic()
-                messages = self._receive(_WAIT_SECONDS if idle and not empty_looks else 0)
+                messages = self._receive(_WAIT_SECONDS if idle and quiet_since else 0)
                 fresh = self._accept(messages, pool)
                 received += fresh
                 if fresh:
@@ -805,7 +805,9 @@ class Uploader:
 
     def _report(self, before: int, seconds: float) -> UploadReport:
         counts, total = self._counts, self._joined.job.tile_count
-        finished = self._ledger.count(TileState.FINISHED)
+        # When the queue is empty, tiles that a killed run had indexed were deleted by it, only not written down.
+        settled = self._ledger.count(TileState.INDEXED) if self._exhausted else 0
+        finished = self._ledger.count(TileState.FINISHED) + settled
         left_out = self._ledger.count(TileState.SKIPPED)
         failed = self._ledger.failed()
         quarantined = [kept for kept in self._ledger.quarantined() if not kept.poison]
@@ -818,7 +820,7 @@ class Uploader:
             put_bytes=counts["put_bytes"],
             indexed=counts["indexed"],
             deleted=counts["deleted"],
-            deleted_before=before,
+            deleted_before=before + settled,
             requeued=counts["requeued"],
             duplicates=counts["duplicates"],
             abandoned=counts["abandoned"],

@@ -26,9 +26,7 @@ KILLS = 10
 
 @pytest.fixture(scope="module")
 def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
-    laboratory = Laboratory(tmp_path_factory.mktemp("laboratory"), platforms=["boss"])
-    laboratory.environment["PREFECT_BIOMED_HOME"] = str(laboratory.home / "ledgers")
-    with laboratory:
+    with Laboratory(tmp_path_factory.mktemp("laboratory"), platforms=["boss"], worker_limit=None) as laboratory:
         facts = laboratory.sandbox["boss"]
         laboratory.run(
             "python",

@@ -17,6 +17,7 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import Artifact
+from prefect.settings import get_current_settings
 from pydantic import SecretStr
 
 from prefect_biomed.blocks import BossCredentials
@@ -173,6 +174,40 @@ def test_46_a_chunk_that_others_lost_is_named_although_the_boss_says_complete(
     assert lab.boss.job(job.id).status == JobStatus.COMPLETE
     assert (report.deleted, report.unaccounted, len(report.holes)) == (16, 16, 16)
     assert report.holes[0] == "x=0 y=0 z=16 t=0"
+
+
+def test_46b_a_lost_chunk_of_a_volumetric_job_is_named(lab: Lab, credentials: BossCredentials) -> None:
+    np.save(lab.folder / "v.npy", volume((32, 512, 2048)))
+    extent = {"x": [0, 2048], "y": [0, 512], "z": [0, 32], "t": [0, 1]}
+    plugin = "prefect_biomed.clients.boss.plugins.arrays.Array"
+    config, job = lab.create(lab.volumetric(plugin, {"filename": str(lab.folder / "v.npy")}, extent))
+    lab.client.wait_until_ready(job.id)
+    queue = lab.boss.job(job.id).upload_queue
+    [lost] = queue.receive(1)
+    queue.delete(queue.handle(lost))
+    with pytest.raises(IngestIncomplete, match="complete, but not everything") as caught:
+        boss_join_ingest(credentials, config, job.id, upload=QUICK, complete=True)
+    assert caught.value.report.holes == ("x=0 y=0 z=0 t=0",)
+    assert (caught.value.report.deleted, caught.value.report.unaccounted) == (1, 1)
+
+
+def test_no_secret_is_left_anywhere(lab: Lab, credentials: BossCredentials, caplog: pytest.LogCaptureFixture) -> None:
+    lab.write_stack(volume((16, 512, 512)))
+    (lab.folder / "stack" / "3" / "0_0_0.png").write_bytes(b"damaged")
+    secrets = [lab.boss.ready()["tokens"]["alice"]]
+    settings = QUICK.model_copy(update={"on_bad_source": "blank"})
+    with caplog.at_level("DEBUG", logger="prefect_biomed"):
+        boss_ingest(credentials, IngestConfig.load(lab.config()), upload=settings)
+    secrets += [f"secret-{number:033d}" for number in range(1, 4)]
+    kept = [path for path in lab.folder.glob("home/**/*") if path.is_file()]
+    results = get_current_settings().results.local_storage_path
+    kept += [path for path in Path(results).glob("**/*") if path.is_file()]
+    assert len(kept) > 2
+    with get_client(sync_client=True) as client:
+        texts = [str(artifact.data) for artifact in client.read_artifacts()]
+        texts += [log.message for log in client.read_logs()]
+    texts += [caplog.text, *(path.read_bytes().decode("latin-1") for path in kept)]
+    assert not [secret for secret in secrets if any(secret in text for text in texts)]
 
 
 def test_work_of_others_is_counted_as_theirs_and_found_to_be_there(
