@@ -15,6 +15,8 @@ from pathlib import Path
 
 # `default` is the label that algorithms and tutorials ask for when nothing else is said.
 LABELS = ("default", "breast_cancer")
+# A table that somebody else fills: what a pipeline has measured at the hospital.
+MEASURES = "measures"
 
 _DIABETES = ("age", "sex", "bmi", "bp", "tc", "ldl", "hdl", "tch", "ltg", "glu", "progression")
 _MEASURES = (
@@ -81,4 +83,7 @@ def split(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Path]]:
                 writer.writerow(columns)
                 writer.writerows(ordered[begin:end])
             files[name][label] = path
+    for name in names:
+        files[name][MEASURES] = folder / name / f"{MEASURES}.csv"
+        files[name][MEASURES].write_text("image\n", encoding="utf-8")
     return files

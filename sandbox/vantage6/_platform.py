@@ -236,6 +236,9 @@ class Vantage6Sandbox(Platform):
             "nodes": {node.name: {"id": node.id, "api_key": node.api_key} for node in registry.nodes},
             "images": {name: sorted(image.algorithms) for name, image in self.images.items()},
             "databases": sorted({label for files in self.cohorts.values() for label in files}),
+            "tables": {
+                name: {label: str(path) for label, path in files.items()} for name, files in self.cohorts.items()
+            },
         }
         if self.generation > 3:
             facts["store_url"] = f"{self.url}{_store.PREFIX}"
