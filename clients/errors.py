@@ -35,7 +35,10 @@ __all__ = [
 
 
 class BiomedError(Exception):
-    """Base of every error this package raises."""
+    """Base of every error this package raises.
+
+    Each can be made of its message alone: that is how Prefect restores the error of a run that failed elsewhere.
+    """
 
     transient = False
 
@@ -109,8 +112,11 @@ class PreflightFailed(BiomedError):
         problems: One sentence for each problem found.
     """
 
-    def __init__(self, subject: str, problems: Sequence[str]) -> None:
+    def __init__(self, subject: str, problems: Sequence[str] = ()) -> None:
         self.problems = tuple(problems)
+        if not problems:
+            super().__init__(subject)
+            return
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         lines = "\n".join(f"  - {problem}" for problem in self.problems)
         super().__init__(f"{subject}: {count} found, nothing was sent.\n{lines}")
@@ -153,8 +159,11 @@ class TransferFailed(BiomedError):
         failures: The error of each file that failed, by its name.
     """
 
-    def __init__(self, subject: str, failures: dict[str, BiomedError], total: int) -> None:
-        self.failures = failures
+    def __init__(self, subject: str, failures: dict[str, BiomedError] | None = None, total: int = 0) -> None:
+        self.failures = failures or {}
+        if not failures:
+            super().__init__(subject)
+            return
         shown = [f"  - {name}: {error}" for name, error in list(failures.items())[:20]]
         if len(failures) > len(shown):
             shown.append(f"  - … and {len(failures) - len(shown)} more")
@@ -166,7 +175,7 @@ class TransferFailed(BiomedError):
     @property
     def transient(self) -> bool:  # type: ignore[override]  # depends on the failures, not on the class
         """Whether another try can help with every failure."""
-        return all(is_transient(error) for error in self.failures.values())
+        return bool(self.failures) and all(is_transient(error) for error in self.failures.values())
 
 
 def is_transient(error: BaseException) -> bool:

@@ -165,7 +165,7 @@ def _work(
             break
         idle_rounds = idle_rounds + 1 if report.deleted + report.requeued == 0 else 0
         if idle_rounds >= _ROUNDS_WITHOUT_PROGRESS:
-            raise IngestIncomplete(
+            raise IngestIncomplete.of(
                 report,
                 "The Boss asks again and again for tiles that were left out. It completes a job only when all sixteen "
                 "slices of a chunk are left out together. Supply them, or take the policy blank.",
@@ -179,5 +179,5 @@ def _account(
     """Make the report of a job that is complete."""
     final = steps.report_ingest_job(credentials, config, job_id, upload)
     if final.holes:
-        raise IngestIncomplete(final, "The job is complete, but not everything is in the Boss.")
+        raise IngestIncomplete.of(final, "The job is complete, but not everything is in the Boss.")
     return final

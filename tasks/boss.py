@@ -186,7 +186,7 @@ def join_ingest_job(
     markdown(artifact_key("boss-upload-report", job_id), report_text(report), f"Upload of ingest job {job_id}")
     _event(job_id, "uploaded", tiles=report.deleted, failed=len(report.failed), exhausted=report.exhausted)
     if report.failed:
-        raise IngestIncomplete(report)
+        raise IngestIncomplete.of(report)
     return report
 
 

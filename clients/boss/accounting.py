@@ -33,11 +33,24 @@ class IngestIncomplete(JobFailed):
     """Some tiles are not in the Boss.
 
     Attributes:
-        report: Which, and why.
+        report: Which, and why; None where only the message was handed on.
     """
 
-    def __init__(self, report: UploadReport, reason: str = "") -> None:
+    def __init__(self, message: str, report: UploadReport | None = None) -> None:
+        super().__init__(message)
         self.report = report
+
+    @classmethod
+    def of(cls, report: UploadReport, reason: str = "") -> IngestIncomplete:
+        """Make the error of a report.
+
+        Args:
+            report: Which tiles, and why.
+            reason: What it means and what to do; that the sources need to be mended when empty.
+
+        Returns:
+            An error whose message names the first tiles.
+        """
         shown = [f"  - {tile}: {why}" for tile, why in list(report.failed.items())[:20]]
         shown += [f"  - {tile}: not there" for tile in report.holes[:20]]
         shown += [f"  - {tile}: skipped" for tile in report.skipped[:20]]
@@ -45,7 +58,7 @@ class IngestIncomplete(JobFailed):
             "The sources of these tiles are missing or damaged; all others were uploaded. Mend them and run it again, "
             "or choose another on_bad_source. The job stays open."
         )
-        super().__init__(f"{report.summary()} {reason}\n" + "\n".join(shown))
+        return cls(f"{report.summary()} {reason}\n" + "\n".join(shown), report)
 
 
 def account(

@@ -33,7 +33,7 @@ _LISTED = ("blank", "skipped", "quarantined")
 class ProcessFailed(BiomedError):
     """One of several processes of an upload failed; the others finished what they had in hand."""
 
-    def __init__(self, message: str, *, transient: bool) -> None:
+    def __init__(self, message: str, *, transient: bool = False) -> None:
         super().__init__(message)
         self.transient = transient
 

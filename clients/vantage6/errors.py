@@ -51,7 +51,7 @@ class MfaEnrollmentRequired(AuthenticationError):
         otpauth_uri: What the QR code of an authenticator app encodes. A secret: it is in no message and no `repr`.
     """
 
-    def __init__(self, message: str, *, otpauth_uri: str, **details: Any) -> None:
+    def __init__(self, message: str, *, otpauth_uri: str = "", **details: Any) -> None:
         super().__init__(message, **details)
         self.otpauth_uri = otpauth_uri
 
@@ -120,7 +120,7 @@ class ResultNotReadable(ResultUnavailable):
         size_bytes: Its whole size in bytes.
     """
 
-    def __init__(self, message: str, *, content: bytes, size_bytes: int) -> None:
+    def __init__(self, message: str, *, content: bytes = b"", size_bytes: int = 0) -> None:
         super().__init__(message)
         self.content = content[:65536]
         self.size_bytes = size_bytes
@@ -134,11 +134,11 @@ class TaskFailed(JobFailed):
     """At least one run of a task ended without success.
 
     Attributes:
-        task_id: The task.
+        task_id: The task; None where only the message was handed on.
         failures: What went wrong where, the root cause first.
     """
 
-    def __init__(self, message: str, *, task_id: int, failures: Sequence[RunFailure]) -> None:
+    def __init__(self, message: str, *, task_id: int | None = None, failures: Sequence[RunFailure] = ()) -> None:
         super().__init__(message)
         self.task_id = task_id
         self.failures = tuple(failures)

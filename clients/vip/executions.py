@@ -51,7 +51,7 @@ class WorkflowFailed(JobFailed):
         workflows: The executions that failed.
     """
 
-    def __init__(self, message: str, workflows: Sequence[Workflow]) -> None:
+    def __init__(self, message: str, workflows: Sequence[Workflow] = ()) -> None:
         super().__init__(message)
         self.workflows = tuple(workflows)
 

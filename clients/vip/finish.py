@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
@@ -29,7 +30,7 @@ class StillRunning(BiomedError):
         workflow_ids: The executions that run.
     """
 
-    def __init__(self, message: str, workflow_ids: list[str]) -> None:
+    def __init__(self, message: str, workflow_ids: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.workflow_ids = tuple(workflow_ids)
 
