@@ -48,6 +48,21 @@ Connect = Callable[..., VipClient]
 NewSession = Callable[..., VipSession]
 
 
+@pytest.fixture(scope="module")
+def serving() -> Iterator[Sandbox]:
+    """One platform for all: nothing of what is tried here may change it."""
+    with Sandbox("vip") as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def vip(serving: Sandbox) -> Sandbox:
+    """The platform, with an empty journal and nothing going wrong."""
+    serving.vip.faults.clear()
+    serving.vip.journal.clear()
+    return serving
+
+
 def report(client: VipClient, session: VipSession) -> list[str]:
     """The problems a session is told of, by the check alone and by the step that would send something."""
     with pytest.raises(PreflightFailed, match=r"nothing was sent") as caught:
@@ -65,7 +80,7 @@ def report(client: VipClient, session: VipSession) -> list[str]:
 
 
 def test_wrong_key_is_one_error_without_a_retry(vip: Sandbox, connect: Connect, new_session: NewSession) -> None:
-    session = new_session("EveryType/1.0", {"text": "x"}, files={"a.txt": b"1"})
+    session = new_session("EveryType/1.0", {"text": "x"}, name="wrong-key", files={"a.txt": b"1"})
     vip.vip.journal.clear()
     with pytest.raises(AuthenticationError, match=r"code 8002.*Put a valid API key.*nothing is lost") as caught:
         send(connect("not-a-key"), session)
@@ -347,7 +362,7 @@ def test_session_locked_by_another_process_is_told_and_left_alone(
 
 def test_two_launches_of_one_run_at_once_make_one_execution(client: VipClient, new_session: NewSession) -> None:
     """The second waits for the first and finds what it launched."""
-    session = new_session("EveryType/1.0", {"text": "x"})
+    session = new_session("EveryType/1.0", {"text": "x"}, name="raced")
     script = (
         "import sys\n"
         "from prefect_biomed.clients.vip import VipClient, VipSession, launch\n"
@@ -357,7 +372,7 @@ def test_two_launches_of_one_run_at_once_make_one_execution(client: VipClient, n
     arguments = [sys.executable, "-c", script, client.url, client._key(), session.model_dump_json()]
     processes = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     told = {process.communicate(timeout=60)[0].strip() for process in processes}
-    (workflow,) = client.workflows()
+    (workflow,) = (workflow for workflow in client.workflows() if workflow.name == session.workflow_name(1))
     assert told == {workflow.identifier}
     assert [process.returncode for process in processes] == [0, 0]
 
@@ -400,11 +415,12 @@ def million() -> bytes:
     ids=["parent", "absolute", "through a link", "link out", "many members", "a million members"],
 )
 def test_archive_that_would_do_harm_is_refused_and_kept_as_it_is(
-    client: VipClient, new_session: NewSession, tmp_path: Path, content: bytes
+    client: VipClient, new_session: NewSession, tmp_path: Path, content: bytes, request: pytest.FixtureRequest
 ) -> None:
     """What a pipeline returns is not trusted: nothing is written outside of the folder, or half."""
+    name = re.sub("[^a-z]", "-", request.node.callspec.id)
     session = new_session(
-        "CopyFile/1.0", {"file": ["bad.tgz", "good.txt"]}, files={"bad.tgz": content, "good.txt": b"1"}
+        "CopyFile/1.0", {"file": ["bad.tgz", "good.txt"]}, name=name, files={"bad.tgz": content, "good.txt": b"1"}
     )
     run(client, session)
     before = {path for path in tmp_path.rglob("*") if not path.is_relative_to(session.output_dir)}
