@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -18,9 +20,10 @@ from examples.lab import HOME, Laboratory
 from prefect_biomed.clients.boss import BossClient
 
 CONSOLE = Console()
+PATIENTS_PER_SITE = 3
 
 
-def run_deployment(laboratory: Laboratory, deployment: str, parameters: dict[str, object]) -> None:
+def run_deployment(laboratory: Laboratory, deployment: str, parameters: dict[str, Any]) -> None:
     """Run a deployment as a user would, and wait for it.
 
     Args:
@@ -37,26 +40,50 @@ def run_deployment(laboratory: Laboratory, deployment: str, parameters: dict[str
     CONSOLE.print(f"completed in {time.monotonic() - began:.0f} s\n")
 
 
-def vip(laboratory: Laboratory) -> None:
-    """Three runs of a pipeline on a real MRI volume."""
-    facts = laboratory.sandbox["vip"]
+def block(platform: str) -> dict[str, Any]:
+    """Refer to the credentials block of a platform, as the user interface does.
+
+    Args:
+        platform: Name of the platform.
+
+    Returns:
+        What stands for the block in parameters.
+    """
+    return {"$ref": {"block_document_slug": f"{platform}-credentials/demo"}}
+
+
+def save_credentials(laboratory: Laboratory) -> None:
+    """Save a credentials block for each platform, from environment variables."""
+    vip, vantage6, boss = (laboratory.sandbox[platform] for platform in ("vip", "vantage6", "boss"))
     laboratory.run(
         "python",
         "deployments/setup.py",
         "--name=demo",
-        PREFECT_BIOMED_VIP_API_KEY=facts["api_key"],
-        PREFECT_BIOMED_VIP_URL=facts["url"],
+        PREFECT_BIOMED_VIP_URL=vip["url"],
+        PREFECT_BIOMED_VIP_API_KEY=vip["api_key"],
+        PREFECT_BIOMED_VANTAGE6_URL=vantage6["url"],
+        PREFECT_BIOMED_VANTAGE6_USERNAME="north-researcher",
+        PREFECT_BIOMED_VANTAGE6_PASSWORD=vantage6["users"]["north-researcher"]["password"],
+        PREFECT_BIOMED_VANTAGE6_PRIVATE_KEY_PATH=vantage6["organizations"]["north"]["private_key"],
+        PREFECT_BIOMED_BOSS_HOST=boss["host"],
+        PREFECT_BIOMED_BOSS_PROTOCOL=boss["protocol"],
+        PREFECT_BIOMED_BOSS_TOKEN=boss["tokens"]["alice"],
+        PREFECT_BIOMED_BOSS_AWS_ENDPOINT_URL=boss["aws_endpoint_url"],
     )
+
+
+def vip(laboratory: Laboratory, volume: Path) -> None:
+    """Run a pipeline three times on a real MRI volume."""
     inputs, outputs = HOME / "vip" / "inputs", HOME / "vip" / "outputs"
     inputs.mkdir(parents=True)
-    shutil.copy(Path(nibabel.__file__).parent / "tests" / "data" / "anatomical.nii", inputs)
+    shutil.copy(volume, inputs)
     run_deployment(
         laboratory,
         "vip-session/vip-session",
         {
-            "credentials": {"$ref": {"block_document_slug": "vip-credentials/demo"}},
+            "credentials": block("vip"),
             "pipeline_id": "GreyMatter/1.0",
-            "input_settings": {"t1": "anatomical.nii"},
+            "input_settings": {"t1": volume.name},
             "input_dir": str(inputs),
             "output_dir": str(outputs),
             "session_name": "demo",
@@ -65,7 +92,10 @@ def vip(laboratory: Laboratory) -> None:
         },
     )
     session = json.loads((outputs / "session_data.json").read_text())
-    table = Table("execution", "status", "started", "local files", title="VIP: GreyMatter/1.0 on anatomical.nii")
+    table = Table(title=f"VIP: GreyMatter/1.0 on {volume.name}")
+    table.add_column("execution")
+    table.add_column("started")
+    table.add_column("outputs", overflow="fold")
     for identifier, workflow in session["workflows"].items():
         local = [
             outputs / Path(output["path"]).relative_to(session["vip_output_dir"]) for output in workflow["outputs"]
@@ -73,25 +103,20 @@ def vip(laboratory: Laboratory) -> None:
         files = [file for path in local for file in sorted(path.rglob("*")) if file.is_file()]
         if not files:
             raise RuntimeError(f"{identifier} left no files in {outputs}")
-        table.add_row(
-            identifier, workflow["status"], workflow["start"], "\n".join(str(f.relative_to(outputs)) for f in files)
-        )
+        table.add_row(identifier, workflow["start"], f"{files[0].parent.relative_to(outputs)}: {len(files)} files")
     CONSOLE.print(table)
     CONSOLE.print(f"The outputs are in {outputs}\n")
+
+
+def vantage6(laboratory: Laboratory) -> None:
+    """Fit a federated regression, encrypted, and the pooled one."""
+    CONSOLE.print("[bold]python -m examples.federated_regression[/bold]")
+    CONSOLE.print(laboratory.run("python", "-m", "examples.federated_regression", str(laboratory.state)))
 
 
 def boss(laboratory: Laboratory) -> None:
     """A real MRI volume as a stack of slices, ingested and read back."""
     facts = laboratory.sandbox["boss"]
-    laboratory.run(
-        "python",
-        "deployments/setup.py",
-        "--name=demo",
-        PREFECT_BIOMED_BOSS_HOST=facts["host"],
-        PREFECT_BIOMED_BOSS_PROTOCOL="http",
-        PREFECT_BIOMED_BOSS_TOKEN=facts["tokens"]["alice"],
-        PREFECT_BIOMED_BOSS_AWS_ENDPOINT_URL=facts["aws_endpoint_url"],
-    )
     folder = HOME / "boss" / "slices"
     folder.mkdir(parents=True)
     scan = nibabel.load(Path(nibabel.__file__).parent / "tests" / "data" / "example4d.nii.gz")
@@ -103,7 +128,7 @@ def boss(laboratory: Laboratory) -> None:
         laboratory,
         "boss-ingest/boss-ingest",
         {
-            "credentials": {"$ref": {"block_document_slug": "boss-credentials/demo"}},
+            "credentials": block("boss"),
             "config": slice_stack(facts["host"], folder, depth, height, width),
         },
     )
@@ -174,15 +199,78 @@ def show(picture: Image.Image) -> None:
         CONSOLE.print(row)
 
 
+def research_pipeline(laboratory: Laboratory, volume: Path) -> None:
+    """Go through all three platforms with one flow."""
+    patients = HOME / "research" / "patients"
+    patients.mkdir(parents=True)
+    image: Any = nibabel.load(volume)
+    voxels = np.asarray(image.dataobj)
+    sites = laboratory.sandbox["vantage6"]["tables"]
+    for number, name in enumerate(f"{site}-{patient}" for site in sites for patient in range(PATIENTS_PER_SITE)):
+        nifti: Any = nibabel.Nifti1Image(voxels[:, number : number + 16, :], image.affine)
+        nifti.to_filename(patients / f"{name}.nii")
+    run_deployment(
+        laboratory,
+        "research-pipeline/research-pipeline",
+        {
+            "output_dir": str(HOME / "research" / "outputs"),
+            "images": {
+                "pipeline_id": "GreyMatter/1.0",
+                "input_dir": str(patients),
+                "images": sorted(path.name for path in patients.iterdir()),
+                "parameter": "t1",
+                "refresh_time": 1,
+            },
+            "vip": block("vip"),
+            "table": {
+                "collaboration": "encrypted",
+                "image": "prefect-biomed/clinical:1.0",
+                "method": "central_average",
+                "arguments": {"column": "volume"},
+                "organizations": ["north"],
+                "databases": "measures",
+                "central": True,
+                "tables": {site: labels["measures"] for site, labels in sites.items()},
+                "sites": {site: [f"{site}-*"] for site in sites},
+            },
+            "vantage6": block("vantage6"),
+            "ingest": {"collection": "demo", "experiment": "patients", "channel": "mask", "volume": "mask.nii.gz"},
+            "boss": block("boss"),
+        },
+    )
+    table = Table("patient", "hospital", "grey matter, mm³", title="What the nodes analysed")
+    for site, labels in sites.items():
+        with Path(labels["measures"]).open(newline="") as file:
+            for row in csv.DictReader(file):
+                table.add_row(row["image"], site, row["volume"])
+    CONSOLE.print(table)
+
+
 def main() -> None:
     """Run the demonstration and leave nothing running."""
     began = time.monotonic()
+    volume = Path(nibabel.__file__).parent / "tests" / "data" / "anatomical.nii"
     CONSOLE.print("Starting the sandbox, a Prefect server and a worker ...")
-    with Laboratory(platforms=("vip", "boss")) as laboratory:
+    seconds: dict[str, float] = {}
+    with Laboratory(platforms=("vip", "vantage6", "boss")) as laboratory:
+        save_credentials(laboratory)
         CONSOLE.print(f"ready after {time.monotonic() - began:.0f} s\n")
-        vip(laboratory)
-        boss(laboratory)
-    CONSOLE.print(f"Done in {time.monotonic() - began:.0f} s; everything is stopped.")
+        stages: dict[str, Any] = {
+            "VIP, three runs": lambda: vip(laboratory, volume),
+            "vantage6, encrypted regression": lambda: vantage6(laboratory),
+            "Boss, a stack of slices": lambda: boss(laboratory),
+            "all three in one flow": lambda: research_pipeline(laboratory, volume),
+        }
+        for name, stage in stages.items():
+            CONSOLE.rule(name)
+            started = time.monotonic()
+            stage()
+            seconds[name] = time.monotonic() - started
+    table = Table("stage", "seconds", title="Time")
+    for name, taken in seconds.items():
+        table.add_row(name, f"{taken:.0f}")
+    CONSOLE.print(table)
+    CONSOLE.print(f"Done in {time.monotonic() - began:.0f} s; everything is stopped. Look around in {HOME}")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,11 @@ class Laboratory:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
+    def state(self) -> Path:
+        """File that tells of the platforms, as the sandbox writes it."""
+        return self.home / "sandbox.json"
+
+    @property
     def api_url(self) -> str:
         """Address of the Prefect API."""
         return self.environment["PREFECT_API_URL"]
@@ -86,7 +91,7 @@ class Laboratory:
         """Start the sandbox, the server, and a worker; deploy all flows."""
         shutil.rmtree(self.home, ignore_errors=True)
         (self.home / "logs").mkdir(parents=True)
-        state = self.home / "sandbox.json"
+        state = self.state
         self._spawn("sandbox", sys.executable, "-m", "prefect_biomed.sandbox", *self.platforms, "--state", str(state))
         self.start_server()
         self._wait_for("sandbox", state.is_file)
@@ -209,7 +214,7 @@ def main() -> None:
         record.unlink()
         print("Stopped.")
         return
-    laboratory = Laboratory(platforms=("vip", "boss"))
+    laboratory = Laboratory(platforms=("vip", "vantage6", "boss"))
     laboratory.start()
     laboratory.detach()
     print(f"Prefect: {laboratory.api_url.removesuffix('/api')}")
