@@ -14,7 +14,7 @@ import pytest
 from ingest_lab import QUICK, SOON, Lab, volume
 from PIL import Image
 
-from prefect_biomed.clients.boss import IngestConfig, JobStatus, UploadSettings
+from prefect_biomed.clients.boss import IngestConfig, JobStatus, UploadSettings, account
 from prefect_biomed.clients.errors import BiomedError, JobFailed, PreflightFailed
 from prefect_biomed.sandbox import Fault
 from prefect_biomed.sandbox.boss import AwsFault
@@ -380,3 +380,27 @@ def test_a_configuration_of_another_job_is_refused(lab: Lab) -> None:
     other = IngestConfig.load(lab.config(extent={"x": [0, 512], "y": [0, 512], "z": [0, 8], "t": [0, 1]}))
     with pytest.raises(PreflightFailed, match=r"16 tiles.*8"):
         lab.upload(other, job.id)
+
+
+def test_25b_what_a_killed_run_had_deleted_is_counted_by_the_next(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.write_stack(volume((16, 512, 512)))
+    config, job = lab.create(lab.config())
+    uploader = lab.uploader(config, job.id)
+
+    def crash(items: Any) -> None:
+        raise RuntimeError("crash")
+
+    monkeypatch.setattr(uploader, "_finished", crash)  # after the deletion, before it is written down
+    with pytest.raises(RuntimeError, match="crash"):
+        uploader.run()
+    uploader.close()
+    gone = lab.boss.job(job.id).observed.deleted
+    assert gone > 0
+    lab.boss.job(job.id).upload_queue.expire_leases()
+    report = lab.upload(config, job.id)
+    assert report.deleted + report.deleted_before == 16
+    assert report.unaccounted == 0
+    assert lab.complete(job.id).outcome == "COMPLETE"
+    final = account(lab.client, config, job.id, ledger_folder=lab.folder / "ledgers")
+    assert (final.deleted, final.unaccounted, final.holes) == (16, 0, ())
+    assert not lab.boss.job(job.id).observed.late_indexed
