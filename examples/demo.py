@@ -192,6 +192,10 @@ def show(picture: Image.Image) -> None:
         picture: As many pixels wide as the terminal has columns at most.
     """
     grey = np.asarray(picture)
+    if CONSOLE.color_system is None:
+        for line in grey[::2]:
+            CONSOLE.print("".join(" .:-=+*#%@"[value * 10 // 256] for value in line.astype(int)), markup=False)
+        return
     for upper, lower in zip(grey[::2], grey[1::2], strict=True):
         row = Text()
         for top, bottom in zip(upper, lower, strict=True):
