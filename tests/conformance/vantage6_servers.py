@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ class RealServer:
         cohorts: CSV file of each database label, by organization.
         images: the algorithms the nodes have; may be added to.
         log: file with what the server printed.
-        realm: the Keycloak of v5.
+        keycloak: of v5; `access_seconds` of it is the life of the tokens given out from now on.
     """
 
     generation: int
@@ -102,7 +102,7 @@ class RealServer:
     cohorts: dict[str, dict[str, Path]]
     images: dict[str, Image]
     log: Path
-    realm: Realm | None = None
+    keycloak: "Keycloak | None" = None
 
     def ready(self) -> Json:
         """Return the facts."""
@@ -226,20 +226,28 @@ def _wait_until_it_answers(url: str, log: Path) -> None:
 # -- Keycloak --------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Keycloak:
-    """What the routes of the sandbox's Keycloak need to know of their server."""
+class Keycloak:
+    """The sandbox's Keycloak beside a real server.
 
-    realm: Realm
-    admin_secret: str
-    registry: Registry = field(default_factory=lambda: Registry(5))
+    Args:
+        access_seconds: life of access tokens; the server forgives ten seconds more.
+        refresh_seconds: life of refresh tokens.
+    """
+
+    def __init__(self, access_seconds: float, refresh_seconds: float) -> None:
+        self.access_seconds = access_seconds
+        self.refresh_seconds = refresh_seconds
+        self.realm = Realm("vantage6", lambda: self.access_seconds, lambda: self.refresh_seconds)
+        self.realm.add_user(_ADMIN, PASSWORD)
+        self.admin_secret = self.realm.add_client("backend-admin-client", "user").secret
+        # The routes want its lock.
+        self.registry = Registry(5)
 
 
 @contextmanager
-def _keycloak_served(access_seconds: float, refresh_seconds: float) -> Iterator[_Keycloak]:
-    realm = Realm("vantage6", lambda: access_seconds, lambda: refresh_seconds)
-    realm.add_user(_ADMIN, PASSWORD)
-    keycloak = _Keycloak(realm, realm.add_client("backend-admin-client", "user").secret)
+def _keycloak_served(access_seconds: float, refresh_seconds: float) -> Iterator[Keycloak]:
+    keycloak = Keycloak(access_seconds, refresh_seconds)
+    realm = keycloak.realm
     app = FastAPI(openapi_url=None)
     build(keycloak, app, "", [_keycloak.routes])
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -263,7 +271,7 @@ class _Seed:
     """Fills an empty server over REST, as its first administrator."""
 
     def __init__(
-        self, generation: int, root: str, prefix: str, folder: Path, key_bits: int, keycloak: _Keycloak | None
+        self, generation: int, root: str, prefix: str, folder: Path, key_bits: int, keycloak: Keycloak | None
     ) -> None:
         self._generation = generation
         self._root = root
@@ -282,8 +290,13 @@ class _Seed:
         return str(requests.post(f"{self._url}/token/user", json=body, timeout=30).json()["access_token"])
 
     def _ask(self, method: str, path: str, body: Json | None = None) -> Any:
-        headers = {"Authorization": f"Bearer {self._token}"}
-        answer = requests.request(method, self._url + path, json=body, headers=headers, timeout=60)
+        for _ in range(2):
+            headers = {"Authorization": f"Bearer {self._token}"}
+            answer = requests.request(method, self._url + path, json=body, headers=headers, timeout=60)
+            if answer.status_code != 401:
+                break
+            # Where tokens are made to live for seconds only.
+            self._token = self._log_in()
         assert answer.status_code in (200, 201), f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json()
 
@@ -352,8 +365,7 @@ class _Seed:
                 "client_id": "north-robot-user-client",
                 "client_secret": self._ask("POST", "/user", robot)["client_secret"],
             }
-        realm = self._keycloak.realm if self._keycloak else None
-        return RealServer(self._generation, facts, nodes, self._keys, cohorts, images, log, realm)
+        return RealServer(self._generation, facts, nodes, self._keys, cohorts, images, log, self._keycloak)
 
     def _organization(self, name: str) -> Json:
         body = {
