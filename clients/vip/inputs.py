@@ -112,7 +112,7 @@ def preflight(
         include: Patterns of files to upload, relative to the input folder; all when empty.
         exclude: Patterns of files not to upload.
         max_jobs: The platform's limit of jobs in one workflow.
-        inputs_uploaded: Whether the inputs must be on the platform already; the input folder may then be gone.
+        inputs_uploaded: Whether the inputs must be on the platform already; the input folder is then not looked at.
 
     Returns:
         What will be sent.
@@ -124,7 +124,7 @@ def preflight(
     problems: list[str] = []
     files: tuple[LocalFile, ...] = ()
     folders: tuple[str, ...] = ()
-    if session.input_dir is not None and not (inputs_uploaded and not session.input_dir.is_dir()):
+    if session.input_dir is not None and not inputs_uploaded:
         files, folders = _scan(session.input_dir, include, exclude, client.profile, problems)
     values: dict[str, InputValue] = {}
     jobs = 0

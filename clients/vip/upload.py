@@ -115,8 +115,10 @@ def upload(
         path = f"{session.vip_input_dir}/{item.name}"
         if item.name in outdated:
             delete_and_wait(client, path, timeout_seconds=_DELETE_SECONDS)
+        # Taken before the file is sent: one that changes meanwhile differs from its record and is sent again.
+        record = UploadedFile(size=item.size, mtime_ns=item.mtime_ns, sha256=digest(item.path))
         put_and_verify(client, item.path, path, settle_seconds=settle_seconds)
-        return UploadedFile(size=item.size, mtime_ns=item.mtime_ns, sha256=digest(item.path))
+        return record
 
     def note(item: LocalFile, sent: UploadedFile) -> None:
         nonlocal saved_at, bytes_sent

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from prefect_biomed.clients.errors import (
     TransferFailed,
     is_transient,
 )
-from prefect_biomed.clients.vip import VipClient, VipSession, download, finish, preflight
+from prefect_biomed.clients.vip import VipClient, VipSession, download, finish, launch, preflight, upload
 from prefect_biomed.clients.vip.files import delete_and_wait
 from prefect_biomed.sandbox import Fault, Sandbox
 
@@ -331,6 +333,39 @@ def test_case_13_changed_file_of_the_same_size_is_sent_again(
     assert (summary.sent, summary.replaced, summary.skipped) == (1, 1, 1)
     assert vip.vip.journal.entries("PUT", r"b\.txt") == []
     assert client.read_file(f"{session.vip_input_dir}/a.txt", max_bytes=100) == b"54321"
+
+
+def test_case_13_file_that_changes_while_it_is_sent_is_sent_again(
+    vip: Sandbox, client: VipClient, new_session: NewSession
+) -> None:
+    """The record is of what was sent, not of what the file became meanwhile."""
+    vip.vip.switches.transfer_seconds = 0.3
+    session = new_session(files={"a.txt": b"12345"})
+    assert session.input_dir is not None
+    local = session.input_dir / "a.txt"
+
+    def change() -> None:
+        until(lambda: any(entry.bytes_in == 5 for entry in vip.vip.journal.entries("PUT", r"a\.txt")))
+        local.write_bytes(b"54321")
+
+    writer = threading.Thread(target=change)
+    writer.start()
+    send(client, session)
+    writer.join()
+    assert send(client, session).replaced == 1
+    assert client.read_file(f"{session.vip_input_dir}/a.txt", max_bytes=10) == b"54321"
+
+
+def test_excluded_files_stay_excluded_at_the_launch(client: VipClient, new_session: NewSession) -> None:
+    """What was left out of the upload is no obstacle later, and neither is an input folder that is gone."""
+    files = {"a.txt": b"1", "empty.txt": b"", "a b": b"1", "a_b": b"2"}
+    session = new_session("EveryType/1.0", {"text": "x", "file": "a.txt"}, files=files, nb_runs=2)
+    upload(client, session, preflight(client, session, exclude=["empty.txt", "a b"]))
+    launch(client, session, 1)
+    assert session.input_dir is not None
+    shutil.rmtree(session.input_dir)
+    launch(client, session, 2)
+    assert [workflow.status for workflow in wait(client, session)] == ["Finished"] * 2
 
 
 @pytest.mark.parametrize("parallelism", [3, 8])
