@@ -55,7 +55,7 @@ class Vantage6Credentials(Block):
     url: str = Field(
         title="URL",
         description="Address of the server, such as https://cotopaxi.vantage6.ai.",
-        pattern=r"^https?://[^/@]+",
+        pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$",
     )
     api_path: str | None = Field(
         default=None, title="API path", description="Path of the API, such as /api or /hq; found out when empty."
@@ -77,7 +77,7 @@ class Vantage6Credentials(Block):
         default=None,
         title="Authentication URL",
         description="Address of Keycloak, for vantage6 5.",
-        pattern=r"^https?://[^/@]+",
+        pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$",
     )
     realm: str = Field(default="vantage6", title="Realm", description="Realm of Keycloak.")
     private_key: SecretStr | None = Field(

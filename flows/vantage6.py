@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from prefect import Flow, flow, get_run_logger
+from prefect import Flow, flow
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.logging.loggers import flow_run_logger
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
@@ -135,6 +137,7 @@ def kill_remote_tasks(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]
         return
     credentials: Vantage6Credentials = parameters["credentials"]
     token = token_of_flow_run(flow_run.id, _KIND, explicit=parameters.get("idempotency_key"))
+    logger = flow_run_logger(flow_run, flow)
     killed: list[int] = []
     with credentials.get_client() as client:
         for task in client.list(Task, name=f"%-{token}"):
@@ -143,8 +146,8 @@ def kill_remote_tasks(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]
                     client.kill_task(task.id)
                     killed.append(task.id)
                 except CancelNotPermitted as error:
-                    get_run_logger().error("%s", error)
-    get_run_logger().info("Killed vantage6 tasks: %s", ", ".join(map(str, killed)) or "none")
+                    logger.error("%s", error)
+    logger.info("Killed vantage6 tasks: %s", ", ".join(map(str, killed)) or "none")
 
 
 @flow(name="federated-analysis", on_cancellation=[kill_remote_tasks])
@@ -162,7 +165,7 @@ def federated_analysis(
     store: int | None = None,
     session: int | None = None,
     central: bool = False,
-    columns: list[str] | None = None,
+    columns: Sequence[str] = (),
     offline_nodes: OfflineNodes = "warn",
     waiting_seconds: Timeout | None = None,
     partial: bool = False,
@@ -170,6 +173,7 @@ def federated_analysis(
     refresh_time: RefreshTime = 0.5,
     follow_logs: bool = True,
     output_dir: Path | None = None,
+    wait: bool = True,
     cancel_remote: bool = False,
     task_id: int | None = None,
     idempotency_key: str | None = None,
@@ -202,6 +206,7 @@ def federated_analysis(
         refresh_time: Seconds between the first looks at the task; it grows with the time waited.
         follow_logs: Whether the log shows what the algorithms print.
         output_dir: Folder for results too large for memory; `vantage6_results` when empty.
+        wait: False returns once the task is created; `task_id` fetches its results later.
         cancel_remote: Whether cancelling this flow run kills the task.
         task_id: A task that exists: nothing is created, it is waited for and its results are fetched.
         idempotency_key: Tells this analysis apart where Prefect cannot: in a flow that is called from inside a task.
@@ -215,8 +220,11 @@ def federated_analysis(
         DeadlineExceeded: Not all runs have ended in time; `task_id` takes the task up again.
         ResultUnavailable: A result is empty, expired, not JSON, or encrypted for others.
     """
-    if task_id is None:
-        task: Task | int = steps.create_task(
+    task: Task | int
+    if task_id is not None:
+        task = task_id
+    else:
+        task = steps.create_task(
             credentials,
             collaboration,
             organizations,
@@ -230,13 +238,13 @@ def federated_analysis(
             store=store,
             session=session,
             central=central,
-            columns=columns or (),
+            columns=columns,
             offline_nodes=offline_nodes,
             waiting_seconds=waiting_seconds,
             token=intent_token(_KIND, explicit=idempotency_key),
         )
-    else:
-        task = task_id
+        if not wait:
+            return Analysis(task=task, results=())
     return _collect(
         credentials,
         task,
@@ -265,7 +273,7 @@ def federated_session(
     store: int | None = None,
     name: str = "",
     central: bool = False,
-    columns: list[str] | None = None,
+    columns: Sequence[str] = (),
     offline_nodes: OfflineNodes = "warn",
     waiting_seconds: Timeout | None = None,
     partial: bool = False,
@@ -331,7 +339,7 @@ def federated_session(
         store=store,
         session=session,
         central=central,
-        columns=columns or (),
+        columns=columns,
         offline_nodes=offline_nodes,
         waiting_seconds=waiting_seconds,
         token=token,

@@ -108,7 +108,7 @@ def create_task(
     image: str,
     method: str,
     arguments: dict[str, Any] | None = None,
-    databases: DatabaseInput = None,
+    databases: DatabaseInput | Dataframe | dict[str, Any] | list[Any] = None,
     name: str = "",
     description: str = "",
     study: str | int | None = None,

@@ -85,6 +85,8 @@ class Tokens:
         begin = claims.get("iat", claims.get("nbf", time.time()))
         # Both times are the server's, so its clock may differ from ours.
         life = float(claims["exp"]) - float(begin) if "exp" in claims else math.inf
+        # They are cut to whole seconds, so the token may end up to a second earlier.
+        life = max(life - 1.0, life / 2.0)
         return cls(access=access, refresh=refresh, life_seconds=life)
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from prefect_biomed.clients.errors import (
     ConfigurationError,
@@ -67,6 +67,14 @@ class Database(BaseModel):
     preprocessing: list[dict[str, JsonValue]] | None = None
     arguments: dict[str, JsonValue] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_the_type(cls, given: Any) -> Any:
+        """The official client of generation 5 writes the type of the only thing there is."""
+        if isinstance(given, dict) and given.get("type") == "dataframe":
+            return {name: value for name, value in given.items() if name != "type"}
+        return given
+
     def __str__(self) -> str:
         return repr(self.label if self.label is not None else self.dataframe)
 
@@ -110,17 +118,15 @@ def _one_database(given: Any, place: str) -> Any:
             pass
         case int():
             return {"dataframe": given}
-        case dict():
-            mapping = {name: value for name, value in given.items() if not (name == "type" and value == "dataframe")}
-            if mapping.get("label") or mapping.get("dataframe") or mapping.get("dataframe_id"):
-                return mapping
+        case dict() if any(given.get(name) for name in ("label", "dataframe", "dataframe_id")):
+            return given
     raise ValueError(
         f"{place} is {given!r}. Give a label, the name or id of a dataframe, or a mapping with 'label' or 'dataframe'."
     )
 
 
-DatabaseInput = str | int | Database | Dataframe | dict[str, Any] | list[Any] | None
-"""The accepted forms of `databases`; see `normalise_databases`."""
+DatabaseInput = str | int | Database | list[str | int | Database | list[str | int | Database]] | None
+"""How `databases` is written in a form: text, number or mapping; lists and groups of them."""
 
 Databases = Annotated[list[list[Database]], BeforeValidator(normalise_databases)]
 """What a task reads, in any of the forms that `normalise_databases` takes."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prefect_biomed.clients.errors import (
+    BiomedError,
     ConfigurationError,
     DeadlineExceeded,
     NotFoundError,
@@ -174,24 +175,26 @@ class _Watching:
         """Name what has not ended, for an error."""
         parts = []
         for state in self._states.values():
-            waiting = [run for run in state.runs if not run.is_finished]
-            if state.finished:
-                continue
-            if not waiting:
-                parts.append(f"task {state.task.id} is {state.task.status.value}")
-                continue
-            try:
-                names = organization_names(self._client, state.task.collaboration_id)
-            except Exception as error:
-                logger.debug("No names for a message: %s", error)
-                names = {}
-            where = ", ".join(
-                f"{names.get(run.organization_id, f'organization {run.organization_id}')} "
-                f"({run.status.value}{f', node {run.node_name}' if run.node_name else ''})"
-                for run in waiting
-            )
-            parts.append(f"task {state.task.id} waits for {where}")
+            if not state.finished:
+                waiting = self._waiting_for(state)
+                status = state.task.status.value
+                parts.append(f"task {state.task.id} {f'waits for {waiting}' if waiting else f'is {status}'}")
         return f" Not ended: {'; '.join(parts)}." if parts else ""
+
+    def _waiting_for(self, state: TaskState) -> str:
+        try:
+            runs = self._client.runs(state.task.id)
+            names = organization_names(self._client, state.task.collaboration_id)
+        except BiomedError as error:
+            # The server may be the reason why we stop waiting.
+            logger.debug("No details for a message: %s", error)
+            runs, names = list(state.runs), {}
+        return ", ".join(
+            f"{names.get(run.organization_id, f'organization {run.organization_id}')} "
+            f"({run.status.value}{f', node {run.node_name}' if run.node_name else ''})"
+            for run in runs
+            if not run.is_finished
+        )
 
     def _is_finished(self, task_id: int) -> bool:
         return task_id in self._states and self._states[task_id].finished
