@@ -20,7 +20,7 @@ from prefect.artifacts import (
 )
 from prefect.events import emit_event
 
-__all__ = ["Progress", "artifact_key", "image", "link", "markdown", "state_event", "table"]
+__all__ = ["Progress", "artifact_key", "event", "image", "link", "markdown", "state_event", "table"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +62,13 @@ def table(key: str, rows: Iterable[dict[str, Any]], description: str) -> None:
 
 def state_event(platform: str, kind: str, identifier: str, state: str, **payload: Any) -> None:
     """Emit `biomed.<platform>.<kind>.<state>` about one remote object."""
-    _guarded(
-        emit_event,
-        event=f"biomed.{platform}.{kind}.{state.lower()}",
-        resource={"prefect.resource.id": f"{platform}.{kind}.{identifier}", "prefect.resource.name": identifier},
-        payload=payload,
-    )
+    event(f"biomed.{platform}.{kind}.{state.lower()}", f"{platform}.{kind}.{identifier}", identifier, **payload)
+
+
+def event(name: str, resource: str, title: str | None = None, /, **payload: Any) -> None:
+    """Emit an event about a resource, whose title is its identifier when None."""
+    described = {"prefect.resource.id": resource, "prefect.resource.name": title or resource}
+    _guarded(emit_event, event=name, resource=described, payload=payload)
 
 
 class Progress:

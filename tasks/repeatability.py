@@ -1,0 +1,242 @@
+"""Tasks of repeatability experiments: write down what was run, compare it, report it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from prefect import get_run_logger, runtime, task
+
+from prefect_biomed.analysis import Comparison, Experiment, Judgement, Report, Rules, RunRecord, inventory
+from prefect_biomed.analysis import compare_runs as compare
+from prefect_biomed.analysis import judge_runs as judge
+from prefect_biomed.analysis import write_report as write
+from prefect_biomed.analysis.comparison import named_runs
+from prefect_biomed.analysis.experiment import inputs_digest
+from prefect_biomed.analysis.models import ReportFiles
+from prefect_biomed.clients.vip import DownloadSummary, VipSession, Workflow
+from prefect_biomed.tasks._reporting import artifact_key, event, image, markdown
+from prefect_biomed.tasks.policies import RETRY
+
+__all__ = ["assess_series", "compare_runs", "judge_runs", "record_runs", "write_report"]
+
+_MAX_IMAGE_BYTES = 512 * 1024
+
+
+@task(**RETRY)
+def compare_runs(
+    runs: dict[str, Path] | list[Path], rules: Rules | None = None, failed: Sequence[str] = ()
+) -> Comparison:
+    """Compare the files of several runs with each other, whoever made them.
+
+    Safe to repeat: it only reads.
+
+    Args:
+        runs: One folder for each run, by name or alone.
+        rules: What is compared and how; sensible ones when None.
+        failed: Names of runs that failed, to be said in the result.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ConfigurationError: A folder does not exist.
+    """
+    comparison = compare(runs, rules=rules, failed=failed)
+    get_run_logger().info("%s", comparison.sentence)
+    return comparison
+
+
+@task(**RETRY)
+def judge_runs(
+    references: dict[str, Path] | list[Path],
+    runs: dict[str, Path] | list[Path],
+    rules: Rules | None = None,
+    level: float = 0.05,
+) -> Judgement:
+    """Judge new runs by the numerical noise of reference runs.
+
+    Safe to repeat: it only reads.
+
+    Args:
+        references: Folders of the reference runs, at least three.
+        runs: Folders of the new runs.
+        rules: What is compared and how; sensible ones when None.
+        level: Probability of calling something changed when nothing is.
+
+    Returns:
+        The judgement.
+
+    Raises:
+        ConfigurationError: A folder does not exist.
+    """
+    judgement = judge(named_runs(references), named_runs(runs), rules=rules, level=level)
+    get_run_logger().info("%s", judgement.sentence)
+    return judgement
+
+
+@task(**RETRY)
+def record_runs(
+    experiment_dir: Path,
+    series: str,
+    session: VipSession,
+    workflows: Sequence[Workflow],
+    downloaded: DownloadSummary,
+    url: str = "",
+    rules: Rules | None = None,
+) -> list[RunRecord]:
+    """Write down the runs of one pipeline of a series: parameters, platform answers, digests, times.
+
+    Safe to repeat: runs that are there already are not added again.
+
+    Args:
+        experiment_dir: The experiment folder.
+        series: The series.
+        session: The session that ran the pipeline.
+        workflows: Its executions, ended, in the order of the repetitions.
+        downloaded: Their outputs.
+        url: Where the executions can be looked at.
+        rules: What is left out of the digests.
+
+    Returns:
+        The runs.
+
+    Raises:
+        LedgerError: The experiment folder is damaged, or locked for long.
+    """
+    experiment = Experiment(experiment_dir)
+    now = datetime.now(UTC)
+    began = min((w.start_date for w in workflows if w.start_date is not None), default=now)
+    inputs = inputs_digest(session.input_dir)
+    records = []
+    for repetition, workflow in enumerate(workflows, start=1):
+        folder = _folder_of(session, repetition, workflow, downloaded.files.get(workflow.identifier, ()))
+        message = _failure(workflow, folder)
+        records.append(
+            RunRecord(
+                series=series,
+                began=began,
+                pipeline=session.pipeline_id or "",
+                repetition=repetition,
+                parameters=dict(session.input_settings),
+                inputs=inputs,
+                execution=workflow.identifier,
+                status=workflow.status.value,
+                succeeded=not message,
+                message=message,
+                answer=workflow.model_dump(mode="json"),
+                folder=folder.relative_to(experiment_dir).as_posix() if folder else None,
+                digests=inventory(folder, rules) if folder else {},
+                started=workflow.start_date,
+                recorded=now,
+                url=url,
+                flow_run=str(runtime.flow_run.id or ""),
+            )
+        )
+    new = experiment.append(records)
+    failed = [record for record in records if not record.succeeded]
+    get_run_logger().info(
+        "%s: %d runs written down, %d of them failed", session.pipeline_id, len(new), sum(r in failed for r in new)
+    )
+    return records
+
+
+@task(**RETRY)
+def assess_series(
+    experiment_dir: Path,
+    series: str,
+    title: str = "Repeatability experiment",
+    baseline: str | None = None,
+    rules: Rules | None = None,
+    level: float = 0.05,
+) -> Report:
+    """Compare the runs of a series with each other, with the baseline, and with all series since.
+
+    Safe to repeat: what was judged before is read again.
+
+    Args:
+        experiment_dir: The experiment folder.
+        series: The series.
+        title: Title of the report.
+        baseline: Series of the reference runs, or an absolute folder whose sub-folders are reference runs; when None
+            the first series that fits.
+        rules: What is compared and how; sensible ones when None.
+        level: Probability of calling something changed when nothing is.
+
+    Returns:
+        What there is to report.
+
+    Raises:
+        ConfigurationError: The baseline does not exist.
+        LedgerError: The experiment folder is damaged.
+    """
+    return Experiment(experiment_dir).report(series, title=title, baseline=baseline, rules=rules, level=level)
+
+
+@task(**RETRY)
+def write_report(
+    report: Report, folder: Path, runs: dict[str, dict[str, Path]] | None = None, rules: Rules | None = None
+) -> ReportFiles:
+    """Write a report as HTML, Markdown, JSON and PNG, leave its short form as artifacts, and announce drift.
+
+    Safe to repeat: files appear whole and replace older ones. A repetition announces drift again.
+
+    Args:
+        report: What to say.
+        folder: Where to write.
+        runs: Folders of the runs by pipeline and name, for maps of significant digits.
+        rules: The rules of the comparison.
+
+    Returns:
+        The files.
+    """
+    files = write(report, folder, runs=runs, rules=rules)
+    key = artifact_key("repeatability", report.title)
+    markdown(key, f"{files.markdown.read_text()}\n\nThe whole report: `{files.html}`\n", report.title)
+    for path in files.images:
+        content = path.read_bytes()
+        if len(content) <= _MAX_IMAGE_BYTES:
+            image(artifact_key(key, path.stem), content, f"{report.title}, {path.stem}")
+    logger = get_run_logger()
+    for sentence in report.sentences:
+        logger.info("%s", sentence)
+    logger.info("The report is %s", files.html)
+    for part in report.drifted:
+        judgement = part.against_baseline
+        if judgement is not None:
+            event(
+                "biomed.repeatability.drift",
+                f"repeatability.{artifact_key(report.title, part.pipeline)}",
+                pipeline=part.pipeline,
+                series=report.series,
+                baseline=part.baseline,
+                sentence=judgement.sentence,
+                changed_files=list(judgement.changed_files),
+                since=part.drift_since.isoformat() if part.drift_since else None,
+                report=str(files.html),
+            )
+    return files
+
+
+def _folder_of(session: VipSession, repetition: int, workflow: Workflow, files: Sequence[Path]) -> Path | None:
+    """Folder of a run's outputs, below the folder that the platform names after the time of the launch."""
+    if not files:
+        return None
+    folder = session.output_dir / Path(session.run_dir(repetition)).name
+    if not folder.is_dir():
+        folder = session.output_dir / workflow.identifier
+    inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
+
+
+def _failure(workflow: Workflow, folder: Path | None) -> str:
+    if not workflow.status.is_success:
+        codes = "; ".join(
+            f"job {job.id}: {job.exit_message or job.status.value}, exit code {job.exit_code}"
+            for job in workflow.failed_jobs[:3]
+        )
+        return f"{workflow.status.value} {codes}".strip()
+    if workflow.failed_jobs:
+        return f"{len(workflow.failed_jobs)} of {len(workflow.jobs)} jobs failed"
+    return "" if folder else "it left no outputs"
