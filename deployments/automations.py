@@ -1,5 +1,8 @@
 """Install the automations that bring dead runs back without a hand: `python deployments/automations.py`.
 
+With `--notify slack-webhook/lab` they also tell people, through a notification block of that name, when a
+repeatability experiment finds that results have changed.
+
 They act on runs that carry the tag `biomed`, which all deployments of this package have. Run it again to change a
 setting; an automation that somebody has paused stays paused. An automation of your own is one more entry of
 `automations`.
@@ -11,7 +14,8 @@ import argparse
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
-from prefect.automations import Automation, ChangeFlowRunState, EventTrigger, Posture
+from prefect.automations import Automation, ChangeFlowRunState, EventTrigger, Posture, SendNotification
+from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 
@@ -105,6 +109,39 @@ def automations(
     ]
 
 
+def drift_notification(block: str) -> Automation:
+    """Make the automation that tells people when a repeatability experiment finds a change.
+
+    Args:
+        block: Notification block to send with, `<type slug>/<name>`.
+
+    Returns:
+        The automation, not yet installed.
+
+    Raises:
+        ValueError: There is no such block.
+    """
+    document = Block.load(block)
+    identifier = document._block_document_id
+    if identifier is None:
+        raise ValueError(f"The block {block} is not saved.")
+    return Automation(
+        name="biomed: tell when results have changed",
+        description="A file that was stable has changed against the baseline of a repeatability experiment.",
+        trigger=EventTrigger(expect={"biomed.repeatability.drift"}, posture=Posture.Reactive, threshold=1),
+        actions=[
+            SendNotification(
+                block_document_id=identifier,
+                subject="{{ event.payload.pipeline }} has changed",
+                body=(
+                    "{{ event.payload.pipeline }} {{ event.payload.sentence }}. It began with the series of "
+                    "{{ event.payload.since }}. The report is {{ event.payload.report }}"
+                ),
+            )
+        ],
+    )
+
+
 def install(wanted: Iterable[Automation]) -> list[str]:
     """Create automations, or bring those of the same name to the wanted form.
 
@@ -139,6 +176,7 @@ def main() -> None:
     ):
         parser.add_argument(option, type=float, default=default, help=f"{text} (default: %(default)s)")
     parser.add_argument("--max-runs", type=int, default=5, help="begin a run at most so often (default: %(default)s)")
+    parser.add_argument("--notify", metavar="TYPE/NAME", help="notification block to tell people with about drift")
     given = parser.parse_args()
     wanted = automations(
         given.tag or (TAG,),
@@ -147,6 +185,8 @@ def main() -> None:
         begin_seconds=given.begin_seconds,
         max_runs=given.max_runs,
     )
+    if given.notify:
+        wanted.append(drift_notification(given.notify))
     print("\n".join(install(wanted)))
 
 
