@@ -300,7 +300,7 @@ class Judgement(_Frozen):
         verdicts: The verdicts that say changed, and those with the smallest p values.
         changed_files: Files that have changed.
         false_positives: How many references are called changed by the others; None when it was not tested.
-        outside_share: Largest fraction of points outside their interval over all measures.
+        outside_share: Fraction of points outside their interval, all measures and new runs together.
         note: Why there is no judgement, where there is none.
     """
 
@@ -349,7 +349,8 @@ def _in_words(verdict: Verdict) -> str:
     if verdict.reason:
         return f"{what} ({verdict.reason})"
     p = "" if verdict.p is None else f", p = {probability(verdict.p)}"
-    return f"{what} ({verdict.outside} of {verdict.points} points outside, {verdict.expected:.0f} expected{p})"
+    expected = f"{verdict.expected:.0f}" if verdict.expected >= 1 else f"{verdict.expected:.2g}"
+    return f"{what} ({verdict.outside} of {verdict.points} points outside, {expected} expected{p})"
 
 
 class RunSummary(_Frozen):

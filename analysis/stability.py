@@ -131,8 +131,7 @@ class StabilityTest:
             deviations[~np.isfinite(values)] = math.inf
             deviations[self._tolerated(values, mean)] = 0.0
             counts.add(deviations, self._critical, positions + start)
-        for number, counts in enumerate(self._left_out):
-            self._leave_out(number, sample, counts)
+        self._leave_out(sample, sample - mean)
 
     def _tolerated(self, values: Floats, expected: Floats) -> NDArray[np.bool_]:
         if self._tolerance.absolute == 0.0 and self._tolerance.relative == 0.0:
@@ -142,14 +141,26 @@ class StabilityTest:
             within: NDArray[np.bool_] = np.abs(values - expected) <= allowed
         return within
 
-    def _leave_out(self, number: int, sample: Floats, counts: _Counts) -> None:
-        others = np.delete(sample, number, axis=0)
-        value = sample[number]
-        alike = (others == others[0]).all(axis=0)
-        counts.odd += int(np.count_nonzero(alike))
-        others, value = others[:, ~alike], value[~alike]
-        spread = others.std(axis=0, ddof=1) * math.sqrt(1.0 + 1.0 / (self._references - 1))
-        counts.add(np.abs(value - others.mean(axis=0)) / spread, self._critical_left_out)
+    def _leave_out(self, sample: Floats, deviations: Floats) -> None:
+        """Judge each reference by the others, whose mean and spread follow from those of all."""
+        others = self._references - 1
+        squares = (deviations**2).sum(axis=0)
+        widening = math.sqrt(1.0 + 1.0 / others)
+        for number, counts in enumerate(self._left_out):
+            own = deviations[number]
+            left = squares - own**2 * self._references / others
+            # Where one run is all the spread there is, nothing but rounding is left of the difference.
+            exact = left <= 1e-8 * squares
+            distance = np.abs(own[~exact]) * (self._references / others)
+            counts.add(distance / (np.sqrt(left[~exact] / (others - 1)) * widening), self._critical_left_out)
+            if not exact.any():
+                continue
+            rest, value = np.delete(sample[:, exact], number, axis=0), sample[number, exact]
+            alike = (rest == rest[0]).all(axis=0)
+            counts.odd += int(np.count_nonzero(alike))
+            rest, value = rest[:, ~alike], value[~alike]
+            spread = rest.std(axis=0, ddof=1) * widening
+            counts.add(np.abs(value - rest.mean(axis=0)) / spread, self._critical_left_out)
 
     def results(self) -> list[Tested]:
         """Judge the new runs.
@@ -220,7 +231,7 @@ class _Findings:
         self.references, self.runs, self.level = references, runs, level
         self.tested: list[tuple[Verdict, list[float | None]]] = []
         self.certain: list[Verdict] = []
-        self.outside_share = 0.0
+        self.points = self.outside = 0
         self.untestable: list[str] = []
 
     def certainly(self, file: str, measure: str, run: str, reason: str, **numbers: object) -> None:
@@ -326,8 +337,8 @@ def _judge_measure(
     left_out = test.left_out()
     for run, tested in zip(runs, test.results(), strict=True):
         where = tuple(references[0].where(position) for position in tested.where)
-        if tested.points:
-            findings.outside_share = max(findings.outside_share, tested.outside / tested.points)
+        findings.points += tested.points
+        findings.outside += tested.outside
         if tested.p is None:
             if tested.constant_changed:
                 reason = (
@@ -409,6 +420,6 @@ def _conclude(findings: _Findings) -> Judgement:
         verdicts=tuple(verdicts[:_MAX_VERDICTS]),
         changed_files=() if note else tuple(changed),
         false_positives=len(false_alarms) if findings.tested else None,
-        outside_share=findings.outside_share,
+        outside_share=findings.outside / findings.points if findings.points else 0.0,
         note=note,
     )

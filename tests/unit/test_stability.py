@@ -121,6 +121,21 @@ def test_blocks_give_the_same_result_as_the_whole() -> None:
     assert whole.results()[0].where[0] == 123
 
 
+def test_leaving_one_out_is_judging_it_by_the_others() -> None:
+    generator = np.random.default_rng(12)
+    references = generator.standard_normal((5, 3000))
+    # Points where one run is odd, and nearly so.
+    references[1:, :40] = 1.0
+    references[2:, 40:80] = 1.0 + 1e-12 * generator.standard_normal((3, 40))
+    test = StabilityTest(5, 1)
+    test.add(references, references[:1])
+    for number, counts in enumerate(test._left_out):
+        alone = StabilityTest(4, 1)
+        alone.add(np.delete(references, number, axis=0), references[number : number + 1])
+        found = alone.results()[0]
+        assert (counts.points, counts.outside, counts.odd) == (found.points, found.outside, found.constant_changed)
+
+
 def test_an_outlier_in_one_point_is_the_prediction_interval() -> None:
     references = np.array([[1.0], [2.0], [3.0], [4.0]])
     test = StabilityTest(4, 1)
