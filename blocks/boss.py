@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl, SecretStr
 
+from prefect_biomed.blocks._saved import with_saved_secrets
 from prefect_biomed.clients.boss import BossClient
 from prefect_biomed.clients.http import Timeouts
 
@@ -78,7 +79,9 @@ class BossCredentials(Block):
     )
 
     def get_client(self) -> BossClient:
-        """Make a client of the account. Nothing is sent yet.
+        """Make a client of the account. Nothing is sent to the Boss yet.
+
+        Secrets of a saved block are read again, so that a token can be replaced during a run.
 
         Returns:
             A client; use it as a context manager.
@@ -86,13 +89,14 @@ class BossCredentials(Block):
         Raises:
             ConfigurationError: No token was found.
         """
+        now = with_saved_secrets(self)
         return BossClient(
-            self.host,
-            self.token,
-            protocol=self.protocol,
-            verify_tls=self.verify_tls,
-            timeouts=Timeouts(self.connect_seconds, self.read_seconds),
-            aws_region=self.aws_region,
-            aws_endpoint_url=self.aws_endpoint_url,
-            aws_verify_tls=self.verify_tls,
+            now.host,
+            now.token,
+            protocol=now.protocol,
+            verify_tls=now.verify_tls,
+            timeouts=Timeouts(now.connect_seconds, now.read_seconds),
+            aws_region=now.aws_region,
+            aws_endpoint_url=now.aws_endpoint_url,
+            aws_verify_tls=now.verify_tls,
         )

@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl, SecretStr, model_validator
 
+from prefect_biomed.blocks._saved import with_saved_secrets
 from prefect_biomed.clients.vantage6 import PrivateKey, Vantage6Client, connect
 
 __all__ = ["Vantage6Credentials"]
@@ -109,6 +110,8 @@ class Vantage6Credentials(Block):
     ) -> Vantage6Client:
         """Find out the generation of the server and make a client for it. Logs in with its first request.
 
+        Secrets of a saved block are read again, so that passwords and keys can be replaced during a run.
+
         Args:
             mfa_code: A code of the second factor, for a single login.
             device_prompt: Shows a person a page to open and a code to enter there, to log in to generation 5 without a
@@ -122,22 +125,23 @@ class Vantage6Credentials(Block):
             InvalidKey: The private key cannot be read.
             NetworkError: The server cannot be reached.
         """
+        now = with_saved_secrets(self)
         return connect(
-            self.url,
-            api_path=self.api_path,
-            username=self.username,
-            password=self.password,
-            totp_secret=self.totp_secret,
+            now.url,
+            api_path=now.api_path,
+            username=now.username,
+            password=now.password,
+            totp_secret=now.totp_secret,
             mfa_code=mfa_code,
-            service_account=self.service_account,
-            client_secret=self.client_secret,
-            auth_url=self.auth_url,
-            realm=self.realm,
+            service_account=now.service_account,
+            client_secret=now.client_secret,
+            auth_url=now.auth_url,
+            realm=now.realm,
             device_prompt=device_prompt,
-            private_key=self._read_private_key(),
-            verify_tls=self.verify_tls,
-            connect_seconds=self.connect_seconds,
-            read_seconds=self.read_seconds,
+            private_key=now._read_private_key(),
+            verify_tls=now.verify_tls,
+            connect_seconds=now.connect_seconds,
+            read_seconds=now.read_seconds,
         )
 
     def _read_private_key(self) -> PrivateKey | None:

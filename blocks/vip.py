@@ -9,6 +9,7 @@ from typing import ClassVar
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr
 
+from prefect_biomed.blocks._saved import with_saved_secrets
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.vip import VipClient
 
@@ -75,19 +76,21 @@ class VipCredentials(Block):
     )
 
     def get_client(self) -> VipClient:
-        """Make a client of the account. Nothing is sent yet.
+        """Make a client of the account. Nothing is sent to the platform yet.
+
+        Secrets of a saved block are read again, so that a key can be replaced during a run.
 
         Returns:
-            A client; use it as a context manager. It reads a key from a file or the environment anew for each request,
-            so that a key can be replaced during a run.
+            A client; use it as a context manager. It reads a key from a file or the environment anew for each request.
         """
+        now = with_saved_secrets(self)
         return VipClient(
-            self.url,
-            self._read_key,
-            verify_tls=self.verify_tls,
-            connect_seconds=self.connect_seconds,
-            read_seconds=self.read_seconds,
-            parallelism=self.parallelism,
+            now.url,
+            now._read_key,
+            verify_tls=now.verify_tls,
+            connect_seconds=now.connect_seconds,
+            read_seconds=now.read_seconds,
+            parallelism=now.parallelism,
         )
 
     def _read_key(self) -> str:

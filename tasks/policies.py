@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from prefect.blocks.core import Block
 from prefect.cache_policies import INPUTS, NO_CACHE, CachePolicy
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State, TaskRun
@@ -22,7 +23,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.runtime import flow_run
 from prefect.tasks import Task
 
-from prefect_biomed.clients.errors import ConfigurationError, is_transient
+from prefect_biomed.clients.errors import AuthenticationError, ConfigurationError, is_transient
 
 __all__ = ["ONCE", "RETRY", "RootRun", "if_transient", "intent_token", "token_of_flow_run"]
 
@@ -38,13 +39,27 @@ def if_transient(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> 
         state: The state it failed with.
 
     Returns:
-        Whether the error is transient.
+        Whether the error is transient, or saved credentials that were refused have been replaced meanwhile.
     """
     try:
         state.result()
+    except AuthenticationError:
+        return _credentials_were_replaced(task_run)
     except Exception as error:
         return is_transient(error)
     return False
+
+
+def _credentials_were_replaced(task_run: TaskRun) -> bool:
+    """Whether a saved block among the task's inputs has changed since this attempt began; it is read again then."""
+    context = TaskRunContext.get()
+    blocks = [value for value in context.parameters.values() if isinstance(value, Block)] if context else []
+    documents = [block._block_document_id for block in blocks if block._block_document_id is not None]
+    if task_run.state is None:
+        return False
+    with get_client(sync_client=True) as client:
+        changed = [client.read_block_document(document).updated for document in documents]
+    return any(moment is not None and moment > task_run.state.timestamp for moment in changed)
 
 
 @dataclass

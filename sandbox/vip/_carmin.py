@@ -29,7 +29,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from prefect_biomed.sandbox._core import annotate
 from prefect_biomed.sandbox.vip._api import error_response, file_response
-from prefect_biomed.sandbox.vip._model import ApiError, Status, User, Users, VipSwitches
+from prefect_biomed.sandbox.vip._model import ApiError, Status, User, Users, VipSwitches, job_is_stopped
 from prefect_biomed.sandbox.vip._pipelines import PIPELINES, Call, Pipeline, Stamps, ToolFailed
 
 _EXECUTIONS = "executions"
@@ -265,7 +265,7 @@ class CarminServer:
         timer = threading.Timer(execution.timeout or 16384, stop)
         timer.start()
         try:
-            if not execution.stopped.wait(self._switches.job_seconds):
+            if not job_is_stopped(execution.stopped, self._switches):
                 for files in execution.pipeline.tool(call).values():
                     for name, source in files:
                         target = execution.folder / name.lstrip("/")

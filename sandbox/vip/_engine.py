@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_biomed.sandbox.vip._girder import Girder
-from prefect_biomed.sandbox.vip._model import ApiError, Status, User, VipSwitches, refused
+from prefect_biomed.sandbox.vip._model import ApiError, Status, User, VipSwitches, job_is_stopped, refused
 from prefect_biomed.sandbox.vip._pipelines import Call, Pipeline, Results, Stamps, ToolFailed
 from prefect_biomed.sandbox.vip._storage import Storage
 
@@ -453,7 +453,7 @@ class Engine:
             stdout=[execution.pipeline.identifier, _command(execution.pipeline, job, files)],
         )
         try:
-            if execution.stopped.wait(self._switches.job_seconds):
+            if job_is_stopped(execution.stopped, self._switches):
                 return
             results = execution.pipeline.tool(call)
         except ToolFailed as error:

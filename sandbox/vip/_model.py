@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -60,7 +62,7 @@ class VipSwitches(Switches):
         kill_seconds: how long it is Unknown between a kill and Killed.
         status_script: statuses that the first looks at an execution launched from now on report, before the true one.
         engine_unreachable: launches, kills and looks at running executions fail with 400.
-        job_seconds: what every job takes besides its computation.
+        job_seconds: what every job takes besides its computation; lowered, it ends those that run, too.
         held_jobs: numbers of the jobs that are held in error in executions launched from now on: those executions
             stay Running until they are killed.
         missing_input: what a job does whose input file does not exist: it fails, or is held for ever.
@@ -122,6 +124,23 @@ class VipSwitches(Switches):
     math_library_shift: float = 1e-3
     odd_execution: int | None = None
     carmin_stock: bool = False
+
+
+def job_is_stopped(stopped: threading.Event, switches: VipSwitches) -> bool:
+    """Let the time of a job pass.
+
+    Args:
+        stopped: set by a kill.
+        switches: they may be changed meanwhile.
+
+    Returns:
+        Whether it was killed.
+    """
+    began = time.monotonic()
+    while (left := began + switches.job_seconds - time.monotonic()) > 0:
+        if stopped.wait(min(left, 0.5)):
+            return True
+    return stopped.is_set()
 
 
 @dataclass

