@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from federation import CLINICAL, federation
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
@@ -18,6 +19,7 @@ from prefect_biomed.analysis import Agreement, Comparison, Experiment, Report
 from prefect_biomed.blocks import VipCredentials
 from prefect_biomed.clients.errors import ConfigurationError, JobFailed, PreflightFailed
 from prefect_biomed.flows.repeatability import compare_folders, repeatability_experiment
+from prefect_biomed.flows.vantage6 import federated_analysis
 from prefect_biomed.sandbox import Sandbox
 from prefect_biomed.tasks import repeatability as experiments
 
@@ -192,6 +194,36 @@ def test_runs_from_elsewhere_are_compared_and_judged(tmp_path: Path, volume: Pat
     assert json.loads((tmp_path / "out" / "report.json").read_text())["pipelines"][0]["pipeline"] == "runs"
     with pytest.raises(ConfigurationError, match="has no sub-folders"):
         compare_folders(tmp_path / "nothing", tmp_path / "out")
+
+
+def test_a_repeated_federated_analysis_is_compared(tmp_path: Path) -> None:
+    @flow
+    def repeated() -> Report:
+        for number in range(1, 4):
+            analysis = federated_analysis(
+                hospitals.credentials(),
+                "plain",
+                CLINICAL,
+                "central_linear_regression",
+                organizations=["north"],
+                central=True,
+                arguments={"outcome": "progression", "predictors": ["bmi", "bp"]},
+                databases="default",
+                refresh_time=0.1,
+                timeout_seconds=60,
+            )
+            folder = tmp_path / "runs" / f"run {number}"
+            folder.mkdir(parents=True)
+            for result in analysis.results:
+                (folder / f"{result.organization}.json").write_text(json.dumps(result.value))
+        return compare_folders(tmp_path / "runs", tmp_path / "report")
+
+    with federation(4) as hospitals:
+        report = repeated()
+        assert hospitals.tasks_created() >= 3
+    (part,) = report.pipelines
+    assert part.comparison.sentence == "All 1 files agree in all 3 runs."
+    assert part.comparison.files[0].name == "north.json"
 
 
 def test_tasks_fit_into_another_flow(tmp_path: Path) -> None:
