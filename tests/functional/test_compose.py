@@ -184,4 +184,5 @@ def test_the_services_work_together(database: int, vip: Sandbox, input_dir: Path
                 process.wait(60)
     assert len(list((tmp_path / "out").rglob("measures.csv"))) == 1
     assert list((tmp_path / "prefect-biomed" / "results").iterdir()), "no result was shared"
+    assert not list(tmp_path.rglob("prefect.db")), "the server used SQLite"
     assert facts["api_key"] not in (tmp_path / "worker.log").read_text()
