@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, HttpUrl, SecretStr
 
 from prefect_biomed.blocks._saved import with_saved_secrets
 from prefect_biomed.clients.errors import ConfigurationError
-from prefect_biomed.clients.vip import VipClient
+from prefect_biomed.clients.vip import GirderStorage, VipClient
 
 __all__ = ["VipCredentials"]
 
@@ -28,6 +28,10 @@ class VipCredentials(Block):
         connect_seconds: Limit for making a connection.
         read_seconds: Limit for each read.
         parallelism: Number of transfers at once.
+        girder_api_key: API key of the Girder that VIP knows as an external storage, given in the same ways; empty when
+            Girder is not used.
+        girder_url: Address of that Girder.
+        girder_storage_id: Identifier of that Girder on VIP.
 
     Example:
         Load saved credentials and list the pipelines:
@@ -75,10 +79,30 @@ class VipCredentials(Block):
         default=8, ge=1, le=10, title="Parallel transfers", description="Number of transfers at once; VIP bears ten."
     )
 
-    def get_client(self) -> VipClient:
-        """Make a client of the account. Nothing is sent to the platform yet.
+    girder_api_key: SecretStr | None = Field(
+        default=None,
+        title="Girder API key",
+        description="To use files on Girder: the key, the path of a file that holds it, or the name of an environment "
+        "variable that holds it.",
+    )
+    girder_url: str = Field(
+        default="https://pilot-warehouse.creatis.insa-lyon.fr",
+        title="Girder URL",
+        description="Address of the Girder, with or without /api/v1.",
+        pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$",
+    )
+    girder_storage_id: str = Field(
+        default="pilotGirder",
+        title="Girder on VIP",
+        description="Identifier under which VIP knows this Girder as an external storage.",
+        pattern=r"^[A-Za-z][0-9A-Za-z_-]*$",
+    )
 
-        Secrets of a saved block are read again, so that a key can be replaced during a run.
+    def get_client(self) -> VipClient:
+        """Make a client of the account, and of the account on Girder when there is a key for it.
+
+        Nothing is sent to the platforms yet. Secrets of a saved block are read again, so that a key can be replaced
+        during a run.
 
         Returns:
             A client; use it as a context manager. It reads a key from a file or the environment anew for each request.
@@ -86,31 +110,46 @@ class VipCredentials(Block):
         now = with_saved_secrets(self)
         return VipClient(
             now.url,
-            now._read_key,
+            lambda: _read_key(now.api_key, "api_key"),
             verify_tls=now.verify_tls,
             connect_seconds=now.connect_seconds,
             read_seconds=now.read_seconds,
             parallelism=now.parallelism,
+            girder=now._girder(),
         )
 
-    def _read_key(self) -> str:
-        given = self.api_key.get_secret_value()
-        if _names_a_file(given):
-            with Path(given).open() as file:
-                key = file.read(_MAX_KEY_CHARACTERS)
-        elif given in os.environ:
-            key = os.environ[given]
-        elif given == "VIP_API_KEY":
-            raise ConfigurationError(
-                "The environment variable VIP_API_KEY is not set where this runs. Set it, or put the key into the "
-                "block."
-            )
-        else:
-            key = given
-        key = key.strip()
-        if not key:
-            raise ConfigurationError("The API key is empty. Look at what the block's field api_key names.")
-        return key
+    def _girder(self) -> GirderStorage | None:
+        key = self.girder_api_key
+        if key is None or not key.get_secret_value():
+            return None
+        return GirderStorage(
+            self.girder_url,
+            lambda: _read_key(key, "girder_api_key"),
+            storage_id=self.girder_storage_id,
+            verify_tls=self.verify_tls,
+            connect_seconds=self.connect_seconds,
+            read_seconds=self.read_seconds,
+            parallelism=self.parallelism,
+        )
+
+
+def _read_key(secret: SecretStr, field: str) -> str:
+    given = secret.get_secret_value()
+    if _names_a_file(given):
+        with Path(given).open() as file:
+            key = file.read(_MAX_KEY_CHARACTERS)
+    elif given in os.environ:
+        key = os.environ[given]
+    elif given in {"VIP_API_KEY", "GIRDER_API_KEY"}:
+        raise ConfigurationError(
+            f"The environment variable {given} is not set where this runs. Set it, or put the key into the block."
+        )
+    else:
+        key = given
+    key = key.strip()
+    if not key:
+        raise ConfigurationError(f"The API key is empty. Look at what the block's field {field} names.")
+    return key
 
 
 def _names_a_file(text: str) -> bool:

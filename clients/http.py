@@ -155,6 +155,7 @@ class HttpSession:
         headers: Mapping[str, str] | None = None,
         read_seconds: float | None = None,
         authenticate: bool = True,
+        redirect_elsewhere: bool = False,
     ) -> Iterator[requests.Response]:
         """Send a request and hand out the answer with its body unread.
 
@@ -167,6 +168,8 @@ class HttpSession:
             headers: Further headers.
             read_seconds: Overrides the read timeout.
             authenticate: False sends no credentials.
+            redirect_elsewhere: Whether a read may be redirected to another origin, such as an object store. The
+                credentials are not sent there.
 
         Yields:
             The answer, whatever its status.
@@ -203,7 +206,9 @@ class HttpSession:
                 if response.status_code not in _REDIRECTS:
                     yield response
                     return
-                url, params = self._redirected(method, url, response), None
+                target = self._redirected(method, url, response, redirect_elsewhere)
+                authenticate = authenticate and _origin(target) == _origin(url)
+                url, params = target, None
         raise UnexpectedResponse(f"{method} {_bare(url)}: redirected too often.", url=_bare(url))
 
     def json(self, method: str, path: str, **request: Any) -> tuple[requests.Response, Any]:
@@ -280,10 +285,13 @@ class HttpSession:
                 return
             yield piece
 
-    def _redirected(self, method: str, url: str, response: requests.Response) -> str:
+    def _redirected(self, method: str, url: str, response: requests.Response, elsewhere: bool) -> str:
         target = requests.compat.urljoin(url, response.headers.get("Location", ""))
-        here, there = urlsplit(url), urlsplit(target)
-        if method in {"GET", "HEAD"} and (here.scheme, here.netloc) == (there.scheme, there.netloc):
+        allowed = _origin(target) == _origin(url)
+        if elsewhere and not allowed:
+            # Never from https to http, nor to anything that is neither.
+            allowed = urlsplit(target).scheme in {"https", urlsplit(url).scheme}
+        if method in {"GET", "HEAD"} and allowed:
             return target
         raise UnexpectedResponse(
             f"{method} {_bare(url)}: the server redirects to {_bare(target)}. The credentials were not sent there. "
@@ -345,6 +353,11 @@ def _converted(method: str, url: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.filename is not None:
             raise
         raise NetworkError(f"{what}: the connection broke ({_reason(error)}).") from None
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc
 
 
 def _bare(url: str | None) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from prefect import Flow, flow, get_run_logger
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging.loggers import flow_run_logger
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError
@@ -21,6 +21,7 @@ from prefect_biomed.clients.vip import (
     Workflow,
     WorkflowFailed,
     WorkflowStatus,
+    open_girder_session,
     open_session,
 )
 from prefect_biomed.clients.vip.session_file import FILE_NAME, VIP_HOME, SessionFile
@@ -42,6 +43,7 @@ Runs = Annotated[int, Field(ge=1, le=1000, title="Number of runs")]
 RefreshTime = Annotated[float, Field(gt=0, le=86400, title="Refresh time", json_schema_extra={"unit": "s"})]
 Timeout = Annotated[float, Field(gt=0, title="Timeout")]
 SessionName = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+$", max_length=200)]
+GirderFolder = Annotated[str, Field(pattern=r"^(girder:)?/(collection|user)/[^/]+(/[^/]+)*/?$")]
 Status = Literal["Finished", "ExecutionFailed", "Killed"]
 Settings = dict[str, InputValue]
 Wait = bool | Literal["suspend"]
@@ -99,6 +101,9 @@ def vip_session(
     cancel_remote: bool = False,
     backup_location: Literal["local", "vip"] | None = "local",
     vip_home: str = VIP_HOME,
+    girder_output: GirderFolder | None = None,
+    girder_metadata: dict[str, JsonValue] | None = None,
+    girder_download: bool = False,
 ) -> SessionResult:
     """Run a pipeline on VIP: upload, launch, monitor, download, finish.
 
@@ -109,7 +114,8 @@ def vip_session(
         credentials: The account.
         pipeline_id: Pipeline to run, `Application/version`.
         input_settings: Values of the pipeline's parameters. A list of values makes parallel jobs. Files are named
-            relative to `input_dir`, or by their path on the platform.
+            relative to `input_dir`, by their path on the platform, or on Girder as `girder:/collection/…`, where a
+            folder stands for the list of its files.
         input_dir: Local folder of input files; empty when all inputs are on the platform.
         output_dir: Local folder of the outputs; `vip_outputs/<session_name>` when empty.
         session_name: Name of the session: letters, digits, `-` and `_`. Made up when empty.
@@ -134,6 +140,10 @@ def vip_session(
         cancel_remote: Whether cancelling this flow run kills what it has launched.
         backup_location: Where the session file is kept: `local`, `vip`, or nowhere when empty.
         vip_home: Folder on the platform that holds the folders of sessions.
+        girder_output: Folder on Girder, `/collection/…`, in which the session gets a folder for its outputs, with one
+            in it for each run. They go to `output_dir` when empty.
+        girder_metadata: Metadata for the folder of each run on Girder.
+        girder_download: Whether outputs on Girder are downloaded to `output_dir` too.
 
     Returns:
         The runs and the local files.
@@ -153,6 +163,9 @@ def vip_session(
         nb_runs=nb_runs,
         backup_location=backup_location,
         vip_home=vip_home,
+        girder_output=girder_output,
+        girder_metadata=girder_metadata,
+        girder_download=girder_download,
     )
     if wait == "suspend":
         steps.prepare_suspension(session)
@@ -196,6 +209,8 @@ def vip_resume(
     finish: bool = True,
     timeout_seconds: Timeout | None = None,
     vip_home: str = VIP_HOME,
+    girder_folder: GirderFolder | None = None,
+    girder_download: bool = False,
 ) -> SessionResult:
     """Continue a session from its name or folder alone, whoever began it and wherever it stopped.
 
@@ -214,6 +229,8 @@ def vip_resume(
         finish: Whether the session's folders are removed from the platform at the end.
         timeout_seconds: Stop waiting for the runs after this time; they go on.
         vip_home: Folder on the platform that holds the folders of sessions.
+        girder_folder: Folder of the session on Girder; enough alone when its outputs are there.
+        girder_download: Whether outputs on Girder are downloaded too, also when they were not wanted before.
 
     Returns:
         The runs and the local files.
@@ -222,16 +239,18 @@ def vip_resume(
         LedgerError: There is no session file, it is damaged, or it belongs to another session.
         WorkflowFailed: Some runs failed. What succeeded is downloaded, nothing is removed from the platform.
     """
-    if session_name is None and output_dir is None:
-        raise ConfigurationError("Give session_name or output_dir.")
-    folder = output_dir or steps.default_output_dir(session_name or "")
+    if session_name is None and output_dir is None and girder_folder is None:
+        raise ConfigurationError("Give session_name or output_dir, or girder_folder.")
+    name = session_name or (girder_folder or "").rstrip("/").rpartition("/")[2]
+    folder = (output_dir or steps.default_output_dir(name)).expanduser().absolute()
     with credentials.get_client() as client:
-        session = open_session(
-            folder.expanduser().absolute(), session_name=session_name, client=client, vip_home=vip_home
-        )
+        if girder_folder is not None:
+            session = open_girder_session(client, girder_folder, folder, download=girder_download)
+        else:
+            session = open_session(folder, session_name=session_name, client=client, vip_home=vip_home)
+            session = session.model_copy(update={"girder_download": session.girder_download or girder_download})
         record = SessionFile(session, client).read()
-    begun_by_us = record.prefect_biomed is not None
-    if begun_by_us or not record.workflows:
+    if not record.is_adopted or not record.workflows:
         _launch(credentials, session, None)
     return _collect(
         credentials,
@@ -503,7 +522,8 @@ def _summary(result: SessionResult) -> str:
         [
             f"# {session.session_name}",
             "",
-            f"Pipeline **{session.pipeline_id}**, outputs in `{session.output_dir}`.",
+            f"Pipeline **{session.pipeline_id}**, outputs in `{session.output_dir}`."
+            + (f" On Girder they are in `{session.girder_output_dir}`." if session.girder_output_dir else ""),
             "",
             "| run | execution | status | jobs | local files |",
             "|---|---|---|---|---|",

@@ -10,6 +10,7 @@ from uuid import UUID
 from prefect import get_run_logger, task
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
+from pydantic import JsonValue
 
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import ConfigurationError, PreflightFailed
@@ -36,6 +37,7 @@ from prefect_biomed.clients.vip import (
     upload,
 )
 from prefect_biomed.clients.vip import finish as finish_session
+from prefect_biomed.clients.vip.girder import girder_path, note_runs
 from prefect_biomed.clients.vip.session_file import VIP_HOME, SessionFile
 from prefect_biomed.tasks._reporting import Progress, artifact_key, link, markdown, state_event, table
 from prefect_biomed.tasks.policies import ONCE, RETRY, intent_token
@@ -69,6 +71,9 @@ def new_session(
     nb_runs: int = 1,
     backup_location: Literal["local", "vip"] | None = "local",
     vip_home: str = VIP_HOME,
+    girder_output: str | None = None,
+    girder_metadata: dict[str, JsonValue] | None = None,
+    girder_download: bool = False,
 ) -> VipSession:
     """Name a session so that a retry finds its executions again. Nothing is sent.
 
@@ -83,6 +88,10 @@ def new_session(
         nb_runs: Number of runs with the same settings.
         backup_location: Where `session_data.json` is kept: `local`, `vip`, or nowhere.
         vip_home: Folder on the platform that holds the folders of sessions.
+        girder_output: Folder on Girder, `/collection/…`, in which the session gets one for its outputs; None when they
+            go to `vip_home`.
+        girder_metadata: Metadata for the folder of each run on Girder.
+        girder_download: Whether outputs on Girder are wanted in `output_dir` too.
 
     Returns:
         The session.
@@ -109,6 +118,9 @@ def new_session(
         nb_runs=nb_runs,
         token=token,
         backup=backup_location,
+        girder_output_dir=f"{girder_path(girder_output) or girder_output}/{name}" if girder_output else None,
+        girder_metadata=girder_metadata or {},
+        girder_download=girder_download,
     )
 
 
@@ -290,7 +302,7 @@ def upload_inputs(
     with credentials.get_client() as client:
         plan = preflight(client, session, include=include, exclude=exclude, max_jobs=max_jobs)
         if session.input_dir is None:
-            logger.info("Nothing to send: all inputs are on the platform")
+            logger.info("Nothing to send: all inputs are on the platform or on Girder")
             return UploadSummary(sent=0, skipped=0, replaced=0, bytes_sent=0)
         logger.info("%d files, %d bytes; each run will have %d jobs", len(plan.files), plan.bytes, plan.jobs or 1)
         progress = Progress(artifact_key("vip-upload", session.session_name), f"Upload of {session.session_name}")
@@ -482,7 +494,8 @@ def download_outputs(
     """Fetch the outputs of the runs that ended with one of the wanted statuses.
 
     Safe to repeat, also after a kill: files appear whole and complete ones are not fetched again
-    (`GET /executions/{id}/results`, `GET /path/…?action=content`).
+    (`GET /executions/{id}/results`, `GET /path/…?action=content`). Outputs on Girder stay there unless the session
+    wants them here too.
 
     Args:
         credentials: The account; its `parallelism` is the number of transfers at once.
@@ -586,6 +599,7 @@ def kill_workflows(
         with file.edit() as record:
             for workflow in workflows:
                 record.note_workflow(workflow)
+        note_runs(client, session, workflows)
     for workflow in workflows:
         state_event("vip", "execution", workflow.identifier, workflow.status.value, name=workflow.name)
     return workflows

@@ -11,6 +11,7 @@ from prefect_biomed.clients.vip.finish import (
     remove_session,
     share_inputs,
 )
+from prefect_biomed.clients.vip.girder import GirderEntry, GirderStorage, open_girder_session, share_girder_key
 from prefect_biomed.clients.vip.inputs import Preflight, describe, preflight
 from prefect_biomed.clients.vip.models import (
     InputValue,
@@ -33,6 +34,8 @@ __all__ = [
     "DownloadSummary",
     "FinishSummary",
     "GenericVipError",
+    "GirderEntry",
+    "GirderStorage",
     "InputValue",
     "Job",
     "JobStatus",
@@ -63,9 +66,11 @@ __all__ = [
     "kill",
     "launch",
     "monitor",
+    "open_girder_session",
     "open_session",
     "preflight",
     "remove_session",
+    "share_girder_key",
     "share_inputs",
     "upload",
 ]

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 from urllib.parse import quote, urlsplit
 
 import requests
@@ -27,7 +27,10 @@ from prefect_biomed.clients.errors import (
     UnexpectedResponse,
 )
 from prefect_biomed.clients.http import HttpSession, Timeouts, not_the_platform
-from prefect_biomed.clients.vip.models import PathEntry, Pipeline, Platform, Profile, Workflow
+from prefect_biomed.clients.vip.models import PathEntry, Pipeline, Platform, Profile, Workflow, without_tokens
+
+if TYPE_CHECKING:
+    from prefect_biomed.clients.vip.girder import GirderStorage
 
 __all__ = ["GenericVipError", "VipClient"]
 
@@ -63,6 +66,7 @@ class VipClient:
         connect_seconds: Limit for making a connection.
         read_seconds: Limit for each read. VIP blocks up to 50 s for a transfer.
         parallelism: Number of transfers at once, 1 to 10. VIP shares about 20 among all users.
+        girder: The user's account on the Girder that VIP knows as an external storage; closed with the client.
     """
 
     MAX_PARALLELISM = 10
@@ -76,10 +80,12 @@ class VipClient:
         connect_seconds: float = 10.0,
         read_seconds: float = 90.0,
         parallelism: int = 8,
+        girder: GirderStorage | None = None,
     ) -> None:
         if not 1 <= parallelism <= self.MAX_PARALLELISM:
             raise ConfigurationError(f"parallelism is {parallelism}; choose 1 to {self.MAX_PARALLELISM}.")
         self.parallelism = parallelism
+        self.girder = girder
         self.url = url.rstrip("/")
         self._key = api_key if callable(api_key) else lambda: api_key
         self._session_settings: dict[str, Any] = {
@@ -103,6 +109,8 @@ class VipClient:
         """Close all connections."""
         if self._found:
             self._found[0].close()
+        if self.girder:
+            self.girder.close()
 
     # -- platform ------------------------------------------------------------------------------------------------------
 
@@ -176,6 +184,43 @@ class VipClient:
             + " ".join(f"Tried {base}/platform: {error}" for base, error in zip(bases, tried, strict=True)),
             url=self.url,
         )
+
+    # -- external storages ---------------------------------------------------------------------------------------------
+
+    def external_keys(self) -> list[str]:
+        """List the external storages for which VIP holds a key of the user (`GET /user/externalKeys`).
+
+        Returns:
+            Identifiers of storages. The keys, which VIP tells too, are dropped here.
+        """
+        return [str(entry["storageIdentifier"]) for entry in self._json("GET", "/user/externalKeys")]
+
+    def set_external_key(self, storage_id: str, key: str) -> None:
+        """Leave a key of an external storage on VIP, so that executions can read and write there. Safe to repeat.
+
+        `PUT /user/externalKeys`; it takes the place of an older one.
+
+        Args:
+            storage_id: Identifier of the storage on VIP, such as `pilotGirder`.
+            key: The user's key there.
+
+        Raises:
+            GenericVipError: VIP knows no storage of this name.
+        """
+        self._json(
+            "PUT",
+            "/user/externalKeys",
+            json_body={"storageIdentifier": storage_id, "apiKey": key},
+            about=f"key of the storage {storage_id!r}",
+        )
+
+    def remove_external_key(self, storage_id: str) -> None:
+        """Remove a key from VIP (`DELETE /user/externalKeys/{id}`). Safe to repeat.
+
+        Args:
+            storage_id: Identifier of the storage on VIP.
+        """
+        self._json("DELETE", f"/user/externalKeys/{_part(storage_id)}", about=f"key of the storage {storage_id!r}")
 
     # -- pipelines -----------------------------------------------------------------------------------------------------
 
@@ -378,13 +423,13 @@ class VipClient:
             job: Number of the job; needed where an execution has several.
 
         Returns:
-            The text, at most 64 MiB.
+            The text, at most 64 MiB, without tokens of Girder.
         """
         where = f"/jobs/{_part(job)}" if job is not None else ""
         response, text = self._http.text("GET", f"/executions/{_part(identifier)}{where}/{stream}")
         if response.status_code != requests.codes.ok:
             _raise_for(response, _decoded(response, text), about=f"{stream} of workflow {identifier}")
-        return text
+        return without_tokens(text)
 
     def kill(self, identifier: str) -> None:
         """Kill an execution (`PUT /executions/{id}/kill`).
@@ -641,7 +686,7 @@ def _raise_for(response: requests.Response, body: Any, *, about: str = "") -> No
     """Raise the typed error of an answer. VIP's clients decide on the code; the message is for people."""
     status, url = response.status_code, response.url.split("?", 1)[0]
     code = body.get("errorCode") if isinstance(body, dict) else None
-    said = str(body.get("errorMessage", ""))[:500] if isinstance(body, dict) else ""
+    said = without_tokens(str(body.get("errorMessage", "")))[:500] if isinstance(body, dict) else ""
     subject = f"{about}: " if about else ""
     detail = f"{said} (HTTP {status}, code {code})" if code is not None else f"HTTP {status}"
 

@@ -26,8 +26,9 @@ from prefect_biomed.clients.errors import (
 from prefect_biomed.clients.polling import sleep
 from prefect_biomed.clients.transfer import safe_join, transfer_all
 from prefect_biomed.clients.vip.client import VipClient
-from prefect_biomed.clients.vip.models import PathEntry, VipSession, Workflow, WorkflowStatus
-from prefect_biomed.clients.vip.session_file import FILE_NAME, LOCKS, SessionFile
+from prefect_biomed.clients.vip.girder import file_id, girder_of, local_names, output_entries
+from prefect_biomed.clients.vip.models import PathEntry, VipSession, Workflow, WorkflowStatus, is_on_girder
+from prefect_biomed.clients.vip.session_file import FILE_NAME, LOCKS, SessionFile, SessionRecord
 
 __all__ = ["DownloadSummary", "Output", "download", "fetch_file"]
 
@@ -88,7 +89,8 @@ def download(
     """Fetch the outputs of the workflows that ended with one of the wanted statuses.
 
     Safe to repeat, also after a kill: a file under its final name is complete, and complete files are not fetched
-    twice. Two processes on one session take turns.
+    twice. Two processes on one session take turns. Outputs on Girder stay there, unless the session wants them here
+    too; then they are fetched from Girder, also when the session is finished.
 
     Args:
         client: The account; its `parallelism` is the number of transfers at once.
@@ -116,28 +118,44 @@ def download(
         record = file.read()
         chosen = set(record.workflows if workflow_ids is None else workflow_ids)
         wanted = [identifier for identifier in record.workflow_ids(*get_status) if identifier in chosen]
+        removed = [identifier for identifier in record.workflow_ids(WorkflowStatus.REMOVED) if identifier in chosen]
+        still_on_girder = [
+            identifier
+            for identifier in removed
+            if session.girder_download and any(is_on_girder(path) for path in _paths(record, identifier))
+        ]
         # Another run, such as a scheduled collection, may have fetched and removed them in the meantime.
         fetched_before = [
             identifier
-            for identifier in record.workflow_ids(WorkflowStatus.REMOVED)
-            if identifier in chosen.intersection(record.ledger.downloaded)
+            for identifier in removed
+            if identifier in record.ledger.downloaded and identifier not in still_on_girder
         ]
         outputs: dict[str, list[Output]] = {
             identifier: [
-                Output(output["path"], _local_path(session, identifier, output["path"]), None)
-                for output in record.workflows[identifier].outputs
+                Output(path, local, None)
+                for path, local in _places(session, identifier, _paths(record, identifier)).items()
             ]
             for identifier in fetched_before
         }
         by_place: dict[Path, Output] = {}
         gone: list[str] = []
-        for identifier in wanted:
-            entries = _entries(client, client.workflow(identifier))
+        here = list(wanted)
+        for identifier in (*wanted, *still_on_girder):
+            if identifier in still_on_girder:
+                workflow = Workflow(identifier=identifier, outputs=_paths(record, identifier))
+            else:
+                workflow = client.workflow(identifier)
+            if not session.girder_download and any(is_on_girder(path) for path in workflow.outputs):
+                logger.info("%d outputs of %s are kept on Girder", len(workflow.outputs), identifier)
+                here.remove(identifier)
+                continue
+            entries = _entries(client, workflow)
             with file.edit() as record:
                 record.note_outputs(identifier, entries)
+            places = _places(session, identifier, [entry.path for entry in entries])
             gone += [entry.path for entry in entries if not entry.exists]
             outputs[identifier] = [
-                Output(entry.path, _local_path(session, identifier, entry.path), entry.size)
+                Output(entry.path, places[entry.path], entry.size)
                 for entry in entries
                 if entry.exists and not entry.is_directory
             ]
@@ -175,7 +193,7 @@ def download(
                 parallelism=os.cpu_count() or 1,
             )
         with file.edit() as record:
-            record.ledger.downloaded = sorted({*record.ledger.downloaded, *wanted})
+            record.ledger.downloaded = sorted({*record.ledger.downloaded, *here, *still_on_girder})
     files = {identifier: _files(group) for identifier, group in outputs.items()}
     return DownloadSummary(files=files, fetched=len(missing), skipped=skipped, gone=tuple(gone))
 
@@ -196,6 +214,8 @@ def fetch_file(client: VipClient, output: Output, *, retry_seconds: Sequence[flo
         UnexpectedResponse: The file is larger than the platform transfers, or has another size than it told.
     """
     limit = client.platform.max_size_direct_transfer
+    if is_on_girder(output.path):
+        limit = None
     if client.profile == "vip" and limit is not None and output.size is not None and output.size > limit:
         raise UnexpectedResponse(
             f"{output.path} has {output.size} bytes, the platform transfers at most {limit}. Fetch it from the portal."
@@ -220,7 +240,11 @@ def _fetch_into(client: VipClient, output: Output, part: Path) -> None:
     start = part.stat().st_size if part.exists() else 0
     if output.size is None or start >= output.size:
         start = 0
-    with client.open_file(output.path, start=start) as (response, chunks):
+    if is_on_girder(output.path):
+        opened = girder_of(client).open_file(file_id(output.path), start=start)
+    else:
+        opened = client.open_file(output.path, start=start)
+    with opened as (response, chunks):
         resumed = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(
             f"bytes {start}-"
         )
@@ -245,6 +269,9 @@ def _entries(client: VipClient, workflow: Workflow) -> list[PathEntry]:
     """The output files with sizes; folders among them are walked, because their content cannot be asked for."""
     if not workflow.outputs and client.profile == "vip":
         return []
+    if any(is_on_girder(path) for path in workflow.outputs):
+        # VIP refuses to list the results of such an execution.
+        return output_entries(client, [path for path in workflow.outputs if is_on_girder(path)])
     found: list[PathEntry] = []
     for entry in client.results(workflow.identifier):
         if ":" in entry.path.split("/", 1)[0]:
@@ -261,6 +288,20 @@ def _walk(client: VipClient, folder: str) -> list[PathEntry]:
     for entry in client.list_folder(folder):
         found += _walk(client, entry.path) if entry.is_directory else [entry]
     return found
+
+
+def _paths(record: SessionRecord, workflow_id: str) -> tuple[str, ...]:
+    return tuple(str(output["path"]) for output in record.workflows[workflow_id].outputs)
+
+
+def _places(session: VipSession, workflow_id: str, paths: Sequence[str]) -> dict[str, Path]:
+    on_girder = local_names(path for path in paths if is_on_girder(path))
+    return {
+        path: safe_join(session.output_dir, f"{workflow_id}/{on_girder[path]}")
+        if path in on_girder
+        else _local_path(session, workflow_id, path)
+        for path in paths
+    }
 
 
 def _local_path(session: VipSession, workflow_id: str, path: str) -> Path:

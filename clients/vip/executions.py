@@ -25,6 +25,7 @@ from prefect_biomed.clients.errors import (
 )
 from prefect_biomed.clients.polling import PollSettings, poll, sleep
 from prefect_biomed.clients.vip.client import GenericVipError, VipClient
+from prefect_biomed.clients.vip.girder import make_run_folder, note_runs
 from prefect_biomed.clients.vip.inputs import preflight
 from prefect_biomed.clients.vip.models import (
     InputValue,
@@ -138,33 +139,63 @@ def launch(
         DeadlineExceeded: No capacity became free in time; nothing was launched.
         PlatformError: The launch was refused.
     """
+    with SessionFile(session, client).exclusive(f"launch-{repetition}"):
+        workflow = _launch_or_find(client, session, repetition, max_jobs, doubt_seconds, capacity, started_by)
+        note_runs(client, session, [workflow])
+    return workflow
+
+
+def _launch_or_find(
+    client: VipClient,
+    session: VipSession,
+    repetition: int,
+    max_jobs: int,
+    doubt_seconds: float,
+    capacity: PollSettings | None,
+    started_by: str | None,
+) -> Workflow:
     file = SessionFile(session, client)
     name = session.workflow_name(repetition)
-    with file.exclusive(f"launch-{repetition}"):
-        known = file.read().ledger.launches.get(name)
-        if known and known.workflow_id:
-            return client.workflow(known.workflow_id)
-        workflow = find(client, name)
-        if workflow is not None:
-            logger.info("Run %d is %s already, launched as %s", repetition, workflow.identifier, name)
-            client.play(workflow)
-        else:
-            plan = preflight(client, session, max_jobs=max_jobs, inputs_uploaded=True)
-            location = session.results_location or session.run_dir(repetition)
-            with file.edit() as record:
-                record.pipeline_id = session.pipeline_id
-                record.input_settings = {**session.input_settings, **plan.input_values}
-                record.ledger.launches[name] = Launch(
-                    intended=datetime.now(UTC), results_location=location, started_by=started_by
-                )
-            workflow = _send(client, session, name, location, plan.input_values, doubt_seconds, capacity)
+    record = file.read()
+    known = record.ledger.launches.get(name)
+    if known and known.workflow_id:
+        return client.workflow(known.workflow_id)
+    location = session.run_dir(repetition)
+    workflow = find(client, name)
+    if workflow is not None:
+        logger.info("Run %d is %s already, launched as %s", repetition, workflow.identifier, name)
+        client.play(workflow)
+    else:
+        pinned = _with_files_of_first_run(session, record)
+        plan = preflight(client, pinned, max_jobs=max_jobs, inputs_uploaded=True)
+        if session.girder_output_dir is not None:
+            location = make_run_folder(client, session, repetition)
         with file.edit() as record:
-            intent = record.ledger.launches.get(name) or Launch(
-                intended=datetime.now(UTC), results_location=session.run_dir(repetition)
+            record.pipeline_id = session.pipeline_id
+            if pinned is session:
+                record.input_settings = {**session.input_settings, **plan.settings}
+            record.ledger.note_girder(session)
+            record.ledger.launches[name] = Launch(
+                intended=datetime.now(UTC),
+                results_location=location,
+                girder_inputs=plan.girder_inputs or (known.girder_inputs if known else {}),
+                started_by=started_by,
             )
-            record.ledger.launches[name] = intent.model_copy(update={"workflow_id": workflow.identifier})
-            record.note_workflow(workflow)
+        workflow = _send(client, session, name, location, plan.input_values, doubt_seconds, capacity)
+    with file.edit() as record:
+        intent = record.ledger.launches.get(name) or Launch(intended=datetime.now(UTC), results_location=location)
+        record.ledger.launches[name] = intent.model_copy(update={"workflow_id": workflow.identifier})
+        record.note_workflow(workflow)
     return workflow
+
+
+def _with_files_of_first_run(session: VipSession, record: SessionRecord) -> VipSession:
+    """Name the files on Girder that an earlier run of the session got; a folder may hold others by now."""
+    for repetition in range(1, session.nb_runs + 1):
+        first = record.ledger.launches.get(session.workflow_name(repetition))
+        if first is not None and first.girder_inputs:
+            return session.model_copy(update={"input_settings": {**session.input_settings, **first.girder_inputs}})
+    return session
 
 
 def _send(
@@ -184,7 +215,7 @@ def _send(
         results_location = None
     else:
         results_location = location
-        if session.results_location is None:
+        if session.girder_output_dir is None:
             client.make_folder(location)
     started = time.monotonic()
     capacity = capacity or PollSettings(interval_seconds=30.0, growth=1.5, max_interval_seconds=300.0)
@@ -339,8 +370,12 @@ def monitor(
                     for workflow in changed:
                         record.note_workflow(workflow)
                 known.update({workflow.identifier: workflow.status for workflow in changed})
+            ended = all(workflow.status.is_terminal for workflow in workflows)
+            if ended or any(workflow.status.is_terminal for workflow in changed):
+                # What Girder says stays; so at the end it has to be right.
+                note_runs(client, session, workflows, strict=ended)
             yield workflows
-            if all(workflow.status.is_terminal for workflow in workflows):
+            if ended:
                 return
     except DeadlineExceeded as error:
         open_ids = [i for i in ids if i not in states or not states[i].status.is_terminal]
@@ -350,9 +385,11 @@ def monitor(
         if not kill_at_deadline:
             raise DeadlineExceeded(f"{error}{told}") from error
         kill(client, [workflow.identifier for workflow in running])
+        left = [client.workflow(identifier) for identifier in ids]
         with file.edit() as record:
-            for identifier in ids:
-                record.note_workflow(client.workflow(identifier))
+            for workflow in left:
+                record.note_workflow(workflow)
+        note_runs(client, session, left)
         killed = ", ".join(workflow.identifier for workflow in running)
         raise DeadlineExceeded(
             f"Session {session.session_name!r} did not end within {settings.deadline_seconds:.0f} s. Killed: {killed}."

@@ -15,9 +15,17 @@ from functools import cached_property
 from html import unescape
 from pathlib import Path, PurePosixPath
 
-from prefect_biomed.clients.errors import AuthenticationError, PermissionDeniedError, PlatformError, PreflightFailed
+from prefect_biomed.clients.errors import (
+    AuthenticationError,
+    BiomedError,
+    PermissionDeniedError,
+    PlatformError,
+    PreflightFailed,
+    is_transient,
+)
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.files import list_folder_or_nothing
+from prefect_biomed.clients.vip.girder import check_outputs, check_vip_key, girder_of, girder_path
 from prefect_biomed.clients.vip.models import (
     InputValue,
     Parameter,
@@ -64,13 +72,17 @@ class Preflight:
     Attributes:
         files: Files to upload.
         folders: Folders they lie in, relative to the input folder, parents first.
-        input_values: Values by parameter key, files as paths on the platform.
+        input_values: Values by parameter key, files as paths on the platform or as `<storage>:<file id>`.
+        girder_inputs: Those of them that name files on Girder.
+        settings: What the session file records: as sent, but files on Girder by path, as vip-client does.
         jobs: Number of jobs one run will have.
     """
 
     files: tuple[LocalFile, ...]
     folders: tuple[str, ...]
     input_values: dict[str, InputValue]
+    girder_inputs: dict[str, InputValue]
+    settings: dict[str, InputValue]
     jobs: int
 
     @property
@@ -127,7 +139,11 @@ def preflight(
     if session.input_dir is not None and not inputs_uploaded:
         files, folders = _scan(session.input_dir, include, exclude, client.profile, problems)
     values: dict[str, InputValue] = {}
+    named: dict[str, InputValue] = {}
     jobs = 0
+    uses_girder = session.girder_output_dir is not None
+    if uses_girder:
+        problems += check_outputs(client, session)
     if session.pipeline_id is not None:
         try:
             pipeline = client.pipeline(session.pipeline_id)
@@ -141,9 +157,14 @@ def preflight(
             check = _Settings(client, session, pipeline, files, folders, inputs_uploaded, problems)
             values = check.resolve()
             jobs = check.jobs(max_jobs)
+            named = check.girder_paths
+            uses_girder = uses_girder or check.uses_girder
+    if uses_girder:
+        problems += check_vip_key(client)
     if problems:
         raise PreflightFailed(f"Session {session.session_name!r}", problems)
-    return Preflight(files, folders, values, jobs)
+    from_girder = {name: values[name] for name in named}
+    return Preflight(files, folders, values, from_girder, values | named, jobs)
 
 
 def _scan(
@@ -232,6 +253,8 @@ class _Settings:
     problems: list[str]
     _remote_folders: dict[str, dict[str, int | None]] = field(default_factory=dict)
     _values: dict[str, InputValue] = field(default_factory=dict)
+    girder_paths: dict[str, InputValue] = field(default_factory=dict)
+    uses_girder: bool = False
 
     @cached_property
     def _local_names(self) -> frozenset[str]:
@@ -300,11 +323,41 @@ class _Settings:
                     "launch the values one by one."
                 )
                 return None
-        if isinstance(value, list):
-            if not value:
-                self.problems.append(f"{parameter.key!r} is an empty list.")
-            return [element for element in (self._scalar(parameter, item) for item in value) if element is not None]
+        if not isinstance(value, list):
+            return self._value(parameter, value)
+        if not value:
+            self.problems.append(f"{parameter.key!r} is an empty list.")
+        resolved: list[Scalar | None] = []
+        for item in value:
+            found = self._value(parameter, item)
+            resolved += found if isinstance(found, list) else [] if found is None else [found]
+        return resolved
+
+    def _value(self, parameter: Parameter, value: Scalar | None) -> InputValue:
+        if parameter.is_file or parameter.may_be_file:
+            # Only on VIP is there no folder of this name.
+            explicit = self.client.profile == "vip" or str(value).startswith("girder:")
+            if explicit and (path := girder_path(value)) is not None:
+                return self._on_girder(parameter.key, path)
+            if self.client.girder and str(value).startswith(f"{self.client.girder.storage_id}:"):
+                self.uses_girder = True
         return self._scalar(parameter, value)
+
+    def _on_girder(self, name: str, path: str) -> InputValue:
+        given = self.session.input_settings[name]
+        self.girder_paths[name] = (
+            [girder_path(item) or item for item in given] if isinstance(given, list) else girder_path(given)
+        )
+        try:
+            girder = girder_of(self.client)
+            self.uses_girder = True
+            found = girder.input_files(path)
+        except BiomedError as error:
+            if is_transient(error):
+                raise
+            self.problems.append(f"{name!r}: {path}: {error}")
+            return None
+        return girder.location(found) if isinstance(found, str) else [girder.location(one) for one in found]
 
     def _scalar(self, parameter: Parameter, value: Scalar | None) -> Scalar | None:
         name = parameter.key

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 from pydantic.alias_generators import to_camel
 
 __all__ = [
@@ -27,11 +28,42 @@ __all__ = [
     "VipSession",
     "Workflow",
     "WorkflowStatus",
+    "is_on_girder",
+    "without_tokens",
 ]
 
 logger = logging.getLogger(__name__)
 
 Profile = Literal["vip", "carmin"]
+
+
+def without_tokens(text: str) -> str:
+    """Take the tokens of Girder out of addresses and headers in a text that VIP gave.
+
+    Args:
+        text: An address, or a log with addresses in it.
+
+    Returns:
+        The text with everything else as it was.
+    """
+    text = _TOKEN_AT_END.sub("", _TOKEN_BEFORE_MORE.sub("", text))
+    return _TOKEN_HEADER.sub(r"\1***", text)
+
+
+def is_on_girder(path: str) -> bool:
+    """Tell whether the path of an output is the address of a file on Girder.
+
+    Args:
+        path: As VIP gives it.
+
+    Returns:
+        True for `girder:/…`.
+    """
+    return path.startswith("girder:")
+
+
+def _told(value: Any) -> Any:
+    return without_tokens(value) if isinstance(value, str) else value
 
 
 def _path_as_text(value: Any) -> Any:
@@ -49,6 +81,11 @@ InputValue = Annotated[Scalar | list[Scalar | None] | None, BeforeValidator(_pat
 
 # Portals before mid-2025 spell "no default" in words.
 _NO_DEFAULT = frozenset({"$input.getDefaultValue()", "No_value_provided"})
+# VIP hands out addresses of files on Girder with a token in it that works for months.
+_TOKEN = r"token(?:=|%3D)[^&;%\s\"'<>]*"
+_TOKEN_BEFORE_MORE = re.compile(rf"(?<=[?&;]){_TOKEN}(?:&amp;|&)", re.IGNORECASE)
+_TOKEN_AT_END = re.compile(rf"(?:&amp;|%26|[?&;]){_TOKEN}", re.IGNORECASE)
+_TOKEN_HEADER = re.compile(r"(girder-token[\"']?\s*[:=]\s*[\"']?)[^\s\"']+", re.IGNORECASE)
 # A date in seconds stays below this until the year 5138; one in milliseconds is above it since 1973.
 _MILLISECONDS_FROM = 100_000_000_000
 
@@ -139,7 +176,12 @@ class _Model(BaseModel):
 
 
 def _platform_path(value: str) -> str:
-    """Paths of outputs are paths on VIP and URLs elsewhere, in which CARMIN-server encodes nothing."""
+    """Paths of outputs are paths on VIP, addresses with a token on Girder, and URLs elsewhere.
+
+    CARMIN-server encodes nothing in its URLs.
+    """
+    if is_on_girder(value):
+        return without_tokens(value)
     return "/" + value.partition("://")[2].partition("/path/")[2] if "://" in value else value
 
 
@@ -270,7 +312,7 @@ class Job(_Model):
     id: str
     status: JobStatus
     exit_code: int | None = None
-    exit_message: str | None = None
+    exit_message: Annotated[str | None, BeforeValidator(_told)] = None
 
 
 class PathEntry(_Model):
@@ -312,7 +354,7 @@ class Workflow(_Model):
         status: Latest status.
         start_date: When it started, in UTC.
         end_date: When it ended; VIP never tells.
-        outputs: Paths of the returned files; may grow while it runs.
+        outputs: Paths of the returned files, or their addresses on Girder without the token; may grow while it runs.
         jobs: Its jobs; empty in lists, and always on platforms that do not tell.
     """
 
@@ -322,7 +364,7 @@ class Workflow(_Model):
     status: WorkflowStatus = WorkflowStatus.UNKNOWN
     start_date: Annotated[datetime | None, BeforeValidator(_when)] = None
     end_date: Annotated[datetime | None, BeforeValidator(_when)] = None
-    outputs: tuple[str, ...] = ()
+    outputs: tuple[Annotated[str, BeforeValidator(_platform_path)], ...] = ()
     jobs: tuple[Job, ...] = ()
 
     @model_validator(mode="before")
@@ -360,7 +402,10 @@ class VipSession(BaseModel):
         nb_runs: Number of runs it is to have.
         token: The same for every retry of one intent, different for every new one; part of each execution's name.
         backup: Where the session file is kept.
-        results_location: Where the platform puts outputs instead of `vip_output_dir`; `<storage>:<folder id>`.
+        girder_output_dir: Folder of the session on Girder, `/collection/…`, in which each run gets a folder for its
+            outputs; None when they go to `vip_output_dir`.
+        girder_metadata: Metadata for the folder of each run on Girder.
+        girder_download: Whether outputs on Girder are wanted in `output_dir` too.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -375,7 +420,9 @@ class VipSession(BaseModel):
     nb_runs: Annotated[int, Field(ge=1, le=1000)] = 1
     token: Annotated[str, Field(pattern=r"^[0-9a-z]{4,32}$")]
     backup: Literal["local", "vip"] | None = "local"
-    results_location: str | None = None
+    girder_output_dir: Annotated[str | None, Field(pattern=r"^/(collection|user)/[^/]+(/[^/]+)*$")] = None
+    girder_metadata: dict[str, JsonValue] = Field(default_factory=dict)
+    girder_download: bool = False
 
     @property
     def vip_dir(self) -> str:
@@ -403,6 +450,17 @@ class VipSession(BaseModel):
             An absolute path below `vip_output_dir`.
         """
         return f"{self.vip_output_dir}/r{repetition:03d}-{self.token}"
+
+    def girder_run_dir(self, repetition: int) -> str:
+        """Folder on Girder that only this repetition writes to; its name carries the token of the intent.
+
+        Args:
+            repetition: Number of the run, from 1.
+
+        Returns:
+            A path below `girder_output_dir`.
+        """
+        return f"{self.girder_output_dir}/{self.workflow_name(repetition)}"
 
 
 class SessionResult(BaseModel):

@@ -12,16 +12,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
 from prefect_biomed.clients.errors import LedgerError
 from prefect_biomed.clients.transfer import atomic_write
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.files import delete_and_wait, put_and_verify
-from prefect_biomed.clients.vip.models import InputValue, PathEntry, VipSession, Workflow, WorkflowStatus
+from prefect_biomed.clients.vip.models import (
+    InputValue,
+    PathEntry,
+    VipSession,
+    Workflow,
+    WorkflowStatus,
+    without_tokens,
+)
 
 __all__ = ["Launch", "SessionFile", "SessionLocked", "SessionRecord", "UploadedFile", "WorkflowRecord", "open_session"]
 
@@ -32,6 +39,7 @@ VIP_HOME = "/vip/Home/API"
 LOCKS = ".locks"
 _MAX_BYTES = 64 * 1024 * 1024
 _DELETE_SECONDS = 60.0
+_ADOPTED = "adopted"
 
 
 class SessionLocked(LedgerError):
@@ -59,13 +67,16 @@ class Launch(BaseModel):
 
     Attributes:
         intended: When it was written.
-        results_location: Folder of its results on the platform.
+        results_location: Folder of its results, on the platform or on Girder as `<storage>:<folder id>`.
+        girder_inputs: Values of the parameters that name files on Girder, as sent. Kept with the first launch; the
+            others send the same, although a folder may have changed since.
         workflow_id: The execution; None until the platform has answered.
         started_by: What launched it, for instance a flow run; to trace it back.
     """
 
     intended: datetime
     results_location: str
+    girder_inputs: dict[str, InputValue] = Field(default_factory=dict)
     workflow_id: str | None = None
     started_by: str | None = None
 
@@ -80,7 +91,9 @@ class Ledger(BaseModel):
         launches: Intents by execution name.
         uploads: Files sent, by path relative to the input folder.
         downloaded: Workflows whose outputs are all here.
-        results_location: See `VipSession`.
+        girder_output_dir: See `VipSession`.
+        girder_metadata: See `VipSession`.
+        girder_download: See `VipSession`.
         resume: What waits to be resumed when all executions have ended, for instance a flow run.
     """
 
@@ -92,8 +105,31 @@ class Ledger(BaseModel):
     launches: dict[str, Launch] = Field(default_factory=dict)
     uploads: dict[str, UploadedFile] = Field(default_factory=dict)
     downloaded: list[str] = Field(default_factory=list)
-    results_location: str | None = None
+    girder_output_dir: str | None = None
+    girder_metadata: dict[str, JsonValue] = Field(default_factory=dict)
+    girder_download: bool = False
     resume: str | None = None
+
+    def note_girder(self, session: VipSession) -> None:
+        """Write down what a session wants of Girder.
+
+        Args:
+            session: The session.
+        """
+        self.girder_output_dir = session.girder_output_dir
+        self.girder_metadata = session.girder_metadata
+        self.girder_download = session.girder_download
+
+
+def _without_tokens(outputs: Any) -> Any:
+    if not isinstance(outputs, list):
+        return outputs
+    return [
+        output | {"path": without_tokens(output["path"])}
+        if isinstance(output, dict) and isinstance(output.get("path"), str)
+        else output
+        for output in outputs
+    ]
 
 
 class WorkflowRecord(BaseModel):
@@ -109,7 +145,7 @@ class WorkflowRecord(BaseModel):
 
     status: str
     start: str
-    outputs: list[dict[str, Any]] = Field(default_factory=list)
+    outputs: Annotated[list[dict[str, Any]], BeforeValidator(_without_tokens)] = Field(default_factory=list)
 
 
 class SessionRecord(BaseModel):
@@ -137,6 +173,8 @@ class SessionRecord(BaseModel):
         Returns:
             A record without workflows.
         """
+        ledger = Ledger(token=session.token, nb_runs=session.nb_runs)
+        ledger.note_girder(session)
         return cls(
             session_name=session.session_name,
             pipeline_id=session.pipeline_id,
@@ -146,17 +184,20 @@ class SessionRecord(BaseModel):
             vip_output_dir=session.vip_output_dir,
             input_settings=dict(session.input_settings),
             workflows={},
-            prefect_biomed=Ledger(
-                token=session.token, nb_runs=session.nb_runs, results_location=session.results_location
-            ),
+            prefect_biomed=ledger,
         )
 
     @property
     def ledger(self) -> Ledger:
         """Our part; made when vip-client began the session, with a token of its own."""
         if self.prefect_biomed is None:
-            self.prefect_biomed = Ledger(token="adopted")
+            self.prefect_biomed = Ledger(token=_ADOPTED)
         return self.prefect_biomed
+
+    @property
+    def is_adopted(self) -> bool:
+        """Whether vip-client began the session."""
+        return self.ledger.token == _ADOPTED
 
     def note_workflow(self, workflow: Workflow) -> None:
         """Write down how a workflow was at the last look.
@@ -417,7 +458,9 @@ def open_session(
                 "nb_runs": record.ledger.nb_runs,
                 "token": record.ledger.token,
                 "backup": backup,
-                "results_location": record.ledger.results_location,
+                "girder_output_dir": record.ledger.girder_output_dir,
+                "girder_metadata": record.ledger.girder_metadata,
+                "girder_download": record.ledger.girder_download,
             }
         )
     except ValidationError as error:

@@ -77,7 +77,7 @@ def upload(
     file = SessionFile(session, client)
     with file.edit() as record:
         record.pipeline_id = session.pipeline_id
-        record.input_settings = {**session.input_settings, **plan.input_values}
+        record.input_settings = {**session.input_settings, **plan.settings}
         sent_before = dict(record.ledger.uploads)
     if not update_files and client.exists(session.vip_input_dir):
         return UploadSummary(sent=0, skipped=len(plan.files), replaced=0, bytes_sent=0)

@@ -544,7 +544,9 @@ def build(girder: Girder) -> FastAPI:
 
     @app.post(PREFIX + "/api_key/token")
     async def api_key_token(request: Request) -> dict[str, Any]:
-        (key,) = required(request, "key")
+        # Girder takes parameters from the query and from a form alike.
+        form = parse_qs((await request.body()).decode(errors="replace"))
+        (key,) = form["key"] if "key" in form else required(request, "key")
         return girder.token(key, float(number(request, "duration", int(_TOKEN_DAYS))))
 
     @app.get(PREFIX + "/user/authentication")

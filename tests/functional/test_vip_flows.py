@@ -156,6 +156,20 @@ def test_without_a_backup_nothing_is_written_and_all_works(
     assert not (arguments["output_dir"] / "session_data.json").exists()
 
 
+def test_a_session_of_vip_client_is_never_launched_again(
+    vip: Sandbox, credentials: VipCredentials, arguments: dict[str, Any]
+) -> None:
+    vip_session(**arguments, session_name="theirs", wait=False)
+    path = arguments["output_dir"] / "session_data.json"
+    record = json.loads(path.read_text())
+    del record["prefect_biomed"]
+    path.write_text(json.dumps(record))
+    for _ in range(2):
+        result = vip_resume(credentials, output_dir=arguments["output_dir"], refresh_time=0.2, finish=False)
+        assert len(result.workflows) == 1
+    assert posts(vip) == 1
+
+
 def test_resume_of_nothing_says_so(credentials: VipCredentials, tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match=r"There is no .*session_data\.json"):
         vip_resume(credentials, output_dir=tmp_path)

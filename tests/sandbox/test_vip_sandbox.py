@@ -938,6 +938,12 @@ def test_girder_keys(sandbox: Sandbox, girder: Any) -> None:
     with pytest.raises(girder_client.HttpError) as nobody:
         stranger.get("folder", {"parentType": "collection", "parentId": "0" * 24})
     assert nobody.value.status == 401
+    # As a form, which keeps the key out of logs.
+    as_form = requests.post(
+        girder.urlBase + "api_key/token", data={"key": sandbox.ready()["vip"]["girder"]["api_key"]}, timeout=5
+    )
+    assert stranger.urlBase == girder.urlBase
+    assert as_form.json()["user"]["login"] == "alice"
     facts = sandbox.ready()["vip"]["users"]["bob"]
     stranger.authenticate(username="bob", password=facts["password"])
     assert stranger.resourceLookup("/collection/Restricted/Data")["name"] == "Data"

@@ -190,6 +190,32 @@ def test_redirect_on_the_same_host_is_followed_for_reads_only(server: Server, se
     assert len(server.seen) == 3
 
 
+def test_redirect_elsewhere_is_followed_without_the_key_where_allowed(
+    start: Callable[..., Server], server: Server, session: HttpSession
+) -> None:
+    store = start()
+    there = Answer(303, headers={"Location": f"{store.url}/object?signature=x"})
+    server.answers = [there]
+    store.answers = [Answer(302, headers={"Location": f"{server.url}/back"})]
+    server.answers.append(Answer(body=b"content"))
+    with session.open("GET", "/file", headers={"Range": "bytes=1-"}, redirect_elsewhere=True) as response:
+        assert response.content == b"content"
+    assert store.seen[0][1] == "/object?signature=x"
+    assert store.seen[0][2]["Range"] == "bytes=1-"
+    assert "apikey" not in store.seen[0][2]
+    # Nor does a stranger bring us back here with it.
+    assert server.seen[0][2]["apikey"] == CANARY
+    assert "apikey" not in server.seen[1][2]
+    for method, location in (("POST", f"{store.url}/object"), ("GET", "file:///etc/passwd"), ("GET", "ftp://h/x")):
+        server.answers = [Answer(303, headers={"Location": location})]
+        with (
+            pytest.raises(UnexpectedResponse, match="redirects to"),
+            session.open(method, "/file", redirect_elsewhere=True),
+        ):
+            pass
+    assert len(store.seen) == 1
+
+
 def test_endless_redirects_end(server: Server, session: HttpSession) -> None:
     server.answers = [Answer(302, headers={"Location": "/again"})]
     with pytest.raises(UnexpectedResponse, match="redirected too often"):

@@ -18,6 +18,7 @@ from prefect_biomed.clients.vip.models import (
     Platform,
     VipSession,
     Workflow,
+    without_tokens,
 )
 
 EXECUTION: dict[str, Any] = {
@@ -234,6 +235,57 @@ def test_path_of_carmin_is_a_url() -> None:
         {"platformPath": "http://host/path/alice/a#b.txt", "isDirectory": False, "size": 3, "mimeType": "text/plain"}
     )
     assert (entry.path, entry.exists, entry.size) == ("/alice/a#b.txt", True, 3)
+
+
+# -- addresses on Girder -----------------------------------------------------------------------------------------------
+
+TOKEN = "canary0Token1"
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        (
+            f"girder:/x.nii?apiurl=http://h/api/v1&fileId=1&token={TOKEN}",
+            "girder:/x.nii?apiurl=http://h/api/v1&fileId=1",
+        ),
+        (f"girder:/x.nii?token={TOKEN}&fileId=1", "girder:/x.nii?fileId=1"),
+        (f"girder:/x.nii?fileId=1&token={TOKEN}&token={TOKEN}", "girder:/x.nii?fileId=1"),
+        (f"girder:///?apiurl=h&fileId=1&TOKEN={TOKEN}", "girder:///?apiurl=h&fileId=1"),
+        (f"curl 'https://h/file/1/download?token={TOKEN}' -o x", "curl 'https://h/file/1/download' -o x"),
+        (f"<uri>girder:/x?fileId=1&amp;token={TOKEN}</uri>", "<uri>girder:/x?fileId=1</uri>"),
+        (f"u=girder%3A%2Fx%3FfileId%3D1%26token%3D{TOKEN} done", "u=girder%3A%2Fx%3FfileId%3D1 done"),
+        (f'--header "Girder-Token: {TOKEN}"', '--header "Girder-Token: ***"'),
+        (f"Girder-Token={TOKEN}", "Girder-Token=***"),
+        ("a token= is a word; token=x too", "a token= is a word; token=x too"),
+        ("/vip/Home/token=x.nii", "/vip/Home/token=x.nii"),
+    ],
+)
+def test_tokens_are_taken_out(told: str, kept: str) -> None:
+    assert without_tokens(told) == kept
+    assert TOKEN not in kept
+
+
+def test_no_way_into_a_workflow_keeps_a_token() -> None:
+    address = f"girder:/x.tgz?apiurl=http://h/path/x&fileId=1&token={TOKEN}"
+    job = {"status": "ERROR", "exitCode": 40, "exitMessage": f"cannot fetch {address}"}
+    made = [
+        Workflow.model_validate(
+            {
+                "identifier": "w",
+                "returnedFiles": {"out": [address, address.replace(TOKEN, "another")]},
+                "inputValues": {"t1": address, "results-directory": address},
+                "jobs": {"0": job},
+            }
+        ),
+        Workflow.model_validate({"identifier": "w", "returnedFiles": [address]}),
+        Workflow(identifier="w", outputs=(address,)),
+    ]
+    for workflow in made:
+        assert workflow.outputs == ("girder:/x.tgz?apiurl=http://h/path/x&fileId=1",)
+        assert TOKEN not in workflow.model_dump_json() + repr(workflow)
+    assert made[0].jobs[0].exit_message == "cannot fetch girder:/x.tgz?apiurl=http://h/path/x&fileId=1"
+    assert TOKEN not in PathEntry(path=address).path
 
 
 # -- sessions ----------------------------------------------------------------------------------------------------------
