@@ -73,17 +73,25 @@ class Preflight:
         files: Files to upload.
         folders: Folders they lie in, relative to the input folder, parents first.
         input_values: Values by parameter key, files as paths on the platform or as `<storage>:<file id>`.
-        girder_inputs: Those of them that name files on Girder.
-        settings: What the session file records: as sent, but files on Girder by path, as vip-client does.
         jobs: Number of jobs one run will have.
+        girder_paths: Those of the values that name files on Girder, by path.
     """
 
     files: tuple[LocalFile, ...]
     folders: tuple[str, ...]
     input_values: dict[str, InputValue]
-    girder_inputs: dict[str, InputValue]
-    settings: dict[str, InputValue]
     jobs: int
+    girder_paths: dict[str, InputValue] = field(default_factory=dict)
+
+    @property
+    def girder_inputs(self) -> dict[str, InputValue]:
+        """Those of the values that name files on Girder, as sent."""
+        return {name: self.input_values[name] for name in self.girder_paths}
+
+    @property
+    def settings(self) -> dict[str, InputValue]:
+        """What the session file records: values as sent, but files on Girder by path, as vip-client does."""
+        return self.input_values | self.girder_paths
 
     @property
     def bytes(self) -> int:
@@ -163,8 +171,7 @@ def preflight(
         problems += check_vip_key(client)
     if problems:
         raise PreflightFailed(f"Session {session.session_name!r}", problems)
-    from_girder = {name: values[name] for name in named}
-    return Preflight(files, folders, values, from_girder, values | named, jobs)
+    return Preflight(files, folders, values, jobs, named)
 
 
 def _scan(
