@@ -96,6 +96,7 @@ def start(laboratory: Laboratory, deployment: str, **parameters: Any) -> FlowRun
     return FlowRun(laboratory, deployment, {"credentials": credentials, **parameters})
 
 
+@pytest.mark.endurance
 def test_killed_at_ten_random_moments_and_every_pixel_right(
     laboratory: Laboratory, remote: Remote, stack: tuple[Path, np.ndarray]
 ) -> None:

@@ -19,7 +19,7 @@ from examples.lab import Laboratory
 from prefect_biomed.clients.boss import BossClient
 from prefect_biomed.sandbox.vantage6 import CLINICAL
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.endurance, pytest.mark.timeout(900)]
 
 CREDENTIALS = {"$ref": {"block_document_slug": "vip-credentials/lab"}}
 TILES = 400
