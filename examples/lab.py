@@ -55,6 +55,7 @@ class Laboratory:
             "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
             "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_LOGGING_LEVEL": "INFO",
             "PREFECT_LOGGING_EXTRA_LOGGERS": "prefect_biomed",
             "PREFECT_BIOMED_HOME": str(home / "ledgers"),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
