@@ -43,7 +43,12 @@ class Laboratory:
     """
 
     def __init__(
-        self, home: Path = HOME, platforms: Sequence[str] = ("vip",), *, worker_limit: int | None = None, **settings: str
+        self,
+        home: Path = HOME,
+        platforms: Sequence[str] = ("vip",),
+        *,
+        worker_limit: int | None = None,
+        **settings: str,
     ) -> None:
         self.home = home
         self.platforms = platforms

@@ -23,7 +23,7 @@ from prefect_biomed.sandbox.boss import Job
 
 __all__ = ["lab", "make_lab"]
 
-pytestmark = [pytest.mark.conformance, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.conformance, pytest.mark.endurance, pytest.mark.timeout(600)]
 
 EXTENT = {"x": [0, 1024], "y": [0, 512], "z": [0, 20], "t": [0, 1]}
 SHAPE = (20, 512, 1024)

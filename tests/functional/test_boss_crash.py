@@ -18,7 +18,7 @@ from PIL import Image
 from examples.lab import Laboratory
 from prefect_biomed.clients.boss import BossClient
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.endurance, pytest.mark.timeout(900)]
 
 TILES = 640
 KILLS = 10
@@ -96,7 +96,6 @@ def start(laboratory: Laboratory, deployment: str, **parameters: Any) -> FlowRun
     return FlowRun(laboratory, deployment, {"credentials": credentials, **parameters})
 
 
-@pytest.mark.endurance
 def test_killed_at_ten_random_moments_and_every_pixel_right(
     laboratory: Laboratory, remote: Remote, stack: tuple[Path, np.ndarray]
 ) -> None:

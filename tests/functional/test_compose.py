@@ -21,7 +21,7 @@ from laboratory import wait_until
 
 from prefect_biomed.sandbox import Sandbox
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.endurance, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = {"POSTGRES_PASSWORD": "sesame", "PREFECT_AUTH": "operator:swordfish", "DATA_DIR": "/data"}

@@ -26,6 +26,7 @@ BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome
 MISSING = [name for name, found in (("chromium", BROWSER), ("npm", shutil.which("npm"))) if not found]
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.endurance,
     pytest.mark.timeout(600),
     pytest.mark.skipif(bool(MISSING), reason=f"not on PATH: {', '.join(MISSING)}"),
 ]

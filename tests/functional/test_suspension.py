@@ -14,7 +14,7 @@ from laboratory import FlowRun, Remote, wait_until
 
 from examples.lab import Laboratory
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.slow, pytest.mark.endurance, pytest.mark.timeout(2400)]
 
 CREDENTIALS = {"$ref": {"block_document_slug": "vip-credentials/lab"}}
 SESSIONS = 20
@@ -93,7 +93,6 @@ def test_a_run_that_was_resumed_too_early_is_suspended_again(
     assert len([e for e in remote.journal("PUT", "/INPUTS/anatomical.nii") if e["status"] == 201]) == 1
 
 
-@pytest.mark.endurance
 def test_without_suspending_each_session_keeps_the_slot(
     laboratory: Laboratory, remote: Remote, input_dir: Path, tmp_path: Path
 ) -> None:
@@ -106,7 +105,6 @@ def test_without_suspending_each_session_keeps_the_slot(
     assert all(later - earlier >= 5000 for earlier, later in pairwise(starts)), starts
 
 
-@pytest.mark.endurance
 def test_twenty_overlapping_sessions_on_one_slot(
     laboratory: Laboratory, remote: Remote, input_dir: Path, tmp_path: Path
 ) -> None:
