@@ -14,7 +14,12 @@ from uuid import UUID
 from prefect import get_run_logger, task
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import (
+    ArtifactCollectionFilter,
+    ArtifactCollectionFilterKey,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
 from prefect.client.schemas.objects import FlowRun
 from pydantic import BaseModel, ConfigDict
 
@@ -268,8 +273,8 @@ def _flow_runs(keys: Mapping[str, str]) -> dict[str, FlowRun]:
     made_by: dict[str, UUID] = {}
     with get_client(sync_client=True) as client:
         for some in _portions(sorted(keys.values())):
-            artifacts = client.read_artifacts(
-                artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=some)), limit=_PAGE
+            artifacts = client.read_latest_artifacts(
+                artifact_filter=ArtifactCollectionFilter(key=ArtifactCollectionFilterKey(any_=some)), limit=_PAGE
             )
             made_by |= {a.key: a.flow_run_id for a in artifacts if a.key and a.flow_run_id}
         runs: dict[UUID, FlowRun] = {}
