@@ -21,6 +21,7 @@ from prefect_biomed.clients.vantage6 import (
     DEFAULT_POLLING,
     SPILL_BYTES,
     Collaboration,
+    Column,
     DatabaseInput,
     Dataframe,
     Look,
@@ -97,7 +98,7 @@ class _PlaceOfFlow(CachePolicy):
         flow_run_id = task_ctx.task_run.flow_run_id
         if inputs.get("token") or flow_run_id is None:
             return None
-        return token_of_flow_run(flow_run_id, "vantage6-task")
+        return token_of_flow_run(flow_run_id, "vantage6-task", explicit=inputs.get("name") or None)
 
 
 @task(**ONCE | {"cache_policy": ONCE["cache_policy"] + _PlaceOfFlow()})
@@ -622,7 +623,7 @@ def list_resources(
     filters: dict[str, Any] | None = None,
     include: Sequence[str] = (),
     limit: int | None = None,
-) -> list[Record]:
+) -> list[Record | Column]:
     """List what is on the server, all pages of it.
 
     Safe to repeat: it only reads.
@@ -630,8 +631,9 @@ def list_resources(
     Args:
         credentials: The account.
         resource: `organization`, `collaboration`, `study`, `node`, `user`, `role`, `rule`, `task`, `run`, `result`,
-            `session`, `dataframe` or `algorithmstore`.
-        filters: Such as `{"collaboration_id": 1}`; texts take the wildcards `%` and `_`.
+            `session`, `dataframe`, `column` or `algorithmstore`.
+        filters: Such as `{"collaboration_id": 1}`; texts take the wildcards `%` and `_`. Columns need `dataframe_id` on
+            generation 5, `label` and `collaboration_id` on generation 4.
         include: Related objects to include, such as `["organizations"]` of a collaboration.
         limit: Stop after so many.
 
@@ -642,9 +644,13 @@ def list_resources(
         ConfigurationError: There is no such resource or filter; the message lists those there are.
         PermissionDeniedError: The role may not see them.
     """
-    model = resource_named(resource).model
+    found: list[Record | Column]
     with credentials.get_client() as client:
-        found = client.list(model, include=include, limit=limit, **(filters or {}))
+        if resource == Column.resource:
+            found = list(client.columns(**(filters or {})))
+        else:
+            model = resource_named(resource).model
+            found = list(client.list(model, include=include, limit=limit, **(filters or {})))
     get_run_logger().info("%d of resource %s", len(found), resource)
     return found
 
@@ -669,7 +675,7 @@ def _token_of_call(request: TaskRequest, repetition: int) -> str:
     inputs = json.dumps(request.model_dump(), sort_keys=True, default=repr)
     kind = "vantage6-task-" + hashlib.sha256(f"{inputs}\0{repetition}".encode()).hexdigest()
     if context is not None and context.task_run.flow_run_id is not None:
-        return token_of_flow_run(context.task_run.flow_run_id, kind)
+        return token_of_flow_run(context.task_run.flow_run_id, kind, explicit=request.name or None)
     # Outside a flow the task run itself is the intent; its id stays the same on its retries.
     seed = str(context.task_run.id) if context is not None else kind
     return hashlib.sha256(f"{seed}{kind}".encode()).hexdigest()[:10]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +14,6 @@ from prefect_biomed.clients.errors import UnexpectedResponse
 __all__ = ["LongText", "read_json"]
 
 _CHUNK_BYTES = 1024 * 1024
-_QUOTE_OR_BACKSLASH = re.compile(rb'["\\]')
 
 
 class LongText:
@@ -95,34 +93,42 @@ def _set_long_strings_aside(file: IO[bytes], long_bytes: int, mark: str) -> tupl
     escaped = False
     while chunk := file.read(_CHUNK_BYTES):
         at = 0
+        quote = backslash = -1  # The next ones from `at` on, found when needed.
         while at < len(chunk):
-            if start < 0:
-                quote = chunk.find(b'"', at)
-                end = len(chunk) if quote < 0 else quote + 1
-                shortened += chunk[at:end]
-                if quote >= 0:
-                    start, kept = offset + end, bytearray()
-                at = end
-            elif escaped:
+            if escaped:
                 kept += chunk[at : at + 1]
                 escaped, at = False, at + 1
-            else:
-                found = _QUOTE_OR_BACKSLASH.search(chunk, at)
-                end = found.start() if found else len(chunk)
-                if len(kept) <= long_bytes:
-                    kept += chunk[at:end]
-                if found and chunk[end : end + 1] == b"\\":
-                    kept += b"\\"
-                    escaped = True
-                elif found:
-                    if len(kept) > long_bytes:
-                        kept = bytearray(f"{mark}{len(spans)}", "ascii")
-                        spans.append((start, offset + end - start))
-                    shortened += kept + b'"'
-                    start = -1
-                at = end + 1 if found else end
+            if quote < at:
+                quote = _find(chunk, b'"', at)
+            if start < 0:
+                end = min(quote + 1, len(chunk))
+                shortened += chunk[at:end]
+                if quote < len(chunk):
+                    start, kept = offset + end, bytearray()
+                at = end
+                continue
+            if backslash < at:
+                backslash = _find(chunk, b"\\", at)
+            end = min(quote, backslash)
+            if len(kept) <= long_bytes:
+                kept += chunk[at:end]
+            at = end + 1
+            if end == backslash < len(chunk):
+                kept += b"\\"
+                escaped = True
+            elif end == quote < len(chunk):
+                if len(kept) > long_bytes:
+                    kept = bytearray(f"{mark}{len(spans)}", "ascii")
+                    spans.append((start, offset + end - start))
+                shortened += kept + b'"'
+                start = -1
         offset += len(chunk)
     return bytes(shortened), spans
+
+
+def _find(chunk: bytes, byte: bytes, start: int) -> int:
+    found = chunk.find(byte, start)
+    return len(chunk) if found < 0 else found
 
 
 def _with_long_texts(value: Any, texts: Mapping[str, LongText]) -> Any:

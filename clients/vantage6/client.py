@@ -647,27 +647,49 @@ class Vantage6Client:
         except PermissionDeniedError as error:
             raise CancelNotPermitted(str(error), status=error.status, url=error.url) from error
 
-    def columns(self, label: str, collaboration_id: int, organization_ids: Sequence[int]) -> builtins.list[Column]:
-        """List the columns of a database that nodes share (``POST column``, generation 4).
+    def columns(
+        self,
+        *,
+        dataframe_id: int | None = None,
+        label: str | None = None,
+        collaboration_id: int | None = None,
+        organization_ids: Sequence[int] | None = None,
+    ) -> builtins.list[Column]:
+        """List columns: of a dataframe on generation 5, of a database on generation 4. Safe to repeat.
+
+        On generation 4 the nodes tell them while they are online; where one does not, the server is asked
+        (``POST column``), which may start a task there.
 
         Args:
-            label: Label of the database.
-            collaboration_id: The collaboration.
-            organization_ids: Whose nodes to ask.
+            dataframe_id: The dataframe (generation 5).
+            label: Label of the database (generation 4).
+            collaboration_id: The collaboration of the nodes (generation 4).
+            organization_ids: Whose nodes to look at; all of the collaboration when None (generation 4).
 
         Returns:
-            The columns, empty when the server had to start a task to find out.
+            The columns; empty when the server had to start a task to find out.
 
         Raises:
-            ConfigurationError: The server is of another generation; generation 5 has them in the dataframe.
+            ConfigurationError: What the server's generation needs is missing, or it is 3, which knows no columns.
         """
-        if self.version.major != 4:
-            raise ConfigurationError("The list of columns is a feature of generation 4; in 5 a dataframe has columns.")
-        body = {
-            "db_label": label,
-            "collaboration_id": collaboration_id,
-            "organizations": [{"id": organization_id} for organization_id in organization_ids],
-        }
+        if self.version.major == 5 and dataframe_id is not None:
+            return builtins.list(self.get(Dataframe, dataframe_id).columns)
+        if self.version.major != 4 or label is None or collaboration_id is None:
+            raise ConfigurationError(
+                "Columns are listed by dataframe_id on generation 5, by label and collaboration_id on generation 4; "
+                f"{self.url} is {self.version.text}."
+            )
+        nodes = nodes_of(self, collaboration_id)
+        wanted = builtins.list(nodes) if organization_ids is None else builtins.list(organization_ids)
+        shared = [nodes[one].columns(label) if one in nodes else () for one in wanted]
+        if all(shared):
+            return [
+                Column(name=name, node_id=nodes[one].id)
+                for one, names in zip(wanted, shared, strict=True)
+                for name in names
+            ]
+        organizations = [{"id": organization_id} for organization_id in wanted]
+        body = {"db_label": label, "collaboration_id": collaboration_id, "organizations": organizations}
         answer = self._answer("POST", "/column", json_body=body, about=f"columns of {label!r}")
         return [Column(name=str(name)) for name in answer.get("columns", [])]
 

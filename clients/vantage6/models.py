@@ -430,6 +430,9 @@ class Column(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
+    #: The server's word for it.
+    resource: ClassVar[str] = "column"
+
     name: str
     dtype: str = ""
     node_id: int | None = None

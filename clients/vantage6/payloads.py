@@ -16,7 +16,7 @@ from pydantic import JsonValue
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.vantage6.errors import ResultNotReadable, UnsafeFormat
 
-__all__ = ["check_start", "encode_call", "read_result"]
+__all__ = ["check_start", "decode_json", "encode_call", "read_result"]
 
 _PREFIX = re.compile(rb"([A-Za-z0-9_-]{1,10})\.")
 # A pickle of protocol 2 or later begins with PROTO and its number and ends with STOP. Older ones are text that is
@@ -69,15 +69,27 @@ def read_result(major: int, content: bytes, *, run_id: int) -> JsonValue:
         UnsafeFormat: The output is a pickle. It was not read.
         ResultNotReadable: The output is not JSON: the algorithm wrote something else, or the private key is wrong.
     """
-    text = check_start(major, content, run_id=run_id)
+    return decode_json(check_start(major, content, run_id=run_id), run_id=run_id)
+
+
+def decode_json(text: bytes, *, run_id: int) -> JsonValue:
+    """Decode an output that has passed `check_start` as a whole.
+
+    Args:
+        text: The output without prefix.
+        run_id: The run, for messages.
+
+    Raises:
+        ResultNotReadable: It is not JSON.
+    """
     try:
         value: JsonValue = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ResultNotReadable(
-            f"The result of run {run_id} ({len(content)} bytes) is not JSON. Either the algorithm answers with "
-            "something else, or the private key is not the one of the organization that asked.",
-            content=content,
-            size_bytes=len(content),
+            f"The result of run {run_id} ({len(text)} bytes) is not JSON. Either the algorithm answers with something "
+            "else, or the private key is not the one of the organization that asked.",
+            content=text,
+            size_bytes=len(text),
         ) from None
     return value
 

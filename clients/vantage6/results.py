@@ -24,7 +24,7 @@ from prefect_biomed.clients.vantage6.errors import (
     ResultUnavailable,
 )
 from prefect_biomed.clients.vantage6.models import EncodedResult, Result, Run, Task
-from prefect_biomed.clients.vantage6.payloads import check_start, read_result
+from prefect_biomed.clients.vantage6.payloads import check_start, decode_json
 from prefect_biomed.clients.vantage6.watch import organization_names
 
 __all__ = ["SPILL_BYTES", "fetch_results"]
@@ -116,7 +116,7 @@ def _read(
             decoded = decode_base64_stream(chunks)
         try:
             kept, size = _collect(client.version.major, decoded, run.id, path, spill_bytes)
-            value = None if kept is None else read_result(client.version.major, kept, run_id=run.id)
+            value = None if kept is None else decode_json(kept, run_id=run.id)
         except ResultNotReadable as error:
             if b"$" in head:
                 raise DecryptionFailed(
@@ -190,7 +190,8 @@ def _collect(
         kept += chunk
         if len(kept) > spill_bytes:
             return None, _spill(major, bytes(kept), chunks, run_id, path)
-    return bytes(kept), len(kept)
+    text = check_start(major, bytes(kept), run_id=run_id)
+    return text, len(text)
 
 
 def _spill(major: int, start: bytes, chunks: Iterator[bytes], run_id: int, path: Path) -> int:
