@@ -383,8 +383,8 @@ def launch(
     and the task is sent. When the answer is lost, the name is looked for again. Safe to repeat, also after a kill
     between the request and its answer, and on another machine: the name is what counts.
 
-    Five requests on generations 4 and 5 whatever the number of organizations, plus one for each organization where the
-    server keeps payloads in a blob store.
+    Five requests whatever the number of organizations, six on generation 5, where dataframes are checked too; plus one
+    for each organization where the server keeps payloads in a blob store.
 
     Args:
         client: The account.
