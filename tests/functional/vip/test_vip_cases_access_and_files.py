@@ -299,6 +299,28 @@ def test_case_11_answer_lost_after_the_file_arrived(vip: Sandbox, client: VipCli
     assert vip.vip.journal.entries("DELETE") == []
 
 
+def test_case_11_part_of_a_file_after_a_failed_upload_is_replaced(
+    vip: Sandbox, client: VipClient, new_session: NewSession, tmp_path: Path
+) -> None:
+    """The answer is an error and a file of another size appears: it is deleted and the file sent again."""
+    session = new_session(files={"a.txt": b"complete"})
+    client.make_folder(session.vip_input_dir)
+    vip.vip.faults.add(Fault(method="PUT", path=r"a\.txt", status=502, body=HTML, calls=[1]))
+    half = tmp_path / "half"
+    half.write_bytes(b"comp")
+
+    def leave_a_part() -> None:
+        until(lambda: vip.vip.journal.entries("PUT", r"a\.txt"))
+        client.put_file(half, f"{session.vip_input_dir}/a.txt")
+
+    other = threading.Thread(target=leave_a_part)
+    other.start()
+    assert send(client, session, settle_seconds=0.5).sent == 1
+    other.join()
+    assert client.read_file(f"{session.vip_input_dir}/a.txt", max_bytes=100) == b"complete"
+    assert len(vip.vip.journal.entries("DELETE", r"a\.txt")) == 1
+
+
 def test_case_12_truncated_file_on_the_platform_is_sent_again(
     vip: Sandbox, client: VipClient, new_session: NewSession, tmp_path: Path
 ) -> None:
