@@ -12,6 +12,13 @@ from typing import Any
 import nibabel
 import numpy as np
 from PIL import Image
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+)
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -247,6 +254,15 @@ def research_pipeline(laboratory: Laboratory, volume: Path) -> None:
         with Path(labels["measures"]).open(newline="") as file:
             for row in csv.DictReader(file):
                 table.add_row(row["image"], site, row["volume"])
+    CONSOLE.print(table)
+    table = Table("stage of research-pipeline", "seconds")
+    with SyncPrefectClient(laboratory.api_url) as client:
+        [run] = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=["research-pipeline"])))
+        stages = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]))
+        )
+    for stage in sorted(stages, key=lambda stage: str(stage.start_time)):
+        table.add_row(stage.name.partition(" ")[0], f"{stage.total_run_time.total_seconds():.1f}")
     CONSOLE.print(table)
 
 
