@@ -102,16 +102,16 @@ def _databases_4(value: list[dict[str, Any]] | None) -> None:
 
 
 def _databases_5(value: list[list[dict[str, Any]]] | None) -> None:
-    for group in value or []:
-        for database in group:
-            if "type" not in database:
-                raise ValidationError("Each database must have a 'type' key")
-            if database["type"] not in ("source", "dataframe"):
-                raise ValidationError(f"Invalid database type: {database['type']}")
-            if database["type"] == "dataframe" and not database.get("dataframe_id"):
-                raise ValidationError("Dataframe ID is required for dataframe database type")
-            if database["type"] == "source" and not database.get("label"):
-                raise ValidationError("Label is required for source database type")
+    for database in (database for group in value or [] for database in group):
+        if "type" not in database:
+            raise ValidationError("Each database must have a 'type' key")
+        kind = database["type"]
+        wanted = "dataframe_id" if kind == "dataframe" else "label"
+        if not database.get(wanted):
+            raise ValidationError(f"Database of type '{kind}' must have a '{wanted}' key")
+        allowed = {"label", "type", "dataframe_id"}
+        if not allowed.issuperset(database):
+            raise ValidationError(f"Database {database} contains unknown keys. Allowed keys are {allowed}.")
 
 
 def _uuid(value: str) -> None:

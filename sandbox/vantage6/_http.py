@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 from urllib.parse import urlencode
 
 import httpx
@@ -54,8 +54,22 @@ class Refusal(Exception):
         self.body: dict[str, object] = {"msg": message, **more}
 
 
-class WrongClient(Exception):
-    """A client of a kind this route is not for. The real servers answer 500."""
+class TokenRefusal(Refusal):
+    """A token that is missing, malformed, forged or too old.
+
+    Args:
+        status: HTTP status.
+        message: what most routes say.
+        technical: what the library says that checks tokens, when it is something else.
+    """
+
+    def __init__(self, status: int, message: str, technical: str | None = None) -> None:
+        super().__init__(status, message)
+        self.technical = technical or message
+
+
+class ServerFlaw(Exception):
+    """Something the real servers stumble over, too; they answer 500."""
 
 
 def denied(message: str = "You lack the permission to do that!") -> NoReturn:
@@ -283,7 +297,7 @@ class _Route:
     kinds: tuple[str, ...]
     generations: tuple[int, ...]
     handler: Handler
-    locked: bool
+    tells: str
 
 
 class Routes:
@@ -299,7 +313,7 @@ class Routes:
         kinds: tuple[str, ...] = NOBODY,
         generations: tuple[int, ...] = (3, 4, 5),
         *,
-        locked: bool = True,
+        tells: Literal["never", "inside", "always"] = "never",
     ) -> Callable[[Handler], Handler]:
         """Return a decorator that makes a function answer a route.
 
@@ -308,11 +322,11 @@ class Routes:
             path: below the API path, with `{id:int}` and the like.
             kinds: who may call it; nobody in particular means without a token.
             generations: which dialects have it.
-            locked: whether it may touch the tables; False for long transfers.
+            tells: whether a v5 server says what went wrong in it: never, once the caller is known, or always.
         """
 
         def register(handler: Handler) -> Handler:
-            self.entries.append(_Route(method, path, kinds, generations, handler, locked))
+            self.entries.append(_Route(method, path, kinds, generations, handler, tells))
             return handler
 
         return register
@@ -338,24 +352,25 @@ def build(
 
     def adapt(route: _Route) -> Callable[[Request], Any]:
         def answer(request: Request, content: bytes) -> Response:
+            told = generation == 5 and route.tells == "always"
             try:
                 with server.registry.lock:
                     caller = server.authenticate(request, route.kinds) if route.kinds else None
-                    call = Call(server, request, content, caller)
-                    if route.locked:
-                        return _response(route.handler(call))
-                return _response(route.handler(call))
+                    told = generation == 5 and route.tells != "never"
+                    return _response(route.handler(Call(server, request, content, caller)))
+            except TokenRefusal as refusal:
+                if told:
+                    return JSONResponse({"msg": f"An unexpected error occurred: {refusal.technical}"}, 500)
+                return JSONResponse(refusal.body, refusal.status)
             except Refusal as refusal:
                 return JSONResponse(refusal.body, refusal.status)
             except _FlaskRefusal as refusal:
                 return JSONResponse({"message": str(refusal)}, refusal.status)
-            except WrongClient:
-                return JSONResponse({"msg": flaw}, 500)
-            except Exception:
-                # The real servers answer so whatever goes wrong in them; some of their routes
-                # rely on it, and what was not meant is in the log.
-                _log.warning("%s %s failed", request.method, request.url.path, exc_info=True)
-                return JSONResponse({"msg": flaw}, 500)
+            except Exception as error:
+                # The real servers answer so whatever goes wrong in them; what was not meant is in the log.
+                if not isinstance(error, ServerFlaw):
+                    _log.warning("%s %s failed", request.method, request.url.path, exc_info=True)
+                return JSONResponse({"msg": f"An unexpected error occurred: {error}" if told else flaw}, 500)
 
         async def endpoint(request: Request) -> Response:
             content = await request.body()

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from prefect_biomed.sandbox.vantage6._http import ServerFlaw
 from prefect_biomed.sandbox.vantage6._records import (
     Collaboration,
     Node,
@@ -222,6 +223,8 @@ class Caller:
 
     def for_organization(self, resource: str, operation: str, organization: Organization | int | str | None) -> bool:
         """Return whether it may do this to what belongs to an organization."""
+        if organization is None and self.registry.generation == 5:
+            raise ServerFlaw("int() argument must be a string, a bytes-like object or a real number, not 'NoneType'")
         wanted = _id(organization)
         if self.may(resource, operation, "glo"):
             return True

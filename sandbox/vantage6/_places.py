@@ -407,7 +407,7 @@ def get_node(call: Call) -> Answer:
     return call.view.node(record)
 
 
-@routes.add("POST", "/node", USER)
+@routes.add("POST", "/node", USER, tells="inside")
 def create_node(call: Call) -> Answer:
     caller, registry = call.caller, call.registry
     data = call.body(call.server.schemas["node"])
@@ -438,7 +438,12 @@ def create_node(call: Call) -> Answer:
         raise Refusal(400, "Node name cannot contain spaces!")
     if registry.nodes.where(name=name):
         raise Refusal(400, f"Node with name '{name}' already exists!")
-    record = Node(name=name, collaboration=collaboration, organization=organization, status="offline")
+    record = Node(
+        name=name,
+        collaboration=collaboration,
+        organization=organization,
+        status=None if call.generation == 3 else "offline",
+    )
     call.server.register_node(record)
     return {**call.view.node(record), "api_key": record.api_key}, 201
 
@@ -466,7 +471,7 @@ def change_node(call: Call) -> Answer:
     return call.view.node(record)
 
 
-@routes.add("DELETE", "/node/{id:int}", USER)
+@routes.add("DELETE", "/node/{id:int}", USER, tells="always")
 def delete_node(call: Call) -> Answer:
     record = call.registry.nodes.get(call.id)
     if record is None:

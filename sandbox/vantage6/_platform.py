@@ -35,7 +35,7 @@ from prefect_biomed.sandbox.vantage6 import (
 from prefect_biomed.sandbox.vantage6._bodies import schemas
 from prefect_biomed.sandbox.vantage6._cohorts import split
 from prefect_biomed.sandbox.vantage6._encryption import KeyPair
-from prefect_biomed.sandbox.vantage6._http import Refusal, WrongClient, build
+from prefect_biomed.sandbox.vantage6._http import Refusal, ServerFlaw, TokenRefusal, build
 from prefect_biomed.sandbox.vantage6._keycloak import PUBLIC_CLIENT, Realm
 from prefect_biomed.sandbox.vantage6._permissions import Caller, seed_rules
 from prefect_biomed.sandbox.vantage6._records import (
@@ -408,14 +408,14 @@ class Vantage6Sandbox(Platform):
 
         Raises:
             Refusal: the token is missing, malformed, expired or of the wrong type.
-            WrongClient: its owner is of a kind this route is not for.
+            ServerFlaw: its owner is of a kind this route is not for.
         """
         header = request.headers.get("authorization")
         if self.generation == 5:
             return self._authenticate_5(header, kinds)
         claims = verify(_bearer(header), self._key())
         if claims.get("type") != "access":
-            raise Refusal(422, "Only non-refresh tokens are allowed")
+            raise TokenRefusal(422, "Only non-refresh tokens are allowed")
         return self._caller(claims["client_type"], claims["sub"], kinds)
 
     def _authenticate_5(self, header: str | None, kinds: Sequence[str]) -> Caller:
@@ -427,7 +427,7 @@ class Vantage6Sandbox(Platform):
                 *self.registry.nodes.where(keycloak_id=claims["sub"]),
             ]
             return self._caller(kind, found[0].id if found else 0, kinds)
-        except (Refusal, WrongClient):
+        except (Refusal, ServerFlaw):
             if "container" not in kinds:
                 raise
         # Where containers are welcome, whatever is wrong ends as an error of the server: no token, an
@@ -435,24 +435,24 @@ class Vantage6Sandbox(Platform):
         try:
             claims = verify(_bearer(header), self._key())["sub"]
         except (Refusal, KeyError) as error:
-            raise WrongClient from error
+            raise ServerFlaw from error
         return self._caller("container", claims, kinds)
 
     def _caller(self, kind: str, subject: Any, kinds: Sequence[str]) -> Caller:
         if kind not in kinds:
-            raise WrongClient
+            raise ServerFlaw
         registry = self.registry
         if kind == "container":
             return Caller(registry, kind, claims=subject)
         if kind == "user":
             user = registry.users.get(subject)
             if user is None:
-                raise WrongClient
+                raise ServerFlaw
             user.last_seen = now()
             return Caller(registry, kind, user=user)
         node = registry.nodes.get(subject)
         if node is None:
-            raise WrongClient
+            raise ServerFlaw
         node.last_seen = now()
         return Caller(registry, kind, node=node)
 
@@ -482,10 +482,10 @@ class Vantage6Sandbox(Platform):
         """Return the owner of the refresh token of a request."""
         claims = verify(_bearer(request.headers.get("authorization")), self._key())
         if claims.get("type") != "refresh":
-            raise Refusal(422, "Only refresh tokens are allowed")
+            raise TokenRefusal(422, "Only refresh tokens are allowed")
         member = self.registry.users.get(claims["sub"]) or self.registry.nodes.get(claims["sub"])
         if member is None:
-            raise WrongClient
+            raise ServerFlaw
         return member
 
     def container_token(self, claims: dict[str, Any]) -> str:
@@ -603,13 +603,13 @@ def one_time_code(secret: str, step: int) -> str:
 
 def _bearer(header: str | None) -> str:
     if header is None:
-        raise Refusal(401, "Missing Authorization Header")
+        raise TokenRefusal(401, "Missing Authorization Header")
     kind, _, token = header.partition(" ")
     expected = "Expected 'Authorization: Bearer <JWT>'"
     if kind != "Bearer":
-        raise Refusal(401, f"Missing 'Bearer' type in 'Authorization' header. {expected}")
+        raise TokenRefusal(401, f"Missing 'Bearer' type in 'Authorization' header. {expected}")
     if not token or " " in token:
-        raise Refusal(422, f"Bad Authorization header. {expected}")
+        raise TokenRefusal(422, f"Bad Authorization header. {expected}")
     return token
 
 

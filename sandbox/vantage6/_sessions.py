@@ -183,7 +183,7 @@ def list_dataframes(call: Call) -> Answer:
     return call.page(found, call.view.dataframe, name="Dataframe", columns=Dataframe, paginate=paginate)
 
 
-@routes.add("POST", "/session/{id:int}/dataframe", USER, _FIVE)
+@routes.add("POST", "/session/{id:int}/dataframe", USER, _FIVE, tells="always")
 def create_dataframe(call: Call) -> Answer:
     registry = call.registry
     session = _session(call, "edit", call.id, f"Session with id={call.id} not found")
@@ -278,7 +278,7 @@ def delete_dataframe(call: Call) -> Answer:
     return {"msg": f"Successfully deleted dataframe {record.name} from session {session.id}"}
 
 
-@routes.add("POST", "/session/dataframe/{id:int}/preprocess", USER, _FIVE)
+@routes.add("POST", "/session/dataframe/{id:int}/preprocess", USER, _FIVE, tells="always")
 def preprocess_dataframe(call: Call) -> Answer:
     record = _dataframe(call, "edit")
     data = call.body(call.server.schemas["preprocessing"])
@@ -306,7 +306,7 @@ def preprocess_dataframe(call: Call) -> Answer:
     return call.view.dataframe(record), 201
 
 
-@routes.add("POST", "/session/dataframe/{id:int}/column", NODE, _FIVE)
+@routes.add("POST", "/session/dataframe/{id:int}/column", NODE, _FIVE, tells="always")
 def report_columns(call: Call) -> Answer:
     schema: Schema = call.server.schemas["dataframe column"]
     try:

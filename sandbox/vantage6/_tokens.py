@@ -13,7 +13,7 @@ from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import OctKey, RSAKey
 
-from prefect_biomed.sandbox.vantage6._http import Refusal
+from prefect_biomed.sandbox.vantage6._http import TokenRefusal
 
 Claims = dict[str, Any]
 
@@ -32,21 +32,21 @@ def verify(token: str, key: OctKey | RSAKey, leeway_seconds: float = 0.0) -> Cla
     """Return the claims of a token that is signed with this key and has not expired.
 
     Raises:
-        Refusal: 422 when it is malformed or signed otherwise, 401 when it has expired, in the
+        TokenRefusal: 422 when it is malformed or signed otherwise, 401 when it has expired, in the
             words of the servers.
     """
     if token.count(".") != 2:
-        raise Refusal(422, "Not enough segments")
+        raise TokenRefusal(422, "Not enough segments")
     if _object(token.split(".")[0]) is None:
-        raise Refusal(422, "Invalid header padding")
+        raise TokenRefusal(422, "Invalid header padding")
     algorithm = "HS256" if isinstance(key, OctKey) else "RS256"
     try:
         signed = jws.deserialize_compact(token, key, algorithms=[algorithm])
     except (JoseError, ValueError) as error:
-        raise Refusal(422, "Signature verification failed") from error
+        raise TokenRefusal(422, "Signature verification failed") from error
     claims: Claims = json.loads(signed.payload)
     if "exp" in claims and claims["exp"] + leeway_seconds < time.time():
-        raise Refusal(401, "Token has expired")
+        raise TokenRefusal(401, "Token has expired", "Signature has expired")
     return claims
 
 

@@ -25,6 +25,7 @@ from prefect_biomed.sandbox.vantage6._records import (
 )
 
 Json = dict[str, Any]
+_METHODS_3 = {"organization": ["GET", "PATCH"], "rule": ["GET"]}
 _METHODS = {"task": ["GET", "DELETE"], "run": ["GET", "PATCH"], "result": ["GET", "PATCH"]}
 
 
@@ -46,11 +47,10 @@ class View:
     def _one(self, resource: str, record: Record | None) -> Json | None:
         if record is None:
             return None
-        return {
-            "id": record.id,
-            "link": f"{self._prefix}/{resource}/{record.id}",
-            "methods": _METHODS.get(resource, ["GET", "DELETE", "PATCH"]),
-        }
+        methods = _METHODS.get(resource, ["GET", "DELETE", "PATCH"])
+        if self._generation == 3 and resource in _METHODS_3:
+            methods = _METHODS_3[resource]
+        return {"id": record.id, "link": f"{self._prefix}/{resource}/{record.id}", "methods": methods}
 
     def _many(
         self, resource: str, by: str, record: Record, records: Iterable[Record] = ()
@@ -79,7 +79,6 @@ class View:
         }
         if self._generation == 3:
             runs = registry.runs.where(organization=record)
-            links["created_tasks"] = self._many("task", "", record, registry.tasks.where(init_org=record))
             links["results"] = self._many("result", "", record, runs)
             links["roles"] = [role.id for role in registry.roles.where(organization=record)]
         else:
@@ -364,7 +363,7 @@ class View:
         own = self._registry.runs_of(record)
         if self._generation == 3:
             if results:
-                written["results"] = [self.run_in_task_3(run) for run in own]
+                written["results"] = [{k: v for k, v in self.run_in_task_3(run).items() if k != "task"} for run in own]
             return written
         if runs:
             written["runs"] = [self.run(run) for run in own]
@@ -396,10 +395,7 @@ class View:
 
     def run_in_task_3(self, record: Run) -> Json:
         """Write a result of v3 as it appears below its task."""
-        written = self.run(record)
-        del written["task"]
-        written["organization"] = record.organization.id
-        return written
+        return {**self.run(record), "task": record.task.id, "organization": record.organization.id}
 
     def run_with_task(self, record: Run) -> Json:
         """Write a run with its task in full."""

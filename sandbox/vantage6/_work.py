@@ -20,7 +20,7 @@ from prefect_biomed.sandbox.vantage6._http import (
     Call,
     Refusal,
     Routes,
-    WrongClient,
+    ServerFlaw,
     denied,
 )
 from prefect_biomed.sandbox.vantage6._permissions import Caller
@@ -85,7 +85,7 @@ def _filter_tasks_3(call: Call, found: list[Task]) -> list[Task]:
         if (wanted := call.arg(name)) is not None:
             found = [t for t in found if str(value(t)) == wanted]
     if call.arg("status") is not None:
-        raise WrongClient
+        raise ServerFlaw
     if (wanted := call.arg("result_id")) is not None:
         run = call.registry.runs.get(wanted)
         found = [t for t in found if run is not None and t is run.task]
@@ -141,8 +141,12 @@ def _filter_tasks(call: Call, found: list[Task]) -> list[Task]:
         found = [t for t in found if t.job_id == wanted]
     found = call.like(found, "name", "image", "description")
     # These two break the query of the real servers, whatever they are given.
-    if call.arg("status") is not None or call.arg("run_id") is not None:
-        raise WrongClient
+    if call.arg("status") is not None:
+        raise ServerFlaw
+    if (wanted := call.integer("run_id")) is not None:
+        if registry.runs.get(wanted) is None:
+            raise Refusal(400, f"Run id={wanted} does not exist!")
+        raise ServerFlaw
     if (wanted := call.integer("store_id")) is not None:
         store = registry.stores.get(wanted)
         if store is None:
@@ -197,7 +201,7 @@ def list_results_of_task(call: Call) -> Answer:
     return call.page(runs, call.view.run_in_task_3, name="Result", columns=Run)
 
 
-@routes.add("DELETE", "/task/{id:int}", USER)
+@routes.add("DELETE", "/task/{id:int}", USER, tells="inside")
 def delete_task(call: Call) -> Answer:
     registry, caller = call.registry, call.caller
     record = registry.tasks.get(call.id)
@@ -389,7 +393,7 @@ def _check_inputs(call: Call, inputs: list[Any], collaboration: Collaboration) -
         if five and value is None:
             continue
         if not isinstance(value, str):
-            raise WrongClient
+            raise ServerFlaw
         readable = True
         try:
             base64.b64decode(value).decode("utf-8")
@@ -468,7 +472,11 @@ def _store_task(
 
 
 def _read_task_5(call: Call) -> dict[str, Any]:
-    return check_task_5(call, call.json())
+    try:
+        body = call.json()
+    except Exception:  # no JSON is taken for nothing
+        body = None
+    return check_task_5(call, body)
 
 
 def check_task_5(call: Call, body: Any) -> dict[str, Any]:
@@ -653,7 +661,7 @@ def _runs(call: Call) -> list[Run]:
             if node is not None and r.organization is node.organization and r.task.collaboration is node.collaboration
         ]
     if call.arg("port") is not None:
-        raise WrongClient
+        raise ServerFlaw
     for name in ("assigned", "started", "finished"):
         if (till := call.arg(f"{name}_till")) is not None:
             found = [r for r in found if _before(getattr(r, f"{name}_at"), till)]
@@ -805,7 +813,7 @@ def kill_node_tasks(call: Call) -> Answer:
         raise Refusal(400, f"Node {identifier} is not online so cannot kill its tasks!")
     if call.generation == 4:
         # It asks for a permission that the tables do not have.
-        raise WrongClient
+        raise ServerFlaw
     send = "create" if call.generation == 3 else "send"
     if not caller.may("event", send, "glo", "col") and not (
         caller.may("event", send, "org") and caller.organization is node.organization
@@ -874,7 +882,7 @@ def get_columns(call: Call) -> Answer:
         if node.organization.id in wanted and columns:
             return {"columns": columns}
     # The real server then makes a task of it, in an image that the sandbox does not have.
-    raise WrongClient
+    raise ServerFlaw
 
 
 # -- tokens of containers ------------------------------------------------------------------------------
