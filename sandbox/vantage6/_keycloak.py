@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import random
 import secrets
 import time
 import uuid
@@ -63,6 +64,11 @@ class _Device:
     denied: bool = False
 
 
+def new_uuid(source: random.Random) -> str:
+    """Return a UUID of version 4 from a source of numbers."""
+    return str(uuid.UUID(int=source.getrandbits(128), version=4))
+
+
 class Realm:
     """The accounts and keys of one realm.
 
@@ -70,6 +76,7 @@ class Realm:
         name: of the realm.
         access_seconds: gives the life of an access token.
         refresh_seconds: gives the life of a refresh token.
+        source: of ids and secrets; unpredictable ones when not given.
 
     Attributes:
         direct_access: whether the public client may send passwords (Keycloak's direct access
@@ -83,6 +90,7 @@ class Realm:
         name: str,
         access_seconds: Callable[[], float],
         refresh_seconds: Callable[[], float],
+        source: random.Random | None = None,
     ) -> None:
         self.name = name
         self.direct_access = True
@@ -90,6 +98,7 @@ class Realm:
         self.url = ""
         self._access_seconds = access_seconds
         self._refresh_seconds = refresh_seconds
+        self._source = source or random.SystemRandom()
         self._users: dict[str, RealmUser] = {}
         self._clients: dict[str, RealmClient] = {}
         self._devices: dict[str, _Device] = {}
@@ -112,7 +121,7 @@ class Realm:
         """Add a person; a temporary password must be changed in a browser before it is any use."""
         if any(user.username == username for user in self._users.values()):
             raise Refusal(409, "User exists with same username")
-        user = RealmUser(username, str(uuid.uuid4()), password, temporary)
+        user = RealmUser(username, new_uuid(self._source), password, temporary)
         self._users[user.subject] = user
         return user
 
@@ -120,9 +129,12 @@ class Realm:
         """Add a client with a service account whose tokens say `kind`: user or node."""
         if any(client.name == name for client in self._clients.values()):
             raise Refusal(409, f"Client {name} already exists")
-        client = RealmClient(name, str(uuid.uuid4()), str(uuid.uuid4()), kind, secrets.token_urlsafe(24))
+        client = RealmClient(name, new_uuid(self._source), new_uuid(self._source), kind, self._secret())
         self._clients[client.id] = client
         return client
+
+    def _secret(self) -> str:
+        return base64.urlsafe_b64encode(self._source.randbytes(24)).decode()
 
     def settle(self, username: str) -> None:
         """Make a temporary password lasting, as a person's first log-in in a browser does.
@@ -147,7 +159,7 @@ class Realm:
     def new_secret(self, client_id: str | None) -> str:
         """Replace the secret of a client."""
         client = self._clients[client_id or ""]
-        client.secret = secrets.token_urlsafe(24)
+        client.secret = self._secret()
         return client.secret
 
     def approve(self, user_code: str, username: str) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import random
 import secrets
 import struct
 import time
-import uuid
 from base64 import b32decode, b32encode
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +36,7 @@ from prefect_biomed.sandbox.vantage6._bodies import schemas
 from prefect_biomed.sandbox.vantage6._cohorts import split
 from prefect_biomed.sandbox.vantage6._encryption import KeyPair
 from prefect_biomed.sandbox.vantage6._http import Refusal, ServerFlaw, TokenRefusal, build
-from prefect_biomed.sandbox.vantage6._keycloak import PUBLIC_CLIENT, Realm
+from prefect_biomed.sandbox.vantage6._keycloak import PUBLIC_CLIENT, Realm, new_uuid
 from prefect_biomed.sandbox.vantage6._permissions import Caller, seed_rules
 from prefect_biomed.sandbox.vantage6._records import (
     Authenticatable,
@@ -85,9 +85,9 @@ class Vantage6Switches(Switches):
         device_interval: seconds between two polls for a device code (v5).
     """
 
-    generation: Literal[3, 4, 5] = 4
-    organizations: int = Field(default=3, ge=3, le=99)
-    key_bits: int = Field(default=4096, ge=2048, le=8192)
+    generation: Literal[3, 4, 5] = Field(default=4, frozen=True)
+    organizations: int = Field(default=3, ge=3, le=99, frozen=True)
+    key_bits: int = Field(default=4096, ge=2048, le=8192, frozen=True)
     access_seconds: float | None = Field(default=None, gt=0)
     refresh_seconds: float | None = Field(default=None, gt=0)
     two_factor: bool = False
@@ -99,13 +99,9 @@ class Vantage6Switches(Switches):
     device_interval: int = Field(default=5, ge=0)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse changes to what is fixed, and tell the platform of the others."""
-        changed = getattr(self, "_changed", None)
-        if changed is not None and name in ("generation", "organizations", "key_bits"):
-            if value == getattr(self, name):
-                return
-            raise ValueError(f"{name} is fixed once the sandbox runs")
+        """Tell the platform of changes."""
         super().__setattr__(name, value)
+        changed = getattr(self, "_changed", None)
         if changed is not None and not name.startswith("_"):
             changed()
 
@@ -143,7 +139,8 @@ class Vantage6Sandbox(Platform):
         self.registry = Registry(generation)
         self.view = View(self.registry, self.prefix)
         self.schemas = schemas(generation)
-        self.realm = Realm(REALM, self._access_seconds, self._refresh_seconds)
+        self._random = random.Random(f"vantage6 {seed}")
+        self.realm = Realm(REALM, self._access_seconds, self._refresh_seconds, self._random)
         self.images: dict[str, Image] = {}
         self.mails: list[tuple[str, str]] = []
         self.nodes: dict[str, ComputeNode] = {}
@@ -312,6 +309,10 @@ class Vantage6Sandbox(Platform):
             )
         )
 
+    def _uuid(self) -> str:
+        """Return an API key: the same ones for the same seed."""
+        return new_uuid(self._random)
+
     def _make_keys(self, names: Sequence[str]) -> dict[str, KeyPair]:
         bits = self.switches.key_bits
         with ThreadPoolExecutor(max_workers=4) as pool:
@@ -372,14 +373,14 @@ class Vantage6Sandbox(Platform):
             node.keycloak_id, node.keycloak_client_id = client.subject, client.id
             node.api_key = client.secret
         else:
-            node.api_key = str(uuid.uuid4())
+            node.api_key = self._uuid()
         self.registry.nodes.add(node)
 
     def new_api_key(self, node: Node) -> str:
         """Replace the key of a node."""
         if self.generation == 5:
             return self.realm.new_secret(node.keycloak_client_id)
-        return str(uuid.uuid4())
+        return self._uuid()
 
     def remove_node(self, node: Node) -> None:
         """Remove a node; what computes for it stops."""

@@ -325,11 +325,11 @@ class _Seed:
             "collaborations": {},
             "nodes": {},
             "images": {clinical.name: sorted(clinical.algorithms)},
-            "databases": ["breast_cancer", "default"],
         }
         if self._generation < 5:
             users[_ADMIN]["password"] = "root"
         cohorts = split(self._folder / "cohorts", HOSPITALS)
+        facts["databases"] = sorted({label for files in cohorts.values() for label in files})
         images = {clinical.name: clinical}
         nodes: dict[str, ComputeNode] = {}
         for kind in ("plain", "encrypted"):
