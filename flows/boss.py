@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from prefect import Flow, flow, get_run_logger
+from prefect import Flow, flow
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.logging.loggers import flow_run_logger
 from pydantic import Field
 
 from prefect_biomed.blocks.boss import BossCredentials
@@ -38,12 +39,13 @@ def cancel_remote_job(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]
         return
     token = token_of_flow_run(flow_run.id, "boss-ingest", explicit=parameters.get("idempotency_key"))
     job_id = job_of_intent(token)
+    logger = flow_run_logger(flow_run, flow)
     if job_id is None:
-        get_run_logger().warning("This machine knows of no job that the run has made; look with list_jobs")
+        logger.warning("This machine knows of no job that the run has made; look with list_jobs")
         return
     credentials: BossCredentials = parameters["credentials"]
     with credentials.get_client() as client:
-        get_run_logger().info("%s", client.cancel(job_id))
+        logger.info("%s", client.cancel(job_id))
 
 
 @flow(name="boss-ingest", on_cancellation=[cancel_remote_job])

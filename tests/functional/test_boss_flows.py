@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
-from prefect.client.schemas.objects import Artifact
+from prefect.client.schemas.objects import Artifact, FlowRun, State
 from prefect.settings import get_current_settings
 from pydantic import SecretStr
 
@@ -29,7 +30,7 @@ from prefect_biomed.clients.errors import (
     PermissionDeniedError,
     PreflightFailed,
 )
-from prefect_biomed.flows.boss import boss_cancel_ingest, boss_ingest, boss_join_ingest
+from prefect_biomed.flows.boss import boss_cancel_ingest, boss_ingest, boss_join_ingest, cancel_remote_job
 from prefect_biomed.sandbox import Fault
 from prefect_biomed.tasks import boss as steps
 from prefect_biomed.tasks.policies import intent_token
@@ -336,6 +337,52 @@ def test_a_retried_flow_run_goes_on_with_its_job(make_lab: Callable[..., Lab]) -
     assert len(runs) == 2
     assert posts(lab) == 1
     assert lab.boss.job(1).status == JobStatus.COMPLETE
+
+
+@pytest.fixture
+def flow_run_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    logger = logging.getLogger("prefect.flow_runs")
+    logger.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO, logger.name)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def stored_run(state: State[Any], credentials: BossCredentials, config: IngestConfig) -> FlowRun:
+    assert state.state_details.flow_run_id is not None
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(state.state_details.flow_run_id)
+    # What the server stored of a block that was not saved is masked; a deployment stores a reference.
+    run.parameters |= {"credentials": credentials, "config": config}
+    return run
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_cancellation_hook_cancels_only_when_asked(
+    lab: Lab, credentials: BossCredentials, asked: bool, flow_run_log: pytest.LogCaptureFixture
+) -> None:
+    lab.write_stack(volume((16, 512, 512)))
+    config = IngestConfig.load(lab.config())
+    state = boss_ingest(credentials, config, upload=QUICK, complete=False, cancel_remote=asked, return_state=True)
+    assert lab.boss.job(1).status == JobStatus.UPLOADING
+    # As in the process of the hook, no flow run is under way here.
+    cancel_remote_job(boss_ingest, stored_run(state, credentials, config), state)
+    assert (lab.boss.job(1).status == JobStatus.DELETED) == asked
+    assert ("was cancelled" in flow_run_log.text) == asked
+
+
+def test_the_cancellation_hook_says_when_this_machine_knows_no_job(
+    lab: Lab, credentials: BossCredentials, flow_run_log: pytest.LogCaptureFixture
+) -> None:
+    # Refused before there was an intent.
+    nowhere = lab.config()
+    nowhere["database"]["collection"] = "nowhere"
+    config = IngestConfig.load(nowhere)
+    state = boss_ingest(credentials, config, upload=QUICK, cancel_remote=True, return_state=True)
+    assert state.is_failed()
+    cancel_remote_job(boss_ingest, stored_run(state, credentials, config), state)
+    assert "knows of no job" in flow_run_log.text
+    assert posts(lab) == 0
 
 
 def test_a_configuration_with_five_mistakes_sends_nothing(lab: Lab, credentials: BossCredentials) -> None:
