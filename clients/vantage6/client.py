@@ -50,6 +50,8 @@ from prefect_biomed.clients.vantage6.models import (
     Node,
     Organization,
     Record,
+    Role,
+    Rule,
     Run,
     Status,
     Study,
@@ -448,6 +450,9 @@ class Vantage6Client:
     def add_member(self, kind: type[Record], object_id: int, member: type[Record], member_id: int) -> None:
         """Put an object into another: an organization into a collaboration or study, a rule into a role.
 
+        The rules of a role are read and written back as a whole, because generation 5 knows no other way and 3 says
+        that it has taken one out and has not: of two who change the same role at the same moment, the later wins.
+
         Args:
             kind: What takes the member.
             object_id: Its id.
@@ -456,6 +461,7 @@ class Vantage6Client:
 
         Raises:
             ConfigurationError: There is no such membership.
+            NotFoundError: There is no such object, or it is to be taken out and is not in.
             PermissionDeniedError: The account may not do this.
         """
         self._change_members("POST", kind, object_id, member, member_id)
@@ -470,11 +476,15 @@ class Vantage6Client:
         resource = resource_of(kind)
         if member not in resource.members:
             raise ConfigurationError(f"{resource.name}: no {member.resource} can be put in or taken out.")
-        path = f"/{resource.item_path(self.version, object_id)}/{resource.members[member]}"
         about = f"{member.resource} {member_id} of {resource.name} {object_id}"
-        if resource.name == "role":
-            self._answer(verb, f"{path}/{member_id}", about=about)
+        if kind is Role:
+            rules = {rule.id for rule in self.list(Rule, role_id=object_id)}
+            if verb == "DELETE" and member_id not in rules:
+                raise NotFoundError(f"There is no {about}.")
+            rules = rules | {member_id} if verb == "POST" else rules - {member_id}
+            self.update(Role, object_id, rules=sorted(rules))
         else:
+            path = f"/{resource.item_path(self.version, object_id)}/{resource.members[member]}"
             self._answer(verb, path, json_body={"id": member_id}, about=about)
 
     # -- what is asked for by name -------------------------------------------------------------------------------------

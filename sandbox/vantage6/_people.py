@@ -545,7 +545,12 @@ def add_rule(call: Call) -> Answer:
 def remove_rule(call: Call) -> Answer:
     record, rule = _role_and_rule(call)
     if rule not in record.rules:
+        if call.generation == 3:
+            raise Refusal(404, f"Rule id={rule.id} not found in Role={record.id}!")
         raise Refusal(404, f"Rule with id={rule.id} is not part of role with id={record.id}")
+    if call.generation == 3:
+        # Nor does it store what it has done.
+        return {}
     record.rules.remove(rule)
     return [call.view.rule(each) for each in record.rules]
 

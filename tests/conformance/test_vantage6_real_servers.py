@@ -22,13 +22,15 @@ from vantage6_events import PollingChannel
 from vantage6_servers import ENVIRONMENTS, RealServer, server_4
 
 from prefect_biomed.blocks import Vantage6Credentials
-from prefect_biomed.clients.errors import DeadlineExceeded, PreflightFailed
+from prefect_biomed.clients.errors import DeadlineExceeded, NotFoundError, PreflightFailed
 from prefect_biomed.clients.vantage6 import (
     CancelNotPermitted,
     Collaboration,
     ForeignResult,
     Organization,
     OrganizationSpec,
+    Role,
+    Rule,
     Run,
     Status,
     Task,
@@ -366,6 +368,26 @@ def provisioned_node(server: RealServer, folder: Path, name: str, collaboration:
     root = server.facts["url"].rsplit("/", 1)[0]
     http = httpx.Client(base_url=server.facts["url"], timeout=60)
     return ComputeNode(server.generation, http, PollingChannel(root), settings, place / "sessions", poll_seconds=15)
+
+
+def test_members_are_put_in_and_taken_out(real_vantage6: RealServer) -> None:
+    north, south = (real_vantage6.facts["organizations"][name]["id"] for name in ("north", "south"))
+    with credentials_of(real_vantage6, "root").get_client() as root:
+        flag = 0 if real_vantage6.generation == 3 else False
+        place = root.create(Collaboration, name="members", organization_ids=[north], encrypted=flag)
+        root.add_member(Collaboration, place.id, Organization, south)
+        assert {one.name for one in root.collaboration(place.id).organizations} == {"north", "south"}
+        root.remove_member(Collaboration, place.id, Organization, south)
+        assert {one.name for one in root.collaboration(place.id).organizations} == {"north"}
+        role = root.create(Role, name="members", description="d", rules=[1], organization_id=north)
+        root.add_member(Role, role.id, Rule, 2)
+        assert {rule.id for rule in root.list(Rule, role_id=role.id)} == {1, 2}
+        root.remove_member(Role, role.id, Rule, 1)
+        assert {rule.id for rule in root.list(Rule, role_id=role.id)} == {2}
+        with pytest.raises(NotFoundError):
+            root.remove_member(Role, role.id, Rule, 1)
+        root.delete(Role, role.id)
+        root.delete(Collaboration, place.id)
 
 
 # -- generation 3 ------------------------------------------------------------------------------------

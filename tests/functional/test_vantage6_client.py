@@ -187,6 +187,8 @@ def test_members_are_put_in_and_taken_out(federations: Callable[[int], Federatio
         assert {rule.id for rule in root.list(Rule, role_id=role.id)} == {1, 2}
         root.remove_member(Role, role.id, Rule, 1)
         assert {rule.id for rule in root.list(Rule, role_id=role.id)} == {2}
+        with pytest.raises(NotFoundError):
+            root.remove_member(Role, role.id, Rule, 1)
         with pytest.raises(ConfigurationError, match="no user can be put in"):
             root.add_member(Role, role.id, User, 1)
         root.delete(Role, role.id)
