@@ -18,7 +18,7 @@ from vantage6_servers import ENVIRONMENTS
 from prefect_biomed.sandbox import Sandbox
 from prefect_biomed.sandbox.vantage6 import CLINICAL, Vantage6Sandbox
 
-pytestmark = [pytest.mark.conformance, pytest.mark.endurance, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.conformance, pytest.mark.timeout(600)]
 
 _ANSWER = "@answer "
 # Every script gets the facts of the sandbox as its first argument and prints one answer as JSON.

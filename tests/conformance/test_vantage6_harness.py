@@ -8,7 +8,7 @@ import requests
 from vantage6_account import Account, until
 from vantage6_servers import RealServer
 
-pytestmark = [pytest.mark.conformance, pytest.mark.endurance]
+pytestmark = [pytest.mark.conformance]
 
 VERSIONS = {3: "3.11.1", 4: "4.15.2", 5: "5.0.3"}
 

@@ -9,12 +9,13 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 from vantage6_account import Account, until
-from vantage6_servers import RealServer
+from vantage6_servers import ENVIRONMENTS, RealServer, server_3, server_4, server_5
 
 from prefect_biomed.sandbox import Sandbox
 
@@ -268,6 +269,15 @@ def _tasks(talk: Conversation, plain: int, encrypted: int, north: int, west: int
     _work(talk, "central", central)
     (subtask,) = account.items("/task", parent_id=central)
     _work(talk, "subtask", subtask["id"])
+    ask("list some tasks", "GET", "/task")
+    ask("list a page of some tasks", "GET", "/task?page=2&per_page=1")
+    ask("list organizations that have worked", "GET", "/organization")
+    ask("list collaborations that have worked", "GET", "/collaboration")
+    ask("a user who has worked", "GET", f"/user/{talk.facts['users']['north-researcher']['id']}")
+    if generation > 3:
+        run = account.runs(task)[0]["id"]
+        ask("list tasks of a run", "GET", f"/task?run_id={run}")
+        ask("list runs of a user", "GET", f"/run?task_id={task}&state=completed")
     sleeping = account.create("sleep", "north", seconds=60)["id"]
     until(lambda: account.runs(sleeping)[0]["status"] == "active")
     _work(talk, "active", sleeping)
@@ -377,6 +387,12 @@ def _administration(talk: Conversation, plain: int, north: int, south: int, stam
     role_id = root("new role", "POST", "/role", role)["id"]
     talk.ask("role as researcher", "POST", "/role", role)
     root("new rule of a role", "POST", f"/role/{role_id}/rule/3")
+    root("rules of a role", "GET", f"/rule?role_id={role_id}&per_page=100")
+    root("rule taken out of a role", "DELETE", f"/role/{role_id}/rule/3")
+    root("rules left in a role", "GET", f"/rule?role_id={role_id}&per_page=100")
+    root("rule taken out that is not in", "DELETE", f"/role/{role_id}/rule/9")
+    root("rules of a role changed", "PATCH", f"/role/{role_id}", {"rules": [2]})
+    root("rules of a changed role", "GET", f"/rule?role_id={role_id}&per_page=100")
     root("changed role", "PATCH", f"/role/{role_id}", {"name": f"renamed{stamp}"})
     if generation > 3:
         root("role without rules", "POST", "/role", {"name": "x"})
@@ -513,8 +529,16 @@ def _plain(text: str) -> str:
     return "".join(sorted(text))
 
 
-def test_the_sandbox_answers_as_the_real_server(real_vantage6: RealServer) -> None:
-    real = Conversation(real_vantage6.facts)
+@pytest.fixture(params=[3, 4, 5])
+def new_server(request: pytest.FixtureRequest, official_environment: Any, tmp_path: Path) -> Iterator[RealServer]:
+    """A real server of its own, because lists tell what other tests have done."""
+    start = {3: server_3, 4: server_4, 5: server_5}[request.param]
+    with start(official_environment(*ENVIRONMENTS[request.param]), tmp_path) as server:
+        yield server
+
+
+def test_the_sandbox_answers_as_the_real_server(new_server: RealServer) -> None:
+    real = Conversation(new_server.facts)
     converse(real)
     with Sandbox("vantage6", vantage6={"generation": real.generation, "key_bits": 2048}) as sandbox:
         ours = Conversation(sandbox.vantage6.ready())
