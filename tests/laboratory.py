@@ -31,6 +31,7 @@ class FlowRun:
         self.id: str = self._api("POST", f"/deployments/{found['id']}/create_flow_run", {"parameters": parameters})[
             "id"
         ]
+        self._reports = 0
 
     @property
     def state(self) -> str:
@@ -45,7 +46,7 @@ class FlowRun:
     @property
     def message(self) -> str:
         """Message of the run's state."""
-        return str(self._api("GET", f"/flow_runs/{self.id}")["state"]["message"])
+        return str(self._api("GET", f"/flow_runs/{self.id}")["state"]["message"] or "")
 
     def wait(self, *states: str, seconds: float = 120.0) -> str:
         """Wait for one of the states; any final one when none is given."""
@@ -56,17 +57,16 @@ class FlowRun:
         """Kill the process of the run, and wait until the worker has noticed."""
         victims = [process for process in psutil.process_iter() if _flow_run_of(process) == self.id]
         assert victims, "the run has no process"
+        self._reports = self._reports_of_workers()
         for process in victims:
             os.kill(process.pid, signal.SIGKILL)
 
     def retry(self) -> None:
-        """Retry the same run, as an operator would."""
+        """Retry the same run after a kill, as an operator would."""
+        # The runner reports a crash first and the worker some seconds later, which would undo a retry in between.
+        wait_until(lambda: self._reports_of_workers() > self._reports, 60, "the worker's own report of the kill")
         self.laboratory.run("prefect", "flow-run", "retry", self.id)
         self.wait("RUNNING", *FINAL)
-        if "infrastructure exited" in (self.message or ""):
-            # The runner reports a crash first and the worker some seconds later, which undoes a retry in between.
-            self.laboratory.run("prefect", "flow-run", "retry", self.id)
-            self.wait("RUNNING", "COMPLETED", "FAILED")
 
     def artifacts(self) -> list[dict[str, Any]]:
         """The artifacts the run and its tasks have left."""
@@ -77,6 +77,10 @@ class FlowRun:
         """The run's log."""
         body = {"logs": {"flow_run_id": {"any_": [self.id]}}, "limit": 200, "sort": "TIMESTAMP_ASC"}
         return "\n".join(line["message"] for line in self._api("POST", "/logs/filter", body))
+
+    def _reports_of_workers(self) -> int:
+        logs = (self.laboratory.home / "logs").glob("*.log")
+        return sum(log.read_text().count("flow_runs.worker - Check whether") for log in logs)
 
     def _api(self, method: str, path: str, body: Any = None) -> Any:
         for _ in range(10):

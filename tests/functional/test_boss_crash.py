@@ -131,7 +131,8 @@ def test_killed_at_ten_random_moments_and_every_pixel_right(
 
 def test_two_workers_share_a_job(laboratory: Laboratory, remote: Remote, stack: tuple[Path, np.ndarray]) -> None:
     root, pixels = stack
-    remote.switch(latency_ms=25, quiet_seconds=2, prepare_seconds=0.2)
+    # Filling the queue takes long enough for both workers to be there when it is full.
+    remote.switch(latency_ms=60, quiet_seconds=2, prepare_seconds=20)
     upload = {"threads": 2, "min_lease_seconds": 20}
     first = len(ready(remote)["jobs"]) + 1
     alone = start(laboratory, "boss-ingest/boss-ingest", config=config(root, "uint16"), upload=upload)
@@ -141,7 +142,7 @@ def test_two_workers_share_a_job(laboratory: Laboratory, remote: Remote, stack: 
     laboratory.start_worker("second")
     number = first + 1
     owner = start(laboratory, "boss-ingest/boss-ingest", config=config(root, "uint32"), upload=upload)
-    wait_until(lambda: job(remote, number)["puts"] > 0, 90, "the first tile")
+    wait_until(lambda: str(number) in ready(remote)["jobs"], 90, "the job")
     helper = start(
         laboratory, "boss-join-ingest/boss-join-ingest", config=config(root, "uint32"), job_id=number, upload=upload
     )
