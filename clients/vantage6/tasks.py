@@ -383,8 +383,9 @@ def launch(
     and the task is sent. When the answer is lost, the name is looked for again. Safe to repeat, also after a kill
     between the request and its answer, and on another machine: the name is what counts.
 
-    Five requests whatever the number of organizations, six on generation 5, where dataframes are checked too; plus one
-    for each organization where the server keeps payloads in a blob store.
+    After the log-in, for which version, token and account are read, five requests whatever the number of
+    organizations, six on generation 5, where dataframes are checked too; plus one for each organization where the
+    server keeps payloads in a blob store.
 
     Args:
         client: The account.

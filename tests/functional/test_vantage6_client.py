@@ -171,6 +171,23 @@ def test_nodes_are_registered_and_get_new_keys(federations: Callable[[int], Fede
         root.delete(Collaboration, owner.id)
 
 
+@pytest.mark.parametrize("generation", [4, 5])
+def test_creating_a_task_takes_as_many_requests_as_documented(
+    federations: Callable[[int], Federation], generation: int
+) -> None:
+    here = federations(generation)
+    with here.client() as client:
+        data = here.data(client, "encrypted") if generation == 5 else {}
+        assert client.me.organization_id
+    with here.client() as client:
+        assert client.me.organization_id
+        here.sandbox.journal.clear()
+        launch(client, here.request("echo", collaboration="encrypted", **data), token())
+    paths = [call.partition("?")[0].partition("/")[2].partition("/")[2] for call in here.calls()]
+    dataframes = [f"session/{data['session']}/dataframe"] if generation == 5 else []
+    assert paths == ["collaboration", "task", "node", *dataframes, "blobstream/status", "task"]
+
+
 @every_generation
 def test_members_are_put_in_and_taken_out(federations: Callable[[int], Federation], generation: int) -> None:
     here = federations(generation)
