@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect import Flow
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("analysis", "blocks", "clients", "flows", "sandbox", "tasks")
@@ -41,25 +43,25 @@ def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
     assert packed == set(tracked)
 
 
-def test_every_deployment_names_a_flow() -> None:
-    import importlib
-
-    from prefect import Flow
-
-    described = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())["deployments"]
-    for deployment in described:
+def deployed() -> set[str]:
+    """All deployments, as `flow/deployment`."""
+    found = set()
+    for deployment in yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())["deployments"]:
         module, _, name = deployment["entrypoint"].rpartition(".")
         flow = getattr(importlib.import_module(module), name)
         assert isinstance(flow, Flow), deployment["name"]
+        found.add(f"{flow.name}/{deployment['name']}")
+    return found
 
 
-def test_the_readme_names_only_what_is_there() -> None:
+def test_the_readme_names_what_is_there() -> None:
     readme = (ROOT / "README.md").read_text()
-    described = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())["deployments"]
-    deployed = {deployment["name"] for deployment in described}
-    assert set(re.findall(r"`[a-z0-9-]+/([a-z0-9-]+)`", readme)) <= deployed
+    assert set(re.findall(r"^\| `([a-z0-9-]+/[a-z0-9-]+)` \|", readme, re.MULTILINE)) == deployed()
     for target in re.findall(r"\]\(((?!http)[^)#]+)\)", readme):
         assert (ROOT / target).exists(), target
+    entrances = readme + (ROOT / "CONTRIBUTING.md").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"docs/{page.name}" in entrances, f"no way leads to {page.name}"
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`?\$? ?make ([a-z]+)", readme)) <= targets
 
