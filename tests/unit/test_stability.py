@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nibabel
@@ -80,6 +81,34 @@ def test_false_alarms_and_shifts_over_200_experiments(volume: Path) -> None:
     assert found >= 190
     # The references of one experiment share their noise, so this is no binomial; the rate is what the verdict carries.
     assert 0.01 < left_out / (200 * REFERENCES) < 0.08
+
+
+def documented() -> Iterator[tuple[int, int, float]]:
+    """References, points and the share of shifts found, as the documentation states them."""
+    text = (Path(__file__).parents[2] / "docs" / "repeatability.md").read_text()
+    sizes = [int(size) for size in re.findall(r"(\d+) points", text[text.index("| references |") :])]
+    for row in re.findall(r"^\| (\d+) \|((?: \d+ % \|)+)$", text, re.MULTILINE):
+        for size, share in zip(sizes, re.findall(r"\d+", row[1]), strict=True):
+            yield int(row[0]), size, int(share) / 100
+
+
+def test_the_documentation_states_how_often_a_shift_is_found() -> None:
+    generator = np.random.default_rng(3)
+    experiments = 60
+    cells = list(documented())
+    assert len(cells) == 20
+    for references, size, share in cells:
+        found = 0
+        for _ in range(experiments):
+            runs = generator.standard_normal((references + 1, size))
+            runs[-1, generator.choice(size, size // 100, replace=False)] += 3.0
+            test = StabilityTest(references, 1)
+            test.add(runs[:references], runs[references:])
+            p = test.results()[0].p
+            found += p is not None and p <= LEVEL
+        print(f"{references} references, {size} points: {found / experiments:.0%} found, {share:.0%} stated")
+        low, high = stats.binom.interval(0.999, experiments, min(max(share, 0.01), 0.99))
+        assert low <= found <= high, (references, size)
 
 
 @pytest.mark.parametrize("references", [3, 5])
