@@ -37,8 +37,6 @@ class Laboratory:
     Args:
         home: Folder for databases, logs and results.
         platforms: Platforms to emulate.
-        worker_limit: Number of flow runs that a worker runs at once; any number when None. A worker of Prefect 3.8 with
-            a limit dies when a run is retried before it has noticed that the process of the run was killed.
         **settings: Further environment variables of the server, the worker and all commands.
     """
 
@@ -46,13 +44,10 @@ class Laboratory:
         self,
         home: Path = HOME,
         platforms: Sequence[str] = ("vip",),
-        *,
-        worker_limit: int | None = None,
         **settings: str,
     ) -> None:
         self.home = home
         self.platforms = platforms
-        self.worker_limit = worker_limit
         self.sandbox: dict[str, Any] = {}
         self.port = _free_port()
         self.environment = os.environ | {
@@ -63,6 +58,8 @@ class Laboratory:
             "PREFECT_LOGGING_LEVEL": "INFO",
             "PREFECT_LOGGING_EXTRA_LOGGERS": "prefect_biomed",
             "PREFECT_BIOMED_HOME": str(home / "ledgers"),
+            # Ten seconds by default, which is longer than most runs here take.
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             **settings,
         }
@@ -117,8 +114,9 @@ class Laboratory:
         Args:
             name: Name of the worker.
         """
-        options = [] if self.worker_limit is None else ["--limit", str(self.worker_limit)]
-        self._spawn(name, "prefect", "worker", "start", "--pool", WORK_POOL, "--name", name, *options)
+        # Without --limit: a worker of Prefect 3.8 with a limit dies when a run that was retried or resumed comes back
+        # before it has noticed that the run's process has ended.
+        self._spawn(name, "prefect", "worker", "start", "--pool", WORK_POOL, "--name", name)
 
     def stop(self) -> None:
         """Stop all processes and what they started."""

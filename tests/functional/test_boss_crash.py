@@ -26,7 +26,7 @@ KILLS = 10
 
 @pytest.fixture(scope="module")
 def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
-    with Laboratory(tmp_path_factory.mktemp("laboratory"), platforms=["boss"], worker_limit=None) as laboratory:
+    with Laboratory(tmp_path_factory.mktemp("laboratory"), platforms=["boss"]) as laboratory:
         facts = laboratory.sandbox["boss"]
         laboratory.run(
             "python",

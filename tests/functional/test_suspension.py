@@ -1,4 +1,4 @@
-"""Twenty sessions whose jobs overlap, on a worker that runs one flow at a time."""
+"""Twenty sessions whose jobs overlap, in a queue that lets one flow run at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import requests
 from laboratory import FlowRun, Remote, wait_until
 
-from examples.lab import Laboratory
+from examples.lab import WORK_POOL, Laboratory
 
 pytestmark = [pytest.mark.slow, pytest.mark.endurance, pytest.mark.timeout(2400)]
 
@@ -22,7 +22,8 @@ SESSIONS = 20
 
 @pytest.fixture(scope="module")
 def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
-    with Laboratory(tmp_path_factory.mktemp("laboratory"), worker_limit=1) as laboratory:
+    with Laboratory(tmp_path_factory.mktemp("laboratory")) as laboratory:
+        laboratory.run("prefect", "work-queue", "set-concurrency-limit", "vip", "1", "--pool", WORK_POOL)
         facts = laboratory.sandbox["vip"]
         laboratory.run(
             "python",
