@@ -61,7 +61,8 @@ def automations(
                 match_related=ours,
                 for_each=each,
                 posture=Posture.Proactive,
-                after={"prefect.flow-run.heartbeat"},
+                # Each of them is enough: a server on SQLite loses events when it is busy.
+                after={"prefect.flow-run.Running", "prefect.flow-run.heartbeat"},
                 # A run that is suspended, or was scheduled again by somebody, has no heartbeat and is not dead. A run
                 # that has ended cannot be reported as crashed: the server refuses.
                 expect={"prefect.flow-run.*"},

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,63 +15,21 @@ import pytest
 import requests
 import yaml
 from laboratory import wait_until
+from postgresql import PASSWORD, free_port, postgresql
 
 from prefect_biomed.sandbox import Sandbox
 
 pytestmark = [pytest.mark.slow, pytest.mark.endurance, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-VARIABLES = {"POSTGRES_PASSWORD": "sesame", "PREFECT_AUTH": "operator:swordfish", "DATA_DIR": "/data"}
-
-
-def binaries() -> Path | None:
-    """Where the programs of PostgreSQL are; Debian does not put them on the path."""
-    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
-    found = installed[-1] if installed else shutil.which("postgres")
-    return Path(found).resolve().parent if found else None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+VARIABLES = {"POSTGRES_PASSWORD": PASSWORD, "PREFECT_AUTH": "operator:swordfish", "DATA_DIR": "/data"}
 
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[int]:
-    """PostgreSQL on loopback, with the user and the database of the file. Returns its port."""
-    programs = binaries()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed on this machine")
-    # Its server refuses to run as root, and its folder must be reachable for the other user.
-    as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    home = Path(tempfile.mkdtemp(prefix="biomed-postgresql-"))
-    if as_user:
-        shutil.chown(home, "postgres")
-    port = free_port()
-    (home / "password").write_text(VARIABLES["POSTGRES_PASSWORD"])
-    (home / "password").chmod(0o644)
-    initdb = [str(programs / "initdb"), "-D", str(home / "data"), "-U", "prefect", "-A", "scram-sha-256"]
-    subprocess.run([*as_user, *initdb, f"--pwfile={home / 'password'}"], check=True, capture_output=True)
-    server = subprocess.Popen(
-        [*as_user, str(programs / "postgres"), "-D", str(home / "data"), "-p", str(port), "-h", "127.0.0.1", "-k", ""],
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        ready = [str(programs / "pg_isready"), "-h", "127.0.0.1", "-p", str(port), "-U", "prefect"]
-        wait_until(lambda: subprocess.run(ready, capture_output=True).returncode == 0, 60, "PostgreSQL")
-        created = subprocess.run(
-            [str(programs / "createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "prefect", "prefect"],
-            env=os.environ | {"PGPASSWORD": VARIABLES["POSTGRES_PASSWORD"]},
-            capture_output=True,
-            text=True,
-        )
-        assert created.returncode == 0, created.stderr
+    """Port of PostgreSQL."""
+    with postgresql() as port:
         yield port
-    finally:
-        server.terminate()
-        server.wait(30)
-        shutil.rmtree(home)
 
 
 class Composed:
