@@ -27,7 +27,7 @@ endurance: $(STAMP)
 	$(BIN)/python -m pytest -m endurance
 
 conformance: $(STAMP)
-	$(BIN)/python -m pytest -m 'conformance and not endurance' --reruns 1 tests/conformance
+	$(BIN)/python -m pytest -m conformance -n 2 --dist loadfile --reruns 1 tests/conformance
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

@@ -23,7 +23,7 @@ from prefect_biomed.sandbox.boss import Job
 
 __all__ = ["lab", "make_lab"]
 
-pytestmark = [pytest.mark.conformance, pytest.mark.endurance, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.conformance, pytest.mark.timeout(600)]
 
 EXTENT = {"x": [0, 1024], "y": [0, 512], "z": [0, 20], "t": [0, 1]}
 SHAPE = (20, 512, 1024)
@@ -111,7 +111,7 @@ def assert_exact(job: Job) -> None:
 def test_the_official_client_completes_a_catmaid_job(
     lab: Lab, stack: np.ndarray, official: Callable[..., Official]
 ) -> None:
-    log = official(lab.config(extent=EXTENT), "-p", "2").wait()
+    log = official(lab.config(extent=EXTENT)).wait()
     assert "Successfully Created Ingest Job ID: 1" in log
     assert np.array_equal(lab.read(SHAPE), stack)
     assert_exact(lab.boss.job(1))
