@@ -10,7 +10,7 @@ import logging
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -62,31 +62,6 @@ from prefect_biomed.clients.vantage6 import (
 from prefect_biomed.sandbox import Fault
 
 every_generation = pytest.mark.parametrize("generation", [3, 4, 5])
-
-
-@pytest.fixture(scope="module")
-def federations() -> Iterator[Callable[[int], Federation]]:
-    """One sandbox of each generation for the tests that change nothing about it."""
-    opened: dict[int, Any] = {}
-
-    def get(generation: int) -> Federation:
-        if generation not in opened:
-            context = federation(generation)
-            opened[generation] = (context, context.__enter__())
-        found: Federation = opened[generation][1]
-        found.sandbox.faults.clear()
-        found.sandbox.journal.clear()
-        return found
-
-    yield get
-    for context, _ in opened.values():
-        context.__exit__(None, None, None)
-
-
-@pytest.fixture
-def here(federations: Callable[[int], Federation]) -> Federation:
-    """The shared sandbox of generation 4."""
-    return federations(4)
 
 
 def values(client: Vantage6Client, task: Task, folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,31 +61,6 @@ from prefect_biomed.sandbox import Fault
 
 every_generation = pytest.mark.parametrize("generation", [3, 4, 5])
 PASSWORD = SecretStr("Another-1!")
-
-
-@pytest.fixture(scope="module")
-def federations() -> Iterator[Callable[[int], Federation]]:
-    """One sandbox of each generation for the tests that leave it as it was."""
-    opened: dict[int, Any] = {}
-
-    def get(generation: int) -> Federation:
-        if generation not in opened:
-            context = federation(generation)
-            opened[generation] = (context, context.__enter__())
-        found: Federation = opened[generation][1]
-        found.sandbox.faults.clear()
-        found.sandbox.journal.clear()
-        return found
-
-    yield get
-    for context, _ in opened.values():
-        context.__exit__(None, None, None)
-
-
-@pytest.fixture
-def here(federations: Callable[[int], Federation]) -> Federation:
-    """The shared sandbox of generation 4."""
-    return federations(4)
 
 
 def fields_of(kind: type[Record], here: Federation, client: Vantage6Client) -> tuple[dict[str, Any], dict[str, Any]]:

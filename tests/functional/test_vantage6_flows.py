@@ -57,31 +57,6 @@ pytestmark = pytest.mark.usefixtures("prefect_api")
 every_generation = pytest.mark.parametrize("generation", [3, 4, 5])
 
 
-@pytest.fixture(scope="module")
-def federations() -> Iterator[Callable[[int], Federation]]:
-    """One sandbox of each generation for the tests that change nothing about it."""
-    opened: dict[int, Any] = {}
-
-    def get(generation: int) -> Federation:
-        if generation not in opened:
-            context = federation(generation)
-            opened[generation] = (context, context.__enter__())
-        found: Federation = opened[generation][1]
-        found.sandbox.faults.clear()
-        found.sandbox.journal.clear()
-        return found
-
-    yield get
-    for context, _ in opened.values():
-        context.__exit__(None, None, None)
-
-
-@pytest.fixture
-def here(federations: Callable[[int], Federation]) -> Federation:
-    """The shared sandbox of generation 4."""
-    return federations(4)
-
-
 @pytest.fixture
 def printed() -> Iterator[list[logging.LogRecord]]:
     """Everything that Prefect's loggers get, at all levels."""
