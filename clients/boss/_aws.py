@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import logging
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import boto3
 import botocore.session
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials, ReadOnlyCredentials
 from botocore.exceptions import (
@@ -21,6 +26,9 @@ from botocore.exceptions import (
     EndpointConnectionError,
     ReadTimeoutError,
 )
+from botocore.httpsession import URLLib3Session
+from botocore.parsers import create_parser
+from botocore.utils import get_environ_proxies
 
 from prefect_biomed.clients.errors import (
     AuthenticationError,
@@ -72,6 +80,8 @@ _BUSY = frozenset(
 _SPREADING_SECONDS = 20.0
 _DENIAL_PAUSE_SECONDS = 60.0
 _GIVE_UP_SECONDS = 120.0
+_CONNECT_SECONDS = 10
+_READ_SECONDS = 60
 
 
 class QueueGone(JobFailed):
@@ -148,15 +158,25 @@ class JobQueues:
         boto = boto3.Session(botocore_session=session, region_name=client.aws_region)
         settings = Config(
             retries={"total_max_attempts": 1},  # repeated here, where the lease is known
-            connect_timeout=10,
-            read_timeout=60,
-            max_pool_connections=connections + 4,
+            connect_timeout=_CONNECT_SECONDS,
+            read_timeout=_READ_SECONDS,
             parameter_validation=False,
+            user_agent=f"prefect-biomed/{version('prefect-biomed')}",  # that of boto3 costs a tenth of each request
             tcp_keepalive=True,
         )
-        aws = {"config": settings, "endpoint_url": client.aws_endpoint_url, "verify": client.aws_verify_tls or False}
+        aws = {"config": settings, "endpoint_url": client.aws_endpoint_url, "verify": client.aws_verify_tls}
         self._sqs = boto.client("sqs", **aws)
-        self._s3 = boto.client("s3", **aws)
+        s3 = boto.client("s3", **aws)
+        # In the path, as boto3 itself does for names with dots, which those of the Boss have.
+        self._bucket_url = f"{s3.meta.endpoint_url}/{joined.bucket}/"
+        s3.close()
+        self._bucket = URLLib3Session(
+            verify=client.aws_verify_tls,
+            proxies=get_environ_proxies(self._bucket_url),
+            timeout=(_CONNECT_SECONDS, _READ_SECONDS),
+            max_pool_connections=connections,
+            socket_options=[(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)],
+        )
 
     @property
     def joined(self) -> JoinedJob:
@@ -166,7 +186,7 @@ class JobQueues:
     def close(self) -> None:
         """Close all connections."""
         self._sqs.close()
-        self._s3.close()
+        self._bucket.close()
 
     def renew_if_old(self) -> None:
         """Renew the keys when they are near the end of their life."""
@@ -256,19 +276,18 @@ class JobQueues:
             PlatformError: AWS refuses the object.
             BiomedError: AWS did not answer in time.
         """
-        persist(
-            lambda: self._call(
-                lambda: self._s3.put_object(
-                    Bucket=self._joined.bucket,
-                    Key=key,
-                    Body=content,
-                    ACL="private",
-                    StorageClass="STANDARD",
-                    Metadata=metadata,
-                )
-            ),
-            until,
-        )
+        persist(lambda: self._call(lambda: self._put(key, content, metadata)), until)
+
+    def _put(self, key: str, content: bytes, metadata: dict[str, str]) -> None:
+        """Sign and send one object; `put_object` of boto3 does the same in more than twice the CPU time."""
+        headers = {"x-amz-acl": "private", "x-amz-storage-class": "STANDARD"}
+        headers |= {f"x-amz-meta-{name}": value for name, value in metadata.items()}
+        request = AWSRequest("PUT", self._bucket_url + quote(key), headers, content)
+        S3SigV4Auth(self._keys.get_frozen_credentials(), "s3", self._client.aws_region).add_auth(request)
+        response = self._bucket.send(request.prepare())
+        if response.status_code != 200:
+            answer = {"status_code": response.status_code, "headers": response.headers, "body": response.content}
+            raise ClientError(create_parser("rest-xml").parse(answer, None), "PutObject")
 
     def _call(self, request: Callable[[], Any]) -> Any:
         """Make one request; when the keys are refused, renew them and make it again."""
