@@ -141,6 +141,9 @@ class SecondFactor:
 class Login(ABC):
     """One way to get tokens."""
 
+    _secret = SecretStr("")
+    _second_factor = SecondFactor()
+
     @abstractmethod
     def log_in(self) -> Tokens:
         """Get a first pair of tokens.
@@ -162,8 +165,8 @@ class Login(ABC):
 
     @property
     def can_log_in_again(self) -> bool:
-        """Whether a second login works without a person."""
-        return True
+        """Whether a second login works without a person: not with a code that is used up."""
+        return not self._second_factor.needs_a_person
 
     @property
     @abstractmethod
@@ -172,7 +175,7 @@ class Login(ABC):
 
     def fingerprint(self) -> bytes:
         """Digest of account and secret, to remember a refusal without keeping the secret."""
-        return hashlib.sha256(self.identity.encode()).digest()
+        return hashlib.sha256(f"{self.identity}\0{self._secret.get_secret_value()}".encode()).digest()
 
 
 class PasswordLogin(Login):
@@ -195,22 +198,13 @@ class PasswordLogin(Login):
     ) -> None:
         self._session = session
         self._username = username
-        self._password = password
+        self._secret = password
         self._second_factor = second_factor or SecondFactor()
 
     @property
     def identity(self) -> str:
         """The account."""
         return f"{self._username} at {self._session.base_url}"
-
-    @property
-    def can_log_in_again(self) -> bool:
-        """Whether a second login works without a person: not with a code that is used up."""
-        return not self._second_factor.needs_a_person
-
-    def fingerprint(self) -> bytes:
-        """Digest of account and password."""
-        return hashlib.sha256(f"{self.identity}\0{self._password.get_secret_value()}".encode()).digest()
 
     def log_in(self) -> Tokens:
         """Get a first pair of tokens.
@@ -220,7 +214,7 @@ class PasswordLogin(Login):
             MfaRequired: The account has a second factor, and the code is missing or wrong.
             MfaEnrollmentRequired: The server wants the account to set up a second factor.
         """
-        body = {"username": self._username, "password": self._password.get_secret_value()}
+        body = {"username": self._username, "password": self._secret.get_secret_value()}
         if code := self._second_factor.now():
             body["mfa_code"] = code
         response, answer = self._session.json("POST", "/token/user", json_body=body, authenticate=False)
@@ -341,10 +335,6 @@ class ServiceAccountLogin(_KeycloakLogin):
         """The account."""
         return f"{self.client_id} at {self._realm.base_url}"
 
-    def fingerprint(self) -> bytes:
-        """Digest of account and secret."""
-        return hashlib.sha256(f"{self.identity}\0{self._secret.get_secret_value()}".encode()).digest()
-
     def log_in(self) -> Tokens:
         """Get a token.
 
@@ -385,22 +375,13 @@ class KeycloakPasswordLogin(_KeycloakLogin):
         super().__init__(realm)
         self.client_id = client_id
         self._username = username
-        self._password = password
+        self._secret = password
         self._second_factor = second_factor or SecondFactor()
 
     @property
     def identity(self) -> str:
         """The account."""
         return f"{self._username} at {self._realm.base_url}"
-
-    @property
-    def can_log_in_again(self) -> bool:
-        """Whether a second login works without a person: not with a code that is used up."""
-        return not self._second_factor.needs_a_person
-
-    def fingerprint(self) -> bytes:
-        """Digest of account and password."""
-        return hashlib.sha256(f"{self.identity}\0{self._password.get_secret_value()}".encode()).digest()
 
     def log_in(self) -> Tokens:
         """Get a first pair of tokens.
@@ -412,7 +393,7 @@ class KeycloakPasswordLogin(_KeycloakLogin):
             "grant_type": "password",
             "client_id": self.client_id,
             "username": self._username,
-            "password": self._password.get_secret_value(),
+            "password": self._secret.get_secret_value(),
             "scope": "openid",
         }
         if code := self._second_factor.now():
