@@ -18,7 +18,7 @@ from PIL import Image
 from examples.lab import Laboratory
 from prefect_biomed.clients.boss import BossClient
 
-pytestmark = [pytest.mark.slow, pytest.mark.endurance, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TILES = 640
 KILLS = 10

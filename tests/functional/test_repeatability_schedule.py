@@ -16,7 +16,7 @@ from laboratory import FlowRun, Remote, wait_until
 from examples.lab import Laboratory
 from prefect_biomed.analysis import Experiment, Report
 
-pytestmark = [pytest.mark.slow, pytest.mark.endurance, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 WEEKLY = "repeatability-experiment/repeatability-weekly"
 

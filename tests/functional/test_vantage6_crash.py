@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from examples.lab import Laboratory
 from prefect_biomed.clients.vantage6 import Run, Status, Task, Vantage6Client, connect
 
-pytestmark = [pytest.mark.slow, pytest.mark.endurance, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 IMAGE = "prefect-biomed/clinical:1.0"
 
