@@ -19,6 +19,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterParentFlowRunId,
 )
+from prefect.client.schemas.sorting import FlowRunSort
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -259,10 +260,11 @@ def research_pipeline(laboratory: Laboratory, volume: Path) -> None:
     with SyncPrefectClient(laboratory.api_url) as client:
         [run] = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=["research-pipeline"])))
         stages = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]))
+            flow_run_filter=FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id])),
+            sort=FlowRunSort.START_TIME_ASC,
         )
-    for stage in sorted(stages, key=lambda stage: str(stage.start_time)):
-        table.add_row(stage.name.partition(" ")[0], f"{stage.total_run_time.total_seconds():.1f}")
+        for stage in stages:
+            table.add_row(client.read_flow(stage.flow_id).name, f"{stage.total_run_time.total_seconds():.1f}")
     CONSOLE.print(table)
 
 
