@@ -33,6 +33,7 @@ from botocore.utils import get_environ_proxies
 from prefect_biomed.clients.errors import (
     AuthenticationError,
     BiomedError,
+    ConfigurationError,
     ConnectionFailed,
     JobFailed,
     NetworkError,
@@ -77,6 +78,7 @@ _BUSY = frozenset(
         "Throttling",
     }
 )
+_ELSEWHERE = frozenset({"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"})
 _SPREADING_SECONDS = 20.0
 _DENIAL_PAUSE_SECONDS = 60.0
 _GIVE_UP_SECONDS = 120.0
@@ -273,6 +275,7 @@ class JobQueues:
             until: When to give up, on the monotonic clock.
 
         Raises:
+            ConfigurationError: The bucket is in another region.
             PlatformError: AWS refuses the object.
             BiomedError: AWS did not answer in time.
         """
@@ -394,6 +397,8 @@ def _converted(error: ClientError, code: str) -> BiomedError:
     text = f"{error.operation_name}: AWS answered {code} ({error.response.get('Error', {}).get('Message', '')[:200]})."
     if code in _GONE:
         return QueueGone("The queue of the job is gone: it was completed or cancelled.")
+    if code in _ELSEWHERE:
+        return ConfigurationError(f"{text} The bucket of the job is in another region: set `aws_region` to that one.")
     if code in _BUSY or status in (429, 500, 502, 503, 504):
         return ServerUnavailable(text, status=status)
     return PlatformError(text, status=status)

@@ -212,6 +212,7 @@ class Uploader:
 
         Raises:
             QueueGone: The job was completed or cancelled meanwhile.
+            ConfigurationError: `aws_region` is not that of the bucket.
             AuthenticationError: Token or keys are refused for good.
             LedgerError: The ledger cannot be written.
             BiomedError: The server or AWS is out of order for longer than retries can bridge.
@@ -487,7 +488,7 @@ class Uploader:
                 return
             self._forward(item)
             self._durations.append(time.monotonic() - begun)
-        except (JobFailed, NotFoundError) as error:
+        except (ConfigurationError, JobFailed, NotFoundError) as error:
             self._let_go()
             self._fail_all(error)
         except BiomedError as error:

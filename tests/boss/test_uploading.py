@@ -15,7 +15,7 @@ from ingest_lab import QUICK, SOON, Lab, volume
 from PIL import Image
 
 from prefect_biomed.clients.boss import IngestConfig, JobStatus, UploadSettings, account
-from prefect_biomed.clients.errors import BiomedError, JobFailed, PreflightFailed
+from prefect_biomed.clients.errors import BiomedError, ConfigurationError, JobFailed, PreflightFailed
 from prefect_biomed.sandbox import Fault
 from prefect_biomed.sandbox.boss import AwsFault
 from prefect_biomed.sandbox.boss._jobs import hashed
@@ -113,6 +113,13 @@ def test_26_a_busy_bucket_loses_nothing(lab: Lab) -> None:
     report, _ = lab.ingest(lab.config())
     assert report.put == 16
     assert np.array_equal(lab.read((16, 512, 512)), volume((16, 512, 512)))
+
+
+def test_26b_a_bucket_in_another_region_ends_the_upload_at_once(lab: Lab) -> None:
+    lab.write_stack(volume((16, 512, 512)))
+    lab.boss.switches.aws_faults = [AwsFault(operation="PutObject", code="PermanentRedirect", status=301, times=None)]
+    with pytest.raises(ConfigurationError, match="aws_region"):
+        lab.ingest(lab.config())
 
 
 def test_27_a_put_whose_answer_is_lost_is_repeated_and_counted_once(lab: Lab) -> None:
