@@ -300,7 +300,7 @@ def test_no_overwriting(sandbox: Sandbox, portal: Portal) -> None:
 
 
 def test_refused_upload_is_tried_again(sandbox: Sandbox, portal: Portal) -> None:
-    sandbox.vip.switches.reschedule_seconds = 0.3
+    sandbox.vip.switches.reschedule_seconds = 2  # time enough to delete what is in the way
     portal.upload("/vip/Home/x", b"old")
     refused(portal.upload("/vip/Home/x", b"refused before"), 400, 8000)
     assert portal.call("DELETE", "/path/vip/Home/x").status_code == 204
