@@ -28,10 +28,11 @@ from prefect_biomed.clients.errors import (
     UnexpectedResponse,
 )
 
-__all__ = ["HttpSession", "Timeouts"]
+__all__ = ["USER_AGENT", "HttpSession", "Timeouts"]
 
 logger = logging.getLogger(__name__)
 
+USER_AGENT = f"prefect-biomed/{version('prefect-biomed')}"
 _UNAVAILABLE = frozenset({429, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 3
@@ -107,7 +108,7 @@ class HttpSession:
         self._timeouts = timeouts or Timeouts()
         self._max_body_bytes = max_body_bytes
         self._session = requests.Session()
-        self._session.headers["User-Agent"] = f"prefect-biomed/{version('prefect-biomed')}"
+        self._session.headers["User-Agent"] = USER_AGENT
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._session.verify = verify_tls
         if not verify_tls:

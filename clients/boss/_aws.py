@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -43,6 +42,7 @@ from prefect_biomed.clients.errors import (
     ServerUnavailable,
     is_transient,
 )
+from prefect_biomed.clients.http import USER_AGENT
 
 if TYPE_CHECKING:
     from prefect_biomed.clients.boss.client import BossClient
@@ -163,7 +163,7 @@ class JobQueues:
             connect_timeout=_CONNECT_SECONDS,
             read_timeout=_READ_SECONDS,
             parameter_validation=False,
-            user_agent=f"prefect-biomed/{version('prefect-biomed')}",  # that of boto3 costs a tenth of each request
+            user_agent=USER_AGENT,  # that of boto3 costs a tenth of each request
             tcp_keepalive=True,
         )
         aws = {"config": settings, "endpoint_url": client.aws_endpoint_url, "verify": client.aws_verify_tls}
