@@ -49,7 +49,7 @@ OURS_LARGE = """
 from pathlib import Path
 from prefect_biomed.clients.vip import VipClient
 from prefect_biomed.clients.vip.download import Output, fetch_file
-from prefect_biomed.clients.vip.files import put_and_verify
+from prefect_biomed.clients.vip.remote_files import put_and_verify
 client = VipClient(arguments["url"], arguments["api_key"])
 client.make_folder("/vip/Home/large-ours")
 path = "/vip/Home/large-ours/large.bin"

@@ -37,7 +37,8 @@ from prefect_biomed.clients.vip import (
     upload,
 )
 from prefect_biomed.clients.vip import finish as finish_session
-from prefect_biomed.clients.vip.girder import girder_path, note_runs
+from prefect_biomed.clients.vip.girder import girder_path
+from prefect_biomed.clients.vip.girder_sessions import note_runs
 from prefect_biomed.clients.vip.session_file import VIP_HOME, SessionFile
 from prefect_biomed.tasks._reporting import Progress, artifact_key, link, markdown, state_event, table
 from prefect_biomed.tasks.policies import ONCE, RETRY, intent_token

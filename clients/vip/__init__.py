@@ -1,18 +1,13 @@
 """The Virtual Imaging Platform: REST client, session file, inputs and transfers."""
 
-from prefect_biomed.clients.vip.client import GenericVipError, VipClient
+from prefect_biomed.clients.vip.client import VipClient
+from prefect_biomed.clients.vip.description import describe
 from prefect_biomed.clients.vip.download import DownloadSummary, download
-from prefect_biomed.clients.vip.executions import WorkflowFailed, failures, find, find_all, kill, launch, monitor
-from prefect_biomed.clients.vip.finish import (
-    FinishSummary,
-    StillNeeded,
-    StillRunning,
-    finish,
-    remove_session,
-    share_inputs,
-)
-from prefect_biomed.clients.vip.girder import GirderEntry, GirderStorage, open_girder_session, share_girder_key
-from prefect_biomed.clients.vip.inputs import Preflight, describe, preflight
+from prefect_biomed.clients.vip.errors import GenericVipError, SessionLocked, StillNeeded, StillRunning, WorkflowFailed
+from prefect_biomed.clients.vip.finish import FinishSummary, finish, remove_session, share_inputs
+from prefect_biomed.clients.vip.girder import GirderEntry, GirderStorage
+from prefect_biomed.clients.vip.girder_sessions import open_girder_session, share_girder_key
+from prefect_biomed.clients.vip.launches import launch
 from prefect_biomed.clients.vip.models import (
     InputValue,
     Job,
@@ -27,7 +22,10 @@ from prefect_biomed.clients.vip.models import (
     Workflow,
     WorkflowStatus,
 )
-from prefect_biomed.clients.vip.session_file import SessionFile, SessionLocked, SessionRecord, open_session
+from prefect_biomed.clients.vip.monitoring import failures, find, find_all, kill, monitor
+from prefect_biomed.clients.vip.preflight import Preflight, preflight
+from prefect_biomed.clients.vip.profiles import Profile
+from prefect_biomed.clients.vip.session_file import SessionFile, SessionRecord, open_session
 from prefect_biomed.clients.vip.upload import UploadSummary, upload
 
 __all__ = [
@@ -45,6 +43,7 @@ __all__ = [
     "Pipeline",
     "Platform",
     "Preflight",
+    "Profile",
     "SessionFile",
     "SessionLocked",
     "SessionRecord",

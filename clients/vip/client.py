@@ -10,29 +10,25 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
 import requests
 
 from prefect_biomed.clients.errors import (
-    AuthenticationError,
-    BiomedError,
-    CapacityError,
     ConfigurationError,
     NotFoundError,
-    PermissionDeniedError,
     PlatformError,
-    ServerUnavailable,
     UnexpectedResponse,
 )
 from prefect_biomed.clients.http import HttpSession, Timeouts, not_the_platform
-from prefect_biomed.clients.vip.models import PathEntry, Pipeline, Platform, Profile, Workflow, without_tokens
+from prefect_biomed.clients.vip import carmin
+from prefect_biomed.clients.vip.errors import GenericVipError, raise_for
+from prefect_biomed.clients.vip.girder import GirderStorage
+from prefect_biomed.clients.vip.models import PathEntry, Pipeline, Platform, Workflow, without_tokens
+from prefect_biomed.clients.vip.profiles import Profile
 
-if TYPE_CHECKING:
-    from prefect_biomed.clients.vip.girder import GirderStorage
-
-__all__ = ["GenericVipError", "VipClient"]
+__all__ = ["VipClient"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,20 +36,8 @@ logger = logging.getLogger(__name__)
 _LAUNCH_SECONDS = 300.0
 # Fetching metadata of many outputs takes one or two storage calls each.
 _RESULTS_SECONDS = 900.0
-
-_BAD_KEY = frozenset({8002, 8003, 8004, 20, 25, 30})
-_NOT_FOUND = frozenset({8007, 8015, 56, 105})
-_NOT_ALLOWED = frozenset({8008, 8013, 45, 50})
-_CAPACITY = frozenset({2000, 2001})
-_CARMIN_STILL_RUNNING = 155
-_CARMIN_PLAYED_ALREADY = 135
-_CARMIN_ENDED = frozenset({145, 150})
-
-
-class GenericVipError(PlatformError):
-    """VIP's error 8000, which stands for nearly everything. Look at the state before acting on it."""
-
-    transient = True
+# VIP lists no more executions than this, whatever is asked for.
+_LONGEST_LIST = 500
 
 
 class VipClient:
@@ -121,7 +105,7 @@ class VipClient:
 
     @property
     def profile(self) -> Profile:
-        """`vip` or `carmin`, chosen from what the platform tells."""
+        """Its ways, chosen from what it tells."""
         return self.platform.profile
 
     def check_key(self) -> None:
@@ -130,7 +114,7 @@ class VipClient:
         Raises:
             AuthenticationError: It is not. Asked once, never retried.
         """
-        if self.profile == "vip":
+        if self.profile.checks_keys:
             self._json("PUT", "/platform")
         else:
             self._json("GET", "/pipelines")
@@ -175,7 +159,7 @@ class VipClient:
                     return http, Platform.model_validate(body)
                 if response.ok:
                     raise UnexpectedResponse("The answer is JSON, but does not describe a CARMIN platform.", url=base)
-                _raise_for(response, body)
+                raise_for(response, body)
             except (UnexpectedResponse, NotFoundError) as error:
                 tried.append(error)
                 http.close()
@@ -253,11 +237,7 @@ class VipClient:
     def _add_descriptor(self, definition: dict[str, Any], path: str) -> None:
         """Add what only the Boutiques descriptor tells of lists; without one, lists count as crossed."""
         try:
-            descriptor = (
-                self._json("GET", path, params={"format": "boutiques"})
-                if self.profile == "vip"
-                else self._json("GET", path + "/boutiquesdescriptor")
-            )
+            descriptor = self._json("GET", path + self.profile.descriptor)
         except PlatformError as error:
             logger.debug("No Boutiques descriptor: %s", error)
             return
@@ -312,12 +292,12 @@ class VipClient:
         Args:
             workflow: The execution. Nothing is done on VIP, or when it has been started already.
         """
-        if self.profile == "vip" or workflow.status != "Initializing":
+        if not self.profile.plays_launches or workflow.status != "Initializing":
             return
         try:
             self._json("PUT", f"/executions/{_part(workflow.identifier)}/play")
         except PlatformError as error:
-            if error.code != _CARMIN_PLAYED_ALREADY:
+            if error.code != carmin.PLAYED_ALREADY:
                 raise
 
     def workflows(self, *, newest: int | None = None) -> list[Workflow]:
@@ -332,30 +312,11 @@ class VipClient:
         Raises:
             UnexpectedResponse: The platform cannot list executions at all.
         """
-        if self.profile == "vip":
-            limit = min(newest or 500, 500)
-            return self._workflow_page({"limit": limit})
-        found: list[Workflow] = []
-        page_size = 50
-        while newest is None or len(found) < newest:
-            try:
-                page = self._workflow_page({"offset": len(found), "limit": page_size})
-            except PlatformError as error:
-                if error.status != requests.codes.internal_server_error:
-                    raise
-                raise UnexpectedResponse(
-                    f"The platform cannot list its executions ({error}). CARMIN-server as published cannot once one of "
-                    "them has ended. Delete the ended ones, or ask its administrators.",
-                    status=error.status,
-                    code=error.code,
-                    url=error.url,
-                ) from error
-            found += page
-            if len(page) < page_size:
-                break
-        return found[:newest]
+        if self.profile.lists_in_pages:
+            return carmin.list_pages(self._workflow_page, newest)
+        return self._workflow_page(limit=min(newest or _LONGEST_LIST, _LONGEST_LIST))
 
-    def _workflow_page(self, params: dict[str, int]) -> list[Workflow]:
+    def _workflow_page(self, **params: int) -> list[Workflow]:
         return [Workflow.model_validate(entry) for entry in self._json("GET", "/executions", params=params)]
 
     def workflow(self, identifier: str) -> Workflow:
@@ -375,27 +336,9 @@ class VipClient:
         try:
             return Workflow.model_validate(self._json("GET", path, about=f"workflow {identifier}"))
         except PlatformError as error:
-            if error.status != requests.codes.internal_server_error or self.profile == "vip":
+            if error.status != requests.codes.internal_server_error or self.profile.describes_ended_executions:
                 raise
-            return self._workflow_from_results(identifier, error)
-
-    def _workflow_from_results(self, identifier: str, cause: PlatformError) -> Workflow:
-        """CARMIN-server as published cannot describe a completed execution; whether it has results still tells."""
-        try:
-            outputs = self.results(identifier)
-        except PlatformError as error:
-            if error.code == _CARMIN_STILL_RUNNING:
-                return Workflow.model_validate({"identifier": identifier, "status": "Running"})
-            raise UnexpectedResponse(
-                f"Execution {identifier} can neither be described ({cause}) nor its results be listed ({error}). "
-                "Ask the administrators of the platform.",
-                status=error.status,
-                code=error.code,
-                url=error.url,
-            ) from error
-        return Workflow.model_validate(
-            {"identifier": identifier, "status": "Finished", "outputs": tuple(entry.path for entry in outputs)}
-        )
+            return carmin.workflow_from_results(identifier, self.results, error)
 
     def results(self, identifier: str) -> list[PathEntry]:
         """List the outputs of an execution with their sizes (`GET /executions/{id}/results`).
@@ -428,7 +371,7 @@ class VipClient:
         where = f"/jobs/{_part(job)}" if job is not None else ""
         response, text = self._http.text("GET", f"/executions/{_part(identifier)}{where}/{stream}")
         if response.status_code != requests.codes.ok:
-            _raise_for(response, _decoded(response, text), about=f"{stream} of workflow {identifier}")
+            raise_for(response, _decoded(response, text), about=f"{stream} of workflow {identifier}")
         return without_tokens(text)
 
     def kill(self, identifier: str) -> None:
@@ -444,7 +387,7 @@ class VipClient:
         try:
             self._json("PUT", f"/executions/{_part(identifier)}/kill", about=f"kill of workflow {identifier}")
         except PlatformError as error:
-            if error.code not in _CARMIN_ENDED:
+            if error.code not in carmin.ENDED:
                 raise
 
     def delete_workflow(self, identifier: str, *, delete_files: bool = False) -> None:
@@ -457,7 +400,7 @@ class VipClient:
             delete_files: Whether its output files go too.
         """
         path = f"/executions/{_part(identifier)}"
-        if self.profile == "vip":
+        if self.profile.deletes_with_put:
             self._json("PUT", path + "/delete", json_body={"deleteFiles": delete_files})
         else:
             self._json("DELETE", path, params={"deleteFiles": str(delete_files).lower()})
@@ -583,7 +526,7 @@ class VipClient:
     def _put(self, path: str, body: Any, content_type: str = "application/octet-stream") -> None:
         response, text = self._http.text("PUT", _path(path), body=body, headers={"Content-Type": content_type})
         if response.status_code != requests.codes.created:
-            _raise_for(response, _decoded(response, text), about=path)
+            raise_for(response, _decoded(response, text), about=path)
 
     @contextmanager
     def open_file(self, path: str, *, start: int = 0) -> Iterator[tuple[requests.Response, Iterator[bytes]]]:
@@ -604,7 +547,7 @@ class VipClient:
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
         with self._http.open("GET", _path(path), params={"action": "content"}, headers=headers) as response:
             if response.status_code not in {requests.codes.ok, requests.codes.partial_content}:
-                _raise_for(response, _decoded(response, self._http.read_text(response)), about=path)
+                raise_for(response, _decoded(response, self._http.read_text(response)), about=path)
             yield response, self._http.chunks(response)
 
     def path_url(self, path: str) -> str:
@@ -657,7 +600,7 @@ class VipClient:
     def _json(self, method: str, path: str, *, about: str = "", **request: Any) -> Any:
         response, body = self._http.json(method, path, **request)
         if not response.ok:
-            _raise_for(response, body, about=about)
+            raise_for(response, body, about=about)
         return body
 
 
@@ -680,42 +623,3 @@ def _decoded(response: requests.Response, text: str) -> Any:
         return json.loads(text)
     except ValueError:
         raise not_the_platform(response, text) from None
-
-
-def _raise_for(response: requests.Response, body: Any, *, about: str = "") -> NoReturn:
-    """Raise the typed error of an answer. VIP's clients decide on the code; the message is for people."""
-    status, url = response.status_code, response.url.split("?", 1)[0]
-    code = body.get("errorCode") if isinstance(body, dict) else None
-    said = without_tokens(str(body.get("errorMessage", "")))[:500] if isinstance(body, dict) else ""
-    subject = f"{about}: " if about else ""
-    detail = f"{said} (HTTP {status}, code {code})" if code is not None else f"HTTP {status}"
-
-    def error(kind: type[PlatformError], advice: str) -> BiomedError:
-        return kind(f"{subject}{detail}. {advice}".strip(), status=status, code=code, url=url)
-
-    if code in _NOT_FOUND:
-        raise error(NotFoundError, "Check the name.")
-    if code == 8008:
-        raise error(
-            PermissionDeniedError,
-            "It belongs to a group you are not in. Join the group on the portal: your account, Join group.",
-        )
-    if code in _NOT_ALLOWED:
-        raise error(PermissionDeniedError, "The path or object is outside what this account may use.")
-    if code in _BAD_KEY or status == requests.codes.unauthorized:
-        raise error(
-            AuthenticationError, "Put a valid API key into the credentials; nothing is lost, run it again then."
-        )
-    if code in _CAPACITY:
-        raise error(CapacityError, "Too many executions are running.")
-    if status == requests.codes.not_found:
-        raise error(NotFoundError, f"{url} is not there.")
-    if status == requests.codes.forbidden:
-        raise error(PermissionDeniedError, "The account lacks the role for this.")
-    if status in {429, 502, 503, 504}:
-        raise error(ServerUnavailable, "The server is out of order for the moment.")
-    if code == 8000:
-        raise error(GenericVipError, "VIP gives no reason.")
-    if response.ok or status < 400:
-        raise UnexpectedResponse(f"{subject}{url} answered HTTP {status}, which says nothing.", status=status, url=url)
-    raise error(PlatformError, "")

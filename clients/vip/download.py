@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
@@ -26,7 +26,8 @@ from prefect_biomed.clients.errors import (
 from prefect_biomed.clients.polling import sleep
 from prefect_biomed.clients.transfer import safe_join, transfer_all
 from prefect_biomed.clients.vip.client import VipClient
-from prefect_biomed.clients.vip.girder import file_id, girder_of, local_names, output_entries
+from prefect_biomed.clients.vip.girder import file_id, local_names
+from prefect_biomed.clients.vip.girder_sessions import girder_of, output_entries
 from prefect_biomed.clients.vip.models import PathEntry, VipSession, Workflow, WorkflowStatus, is_on_girder
 from prefect_biomed.clients.vip.session_file import FILE_NAME, LOCKS, SessionFile, SessionRecord
 
@@ -115,87 +116,148 @@ def download(
         raise ConfigurationError("get_status has 'Removed', whose outputs exist no more. Leave it out.")
     file = SessionFile(session, client)
     with file.exclusive("download"):
-        record = file.read()
-        chosen = set(record.workflows if workflow_ids is None else workflow_ids)
-        wanted = [identifier for identifier in record.workflow_ids(*get_status) if identifier in chosen]
-        removed = [identifier for identifier in record.workflow_ids(WorkflowStatus.REMOVED) if identifier in chosen]
-        still_on_girder = [
-            identifier
-            for identifier in removed
-            if session.girder_download and any(is_on_girder(path) for path in _paths(record, identifier))
-        ]
-        # Another run, such as a scheduled collection, may have fetched and removed them in the meantime.
-        fetched_before = [
-            identifier
-            for identifier in removed
-            if identifier in record.ledger.downloaded and identifier not in still_on_girder
-        ]
-        outputs: dict[str, list[Output]] = {
-            identifier: [
-                Output(path, local, None)
-                for path, local in _places(session, identifier, _paths(record, identifier)).items()
-            ]
-            for identifier in fetched_before
-        }
-        by_place: dict[Path, Output] = {}
-        gone: list[str] = []
-        here = list(wanted)
-        for identifier in (*wanted, *still_on_girder):
-            if identifier in still_on_girder:
-                workflow = Workflow(identifier=identifier, outputs=_paths(record, identifier))
-            else:
-                workflow = client.workflow(identifier)
-            if not session.girder_download and any(is_on_girder(path) for path in workflow.outputs):
-                logger.info("%d outputs of %s are kept on Girder", len(workflow.outputs), identifier)
-                here.remove(identifier)
-                continue
-            entries = _entries(client, workflow)
-            with file.edit() as record:
-                record.note_outputs(identifier, entries)
-            places = _places(session, identifier, [entry.path for entry in entries])
-            gone += [entry.path for entry in entries if not entry.exists]
-            outputs[identifier] = [
-                Output(entry.path, places[entry.path], entry.size)
-                for entry in entries
-                if entry.exists and not entry.is_directory
-            ]
-            if shared := [output.path for output in outputs[identifier] if output.local in by_place]:
-                logger.warning("%s shares outputs with another run, which replaced them: %s", identifier, shared)
-            by_place |= {output.local: output for output in outputs[identifier]}
-        everything = list(by_place.values())
-        missing = [output for output in everything if not _is_here(output)]
-        done = len(everything) - len(missing)
-        skipped = done
-
-        def fetch(output: Output) -> None:
-            fetch_file(client, output, retry_seconds=retry_seconds)
-
-        def note(output: Output, _: None) -> None:
-            nonlocal done
-            done += 1
-            if progress:
-                progress(done, len(everything))
-
-        transfer_all(
-            missing,
-            fetch,
-            name=lambda output: output.path,
-            subject=f"Download to {session.output_dir}",
-            parallelism=client.parallelism,
-            on_done=note,
-        )
+        chosen = _choose(session, file.read(), workflow_ids, get_status)
+        plan = _locate(client, session, file, chosen)
+        missing = [output for output in plan.due if not _is_here(output)]
+        _fetch(client, session, missing, len(plan.due), retry_seconds, progress)
         if unzip:
-            transfer_all(
-                [output for output in everything if output.local.is_file()],
-                lambda output: _unpack(output.local, keep_archives, limits),
-                name=lambda output: str(output.local),
-                subject=f"Unpacking in {session.output_dir}",
-                parallelism=os.cpu_count() or 1,
-            )
+            _unpack_all(session, plan.due, keep_archives, limits)
         with file.edit() as record:
-            record.ledger.downloaded = sorted({*record.ledger.downloaded, *here, *still_on_girder})
-    files = {identifier: _files(group) for identifier, group in outputs.items()}
-    return DownloadSummary(files=files, fetched=len(missing), skipped=skipped, gone=tuple(gone))
+            record.ledger.downloaded = sorted({*record.ledger.downloaded, *plan.complete})
+    return DownloadSummary(
+        files={identifier: _files(group) for identifier, group in plan.outputs.items()},
+        fetched=len(missing),
+        skipped=len(plan.due) - len(missing),
+        gone=plan.gone,
+    )
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The workflows whose outputs are wanted, by where those are.
+
+    Attributes:
+        on_platform: Those the platform can describe.
+        on_girder: Those removed from the platform, whose outputs are still on Girder.
+        here: Those removed after their outputs were fetched, for instance by a scheduled collection.
+        known: Paths of the outputs by workflow, as the session file has them.
+    """
+
+    on_platform: tuple[str, ...]
+    on_girder: tuple[str, ...]
+    here: tuple[str, ...]
+    known: dict[str, tuple[str, ...]]
+
+
+@dataclass
+class _Plan:
+    """Where each output goes.
+
+    Attributes:
+        outputs: Outputs by workflow.
+        by_place: The outputs that have to be here afterwards, by local path.
+        complete: Workflows whose outputs are all here afterwards.
+        gone: Outputs the platform has deleted.
+    """
+
+    outputs: dict[str, list[Output]] = field(default_factory=dict)
+    by_place: dict[Path, Output] = field(default_factory=dict)
+    complete: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+
+    @property
+    def due(self) -> list[Output]:
+        """The outputs that have to be here afterwards."""
+        return list(self.by_place.values())
+
+
+def _choose(
+    session: VipSession, record: SessionRecord, workflow_ids: Sequence[str] | None, get_status: Sequence[str]
+) -> _Chosen:
+    wanted = set(record.workflows if workflow_ids is None else workflow_ids)
+    known = {
+        identifier: tuple(str(output["path"]) for output in record.workflows[identifier].outputs)
+        for identifier in wanted & record.workflows.keys()
+    }
+    removed = [identifier for identifier in record.workflow_ids(WorkflowStatus.REMOVED) if identifier in wanted]
+    on_girder = tuple(
+        identifier
+        for identifier in removed
+        if session.girder_download and any(is_on_girder(path) for path in known[identifier])
+    )
+    return _Chosen(
+        on_platform=tuple(identifier for identifier in record.workflow_ids(*get_status) if identifier in wanted),
+        on_girder=on_girder,
+        here=tuple(i for i in removed if i in record.ledger.downloaded and i not in on_girder),
+        known=known,
+    )
+
+
+def _locate(client: VipClient, session: VipSession, file: SessionFile, chosen: _Chosen) -> _Plan:
+    plan = _Plan()
+    for identifier in chosen.here:
+        places = _places(session, identifier, chosen.known[identifier])
+        plan.outputs[identifier] = [Output(path, local, None) for path, local in places.items()]
+    for identifier in (*chosen.on_platform, *chosen.on_girder):
+        workflow = (
+            Workflow(identifier=identifier, outputs=chosen.known[identifier])
+            if identifier in chosen.on_girder
+            else client.workflow(identifier)
+        )
+        if not session.girder_download and any(is_on_girder(path) for path in workflow.outputs):
+            logger.info("%d outputs of %s are kept on Girder", len(workflow.outputs), identifier)
+            continue
+        entries = _entries(client, workflow)
+        with file.edit() as record:
+            record.note_outputs(identifier, entries)
+        places = _places(session, identifier, [entry.path for entry in entries])
+        plan.gone += tuple(entry.path for entry in entries if not entry.exists)
+        plan.outputs[identifier] = outputs = [
+            Output(entry.path, places[entry.path], entry.size)
+            for entry in entries
+            if entry.exists and not entry.is_directory
+        ]
+        if shared := [output.path for output in outputs if output.local in plan.by_place]:
+            logger.warning("%s shares outputs with another run, which replaced them: %s", identifier, shared)
+        plan.by_place |= {output.local: output for output in outputs}
+        plan.complete += (identifier,)
+    return plan
+
+
+def _fetch(
+    client: VipClient,
+    session: VipSession,
+    missing: Sequence[Output],
+    total: int,
+    retry_seconds: Sequence[float],
+    progress: Progress | None,
+) -> None:
+    done = total - len(missing)
+
+    def note(*_: object) -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total)
+
+    transfer_all(
+        missing,
+        lambda output: fetch_file(client, output, retry_seconds=retry_seconds),
+        name=lambda output: output.path,
+        subject=f"Download to {session.output_dir}",
+        parallelism=client.parallelism,
+        on_done=note,
+    )
+
+
+def _unpack_all(session: VipSession, outputs: Sequence[Output], keep: bool, limits: ArchiveLimits | None) -> None:
+    transfer_all(
+        [output for output in outputs if output.local.is_file()],
+        lambda output: _unpack(output.local, keep, limits),
+        name=lambda output: str(output.local),
+        subject=f"Unpacking in {session.output_dir}",
+        parallelism=os.cpu_count() or 1,
+    )
 
 
 def fetch_file(client: VipClient, output: Output, *, retry_seconds: Sequence[float] = RETRY_SECONDS) -> None:
@@ -216,7 +278,7 @@ def fetch_file(client: VipClient, output: Output, *, retry_seconds: Sequence[flo
     limit = client.platform.max_size_direct_transfer
     if is_on_girder(output.path):
         limit = None
-    if client.profile == "vip" and limit is not None and output.size is not None and output.size > limit:
+    if client.profile.limits_downloads and limit is not None and output.size is not None and output.size > limit:
         raise UnexpectedResponse(
             f"{output.path} has {output.size} bytes, the platform transfers at most {limit}. Fetch it from the portal."
         )
@@ -267,7 +329,7 @@ def _fetch_into(client: VipClient, output: Output, part: Path) -> None:
 
 def _entries(client: VipClient, workflow: Workflow) -> list[PathEntry]:
     """The output files with sizes; folders among them are walked, because their content cannot be asked for."""
-    if not workflow.outputs and client.profile == "vip":
+    if not workflow.outputs and client.profile.describes_ended_executions:
         return []
     if any(is_on_girder(path) for path in workflow.outputs):
         # VIP refuses to list the results of such an execution.
@@ -288,10 +350,6 @@ def _walk(client: VipClient, folder: str) -> list[PathEntry]:
     for entry in client.list_folder(folder):
         found += _walk(client, entry.path) if entry.is_directory else [entry]
     return found
-
-
-def _paths(record: SessionRecord, workflow_id: str) -> tuple[str, ...]:
-    return tuple(str(output["path"]) for output in record.workflows[workflow_id].outputs)
 
 
 def _places(session: VipSession, workflow_id: str, paths: Sequence[str]) -> dict[str, Path]:

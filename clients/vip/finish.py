@@ -9,34 +9,19 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
 
-from prefect_biomed.clients.errors import BiomedError, LedgerError, NotFoundError
+from prefect_biomed.clients.errors import LedgerError, NotFoundError
 from prefect_biomed.clients.vip.client import VipClient
-from prefect_biomed.clients.vip.executions import list_by_id
-from prefect_biomed.clients.vip.files import delete_and_wait, list_folder_or_nothing, put_and_verify
+from prefect_biomed.clients.vip.errors import StillNeeded, StillRunning
 from prefect_biomed.clients.vip.models import VipSession, Workflow, WorkflowStatus
+from prefect_biomed.clients.vip.monitoring import list_by_id
+from prefect_biomed.clients.vip.remote_files import delete_and_wait, list_folder_or_nothing, put_and_verify
 from prefect_biomed.clients.vip.session_file import SessionFile
 
-__all__ = ["FinishSummary", "StillNeeded", "StillRunning", "finish", "remove_session", "share_inputs"]
+__all__ = ["FinishSummary", "finish", "remove_session", "share_inputs"]
 
 logger = logging.getLogger(__name__)
 
 _HOLDERS = "HOLDERS"
-
-
-class StillRunning(BiomedError):
-    """The session cannot be finished because executions may still write outputs. Nothing was removed.
-
-    Attributes:
-        workflow_ids: The executions that run.
-    """
-
-    def __init__(self, message: str, workflow_ids: Sequence[str] = ()) -> None:
-        super().__init__(message)
-        self.workflow_ids = tuple(workflow_ids)
-
-
-class StillNeeded(BiomedError):
-    """A session cannot be removed because other sessions use its inputs. Nothing was removed."""
 
 
 class FinishSummary(BaseModel):
@@ -113,32 +98,13 @@ def finish(
     """
     file = SessionFile(session, client)
     with file.exclusive("finish"):
-        record = file.read()
-        ids = record.workflow_ids()
-        workflows = _states(client, ids)
-        if running := [workflow.identifier for workflow in workflows if not workflow.status.is_terminal]:
-            raise StillRunning(
-                f"Session {session.session_name!r} is not finished: {', '.join(running)} may still write outputs. "
-                "Nothing was removed. Wait for them, or kill them.",
-                running,
-            )
-        removed: list[str] = []
-        held_by: tuple[str, ...] = ()
-        if not keep_output:
-            removed += _remove(client, session.vip_output_dir, timeout_seconds)
-        if not keep_input:
-            inputs, held_by = _release(client, session, timeout_seconds)
-            removed += inputs
-        for folder in {session.vip_dir, str(PurePosixPath(session.vip_input_dir).parent)}:
-            if client.exists(folder) and not list_folder_or_nothing(client, folder):
-                removed += _remove(client, folder, timeout_seconds)
-        if delete_records if client.profile == "vip" else not keep_output:
-            # Elsewhere than on VIP outputs lie in the record, and go with it.
-            for workflow in workflows:
-                if client.profile == "carmin" and workflow.status != WorkflowStatus.REMOVED:
-                    client.delete_workflow(workflow.identifier, delete_files=True)
-                elif workflow.status in {WorkflowStatus.FINISHED, WorkflowStatus.KILLED}:
-                    client.delete_workflow(workflow.identifier)
+        ids = file.read().workflow_ids()
+        workflows = _ended(client, session, ids)
+        removed, held_by = _remove_folders(client, session, timeout_seconds, keep_input, keep_output)
+        if client.profile.keeps_outputs_in_records:
+            delete_records = not keep_output
+        if delete_records:
+            _delete_records(client, workflows)
         if not keep_output and session.backup != "vip":
             with file.edit() as record:
                 for identifier in ids:
@@ -146,6 +112,43 @@ def finish(
     if held_by:
         logger.info("%s is kept for %s", session.vip_input_dir, ", ".join(held_by))
     return FinishSummary(removed=tuple(removed), kept_for=held_by)
+
+
+def _ended(client: VipClient, session: VipSession, ids: list[str]) -> list[Workflow]:
+    workflows = _states(client, ids)
+    if running := [workflow.identifier for workflow in workflows if not workflow.status.is_terminal]:
+        raise StillRunning(
+            f"Session {session.session_name!r} is not finished: {', '.join(running)} may still write outputs. "
+            "Nothing was removed. Wait for them, or kill them.",
+            running,
+        )
+    return workflows
+
+
+def _remove_folders(
+    client: VipClient, session: VipSession, timeout_seconds: float, keep_input: bool, keep_output: bool
+) -> tuple[list[str], tuple[str, ...]]:
+    """Remove what is not kept; return what was removed, and who still holds the inputs."""
+    removed: list[str] = []
+    held_by: tuple[str, ...] = ()
+    if not keep_output:
+        removed += _remove(client, session.vip_output_dir, timeout_seconds)
+    if not keep_input:
+        inputs, held_by = _release(client, session, timeout_seconds)
+        removed += inputs
+    for folder in {session.vip_dir, str(PurePosixPath(session.vip_input_dir).parent)}:
+        if client.exists(folder) and not list_folder_or_nothing(client, folder):
+            removed += _remove(client, folder, timeout_seconds)
+    return removed, held_by
+
+
+def _delete_records(client: VipClient, workflows: Sequence[Workflow]) -> None:
+    for workflow in workflows:
+        if client.profile.keeps_outputs_in_records:
+            if workflow.status != WorkflowStatus.REMOVED:
+                client.delete_workflow(workflow.identifier, delete_files=True)
+        elif workflow.status in {WorkflowStatus.FINISHED, WorkflowStatus.KILLED}:
+            client.delete_workflow(workflow.identifier)
 
 
 def _states(client: VipClient, ids: list[str]) -> list[Workflow]:

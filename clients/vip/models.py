@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 from pydantic.alias_generators import to_camel
 
+from prefect_biomed.clients.vip.profiles import CARMIN, VIP, Profile
+
 __all__ = [
     "InputValue",
     "Job",
@@ -22,7 +24,6 @@ __all__ = [
     "PathEntry",
     "Pipeline",
     "Platform",
-    "Profile",
     "Scalar",
     "SessionResult",
     "VipSession",
@@ -33,8 +34,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-Profile = Literal["vip", "carmin"]
 
 
 def without_tokens(text: str) -> str:
@@ -206,8 +205,8 @@ class Platform(_Model):
 
     @property
     def profile(self) -> Profile:
-        """`vip` where an execution starts by itself, `carmin` where it must be played."""
-        return "vip" if "playExecution" in self.unsupported_methods else "carmin"
+        """`VIP` where an execution starts by itself, `CARMIN` where it must be played."""
+        return VIP if "playExecution" in self.unsupported_methods else CARMIN
 
 
 class ParameterType(_Status):

@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 from prefect_biomed.clients.errors import LedgerError
 from prefect_biomed.clients.transfer import atomic_write
 from prefect_biomed.clients.vip.client import VipClient
-from prefect_biomed.clients.vip.files import delete_and_wait, put_and_verify
+from prefect_biomed.clients.vip.errors import SessionLocked
 from prefect_biomed.clients.vip.models import (
     InputValue,
     PathEntry,
@@ -29,8 +29,9 @@ from prefect_biomed.clients.vip.models import (
     WorkflowStatus,
     without_tokens,
 )
+from prefect_biomed.clients.vip.remote_files import delete_and_wait, put_and_verify
 
-__all__ = ["Launch", "SessionFile", "SessionLocked", "SessionRecord", "UploadedFile", "WorkflowRecord", "open_session"]
+__all__ = ["Launch", "SessionFile", "SessionRecord", "UploadedFile", "WorkflowRecord", "open_session"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,6 @@ LOCKS = ".locks"
 _MAX_BYTES = 64 * 1024 * 1024
 _DELETE_SECONDS = 60.0
 _ADOPTED = "adopted"
-
-
-class SessionLocked(LedgerError):
-    """Another process works on the same session; it can be tried again when that one has ended."""
-
-    transient = True
 
 
 class UploadedFile(BaseModel):

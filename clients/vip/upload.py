@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
 
 from prefect_biomed.clients.transfer import digest, transfer_all
 from prefect_biomed.clients.vip.client import VipClient
-from prefect_biomed.clients.vip.files import delete_and_wait, list_folder_or_nothing, put_and_verify
-from prefect_biomed.clients.vip.inputs import LocalFile, Preflight
 from prefect_biomed.clients.vip.models import VipSession
+from prefect_biomed.clients.vip.preflight import LocalFile, Preflight
+from prefect_biomed.clients.vip.remote_files import delete_and_wait, list_folder_or_nothing, put_and_verify
 from prefect_biomed.clients.vip.session_file import SessionFile, UploadedFile
 
 __all__ = ["UploadSummary", "upload"]
@@ -82,73 +83,112 @@ def upload(
     if not update_files and client.exists(session.vip_input_dir):
         return UploadSummary(sent=0, skipped=len(plan.files), replaced=0, bytes_sent=0)
 
+    there = _make_folders(client, session, plan)
+    todo = _compare(plan, there, sent_before)
+    logger.info("%d files to send (%d bytes), %d are there already", len(todo.missing), todo.bytes, len(todo.done))
+    skipped = len(todo.done)
+    journal = _Journal(file, todo.done, todo.bytes, progress)
+    try:
+        transfer_all(
+            todo.missing,
+            lambda item: _send(client, session, item, item.name in todo.outdated, settle_seconds),
+            name=lambda item: item.local_name,
+            subject=f"Upload to {session.vip_input_dir}",
+            parallelism=client.parallelism,
+            on_done=journal.note,
+        )
+    finally:
+        journal.save()
+    return UploadSummary(sent=len(todo.missing), skipped=skipped, replaced=len(todo.outdated), bytes_sent=todo.bytes)
+
+
+@dataclass(frozen=True)
+class _Todo:
+    """What an upload has to do.
+
+    Attributes:
+        done: Files that are on the platform already.
+        missing: Files to send.
+        outdated: Names of those to send of which another version is on the platform.
+    """
+
+    done: dict[str, UploadedFile]
+    missing: list[LocalFile]
+    outdated: set[str]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes to send."""
+        return sum(item.size for item in self.missing)
+
+
+class _Journal:
+    """Writes down what has arrived, every few seconds and at the end, and reports progress."""
+
+    def __init__(self, file: SessionFile, done: dict[str, UploadedFile], total: int, progress: Progress | None) -> None:
+        self._file = file
+        self._done = done
+        self._total = total
+        self._progress = progress
+        self._bytes_sent = 0
+        self._saved_at = time.monotonic()
+
+    def note(self, item: LocalFile, sent: UploadedFile) -> None:
+        """Take note of a file that has arrived."""
+        self._done[item.name] = sent
+        self._bytes_sent += item.size
+        if self._progress:
+            self._progress(self._bytes_sent, self._total)
+        if time.monotonic() - self._saved_at > _SAVE_EVERY_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Write down what has arrived."""
+        with self._file.edit() as record:
+            record.ledger.uploads.update(self._done)
+        self._saved_at = time.monotonic()
+
+
+def _make_folders(client: VipClient, session: VipSession, plan: Preflight) -> dict[str, dict[str, int | None]]:
+    """Make the folders of the inputs and list what is in those that were there."""
     client.make_folder(session.vip_input_dir)
     there = {".": list_folder_or_nothing(client, session.vip_input_dir)}
     for folder in plan.folders:
-        parent, name = PurePosixPath(folder).parent.as_posix(), PurePosixPath(folder).name
+        position = PurePosixPath(folder)
         path = f"{session.vip_input_dir}/{folder}"
-        if name in there[parent]:
+        if position.name in there[position.parent.as_posix()]:
             there[folder] = list_folder_or_nothing(client, path)
         else:
             client.make_folder(path)
             there[folder] = {}
+    return there
 
-    done: dict[str, UploadedFile] = {}
-    missing: list[LocalFile] = []
-    outdated: set[str] = set()
+
+def _compare(plan: Preflight, there: dict[str, dict[str, int | None]], sent_before: dict[str, UploadedFile]) -> _Todo:
+    todo = _Todo(done={}, missing=[], outdated=set())
     for item in plan.files:
         position = PurePosixPath(item.name)
         sizes = there[position.parent.as_posix()]
         if position.name not in sizes:
-            missing.append(item)
+            todo.missing.append(item)
         elif (known := _unchanged(item, sizes[position.name], sent_before.get(item.name))) is not None:
-            done[item.name] = known
+            todo.done[item.name] = known
         else:
-            missing.append(item)
-            outdated.add(item.name)
+            todo.missing.append(item)
+            todo.outdated.add(item.name)
+    return todo
 
-    total = sum(item.size for item in missing)
-    saved_at = time.monotonic()
-    bytes_sent = 0
 
-    def send(item: LocalFile) -> UploadedFile:
-        path = f"{session.vip_input_dir}/{item.name}"
-        if item.name in outdated:
-            delete_and_wait(client, path, timeout_seconds=_DELETE_SECONDS)
-        # Taken before the file is sent: one that changes meanwhile differs from its record and is sent again.
-        record = UploadedFile(size=item.size, mtime_ns=item.mtime_ns, sha256=digest(item.path))
-        put_and_verify(client, item.path, path, settle_seconds=settle_seconds)
-        return record
-
-    def note(item: LocalFile, sent: UploadedFile) -> None:
-        nonlocal saved_at, bytes_sent
-        done[item.name] = sent
-        bytes_sent += item.size
-        if progress:
-            progress(bytes_sent, total)
-        if time.monotonic() - saved_at > _SAVE_EVERY_SECONDS:
-            save()
-
-    def save() -> None:
-        nonlocal saved_at
-        with file.edit() as record:
-            record.ledger.uploads.update(done)
-        saved_at = time.monotonic()
-
-    logger.info("%d files to send (%d bytes), %d are there already", len(missing), total, len(done))
-    skipped = len(done)
-    try:
-        transfer_all(
-            missing,
-            send,
-            name=lambda item: item.local_name,
-            subject=f"Upload to {session.vip_input_dir}",
-            parallelism=client.parallelism,
-            on_done=note,
-        )
-    finally:
-        save()
-    return UploadSummary(sent=len(missing), skipped=skipped, replaced=len(outdated), bytes_sent=total)
+def _send(
+    client: VipClient, session: VipSession, item: LocalFile, is_outdated: bool, settle_seconds: float
+) -> UploadedFile:
+    path = f"{session.vip_input_dir}/{item.name}"
+    if is_outdated:
+        delete_and_wait(client, path, timeout_seconds=_DELETE_SECONDS)
+    # Taken before the file is sent: one that changes meanwhile differs from its record and is sent again.
+    record = UploadedFile(size=item.size, mtime_ns=item.mtime_ns, sha256=digest(item.path))
+    put_and_verify(client, item.path, path, settle_seconds=settle_seconds)
+    return record
 
 
 def _unchanged(item: LocalFile, size_there: int | None, sent: UploadedFile | None) -> UploadedFile | None:

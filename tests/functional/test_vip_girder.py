@@ -45,7 +45,8 @@ from prefect_biomed.clients.vip import (
     share_girder_key,
 )
 from prefect_biomed.clients.vip.download import Output, fetch_file
-from prefect_biomed.clients.vip.girder import local_names, note_runs
+from prefect_biomed.clients.vip.girder import local_names
+from prefect_biomed.clients.vip.girder_sessions import note_runs
 from prefect_biomed.flows.vip import vip_collect, vip_resume, vip_session
 from prefect_biomed.sandbox import Fault, Sandbox
 from prefect_biomed.tasks import vip as steps

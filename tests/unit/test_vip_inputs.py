@@ -11,8 +11,9 @@ import pytest
 
 from prefect_biomed.clients.errors import PreflightFailed
 from prefect_biomed.clients.vip import InputValue, Preflight, VipClient, VipSession, describe, preflight
-from prefect_biomed.clients.vip.inputs import stored_name
 from prefect_biomed.clients.vip.models import Parameter, ParameterType, Pipeline
+from prefect_biomed.clients.vip.preflight import stored_name
+from prefect_biomed.clients.vip.profiles import CARMIN
 from prefect_biomed.sandbox import Fault, Sandbox
 
 HOME = "/vip/Home/API/s"
@@ -95,7 +96,7 @@ def problems(check: Check, **settings: Any) -> list[str]:
 )
 def test_names_are_stored_as_the_sandbox_stores_them(client: VipClient, name: str, stored: str) -> None:
     assert stored_name(name) == stored
-    assert stored_name(name, "carmin") == name
+    assert stored_name(name, CARMIN) == name
 
 
 @pytest.mark.parametrize("name", ["a b é.txt", "naïve-Ångström.nii.gz", "x²", "a#b?c%41+d"])

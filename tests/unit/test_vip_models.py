@@ -174,10 +174,10 @@ def test_unknown_job_status_is_neither_success_nor_failure() -> None:
 
 def test_profile_follows_from_what_the_platform_lacks() -> None:
     vip = {"platformName": "VIP", "unsupportedMethods": ["playExecution"], "supportedAPIVersion": "0.3"}
-    assert Platform.model_validate(vip).profile == "vip"
+    assert Platform.model_validate(vip).profile.name == "vip"
     assert Platform.model_validate(vip).supported_api_version == "0.3"
-    assert Platform.model_validate({"platformName": "x", "unsupportedMethods": []}).profile == "carmin"
-    assert Platform.model_validate({}).profile == "carmin"
+    assert Platform.model_validate({"platformName": "x", "unsupportedMethods": []}).profile.name == "carmin"
+    assert Platform.model_validate({}).profile.name == "carmin"
 
 
 @pytest.mark.parametrize("placeholder", ["$input.getDefaultValue()", "No_value_provided", "", None])

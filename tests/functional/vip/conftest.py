@@ -57,7 +57,7 @@ def new_session(tmp_path: Path, client: VipClient) -> NewSession:
             for path, content in files.items():
                 (input_dir / path).parent.mkdir(parents=True, exist_ok=True)
                 (input_dir / path).write_bytes(content)
-        home = "/vip/Home/API" if client.profile == "vip" else "/alice"
+        home = "/vip/Home/API" if client.profile.name == "vip" else "/alice"
         return VipSession(
             session_name=name,
             pipeline_id=pipeline_id,

@@ -41,7 +41,7 @@ from prefect_biomed.clients.vip import (
     preflight,
     upload,
 )
-from prefect_biomed.clients.vip.inputs import Preflight
+from prefect_biomed.clients.vip.preflight import Preflight
 from prefect_biomed.sandbox import Fault, Sandbox
 
 Connect = Callable[..., VipClient]
@@ -133,7 +133,7 @@ def test_address_that_is_none(url: str) -> None:
 
 
 def test_html_instead_of_an_answer_names_the_url(vip: Sandbox, client: VipClient) -> None:
-    assert client.profile == "vip"
+    assert client.profile.name == "vip"
     vip.vip.faults.add(Fault(path="/rest/", status=200, body="<!doctype html><html>Maintenance</html>"))
     calls: list[Callable[[], object]] = [
         client.pipelines,

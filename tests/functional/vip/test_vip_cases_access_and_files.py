@@ -20,7 +20,7 @@ from prefect_biomed.clients.errors import (
     is_transient,
 )
 from prefect_biomed.clients.vip import VipClient, VipSession, download, finish, launch, preflight, upload
-from prefect_biomed.clients.vip.files import delete_and_wait
+from prefect_biomed.clients.vip.remote_files import delete_and_wait
 from prefect_biomed.sandbox import Fault, Sandbox
 
 Connect = Callable[..., VipClient]

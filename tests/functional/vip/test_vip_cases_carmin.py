@@ -54,7 +54,7 @@ def vip() -> Iterator[Sandbox]:
 
 def test_profile_is_found_out(client: VipClient, connect: Connect) -> None:
     """What the platform tells of itself decides; the address has no `/rest` here."""
-    assert client.profile == "carmin"
+    assert client.profile.name == "carmin"
     client.check_key()
     with pytest.raises(AuthenticationError):
         connect("not-a-key").check_key()

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
-from html import unescape
 from pathlib import Path, PurePosixPath
 
 from prefect_biomed.clients.errors import (
@@ -24,19 +23,20 @@ from prefect_biomed.clients.errors import (
     is_transient,
 )
 from prefect_biomed.clients.vip.client import VipClient
-from prefect_biomed.clients.vip.files import list_folder_or_nothing
-from prefect_biomed.clients.vip.girder import check_outputs, check_vip_key, girder_of, girder_path
+from prefect_biomed.clients.vip.girder import girder_path
+from prefect_biomed.clients.vip.girder_sessions import check_outputs, check_vip_key, girder_of
 from prefect_biomed.clients.vip.models import (
     InputValue,
     Parameter,
     ParameterType,
     Pipeline,
-    Profile,
     Scalar,
     VipSession,
 )
+from prefect_biomed.clients.vip.profiles import VIP, Profile
+from prefect_biomed.clients.vip.remote_files import list_folder_or_nothing
 
-__all__ = ["LocalFile", "Preflight", "describe", "preflight", "stored_name"]
+__all__ = ["LocalFile", "Preflight", "preflight", "stored_name"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,17 +99,17 @@ class Preflight:
         return sum(file.size for file in self.files)
 
 
-def stored_name(name: str, profile: Profile = "vip") -> str:
+def stored_name(name: str, profile: Profile = VIP) -> str:
     """Tell what a file or folder is called once VIP has stored it.
 
     Args:
         name: One path component.
-        profile: Only `vip` renames.
+        profile: The ways of the platform; not all rename.
 
     Returns:
         The name trimmed, with `_` for spaces and without what is not ASCII.
     """
-    if profile != "vip":
+    if not profile.renames_files:
         return name
     name = name.strip().replace(" ", "_")
     return unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
@@ -211,7 +211,7 @@ def _scan(
             except OSError as error:
                 problems.append(_unreadable(error))
                 continue
-            if status.st_size == 0 and profile == "vip":
+            if status.st_size == 0 and not profile.stores_empty_files:
                 problems.append(f"{local_name!r} is empty; VIP cannot store empty files. Exclude it or fill it.")
                 continue
             files.append(LocalFile(path, stored, local_name, status.st_size, status.st_mtime_ns))
@@ -289,7 +289,7 @@ class _Settings:
 
     def jobs(self, limit: int) -> int:
         """Count the jobs: lists are combined every with every, zipped ones element by element."""
-        if self.client.profile == "carmin":
+        if not self.client.profile.makes_jobs_of_lists:
             return 1
         lengths = {name: length for name in self._values if (length := self._length(name)) != 1}
         zipped = {name: lengths.get(name, 1) for name in self.pipeline.dot_parameters if name in self._values}
@@ -320,7 +320,7 @@ class _Settings:
         return max(number, 1)
 
     def _resolve(self, parameter: Parameter, value: InputValue) -> InputValue:
-        if self.client.profile == "carmin":
+        if not self.client.profile.makes_jobs_of_lists:
             # Elsewhere than on VIP a list is one value of one job.
             if parameter.type is ParameterType.LIST and not isinstance(value, list):
                 value = [value]
@@ -342,8 +342,8 @@ class _Settings:
 
     def _value(self, parameter: Parameter, value: Scalar | None) -> InputValue:
         if parameter.is_file or parameter.may_be_file:
-            # Only on VIP is there no folder of this name.
-            explicit = self.client.profile == "vip" or str(value).startswith("girder:")
+            # Where no storage is mounted, there may be a folder of this name.
+            explicit = self.client.profile.mounts_storages or str(value).startswith("girder:")
             if explicit and (path := girder_path(value)) is not None:
                 return self._on_girder(parameter.key, path)
             if self.client.girder and str(value).startswith(f"{self.client.girder.storage_id}:"):
@@ -375,13 +375,13 @@ class _Settings:
             if not isinstance(value, str):
                 self.problems.append(f"{name!r} is {value!r}: {_expected(parameter)}.")
                 return None
-            if self.client.profile == "carmin" and parameter.type is ParameterType.LIST:
+            if parameter.type is ParameterType.LIST and not self.client.profile.makes_jobs_of_lists:
                 self.problems.append(f"{name!r} lists files, which only VIP understands. Launch them one by one.")
                 return None
             resolved: Scalar | None = self._file(name, value)
         else:
             resolved = self._typed(parameter, value)
-        if self.client.profile == "carmin":
+        if not self.client.profile.takes_text:
             return resolved
         if isinstance(resolved, str) and (wrong := sorted(set(_ALLOWED.sub("", resolved)))):
             self.problems.append(
@@ -396,7 +396,7 @@ class _Settings:
                 case ParameterType.BOOLEAN:
                     truth = {"true": True, "false": False}[str(value).lower()]
                     # VIP takes text, others insist on JSON's own types.
-                    return truth if self.client.profile == "carmin" else str(truth).lower()
+                    return str(truth).lower() if self.client.profile.takes_text else truth
                 case ParameterType.INT64:
                     if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
                         raise ValueError
@@ -405,7 +405,7 @@ class _Settings:
                     if isinstance(value, bool) or not math.isfinite(float(value)):
                         raise ValueError
                     return value if isinstance(value, int) else float(value)
-                case ParameterType.STRING if self.client.profile == "carmin":
+                case ParameterType.STRING if not self.client.profile.takes_text:
                     return str(value).lower() if isinstance(value, bool) else str(value)
                 case _:
                     return value
@@ -424,8 +424,7 @@ class _Settings:
             return value
         if (local := self._local(value)) is not None:
             return f"{self.session.vip_input_dir}/{local}"
-        root = "/vip/" if self.client.profile == "vip" else "/"
-        if not value.startswith(root):
+        if not value.startswith(self.client.profile.files_root):
             self.problems.append(f"{name!r}: the file {value!r} is not in the input folder {self.session.input_dir}.")
             return None
         uploaded = value.removeprefix(self.session.vip_input_dir + "/")
@@ -469,64 +468,3 @@ def _expected(parameter: Parameter) -> str:
         ParameterType.LIST: "a list",
     }
     return f"expected is {words.get(parameter.type, 'a text')}"
-
-
-def describe(pipeline: Pipeline) -> str:
-    """Describe a pipeline in Markdown, with an `input_settings` to paste.
-
-    Args:
-        pipeline: A pipeline with its parameters.
-
-    Returns:
-        A heading, the description, a table of parameters, and a Python dictionary.
-    """
-    rows = [
-        f"| `{p.key}` | {p.type.value} | {'yes' if p.is_required else 'no'} "
-        f"| {'' if p.default_value is None else f'`{p.default_value}`'} | {_plain(p.description)} |"
-        for p in sorted(pipeline.inputs, key=lambda p: (not p.is_required, p.key))
-    ]
-    settings = [
-        f"    {p.key!r}: {_example(p)!r},{'' if p.is_required else '  # optional'}"
-        for p in sorted(pipeline.inputs, key=lambda p: (not p.is_required, p.key))
-    ]
-    return "\n".join(
-        [
-            f"# {pipeline.identifier}",
-            "",
-            _plain(pipeline.description),
-            "",
-            "| parameter | type | required | default | description |",
-            "|---|---|---|---|---|",
-            *rows,
-            "",
-            "A list of values makes parallel jobs"
-            + (
-                f"; {', '.join(sorted(pipeline.dot_parameters))} are combined element by element."
-                if pipeline.dot_parameters
-                else ", every value combined with every other."
-            ),
-            "",
-            "```python",
-            "input_settings = {",
-            *settings,
-            "}",
-            "```",
-        ]
-    )
-
-
-def _plain(text: str | None) -> str:
-    return " ".join(unescape(re.sub(r"<[^>]*>", " ", text or "")).split()).replace("|", "\\|")
-
-
-def _example(parameter: Parameter) -> Scalar | list[str]:
-    if parameter.default_value is not None and not isinstance(parameter.default_value, list):
-        return parameter.default_value
-    examples: dict[ParameterType, Scalar | list[str]] = {
-        ParameterType.FILE: f"{parameter.key}.nii.gz",
-        ParameterType.BOOLEAN: "true",
-        ParameterType.INT64: 1,
-        ParameterType.DOUBLE: 1.0,
-        ParameterType.LIST: ["a", "b"],
-    }
-    return examples.get(parameter.type, "text")

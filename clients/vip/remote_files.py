@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from pathlib import Path
@@ -15,10 +14,10 @@ from prefect_biomed.clients.errors import (
     NotFoundError,
     PermissionDeniedError,
     PlatformError,
-    UnexpectedResponse,
     is_transient,
 )
 from prefect_biomed.clients.polling import sleep
+from prefect_biomed.clients.vip.carmin import compare_digest
 from prefect_biomed.clients.vip.client import VipClient
 
 __all__ = ["delete_and_wait", "list_folder_or_nothing", "put_and_verify"]
@@ -111,14 +110,14 @@ def put_and_verify(
             if client.exists(path):
                 delete_and_wait(client, path, timeout_seconds=settle_seconds)
         else:
-            if client.profile == "vip" or _settles(client, path, size, 0):
+            if client.profile.stores_raw_bodies or _settles(client, path, size, 0):
                 break
             # This platform stores raw bodies as text and drops what is not.
             logger.warning("%s came back changed; sending it as base64", path)
             client.put_file_encoded(local, path)
             break
-    if client.profile == "carmin":
-        _verify_digest(client, local, path)
+    if not client.profile.stores_raw_bodies:
+        compare_digest(local, path, client.md5)
 
 
 def _settles(client: VipClient, path: str, size: int, seconds: float) -> bool:
@@ -138,15 +137,3 @@ def _settles(client: VipClient, path: str, size: int, seconds: float) -> bool:
             return False
         sleep(min(pause, max(0.05, deadline - time.monotonic())))
         pause = min(1.5 * pause, _MAX_LOOK_SECONDS)
-
-
-def _verify_digest(client: VipClient, local: Path, path: str) -> None:
-    with local.open("rb") as file:
-        expected = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    try:
-        found = client.md5(path)
-    except PlatformError as error:
-        logger.debug("%s has no digest to compare: %s", path, error)
-        return
-    if found != expected:
-        raise UnexpectedResponse(f"{path} has MD5 {found} on the platform, the local file {expected}. Send it again.")

@@ -1,0 +1,129 @@
+"""The ways of CARMIN platforms other than VIP, and what CARMIN-server as published cannot do."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import requests
+
+from prefect_biomed.clients.errors import PlatformError, UnexpectedResponse
+from prefect_biomed.clients.vip.models import InputValue, PathEntry, Pipeline, Workflow
+
+__all__ = ["ENDED", "PLAYED_ALREADY", "compare_digest", "list_pages", "name_files_by_url", "workflow_from_results"]
+
+logger = logging.getLogger(__name__)
+
+ENDED = frozenset({145, 150})
+"""Error codes of a kill that comes after the end."""
+PLAYED_ALREADY = 135
+"""Error code of a second play."""
+_STILL_RUNNING = 155
+_PAGE_SIZE = 50
+
+
+def list_pages(page: Callable[..., list[Workflow]], newest: int | None) -> list[Workflow]:
+    """List executions page by page.
+
+    Args:
+        page: Returns the executions from `offset` on, `limit` of them or fewer at the end.
+        newest: How many to ask for; None for all.
+
+    Returns:
+        The executions, in the order of the pages.
+
+    Raises:
+        UnexpectedResponse: The platform cannot list its executions at all.
+    """
+    found: list[Workflow] = []
+    while newest is None or len(found) < newest:
+        try:
+            more = page(offset=len(found), limit=_PAGE_SIZE)
+        except PlatformError as error:
+            if error.status != requests.codes.internal_server_error:
+                raise
+            raise UnexpectedResponse(
+                f"The platform cannot list its executions ({error}). CARMIN-server as published cannot once one of "
+                "them has ended. Delete the ended ones, or ask its administrators.",
+                status=error.status,
+                code=error.code,
+                url=error.url,
+            ) from error
+        found += more
+        if len(more) < _PAGE_SIZE:
+            break
+    return found[:newest]
+
+
+def workflow_from_results(identifier: str, results: Callable[[str], list[PathEntry]], cause: PlatformError) -> Workflow:
+    """Describe an execution by its results.
+
+    CARMIN-server as published cannot describe a completed execution; whether it has results still tells.
+
+    Args:
+        identifier: The execution.
+        results: Lists the outputs of an execution.
+        cause: How its description failed.
+
+    Returns:
+        The execution, Running or Finished.
+
+    Raises:
+        UnexpectedResponse: Its results cannot be listed either.
+    """
+    try:
+        outputs = results(identifier)
+    except PlatformError as error:
+        if error.code == _STILL_RUNNING:
+            return Workflow.model_validate({"identifier": identifier, "status": "Running"})
+        raise UnexpectedResponse(
+            f"Execution {identifier} can neither be described ({cause}) nor its results be listed ({error}). "
+            "Ask the administrators of the platform.",
+            status=error.status,
+            code=error.code,
+            url=error.url,
+        ) from error
+    return Workflow.model_validate(
+        {"identifier": identifier, "status": "Finished", "outputs": tuple(entry.path for entry in outputs)}
+    )
+
+
+def name_files_by_url(
+    values: dict[str, InputValue], pipeline: Pipeline, url_of: Callable[[str], str]
+) -> dict[str, InputValue]:
+    """Turn the paths among the values of a launch into URLs.
+
+    Args:
+        values: Values by parameter key, files as paths on the platform.
+        pipeline: The pipeline, whose parameters tell which values are files.
+        url_of: Names a path as a URL.
+
+    Returns:
+        The values with URLs for paths.
+    """
+    files = {parameter.key for parameter in pipeline.inputs if parameter.is_file}
+    return {key: url_of(str(value)) if key in files else value for key, value in values.items()}
+
+
+def compare_digest(local: Path, path: str, md5: Callable[[str], str]) -> None:
+    """Compare a file with its copy on the platform, which may have dropped what is not text.
+
+    Args:
+        local: The file that was sent.
+        path: Where it is on the platform.
+        md5: Reads the MD5 of a path; a platform that offers none raises PlatformError, and nothing is compared.
+
+    Raises:
+        UnexpectedResponse: The copy differs.
+    """
+    with local.open("rb") as file:
+        expected = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    try:
+        found = md5(path)
+    except PlatformError as error:
+        logger.debug("%s has no digest to compare: %s", path, error)
+        return
+    if found != expected:
+        raise UnexpectedResponse(f"{path} has MD5 {found} on the platform, the local file {expected}. Send it again.")

@@ -1,0 +1,71 @@
+"""A pipeline described for people, with an `input_settings` to paste."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+
+from prefect_biomed.clients.vip.models import Parameter, ParameterType, Pipeline, Scalar
+
+__all__ = ["describe"]
+
+
+def describe(pipeline: Pipeline) -> str:
+    """Describe a pipeline in Markdown, with an `input_settings` to paste.
+
+    Args:
+        pipeline: A pipeline with its parameters.
+
+    Returns:
+        A heading, the description, a table of parameters, and a Python dictionary.
+    """
+    rows = [
+        f"| `{p.key}` | {p.type.value} | {'yes' if p.is_required else 'no'} "
+        f"| {'' if p.default_value is None else f'`{p.default_value}`'} | {_plain(p.description)} |"
+        for p in sorted(pipeline.inputs, key=lambda p: (not p.is_required, p.key))
+    ]
+    settings = [
+        f"    {p.key!r}: {_example(p)!r},{'' if p.is_required else '  # optional'}"
+        for p in sorted(pipeline.inputs, key=lambda p: (not p.is_required, p.key))
+    ]
+    return "\n".join(
+        [
+            f"# {pipeline.identifier}",
+            "",
+            _plain(pipeline.description),
+            "",
+            "| parameter | type | required | default | description |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            "A list of values makes parallel jobs"
+            + (
+                f"; {', '.join(sorted(pipeline.dot_parameters))} are combined element by element."
+                if pipeline.dot_parameters
+                else ", every value combined with every other."
+            ),
+            "",
+            "```python",
+            "input_settings = {",
+            *settings,
+            "}",
+            "```",
+        ]
+    )
+
+
+def _plain(text: str | None) -> str:
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", text or "")).split()).replace("|", "\\|")
+
+
+def _example(parameter: Parameter) -> Scalar | list[str]:
+    if parameter.default_value is not None and not isinstance(parameter.default_value, list):
+        return parameter.default_value
+    examples: dict[ParameterType, Scalar | list[str]] = {
+        ParameterType.FILE: f"{parameter.key}.nii.gz",
+        ParameterType.BOOLEAN: "true",
+        ParameterType.INT64: 1,
+        ParameterType.DOUBLE: 1.0,
+        ParameterType.LIST: ["a", "b"],
+    }
+    return examples.get(parameter.type, "text")

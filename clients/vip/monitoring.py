@@ -1,0 +1,337 @@
+"""Watching all executions of a session with one request, finding and killing them, reading their logs."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from prefect_biomed.clients.errors import (
+    DeadlineExceeded,
+    JobFailed,
+    LedgerError,
+    NetworkError,
+    NotFoundError,
+    PlatformError,
+    UnexpectedResponse,
+)
+from prefect_biomed.clients.polling import PollSettings, poll
+from prefect_biomed.clients.vip.client import VipClient
+from prefect_biomed.clients.vip.girder_sessions import note_runs
+from prefect_biomed.clients.vip.models import (
+    Job,
+    Scalar,
+    VipSession,
+    Workflow,
+    WorkflowStatus,
+)
+from prefect_biomed.clients.vip.session_file import SessionFile, SessionRecord
+
+__all__ = ["failures", "find", "find_all", "kill", "list_by_id", "monitor"]
+
+logger = logging.getLogger(__name__)
+
+_DETAILS_EVERY_SECONDS = 300.0
+_LOG_LINES = 15
+
+
+def find(client: VipClient, name: str) -> Workflow | None:
+    """Look for the execution that carries a name of ours.
+
+    Args:
+        client: The account.
+        name: Execution name, unique by its token.
+
+    Returns:
+        The execution; the oldest where there are several; None when there is none among those VIP lists.
+    """
+    matches = [workflow for workflow in client.workflows() if workflow.name == name]
+    if len(matches) > 1:
+        logger.warning("%d executions are named %s; the oldest is taken", len(matches), name)
+    return matches[-1] if matches else None
+
+
+def find_all(client: VipClient, session: VipSession) -> list[Workflow]:
+    """Look for all executions of a session, those too whose identifiers were never written down.
+
+    Args:
+        client: The account.
+        session: The session.
+
+    Returns:
+        The executions whose names carry the session and its token, oldest first.
+    """
+    names = {session.workflow_name(repetition) for repetition in range(1, session.nb_runs + 1)}
+    return [workflow for workflow in reversed(client.workflows()) if workflow.name in names]
+
+
+def list_by_id(client: VipClient) -> dict[str, Workflow]:
+    """List the executions of the account.
+
+    Args:
+        client: The account.
+
+    Returns:
+        Summaries by identifier; empty where the platform cannot list, so that each must be asked for.
+    """
+    try:
+        return {workflow.identifier: workflow for workflow in client.workflows()}
+    except UnexpectedResponse as error:
+        if client.profile.describes_ended_executions:
+            raise
+        logger.debug("%s", error)
+        return {}
+
+
+def monitor(
+    client: VipClient,
+    session: VipSession,
+    settings: PollSettings,
+    *,
+    workflow_ids: Sequence[str] | None = None,
+    unknown_grace_seconds: float = 900.0,
+    kill_at_deadline: bool = False,
+) -> Iterator[list[Workflow]]:
+    """Watch the executions of a session until all have ended, with one list request per look. Safe to repeat.
+
+    Args:
+        client: The account.
+        session: The session.
+        settings: Interval, deadline and error budget.
+        workflow_ids: The executions to watch; when None all of the session whose outputs were not removed, or all
+            when all were.
+        unknown_grace_seconds: How long the platform may say `Unknown` of one execution.
+        kill_at_deadline: Whether executions that still run at the deadline are killed.
+
+    Yields:
+        All watched executions after each look; the last time all have ended, with their jobs.
+
+    Raises:
+        DeadlineExceeded: Some run still; the message names the jobs that are held.
+        PollingFailed: Too many looks in a row failed. The executions go on.
+        JobFailed: The platform has no trace of an execution for longer than the grace.
+    """
+    file = SessionFile(session, client)
+    record = file.read()
+    ids = list(workflow_ids) if workflow_ids is not None else record.workflow_ids() or list(record.workflows)
+    if not ids:
+        raise LedgerError(f"Session {session.session_name!r} has no executions to watch. Launch it first.")
+    watch = _Watch(client, record, ids, unknown_grace_seconds)
+    noted: dict[str, WorkflowStatus] = {}
+    take_up = f"vip_resume with session_name={session.session_name!r} takes it up again."
+    try:
+        for workflows in poll(watch.look, settings, what=f"Session {session.session_name!r}", take_up_again=take_up):
+            changed = [workflow for workflow in workflows if noted.get(workflow.identifier) != workflow.status]
+            noted.update({workflow.identifier: workflow.status for workflow in changed})
+            ended = all(workflow.status.is_terminal for workflow in workflows)
+            _note(file, changed)
+            if ended or any(workflow.status.is_terminal for workflow in changed):
+                # What Girder says stays; so at the end it has to be right.
+                note_runs(client, session, workflows, strict=ended)
+            yield workflows
+            if ended:
+                return
+    except DeadlineExceeded as error:
+        running = [client.workflow(identifier) for identifier in watch.open_ids]
+        held = "; ".join(f"{w.identifier} {_jobs_in_words(w.failed_jobs)}" for w in running if w.failed_jobs)
+        told = f" Held in error: {held}." if held else ""
+        if not kill_at_deadline:
+            raise DeadlineExceeded(f"{error}{told}") from error
+        _kill_and_note(client, session, running, ids)
+        killed = ", ".join(workflow.identifier for workflow in running)
+        raise DeadlineExceeded(
+            f"Session {session.session_name!r} did not end within {settings.deadline_seconds:.0f} s. Killed: {killed}."
+            f"{told} What had finished can be downloaded."
+        ) from error
+
+
+def _kill_and_note(client: VipClient, session: VipSession, running: Sequence[Workflow], ids: Sequence[str]) -> None:
+    kill(client, [workflow.identifier for workflow in running])
+    left = [client.workflow(identifier) for identifier in ids]
+    _note(SessionFile(session, client), left)
+    note_runs(client, session, left)
+
+
+def _note(file: SessionFile, workflows: Sequence[Workflow]) -> None:
+    if not workflows:
+        return
+    with file.edit() as record:
+        for workflow in workflows:
+            record.note_workflow(workflow)
+
+
+class _Watch:
+    """What is known of the watched executions; one list serves all, details are asked for when something changes."""
+
+    def __init__(self, client: VipClient, record: SessionRecord, ids: Sequence[str], grace_seconds: float) -> None:
+        self._client = client
+        self._record = record
+        self._ids = ids
+        self._grace_seconds = grace_seconds
+        self._states: dict[str, Workflow] = {}
+        self._detailed_at: dict[str, float] = {}
+        self._unknown_since: dict[str, float] = {}
+
+    @property
+    def open_ids(self) -> list[str]:
+        """The executions that are not known to have ended."""
+        return [i for i in self._ids if i not in self._states or not self._states[i].status.is_terminal]
+
+    def look(self) -> list[Workflow]:
+        """Look at all of them once."""
+        listed = list_by_id(self._client)
+        now = time.monotonic()
+        for identifier in self.open_ids:
+            self._states[identifier] = self._latest(identifier, listed.get(identifier), now)
+            self._check_trace(identifier, now)
+        return [self._states[identifier] for identifier in self._ids]
+
+    def _latest(self, identifier: str, summary: Workflow | None, now: float) -> Workflow:
+        old = self._states.get(identifier)
+        fresh = now - self._detailed_at.get(identifier, now) <= _DETAILS_EVERY_SECONDS
+        if old is not None and summary is not None and summary.status == old.status and fresh:
+            return old
+        self._detailed_at[identifier] = now
+        return _details(self._client, identifier, self._record)
+
+    def _check_trace(self, identifier: str, now: float) -> None:
+        if self._states[identifier].status != WorkflowStatus.UNKNOWN:
+            self._unknown_since.pop(identifier, None)
+        elif now - self._unknown_since.setdefault(identifier, now) > self._grace_seconds:
+            raise JobFailed(
+                f"The platform has no trace of {identifier} for {self._grace_seconds:.0f} s. Look at it on the portal; "
+                "vip_resume takes the session up again."
+            )
+
+
+def _details(client: VipClient, identifier: str, record: SessionRecord) -> Workflow:
+    try:
+        return client.workflow(identifier)
+    except NotFoundError:
+        known = record.workflows.get(identifier)
+        if known is None or known.status != WorkflowStatus.REMOVED:
+            raise
+        return Workflow(identifier=identifier, status=WorkflowStatus.REMOVED)
+
+
+def kill(client: VipClient, workflow_ids: Iterable[str], *, timeout_seconds: float = 300.0) -> list[Workflow]:
+    """Kill executions that still run and wait until they are killed. Safe to repeat; ended ones are left alone.
+
+    Args:
+        client: The account.
+        workflow_ids: The executions.
+        timeout_seconds: How long to wait for all of them.
+
+    Returns:
+        All executions after it.
+
+    Raises:
+        DeadlineExceeded: Some are still running.
+    """
+    ids = list(workflow_ids)
+    for identifier in ids:
+        client.kill(identifier)
+    states: dict[str, Workflow] = {}
+
+    def look() -> list[str]:
+        for identifier in ids:
+            if identifier not in states or not states[identifier].status.is_terminal:
+                states[identifier] = client.workflow(identifier)
+        return [identifier for identifier in ids if not states[identifier].status.is_terminal]
+
+    settings = PollSettings(
+        interval_seconds=1.0, growth=1.5, max_interval_seconds=15.0, deadline_seconds=timeout_seconds
+    )
+    for running in poll(look, settings, what=f"Kill of {', '.join(ids)}", take_up_again="Kill them again."):
+        if not running:
+            break
+    return [states[identifier] for identifier in ids]
+
+
+def failures(
+    client: VipClient, session: VipSession, workflows: Iterable[Workflow], *, strict: bool = False
+) -> tuple[list[str], list[Workflow]]:
+    """Say in words what went wrong in executions that have ended.
+
+    Args:
+        client: The account.
+        session: The session, whose lists tell the inputs of a job.
+        workflows: Executions that have ended, with their jobs.
+        strict: Whether an execution of which some jobs failed counts as failed.
+
+    Returns:
+        One text for each execution with failed jobs or without success, with exit codes, messages, failing inputs and
+        the last lines of the logs; and the executions that count as failed. Where the platform calls every end
+        Finished, one that lacks outputs the pipeline always has counts as failed, too.
+    """
+    values = SessionFile(session, client).read().input_settings or {}
+    lists = {name: value for name, value in values.items() if isinstance(value, list) and len(value) > 1}
+    due = _outputs_due(client, session)
+    texts: list[str] = []
+    failed: list[Workflow] = []
+    for workflow in workflows:
+        succeeded = workflow.status.is_success and len(workflow.outputs) >= due
+        if succeeded and not workflow.failed_jobs:
+            continue
+        if strict or not succeeded:
+            failed.append(workflow)
+        count = (
+            f"{len(workflow.jobs) - len(workflow.failed_jobs)} of {len(workflow.jobs)} jobs"
+            if client.profile.tells_jobs
+            else f"{len(workflow.outputs)} of at least {due} outputs"
+        )
+        lines = [f"{workflow.identifier} ({workflow.name}) {workflow.status.value}, {count}"]
+        for job in workflow.failed_jobs or (None,):
+            lines += _job_lines(client, workflow, job, lists)
+        texts.append("\n".join(lines))
+    return texts, failed
+
+
+def _outputs_due(client: VipClient, session: VipSession) -> int:
+    """How many outputs an execution has at least; 0 where the platform knows whether a job succeeded."""
+    if client.profile.tells_jobs or session.pipeline_id is None:
+        return 0
+    parameters = client.pipeline(session.pipeline_id).parameters
+    return sum(parameter.is_returned_value and not parameter.is_optional for parameter in parameters)
+
+
+def _job_lines(
+    client: VipClient, workflow: Workflow, job: Job | None, lists: Mapping[str, Sequence[Scalar | None]]
+) -> list[str]:
+    logs = {}
+    for stream in ("stderr", "stdout"):
+        try:
+            logs[stream] = client.log(workflow.identifier, stream=stream, job=job.id if job else None)
+        except (NotFoundError, PlatformError, NetworkError) as error:
+            logs[stream] = f"(no {stream}: {error})"
+    inputs = _inputs_in(logs["stdout"] + logs["stderr"], lists)
+    lines = [f"  {_jobs_in_words([job])}" + (f", inputs {inputs}" if inputs else "")] if job else []
+    for stream, text in logs.items():
+        last = [line for line in text.splitlines() if line.strip()][-_LOG_LINES:]
+        lines += [f"    {stream}: {line[:300]}" for line in last]
+    return lines
+
+
+def _inputs_in(log: str, lists: Mapping[str, Sequence[Scalar | None]]) -> str:
+    """The platform does not say which values a job had; its log, which shows the command, does."""
+    found = []
+    for name, values in lists.items():
+        named = [value for value in values if _names(log, str(value).rpartition("/")[2])]
+        if len(named) == 1:
+            found.append(f"{name}={named[0]}")
+    return ", ".join(found)
+
+
+def _names(log: str, value: str) -> bool:
+    """Whether a log has a value as a whole word: 2, but not 2.0 or 12."""
+    return re.search(rf"(?<![\w.-]){re.escape(value)}(?![\w-]|\.\w)", log) is not None
+
+
+def _jobs_in_words(jobs: Iterable[Job]) -> str:
+    return "; ".join(
+        f"job {job.id} {job.status.value}"
+        + (f", exit code {job.exit_code}" if job.exit_code is not None else "")
+        + (f": {job.exit_message}" if job.exit_message else "")
+        for job in jobs
+    )
