@@ -43,7 +43,7 @@ class Vantage6Credentials(Block):
 
         credentials = Vantage6Credentials.load("BLOCK_NAME")
         with credentials.get_client() as client:
-            print(client.list(Collaboration))
+            print(client.records(Collaboration))
         ```
     """
 

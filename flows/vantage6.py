@@ -140,7 +140,7 @@ def kill_remote_tasks(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]
     logger = flow_run_logger(flow_run, flow)
     killed: list[int] = []
     with credentials.get_client() as client:
-        for task in client.list(Task, name=f"%-{token}"):
+        for task in client.records(Task, name=f"%-{token}"):
             if task.name.endswith(f"-{token}") and not task.status.is_terminal:
                 try:
                     client.kill_task(task.id)

@@ -146,7 +146,7 @@ def vantage6_leftovers(credentials: Vantage6Credentials) -> list[Leftover]:
         AuthenticationError: Name or password were refused.
     """
     with credentials.get_client() as client:
-        named = [one for one in client.list(Vantage6Task, name=f"%-{'_' * 10}") if _OF_OURS.match(one.name)]
+        named = [one for one in client.records(Vantage6Task, name=f"%-{'_' * 10}") if _OF_OURS.match(one.name)]
         # Lists of some generations tell no status.
         still = [one for one in named if not one.status.is_terminal and not client.task_status(one.id).is_terminal]
     runs = _flow_runs({str(one.id): artifact_key("vantage6-task", one.id) for one in still})

@@ -650,7 +650,7 @@ def list_resources(
             found = list(client.columns(**(filters or {})))
         else:
             model = resource_named(resource).model
-            found = list(client.list(model, include=include, limit=limit, **(filters or {})))
+            found = list(client.records(model, include=include, limit=limit, **(filters or {})))
     get_run_logger().info("%d of resource %s", len(found), resource)
     return found
 

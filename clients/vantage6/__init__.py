@@ -1,7 +1,16 @@
 """vantage6, generations 3, 4 and 5: client, encryption, tasks, results, sessions and provisioning."""
 
-from prefect_biomed.clients.vantage6.checks import OfflineNodes
-from prefect_biomed.clients.vantage6.client import Vantage6Client, connect
+from prefect_biomed.clients.vantage6.accounts import (
+    UserSpec,
+    change_password,
+    make_user,
+    recover_mfa,
+    recover_password,
+    reset_mfa,
+    reset_password,
+)
+from prefect_biomed.clients.vantage6.client import Vantage6Client
+from prefect_biomed.clients.vantage6.connection import connect
 from prefect_biomed.clients.vantage6.encryption import PrivateKey, PublicKey
 from prefect_biomed.clients.vantage6.errors import (
     CancelNotPermitted,
@@ -22,10 +31,15 @@ from prefect_biomed.clients.vantage6.errors import (
     TaskGone,
     UnsafeFormat,
 )
+from prefect_biomed.clients.vantage6.federation_folder import organization_folder
+from prefect_biomed.clients.vantage6.launches import add_preprocessing, launch, make_dataframe, make_session
 from prefect_biomed.clients.vantage6.models import (
     AlgorithmStore,
     Collaboration,
     Column,
+    Database,
+    DatabaseInput,
+    Databases,
     Dataframe,
     EncodedResult,
     Node,
@@ -43,29 +57,11 @@ from prefect_biomed.clients.vantage6.models import (
     Study,
     Task,
     TaskOutcome,
+    TaskRequest,
     User,
     Version,
 )
-from prefect_biomed.clients.vantage6.provisioning import (
-    NodeDatabase,
-    OrganizationSpec,
-    UserSpec,
-    make_collaboration,
-    make_node,
-    make_organization,
-    make_user,
-    organization_folder,
-)
-from prefect_biomed.clients.vantage6.resources import RESOURCES, Resource, resource_named, resource_of
-from prefect_biomed.clients.vantage6.results import SPILL_BYTES, fetch_results
-from prefect_biomed.clients.vantage6.sessions import (
-    add_preprocessing,
-    make_dataframe,
-    make_session,
-    wait_for_dataframe,
-)
-from prefect_biomed.clients.vantage6.tasks import Database, DatabaseInput, Databases, TaskRequest, launch, task_name
-from prefect_biomed.clients.vantage6.watch import (
+from prefect_biomed.clients.vantage6.monitoring import (
     DEFAULT_POLLING,
     Look,
     TaskState,
@@ -75,6 +71,17 @@ from prefect_biomed.clients.vantage6.watch import (
     task_failed,
     watch,
 )
+from prefect_biomed.clients.vantage6.preflight import OfflineNodes, check_key, task_name
+from prefect_biomed.clients.vantage6.provisioning import (
+    NodeDatabase,
+    OrganizationSpec,
+    make_collaboration,
+    make_node,
+    make_organization,
+)
+from prefect_biomed.clients.vantage6.resources import RESOURCES, Resource, resource_named, resource_of
+from prefect_biomed.clients.vantage6.results import SPILL_BYTES, fetch_results
+from prefect_biomed.clients.vantage6.sessions import wait_for_dataframe
 
 __all__ = [
     "DEFAULT_POLLING",
@@ -134,6 +141,8 @@ __all__ = [
     "Vantage6Client",
     "Version",
     "add_preprocessing",
+    "change_password",
+    "check_key",
     "connect",
     "failures_of",
     "fetch_results",
@@ -147,6 +156,10 @@ __all__ = [
     "organization_folder",
     "organization_names",
     "outcome_of",
+    "recover_mfa",
+    "recover_password",
+    "reset_mfa",
+    "reset_password",
     "resource_named",
     "resource_of",
     "task_failed",

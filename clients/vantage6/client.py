@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, Self, TypeVar, cast
-from urllib.parse import urlsplit
 
 import requests
 from pydantic import JsonValue, SecretStr, ValidationError
@@ -27,18 +25,12 @@ from prefect_biomed.clients.http import HttpSession, Timeouts, not_the_platform
 from prefect_biomed.clients.vantage6._long_json import LongText, read_json
 from prefect_biomed.clients.vantage6.authentication import (
     Authenticator,
-    DeviceLogin,
-    KeycloakPasswordLogin,
     Login,
-    PasswordLogin,
-    SecondFactor,
-    ServiceAccountLogin,
     claims_of,
 )
 from prefect_biomed.clients.vantage6.encryption import PrivateKey
 from prefect_biomed.clients.vantage6.errors import (
     CancelNotPermitted,
-    KeyMismatch,
     RequestRefused,
     ServerFault,
     TaskGone,
@@ -61,122 +53,17 @@ from prefect_biomed.clients.vantage6.models import (
 )
 from prefect_biomed.clients.vantage6.resources import resource_of
 
-__all__ = ["Vantage6Client", "connect"]
+__all__ = ["Vantage6Client", "nodes_of"]
 
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Record)
 
-# In this order, because the first is the default of generations 3 and 4 and the second that of 5.
-_API_PATHS = ("/api", "/hq", "")
 _PAGE_SIZE = 100
 _MEMORY_BYTES = 16 * 1024**2
 # A page of results may hold a large output of each organization.
 _MAX_LIST_BYTES = 16 * 1024**3
 _REQUEST_INCORRECT = "Request body is incorrect: "
-
-
-def connect(
-    url: str,
-    *,
-    api_path: str | None = None,
-    username: str | None = None,
-    password: SecretStr | None = None,
-    totp_secret: SecretStr | None = None,
-    mfa_code: str | int | None = None,
-    service_account: str | None = None,
-    client_secret: SecretStr | None = None,
-    auth_url: str | None = None,
-    realm: str = "vantage6",
-    device_prompt: Callable[[str, str], None] | None = None,
-    private_key: PrivateKey | None = None,
-    verify_tls: bool = True,
-    connect_seconds: float = 10.0,
-    read_seconds: float = 90.0,
-) -> Vantage6Client:
-    """Find out which generation a server speaks and make a client for it. Nobody is logged in yet.
-
-    Asks ``GET {api}/version``, which needs no login. Safe to repeat.
-
-    Args:
-        url: The server: scheme, host, port, and the API path where that is known.
-        api_path: Path of the API, ``""`` for none; when None, the path in the URL and then ``/api``, ``/hq`` and none
-            are tried.
-        username: User, for a password.
-        password: Password of the user.
-        totp_secret: Base32 secret of the second factor; codes are computed from it.
-        mfa_code: One code of the second factor, good for one login.
-        service_account: Service account of generation 5.
-        client_secret: Secret of the service account.
-        auth_url: Keycloak of generation 5.
-        realm: Realm of Keycloak.
-        device_prompt: Shows a person the page to open and the code to enter there; used for generation 5 when neither a
-            service account nor a password is given.
-        private_key: The organization's private key; needed in encrypted collaborations.
-        verify_tls: False accepts any certificate.
-        connect_seconds: Limit for making a connection.
-        read_seconds: Limit for each read.
-
-    Returns:
-        A client that logs in with its first request.
-
-    Raises:
-        ConfigurationError: No server was found, its generation is unknown, or the settings do not fit it.
-        NetworkError: The server cannot be reached.
-    """
-    settings: dict[str, Any] = {"timeouts": Timeouts(connect_seconds, read_seconds), "verify_tls": verify_tls}
-    base_url, version = _find_api(url, api_path, settings)
-    second_factor = SecondFactor(totp_secret, mfa_code)
-    login: Login
-    if version.major < 5:
-        if username is None or password is None:
-            raise ConfigurationError(f"{url} is vantage6 {version.text}, which needs username and password.")
-        anonymous = HttpSession(base_url, **settings)
-        login = PasswordLogin(anonymous, username=username, password=password, second_factor=second_factor)
-    else:
-        if auth_url is None:
-            raise ConfigurationError(f"{url} is vantage6 {version.text}, which logs in at Keycloak: give auth_url.")
-        keycloak = HttpSession(f"{auth_url.rstrip('/')}/realms/{realm}", **settings)
-        if service_account is not None and client_secret is not None:
-            login = ServiceAccountLogin(keycloak, account=service_account, secret=client_secret)
-        elif username is not None and password is not None:
-            login = KeycloakPasswordLogin(keycloak, username=username, password=password, second_factor=second_factor)
-        elif device_prompt is not None:
-            login = DeviceLogin(keycloak, prompt=device_prompt)
-        else:
-            raise ConfigurationError(
-                f"{url} is vantage6 {version.text}: give a service account and its secret, or log in interactively."
-            )
-    return Vantage6Client(base_url, version, login, private_key=private_key, **settings)
-
-
-def _find_api(url: str, api_path: str | None, settings: Mapping[str, Any]) -> tuple[str, Version]:
-    url = url.rstrip("/")
-    if api_path is not None:
-        candidates = [f"{url}/{api_path.strip('/')}".rstrip("/")]
-    elif urlsplit(url).path:
-        candidates = [url + path for path in ("", *_API_PATHS[:2])]
-    else:
-        candidates = [url + path for path in _API_PATHS]
-    for candidate in candidates:
-        with HttpSession(candidate, **settings) as session:
-            try:
-                response, answer = session.json("GET", "/version", authenticate=False)
-            except UnexpectedResponse as error:
-                logger.debug("No API at %s: %s", candidate, error)
-                continue
-        if response.status_code == requests.codes.ok and isinstance(answer, dict) and "version" in answer:
-            return candidate, _read_version(url, str(answer["version"]))
-    tried = ", ".join(f"{candidate}/version" for candidate in candidates)
-    raise ConfigurationError(f"No vantage6 server answers at {url}. Tried {tried}. Check the URL and the API path.")
-
-
-def _read_version(url: str, text: str) -> Version:
-    numbers = [int("".join(filter(str.isdigit, part[:4])) or 0) for part in text.split(".")[:2]]
-    major, minor = [*numbers, 0, 0][:2]
-    if major not in (3, 4, 5):
-        raise ConfigurationError(f"{url} is vantage6 {text}; generations 3, 4 and 5 are supported.")
-    return Version(text=text, major=major, minor=minor)
 
 
 class Vantage6Client:
@@ -248,7 +135,7 @@ class Vantage6Client:
         """
         with self._lock:
             if self._me is None:
-                self._me = User.model_validate(self._answer("GET", f"/user/{self._my_id()}", about="the account"))
+                self._me = User.model_validate(self.ask("GET", f"/user/{self._my_id()}", about="the account"))
             return self._me
 
     @property
@@ -265,36 +152,11 @@ class Vantage6Client:
         # Old servers of generation 3 call it identity.
         return cast("int", claims["sub"] if "sub" in claims else claims.get("identity", 0))
 
-    def check_key(self, organization: Organization | None = None) -> PrivateKey:
-        """Make sure that the private key is the one of the account's organization.
-
-        Args:
-            organization: The account's organization as the server describes it; read when None.
-
-        Returns:
-            The private key.
-
-        Raises:
-            KeyMismatch: There is none, it is another one, or the server knows no public key of the organization.
-        """
-        if self.private_key is None:
-            raise KeyMismatch("The collaboration is encrypted: give the organization's private key in the credentials.")
-        own = organization or self.get(Organization, self.organization_id)
-        if not own.public_key:
-            raise KeyMismatch(
-                f"Organization {own.name!r} has no public key on the server. Its node uploads one at its first start; "
-                "an administrator can do so before."
-            )
-        if not self.private_key.matches(own.public_key):
-            raise KeyMismatch(
-                f"The private key given ({self.private_key.public_key.fingerprint}) is not the one of organization "
-                f"{own.name!r}. Take the key that its node uses; nothing was sent or uploaded."
-            )
-        return self.private_key
-
     # -- resources -----------------------------------------------------------------------------------------------------
 
-    def list(self, kind: type[R], *, include: Sequence[str] = (), limit: int | None = None, **filters: Any) -> list[R]:
+    def records(
+        self, kind: type[R], *, include: Sequence[str] = (), limit: int | None = None, **filters: Any
+    ) -> list[R]:
         """List objects, all pages of them. Safe to repeat.
 
         Args:
@@ -316,7 +178,7 @@ class Vantage6Client:
     def pages(
         self, kind: type[Record], *, include: Sequence[str] = (), limit: int | None = None, **filters: Any
     ) -> Iterator[dict[str, Any]]:
-        """Read a list as the server gives it, page after page; arguments and errors as for `list`.
+        """Read a list as the server gives it, page after page; arguments and errors as for `records`.
 
         A page too large for memory waits on disk: its long strings are given as `LongText`, good until the next record
         is asked for.
@@ -333,7 +195,7 @@ class Vantage6Client:
         # The server's links lose repeated parameters, so pages are counted here.
         params = resource.query(self.version, filters)
         if include:
-            params["include"] = builtins.list(include)
+            params["include"] = list(include)
         seen: set[int] = set()
         page = 1
         while True:
@@ -353,14 +215,14 @@ class Vantage6Client:
             page += 1
 
     @contextmanager
-    def _page(self, path: str, params: Mapping[str, Any]) -> Iterator[tuple[builtins.list[dict[str, Any]], bool]]:
+    def _page(self, path: str, params: Mapping[str, Any]) -> Iterator[tuple[list[dict[str, Any]], bool]]:
         what = f"The list {self.url}{path}"
         with (
             self.download(path, params) as chunks,
             read_json(chunks, memory_bytes=_MEMORY_BYTES, max_bytes=_MAX_LIST_BYTES, what=what) as answer,
         ):
             records = answer.get("data") if isinstance(answer, dict) else answer
-            if not isinstance(records, builtins.list) or not all(isinstance(one, dict) for one in records):
+            if not isinstance(records, list) or not all(isinstance(one, dict) for one in records):
                 raise UnexpectedResponse(f"{what} is no list.", url=self.url + path)
             links = answer.get("links") if isinstance(answer, dict) else None
             yield records, "next" not in (links or {})
@@ -380,8 +242,8 @@ class Vantage6Client:
         resource = resource_of(kind)
         resource.check_verb("get", self.version)
         path = "/" + resource.item_path(self.version, object_id)
-        params = {"include": builtins.list(include)} if include else None
-        answer = self._answer("GET", path, params=params, about=f"{resource.name} {object_id}")
+        params = {"include": list(include)} if include else None
+        answer = self.ask("GET", path, params=params, about=f"{resource.name} {object_id}")
         return self._read(kind, answer)
 
     def create(self, kind: type[R], **fields: Any) -> R:
@@ -404,7 +266,7 @@ class Vantage6Client:
         owner = {name: fields.pop(name) for name in resource.owner_fields if name in fields}
         path = "/" + resource.collection_path(self.version, owner)
         body = _without_none(fields)
-        return self._read(kind, self._answer("POST", path, json_body=body, about=f"new {resource.name}"))
+        return self._read(kind, self.ask("POST", path, json_body=body, about=f"new {resource.name}"))
 
     def update(self, kind: type[R], object_id: int, **fields: Any) -> R:
         """Change fields of an object. Safe to repeat.
@@ -423,7 +285,7 @@ class Vantage6Client:
         resource.check_verb("update", self.version)
         path = "/" + resource.item_path(self.version, object_id)
         about = f"{resource.name} {object_id}"
-        return self._read(kind, self._answer("PATCH", path, json_body=_without_none(fields), about=about))
+        return self._read(kind, self.ask("PATCH", path, json_body=_without_none(fields), about=about))
 
     def delete(self, kind: type[Record], object_id: int, *, delete_dependents: bool = False) -> None:
         """Delete an object. Safe to repeat, but for the `NotFoundError` of the second time.
@@ -445,7 +307,7 @@ class Vantage6Client:
             raise ConfigurationError(f"{resource.name}: nothing depends on these, so delete_dependents has no meaning.")
         path = "/" + resource.item_path(self.version, object_id)
         params = {"delete_dependents": "true"} if delete_dependents else None
-        self._answer("DELETE", path, params=params, about=f"{resource.name} {object_id}")
+        self.ask("DELETE", path, params=params, about=f"{resource.name} {object_id}")
 
     def add_member(self, kind: type[Record], object_id: int, member: type[Record], member_id: int) -> None:
         """Put an object into another: an organization into a collaboration or study, a rule into a role.
@@ -478,14 +340,14 @@ class Vantage6Client:
             raise ConfigurationError(f"{resource.name}: no {member.resource} can be put in or taken out.")
         about = f"{member.resource} {member_id} of {resource.name} {object_id}"
         if kind is Role:
-            rules = {rule.id for rule in self.list(Rule, role_id=object_id)}
+            rules = {rule.id for rule in self.records(Rule, role_id=object_id)}
             if verb == "DELETE" and member_id not in rules:
                 raise NotFoundError(f"There is no {about}.")
             rules = rules | {member_id} if verb == "POST" else rules - {member_id}
             self.update(Role, object_id, rules=sorted(rules))
         else:
             path = f"/{resource.item_path(self.version, object_id)}/{resource.members[member]}"
-            self._answer(verb, path, json_body={"id": member_id}, about=about)
+            self.ask(verb, path, json_body={"id": member_id}, about=about)
 
     # -- what is asked for by name -------------------------------------------------------------------------------------
 
@@ -502,7 +364,7 @@ class Vantage6Client:
         """
         if self.version.major == 3:
             found = self._one_of(Collaboration, name_or_id, ())
-            members = tuple(self.list(Organization, collaboration_id=found.id))
+            members = tuple(self.records(Organization, collaboration_id=found.id))
             return found.model_copy(update={"organizations": members})
         return self._one_of(Collaboration, name_or_id, ("organizations",))
 
@@ -530,11 +392,11 @@ class Vantage6Client:
                 wanted = f"id {name_or_id}"
         else:
             # The server's filter knows wildcards and may ignore case.
-            for found in self.list(kind, name=name_or_id, include=include, **filters):
+            for found in self.records(kind, name=name_or_id, include=include, **filters):
                 if getattr(found, "name", None) == name_or_id:
                     return found
             wanted = f"name {name_or_id!r}"
-        known = ", ".join(f"{getattr(one, 'name', '')!r} (id {one.id})" for one in self.list(kind, **filters))
+        known = ", ".join(f"{getattr(one, 'name', '')!r} (id {one.id})" for one in self.records(kind, **filters))
         raise NotFoundError(f"There is no {resource.name} of {wanted}. Known: {known or 'none'}.", url=self.url)
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
@@ -549,7 +411,7 @@ class Vantage6Client:
         Returns:
             The task; the oldest where there are several; None when there is none.
         """
-        found = [task for task in self.list(Task, name=name, collaboration_id=collaboration_id) if task.name == name]
+        found = [task for task in self.records(Task, name=name, collaboration_id=collaboration_id) if task.name == name]
         if len(found) > 1:
             logger.warning("%d tasks are named %s; the oldest is taken", len(found), name)
         return min(found, key=lambda task: task.id, default=None)
@@ -565,7 +427,7 @@ class Vantage6Client:
             PermissionDeniedError: The account may not create tasks in this collaboration.
             NetworkError: No answer; the task may exist.
         """
-        return self._read(Task, self._answer("POST", "/task", json_body=body, about=f"new task {body.get('name')!r}"))
+        return self._read(Task, self.ask("POST", "/task", json_body=body, about=f"new task {body.get('name')!r}"))
 
     def task_status(self, task_id: int) -> Status:
         """Ask for the state of a task, with as little traffic as the server allows. Safe to repeat.
@@ -579,7 +441,7 @@ class Vantage6Client:
         has_route = (self.version.major, self.version.minor) >= (4, 11)
         path = f"/task/{task_id}/status" if has_route else f"/task/{task_id}"
         try:
-            answer = self._answer("GET", path, about=f"task {task_id}")
+            answer = self.ask("GET", path, about=f"task {task_id}")
         except NotFoundError as error:
             raise _gone(task_id, error) from error
         return Task.model_validate({**answer, "id": task_id}).status
@@ -598,7 +460,7 @@ class Vantage6Client:
         except NotFoundError as error:
             raise _gone(task_id, error) from error
 
-    def runs(self, task_id: int) -> builtins.list[Run]:
+    def runs(self, task_id: int) -> list[Run]:
         """List the runs of a task, with their logs. Safe to repeat.
 
         Args:
@@ -608,7 +470,7 @@ class Vantage6Client:
             TaskGone: The task was deleted.
         """
         try:
-            return sorted(self.list(Run, task_id=task_id), key=lambda run: run.id)
+            return sorted(self.records(Run, task_id=task_id), key=lambda run: run.id)
         except RequestRefused as error:
             # An unknown task is a wrong request here.
             raise _gone(task_id, error) from error
@@ -627,7 +489,7 @@ class Vantage6Client:
             TaskGone: It was deleted.
         """
         try:
-            self._answer("POST", "/kill/task", json_body={"id": task_id}, about=f"task {task_id}")
+            self.ask("POST", "/kill/task", json_body={"id": task_id}, about=f"task {task_id}")
         except PermissionDeniedError as error:
             raise CancelNotPermitted(
                 f"{self.me.username!r} may not kill task {task_id}; it goes on. The role needs the rule to send events "
@@ -653,7 +515,7 @@ class Vantage6Client:
             ServerFault: The server is of generation 4.
         """
         try:
-            self._answer("POST", "/kill/node/tasks", json_body={"id": node_id}, about=f"node {node_id}")
+            self.ask("POST", "/kill/node/tasks", json_body={"id": node_id}, about=f"node {node_id}")
         except PermissionDeniedError as error:
             raise CancelNotPermitted(str(error), status=error.status, url=error.url) from error
 
@@ -664,7 +526,7 @@ class Vantage6Client:
         label: str | None = None,
         collaboration_id: int | None = None,
         organization_ids: Sequence[int] | None = None,
-    ) -> builtins.list[Column]:
+    ) -> list[Column]:
         """List columns: of a dataframe on generation 5, of a database on generation 4. Safe to repeat.
 
         On generation 4 the nodes tell them while they are online; where one does not, the server is asked
@@ -683,14 +545,14 @@ class Vantage6Client:
             ConfigurationError: What the server's generation needs is missing, or it is 3, which knows no columns.
         """
         if self.version.major == 5 and dataframe_id is not None:
-            return builtins.list(self.get(Dataframe, dataframe_id).columns)
+            return list(self.get(Dataframe, dataframe_id).columns)
         if self.version.major != 4 or label is None or collaboration_id is None:
             raise ConfigurationError(
                 "Columns are listed by dataframe_id on generation 5, by label and collaboration_id on generation 4; "
                 f"{self.url} is {self.version.text}."
             )
         nodes = nodes_of(self, collaboration_id)
-        wanted = builtins.list(nodes) if organization_ids is None else builtins.list(organization_ids)
+        wanted = list(nodes) if organization_ids is None else list(organization_ids)
         shared = [nodes[one].columns(label) if one in nodes else () for one in wanted]
         if all(shared):
             return [
@@ -700,7 +562,7 @@ class Vantage6Client:
             ]
         organizations = [{"id": organization_id} for organization_id in wanted]
         body = {"db_label": label, "collaboration_id": collaboration_id, "organizations": organizations}
-        answer = self._answer("POST", "/column", json_body=body, about=f"columns of {label!r}")
+        answer = self.ask("POST", "/column", json_body=body, about=f"columns of {label!r}")
         return [Column(name=str(name)) for name in answer.get("columns", [])]
 
     def preprocess(self, dataframe_id: int, task: Mapping[str, Any]) -> Dataframe:
@@ -715,7 +577,7 @@ class Vantage6Client:
         """
         path = f"/session/dataframe/{dataframe_id}/preprocess"
         body = {"dataframe_id": dataframe_id, "task": task}
-        return self._read(Dataframe, self._answer("POST", path, json_body=body, about=f"dataframe {dataframe_id}"))
+        return self._read(Dataframe, self.ask("POST", path, json_body=body, about=f"dataframe {dataframe_id}"))
 
     # -- blob store ----------------------------------------------------------------------------------------------------
 
@@ -729,7 +591,7 @@ class Vantage6Client:
 
     def _ask_blob_store(self) -> bool:
         try:
-            answer = self._answer("GET", "/blobstream/status", about="the blob store")
+            answer = self.ask("GET", "/blobstream/status", about="the blob store")
         except (NotFoundError, UnexpectedResponse):
             return False
         return bool(answer.get("blob_store_enabled", False))
@@ -747,7 +609,7 @@ class Vantage6Client:
             PlatformError: The store refused it.
         """
         headers = {"Content-Type": "application/octet-stream"}
-        answer = self._answer("POST", "/blobstream", body=content, headers=headers, about="the blob store")
+        answer = self.ask("POST", "/blobstream", body=content, headers=headers, about="the blob store")
         return str(answer["uuid"])
 
     @contextmanager
@@ -768,85 +630,12 @@ class Vantage6Client:
         with self._sent("GET", path, about=path, params=params) as response:
             yield self._http.chunks(response)
 
-    # -- the account's and the server's affairs ------------------------------------------------------------------------
+    # -- the server's affairs ------------------------------------------------------------------------------------------
 
     def health(self) -> dict[str, JsonValue]:
         """Ask whether the server is well (``GET health``); needs no login."""
         _, answer = self._http.json("GET", "/health", authenticate=False)
         return cast("dict[str, JsonValue]", answer)
-
-    def change_password(self, current: SecretStr, new: SecretStr) -> None:
-        """Change the account's password (``PATCH password/change``; generation 5 does so in Keycloak).
-
-        Args:
-            current: The password so far. A wrong one counts as a failed login.
-            new: 8 to 128 characters with upper and lower case, a digit and a special character.
-
-        Raises:
-            AuthenticationError: The current password is wrong.
-            RequestRefused: The new one breaks a rule.
-        """
-        self._only_before_5("Passwords")
-        body = {"current_password": current.get_secret_value(), "new_password": new.get_secret_value()}
-        try:
-            self._answer("PATCH", "/password/change", json_body=body, about="the password")
-        except PermissionDeniedError as error:
-            raise AuthenticationError(str(error), status=error.status, url=error.url) from None
-
-    def recover_password(self, *, username: str | None = None, email: str | None = None) -> str:
-        """Ask for a mail with a token that resets the password (``POST recover/lost``).
-
-        Args:
-            username: The account, or
-            email: its address.
-
-        Returns:
-            What the server says, the same for known and unknown accounts.
-        """
-        self._only_before_5("Passwords")
-        body = _without_none({"username": username, "email": email})
-        return str(self._open_answer("POST", "/recover/lost", body).get("msg", ""))
-
-    def reset_password(self, token: SecretStr, new: SecretStr) -> None:
-        """Set a new password with the token of the mail (``POST recover/reset``).
-
-        Args:
-            token: From the mail.
-            new: The new password.
-
-        Raises:
-            RequestRefused: The token is old, or the password breaks a rule.
-        """
-        self._only_before_5("Passwords")
-        body = {"reset_token": token.get_secret_value(), "password": new.get_secret_value()}
-        self._open_answer("POST", "/recover/reset", body)
-
-    def recover_mfa(self, username: str, password: SecretStr) -> str:
-        """Ask for a mail with a token that resets the second factor (``POST recover/2fa/lost``).
-
-        Args:
-            username: The account.
-            password: Its password.
-
-        Returns:
-            What the server says.
-        """
-        self._only_before_5("Second factors")
-        body = {"username": username, "password": password.get_secret_value()}
-        return str(self._open_answer("POST", "/recover/2fa/lost", body).get("msg", ""))
-
-    def reset_mfa(self, token: SecretStr) -> SecretStr:
-        """Set up a new second factor with the token of the mail (``POST recover/2fa/reset``).
-
-        Args:
-            token: From the mail.
-
-        Returns:
-            The otpauth URI for an authenticator app.
-        """
-        self._only_before_5("Second factors")
-        body = {"reset_token": token.get_secret_value()}
-        return SecretStr(str(self._open_answer("POST", "/recover/2fa/reset", body).get("qr_uri", "")))
 
     def recover_node_key(self, node_id: int) -> SecretStr:
         """Give a node a new API key (``POST recover/node``). The key so far is no longer good.
@@ -860,20 +649,8 @@ class Vantage6Client:
         Raises:
             PermissionDeniedError: The account may not edit the node.
         """
-        answer = self._answer("POST", "/recover/node", json_body={"id": node_id}, about=f"node {node_id}")
+        answer = self.ask("POST", "/recover/node", json_body={"id": node_id}, about=f"node {node_id}")
         return SecretStr(str(answer["api_key"]))
-
-    def _only_before_5(self, what: str) -> None:
-        if self.version.major == 5:
-            raise ConfigurationError(f"{what} of vantage6 {self.version.text} are kept by Keycloak; change them there.")
-
-    def _open_answer(self, verb: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Ask for something that needs no login."""
-        with self._http.open(verb, path, json_body=body, authenticate=False) as response:
-            answer = self._decoded(response)
-            if not response.ok:
-                _raise_for(response, answer, about=path)
-            return answer if isinstance(answer, dict) else {}
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -887,9 +664,31 @@ class Vantage6Client:
                 f"{self.url} describes a {kind.resource} in a way unknown here: {fields}.", url=self.url
             ) from None
 
-    def _answer(self, verb: str, path: str, *, about: str, **request: Any) -> Any:
-        with self._sent(verb, path, about=about, **request) as response:
-            return self._decoded(response)
+    def ask(self, verb: str, path: str, *, about: str, authenticate: bool = True, **request: Any) -> Any:
+        """Send a request and decode its JSON answer. Never repeated here, but when an old token was refused.
+
+        Args:
+            verb: HTTP verb.
+            path: Below the API.
+            about: What it is about, for errors.
+            authenticate: False for the routes that need no login.
+            **request: As for `HttpSession.open`.
+
+        Returns:
+            The decoded answer; None for an empty one.
+
+        Raises:
+            PlatformError: The server refused, in a class that says why.
+            NetworkError: No answer; the request may have taken effect.
+        """
+        if authenticate:
+            with self._sent(verb, path, about=about, **request) as response:
+                return self._decoded(response)
+        with self._http.open(verb, path, authenticate=False, **request) as response:
+            answer = self._decoded(response)
+            if not response.ok:
+                _raise_for(response, answer, about=about)
+            return answer
 
     @contextmanager
     def _sent(self, verb: str, path: str, *, about: str, **request: Any) -> Iterator[requests.Response]:
@@ -939,7 +738,7 @@ def nodes_of(client: Vantage6Client, collaboration_id: int) -> dict[int, Node]:
         client: The account.
         collaboration_id: The collaboration.
     """
-    nodes = client.list(Node, collaboration_id=collaboration_id)
+    nodes = client.records(Node, collaboration_id=collaboration_id)
     return {node.organization_id: node for node in nodes if node.organization_id is not None}
 
 

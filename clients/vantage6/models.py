@@ -14,12 +14,25 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, JsonValue, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SecretStr,
+    model_validator,
+)
 
 __all__ = [
     "AlgorithmStore",
     "Collaboration",
     "Column",
+    "Database",
+    "DatabaseInput",
+    "Databases",
     "Dataframe",
     "EncodedResult",
     "Node",
@@ -37,8 +50,10 @@ __all__ = [
     "Study",
     "Task",
     "TaskOutcome",
+    "TaskRequest",
     "User",
     "Version",
+    "normalise_databases",
 ]
 
 logger = logging.getLogger(__name__)
@@ -571,3 +586,127 @@ def names_of(records: Sequence[Organization | Collaboration | Node | Study]) -> 
         records: Objects with a name.
     """
     return ", ".join(f"{record.name!r} (id {record.id})" for record in records) or "none"
+
+
+class Database(BaseModel):
+    """What a function reads: a database of the nodes, or on generation 5 a dataframe of the session.
+
+    Attributes:
+        label: Label of the database in the nodes' configuration (generations 3 and 4).
+        dataframe: Id or name of a dataframe (generation 5).
+        query: Query for databases that take one (generation 4).
+        sheet_name: Sheet of a spreadsheet (generation 4).
+        preprocessing: Steps applied at the node before the function (generation 4).
+        arguments: Further arguments for reading it (4.15).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    label: str | None = None
+    dataframe: int | str | None = Field(None, alias="dataframe_id")
+    query: str | None = None
+    sheet_name: str | None = None
+    preprocessing: list[dict[str, JsonValue]] | None = None
+    arguments: dict[str, JsonValue] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_the_type(cls, given: Any) -> Any:
+        """The official client of generation 5 writes the type of the only thing there is."""
+        if isinstance(given, dict) and given.get("type") == "dataframe":
+            return {name: value for name, value in given.items() if name != "type"}
+        return given
+
+    def __str__(self) -> str:
+        return repr(self.label if self.label is not None else self.dataframe)
+
+
+def normalise_databases(given: Any) -> Any:
+    """Bring the accepted forms of `databases` into one: a list of groups, one group for each parameter.
+
+    Args:
+        given: None, a label or the name or id of a dataframe, a mapping with one of both, a `Dataframe`, a list of
+            these, or a list of lists of them where one parameter takes several.
+
+    Returns:
+        Lists of mappings for `Database`.
+
+    Raises:
+        ValueError: The form is another one; the message names the place.
+    """
+    if given is None:
+        return []
+    groups = given if isinstance(given, list | tuple) else [given]
+    return [
+        [_one_database(database, f"databases[{place}]") for database in _as_group(group)]
+        for place, group in enumerate(groups)
+    ]
+
+
+def _as_group(group: Any) -> Sequence[Any]:
+    return group if isinstance(group, list | tuple) else [group]
+
+
+def _one_database(given: Any, place: str) -> Any:
+    match given:
+        case Database():
+            return given
+        case Dataframe():
+            return {"dataframe": given.id}
+        # Which of both a text names depends on the generation of the server.
+        case str() if given:
+            return {"label": given}
+        case bool():
+            pass
+        case int():
+            return {"dataframe": given}
+        case dict() if any(given.get(name) for name in ("label", "dataframe", "dataframe_id")):
+            return given
+    raise ValueError(
+        f"{place} is {given!r}. Give a label, the name or id of a dataframe, or a mapping with 'label' or 'dataframe'."
+    )
+
+
+DatabaseInput = str | int | Database | list[str | int | Database | list[str | int | Database]] | None
+"""How `databases` is written in a form: text, number or mapping; lists and groups of them."""
+
+Databases = Annotated[list[list[Database]], BeforeValidator(normalise_databases)]
+"""What a task reads, in any of the forms that `normalise_databases` takes."""
+
+
+class TaskRequest(BaseModel):
+    """One function of one image, to be executed at some organizations.
+
+    Attributes:
+        collaboration: Exact name or id.
+        image: Docker image of the algorithm.
+        method: Function to call.
+        organizations: Exact names or ids; all of the collaboration, or of the study, when None.
+        arguments: Keyword arguments of the function.
+        databases: What it reads.
+        name: Name of the task; the method when empty. A token is appended.
+        description: At most 1024 characters.
+        study: Exact name or id of a study.
+        store: Id of the algorithm store that vouches for the image.
+        session: Id of the session (generation 5).
+        central: Whether the function coordinates others.
+        columns: Columns it needs; checked against those that nodes share.
+        depends_on: Tasks that must have ended well before (generation 5).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    collaboration: str | int
+    image: str
+    method: str
+    organizations: list[str | int] | None = None
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    databases: Databases = Field(default_factory=list)
+    name: str = ""
+    description: str = ""
+    study: str | int | None = None
+    store: int | None = None
+    session: int | None = None
+    central: bool = False
+    columns: list[str] = Field(default_factory=list)
+    depends_on: list[int] = Field(default_factory=list)

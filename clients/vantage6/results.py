@@ -24,8 +24,8 @@ from prefect_biomed.clients.vantage6.errors import (
     ResultUnavailable,
 )
 from prefect_biomed.clients.vantage6.models import EncodedResult, Result, Run, Task
+from prefect_biomed.clients.vantage6.monitoring import organization_names
 from prefect_biomed.clients.vantage6.payloads import check_start, decode_json
-from prefect_biomed.clients.vantage6.watch import organization_names
 
 __all__ = ["SPILL_BYTES", "fetch_results"]
 

@@ -135,8 +135,8 @@ def test_a_central_function_with_subtasks(lab: Laboratory, collaboration: str) -
     assert isinstance(result.value, dict)
     assert list(result.value["coefficients"].values()) == pytest.approx(pooled.tolist(), rel=1e-8)
     with lab.credentials.get_client() as client:
-        (subtask,) = client.list(Task, parent_id=analysis.task.id)
-        assert len(client.list(Run, task_id=subtask.id)) == 3
+        (subtask,) = client.records(Task, parent_id=analysis.task.id)
+        assert len(client.records(Run, task_id=subtask.id)) == 3
 
 
 def test_a_crash_in_one_organization(lab: Laboratory) -> None:
@@ -176,7 +176,7 @@ def test_an_offline_node(modern: Laboratory) -> None:
     finally:
         node.start()
     with modern.credentials.get_client() as client:
-        (task,) = client.list(Task, name="waits-%")
+        (task,) = client.records(Task, name="waits-%")
     analysis = modern.analyse("partial_average", task_id=task.id)
     assert analysis.task.id == task.id and len(analysis.results) == 3 and not analysis.failures
 
@@ -186,7 +186,7 @@ def test_kill(modern: Laboratory) -> None:
     with pytest.raises(DeadlineExceeded):
         modern.analyse("sleep", **options)
     with modern.credentials.get_client() as client:
-        task = client.list(Task, name="long-%")[0]
+        task = client.records(Task, name="long-%")[0]
     with pytest.raises(CancelNotPermitted):
         alone(steps.kill_task, modern.credentials, task)
     outcome = alone(steps.kill_task, credentials_of(modern.server, "north-admin"), task)
@@ -308,10 +308,10 @@ def test_a_service_account_makes_session_dataframe_and_computation(
     first = analyse()
     assert {result.organization: result.value["count"] for result in first.results} == expected  # type: ignore[index,call-overload]  # JSON
     with robot(real_vantage6_5).get_client() as client:
-        before = [task.id for task in client.list(Task)]
+        before = [task.id for task in client.records(Task)]
         second = analyse()
         # Session, dataframe and step are there; only the computation is new.
-        assert {task.id for task in client.list(Task)} - set(before) == {second.task.id}
+        assert {task.id for task in client.records(Task)} - set(before) == {second.task.id}
 
 
 # -- provisioning ------------------------------------------------------------------------------------
@@ -346,7 +346,7 @@ def test_a_provisioned_collaboration_computes(modern: Laboratory, tmp_path: Path
             node.start()
             assert node.encrypted
         with root.get_client() as client:
-            keys = {o.name: o.public_key for o in client.list(Organization) if o.name in names}
+            keys = {o.name: o.public_key for o in client.records(Organization) if o.name in names}
             assert len(set(keys.values())) == 2 and all(keys.values())
     finally:
         for node in nodes:
@@ -381,9 +381,9 @@ def test_members_are_put_in_and_taken_out(real_vantage6: RealServer) -> None:
         assert {one.name for one in root.collaboration(place.id).organizations} == {"north"}
         role = root.create(Role, name="members", description="d", rules=[1], organization_id=north)
         root.add_member(Role, role.id, Rule, 2)
-        assert {rule.id for rule in root.list(Rule, role_id=role.id)} == {1, 2}
+        assert {rule.id for rule in root.records(Rule, role_id=role.id)} == {1, 2}
         root.remove_member(Role, role.id, Rule, 1)
-        assert {rule.id for rule in root.list(Rule, role_id=role.id)} == {2}
+        assert {rule.id for rule in root.records(Rule, role_id=role.id)} == {2}
         with pytest.raises(NotFoundError):
             root.remove_member(Role, role.id, Rule, 1)
         root.delete(Role, role.id)

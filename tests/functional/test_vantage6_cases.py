@@ -49,6 +49,7 @@ from prefect_biomed.clients.vantage6 import (
     User,
     Vantage6Client,
     Version,
+    check_key,
     connect,
     fetch_results,
     launch,
@@ -113,7 +114,7 @@ def test_03_a_refused_login_is_tried_once(generation: int, who: str) -> None:
         for _ in range(3):
             with here.client(username=name, password=secret) as client:
                 with pytest.raises(AuthenticationError, match="Failed to login"):
-                    client.list(Organization)
+                    client.records(Organization)
                 with pytest.raises(AuthenticationError):
                     _ = client.me
         assert len(here.sandbox.journal.entries("POST", "token/user")) == 1
@@ -172,7 +173,7 @@ def test_07_eight_threads_refresh_once_for_each_expiry(generation: int) -> None:
         def poll() -> int:
             looks = 0
             while time.monotonic() < end:
-                client.list(Organization)
+                client.records(Organization)
                 looks += 1
                 time.sleep(0.02)
             return looks
@@ -190,7 +191,7 @@ def test_08_an_expired_refresh_token_means_one_login() -> None:
         _ = client.me
         time.sleep(1.5)
         here.sandbox.journal.clear()
-        assert client.list(Organization)
+        assert client.records(Organization)
         assert [entry.path for entry in here.sandbox.journal.entries("POST")] == [
             "/api/token/refresh",
             "/api/token/user",
@@ -200,7 +201,7 @@ def test_08_an_expired_refresh_token_means_one_login() -> None:
         here.sandbox.registry.users.remove(user)
         time.sleep(1.5)
         with pytest.raises(AuthenticationError):
-            client.list(Organization)
+            client.records(Organization)
 
 
 @every_generation
@@ -219,7 +220,7 @@ def test_10_an_unknown_signature_means_one_login() -> None:
         _ = client.me
         here.sandbox.switches.signing_key = 7
         here.sandbox.journal.clear()
-        assert client.list(Organization)
+        assert client.records(Organization)
         assert [(entry.path, entry.status) for entry in here.sandbox.journal.entries()] == [
             ("/api/organization", 422),
             ("/api/token/user", 200),
@@ -230,7 +231,7 @@ def test_10_an_unknown_signature_means_one_login() -> None:
         )
         here.sandbox.journal.clear()
         with pytest.raises(AuthenticationError, match="even a new token"):
-            client.list(Organization)
+            client.records(Organization)
         assert len(here.sandbox.journal.entries("POST", "token/user")) == 1
 
 
@@ -242,11 +243,11 @@ def test_10_an_unknown_signature_means_one_login() -> None:
 def test_11_lists_are_complete(generation: int, page_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefect_biomed.clients.vantage6.client._PAGE_SIZE", page_size)
     with federation(generation, {"organizations": 23}) as here, here.client() as client:
-        found = client.list(Organization, collaboration_id=1)
+        found = client.records(Organization, collaboration_id=1)
         assert len({organization.id for organization in found}) == len(found) == 23
         pages = here.sandbox.journal.entries("GET", "organization$")
         assert len(pages) == (1 if generation == 3 else -(-23 // page_size))
-        assert len(client.list(Organization, collaboration_id=1, limit=5)) == 5
+        assert len(client.records(Organization, collaboration_id=1, limit=5)) == 5
 
 
 def test_12_pages_keep_repeated_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +255,7 @@ def test_12_pages_keep_repeated_parameters(monkeypatch: pytest.MonkeyPatch) -> N
     with federation(4) as here, here.client() as client:
         tasks = [here.launch(client, "echo", "north") for _ in range(3)]
         here.sandbox.journal.clear()
-        found = client.list(Task, include=["results", "runs"])
+        found = client.records(Task, include=["results", "runs"])
         assert {task.id for task in found} == {task.id for task in tasks}
         pages = here.sandbox.journal.entries("GET", "/api/task$")
         assert len(pages) == 3
@@ -320,7 +321,7 @@ def test_16_a_key_that_is_not_the_organizations_is_refused_and_not_uploaded(
         path = here.key_file(key)
     with here.client(private_key_path=path) as client:
         with pytest.raises(KeyMismatch, match="not the one of organization 'north'"):
-            client.check_key()
+            check_key(client)
         with pytest.raises(PreflightFailed, match="not the one of organization 'north'"):
             here.launch(client, "echo", collaboration="encrypted")
     assert here.calls("PATCH") == []
@@ -723,7 +724,7 @@ def test_41_tasks_are_never_filtered_by_status(federations: Callable[[int], Fede
     here = federations(generation)
     with here.client() as client:
         with pytest.raises(ConfigurationError, match="cannot filter by 'status'"):
-            client.list(Task, status="completed")
+            client.records(Task, status="completed")
         tasks = [here.launch(client, "echo", "north") for _ in range(2)]
         for _ in watch(client, [task.id for task in tasks], FAST):
             pass
@@ -758,7 +759,7 @@ def test_43_the_secret_of_a_second_factor_is_shown_nowhere(caplog: pytest.LogCap
     with federation(4, {"two_factor": True}) as here:
         secret = _enrolled(here)
         with here.client(totp_secret=SecretStr(secret)) as client:
-            (user,) = client.list(User, username="north-researcher")
+            (user,) = client.records(User, username="north-researcher")
             assert user.otp_secret is not None and user.otp_secret.get_secret_value() == secret
             credentials = here.credentials(totp_secret=SecretStr(secret))
             for text in (repr(user), str(user.model_dump()), user.model_dump_json(), repr(client), caplog.text):

@@ -51,10 +51,15 @@ from prefect_biomed.clients.vantage6 import (
     Task,
     User,
     Vantage6Client,
+    change_password,
     fetch_results,
     launch,
     make_dataframe,
     make_session,
+    recover_mfa,
+    recover_password,
+    reset_mfa,
+    reset_password,
     wait_for_dataframe,
 )
 from prefect_biomed.sandbox import Fault
@@ -68,7 +73,7 @@ def fields_of(kind: type[Record], here: Federation, client: Vantage6Client) -> t
     name = f"new-{kind.resource}-{token()}"
     north = here.organization("north")
     person = {"firstname": "F", "lastname": "L", "email": f"{name}@example.org"} if here.generation < 5 else {}
-    role = next(role.id for role in client.list(Role) if role.name == "Viewer")
+    role = next(role.id for role in client.records(Role) if role.name == "Viewer")
     made: dict[type[Record], tuple[dict[str, Any], dict[str, Any]]] = {
         Organization: ({"name": name, "country": "FR"}, {"country": "NL"}),
         User: (
@@ -105,12 +110,12 @@ def test_objects_are_made_read_changed_and_deleted(
     with here.client(account, key=None) as client:
         if (kind, generation) in {(Study, 3), (Session, 3), (Session, 4)}:
             with pytest.raises(ConfigurationError, match="and later have"):
-                client.list(kind)
+                client.records(kind)
             return
         fields, changes = fields_of(kind, here, client) if kind is not Session else _session_fields()
         made = client.create(kind, **fields)
         assert client.get(kind, made.id).id == made.id
-        assert made.id in {one.id for one in client.list(kind)}
+        assert made.id in {one.id for one in client.records(kind)}
         changed = client.update(kind, made.id, **changes)
         for name, value in changes.items():
             assert getattr(changed, name, value) == value
@@ -179,9 +184,9 @@ def test_members_are_put_in_and_taken_out(federations: Callable[[int], Federatio
         assert {one.name for one in root.collaboration(owner.id).organizations} == {"north"}
         role = root.create(Role, name=f"r-{token()}", description="d", rules=[1], organization_id=north)
         root.add_member(Role, role.id, Rule, 2)
-        assert {rule.id for rule in root.list(Rule, role_id=role.id)} == {1, 2}
+        assert {rule.id for rule in root.records(Rule, role_id=role.id)} == {1, 2}
         root.remove_member(Role, role.id, Rule, 1)
-        assert {rule.id for rule in root.list(Rule, role_id=role.id)} == {2}
+        assert {rule.id for rule in root.records(Rule, role_id=role.id)} == {2}
         with pytest.raises(NotFoundError):
             root.remove_member(Role, role.id, Rule, 1)
         with pytest.raises(ConfigurationError, match="no user can be put in"):
@@ -192,7 +197,7 @@ def test_members_are_put_in_and_taken_out(federations: Callable[[int], Federatio
 
 def test_studies_and_stores(here: Federation) -> None:
     with here.client("root", key=None) as root:
-        (study,) = root.list(Study, collaboration_id=1, include=["organizations"])
+        (study,) = root.records(Study, collaboration_id=1, include=["organizations"])
         assert {one.name for one in study.organizations} == {"north", "south"}
         root.add_member(Study, study.id, Organization, here.organization("west"))
         assert len(root.study(study.name, 1).organizations) == 3
@@ -205,7 +210,7 @@ def test_studies_and_stores(here: Federation) -> None:
             collaboration_id=1,
             force=True,
         )
-        assert [one.id for one in root.list(AlgorithmStore)] == [store.id]
+        assert [one.id for one in root.records(AlgorithmStore)] == [store.id]
     with here.client() as client:
         task = launch(client, here.request("echo", "north", study=study.name, store=store.id), token())
         assert (task.study_id, task.algorithm_store_id) == (study.id, store.id)
@@ -223,16 +228,16 @@ def test_an_object_unknown_says_so(federations: Callable[[int], Federation], gen
             with pytest.raises(NotFoundError):
                 client.get(kind, 9999)
         if generation == 3:
-            assert client.list(Run, task_id=9999) == []
+            assert client.records(Run, task_id=9999) == []
             return
         with pytest.raises(RequestRefused) as refused:
-            client.list(Run, task_id=9999)
+            client.records(Run, task_id=9999)
         assert refused.value.status == 400
 
 
 def test_columns_are_told(here: Federation, federations: Callable[[int], Federation]) -> None:
     with here.client() as client:
-        _until(lambda: bool(client.list(Node, name="north-plain")[0].config))
+        _until(lambda: bool(client.records(Node, name="north-plain")[0].config))
         told = client.columns(label="default", collaboration_id=1)
         assert {"age", "bmi", "progression"} <= {column.name for column in told}
         assert here.calls("POST", "column") == []
@@ -245,7 +250,9 @@ def test_columns_are_told(here: Federation, federations: Callable[[int], Federat
     five = federations(5)
     with five.client() as client:
         data = five.data(client, "plain")
-        (frame,) = [one for one in client.list(Dataframe, session_id=data["session"]) if one.name == data["databases"]]
+        (frame,) = [
+            one for one in client.records(Dataframe, session_id=data["session"]) if one.name == data["databases"]
+        ]
         assert {"age", "bmi"} <= {column.name for column in client.columns(dataframe_id=frame.id)}
 
 
@@ -256,9 +263,9 @@ def test_a_dataframe_is_deleted(federations: Callable[[int], Federation]) -> Non
         frame = make_dataframe(client, session.id, f"f-{token()}", label="default", image=CLINICAL, method="read_csv")
         assert wait_for_dataframe(client, frame.id, FAST).ready
         client.delete(Dataframe, frame.id)
-        assert client.list(Dataframe, session_id=session.id) == []
+        assert client.records(Dataframe, session_id=session.id) == []
         with pytest.raises(ConfigurationError, match="give session_id"):
-            client.list(Dataframe)
+            client.records(Dataframe)
 
 
 # -- accounts -----------------------------------------------------------------------------------------------------
@@ -270,15 +277,15 @@ def test_a_password_is_changed_and_recovered(generation: int) -> None:
         old = SecretStr(here.facts["users"]["north-researcher"]["password"])
         with here.client() as client:
             with pytest.raises(RequestRefused):
-                client.change_password(old, SecretStr("short"))
+                change_password(client, old, SecretStr("short"))
             with pytest.raises(AuthenticationError):
-                client.change_password(SecretStr("Wrong-1!"), PASSWORD)
-            client.change_password(old, PASSWORD)
+                change_password(client, SecretStr("Wrong-1!"), PASSWORD)
+            change_password(client, old, PASSWORD)
         with here.client(password=PASSWORD) as client:
             assert client.me.username == "north-researcher"
-            assert client.recover_password(username="north-researcher") == client.recover_password(username="nobody")
+            assert recover_password(client, username="north-researcher") == recover_password(client, username="nobody")
             mailed = SecretStr(here.sandbox.mails[-1][1])
-            client.reset_password(mailed, SecretStr("Third-one-3!"))
+            reset_password(client, mailed, SecretStr("Third-one-3!"))
         with here.client(password=SecretStr("Third-one-3!")) as client:
             assert client.me.username == "north-researcher"
 
@@ -287,8 +294,8 @@ def test_a_second_factor_is_recovered() -> None:
     with federation(4, {"two_factor": True}) as here:
         password = SecretStr(here.facts["users"]["north-researcher"]["password"])
         with here.client() as client:
-            assert client.recover_mfa("north-researcher", password)
-            uri = client.reset_mfa(SecretStr(here.sandbox.mails[-1][1]))
+            assert recover_mfa(client, "north-researcher", password)
+            uri = reset_mfa(client, SecretStr(here.sandbox.mails[-1][1]))
             assert uri.get_secret_value().startswith("otpauth://") and "otpauth" not in repr(uri)
         secret = SecretStr(uri.get_secret_value().split("secret=")[1].split("&")[0])
         with here.client(totp_secret=secret) as client:
@@ -298,11 +305,11 @@ def test_a_second_factor_is_recovered() -> None:
 def test_what_keycloak_keeps_is_not_asked_of_the_server(federations: Callable[[int], Federation]) -> None:
     with federations(5).client() as client:
         for ask in (
-            lambda: client.change_password(PASSWORD, PASSWORD),
-            lambda: client.recover_password(username="u"),
-            lambda: client.reset_password(PASSWORD, PASSWORD),
-            lambda: client.recover_mfa("u", PASSWORD),
-            lambda: client.reset_mfa(PASSWORD),
+            lambda: change_password(client, PASSWORD, PASSWORD),
+            lambda: recover_password(client, username="u"),
+            lambda: reset_password(client, PASSWORD, PASSWORD),
+            lambda: recover_mfa(client, "u", PASSWORD),
+            lambda: reset_mfa(client, PASSWORD),
         ):
             with pytest.raises(ConfigurationError, match="Keycloak"):
                 ask()
@@ -333,7 +340,7 @@ def test_a_password_works_on_generation_5_where_the_realm_allows_it() -> None:
                          service_account=None, client_secret=None) as client:  # fmt: skip
             assert client.me.username == "north-researcher"
             time.sleep(1.5)
-            assert client.list(Organization)
+            assert client.records(Organization)
         here.sandbox.switches.direct_access = False
         with (
             here.client(
@@ -372,11 +379,11 @@ def test_the_server_is_well(federations: Callable[[int], Federation], generation
 
 def test_killing_everything_on_a_node(federations: Callable[[int], Federation]) -> None:
     with federations(4).client("north-admin") as admin, pytest.raises(ServerFault):
-        admin.kill_node_tasks(admin.list(Node)[0].id)
+        admin.kill_node_tasks(admin.records(Node)[0].id)
     here = federations(5)
     with here.client() as client, here.client("north-admin") as admin:
         task = here.launch(client, "sleep", "north", arguments={"seconds": 30})
-        node = next(node for node in client.list(Node) if node.name == "north-plain")
+        node = next(node for node in client.records(Node) if node.name == "north-plain")
         with pytest.raises(CancelNotPermitted):
             client.kill_node_tasks(node.id)
         _until(lambda: client.runs(task.id)[0].status is Status.ACTIVE)
@@ -474,7 +481,7 @@ def test_strange_answers_have_a_type(here: Federation, fault: dict[str, Any], er
         _ = client.me
         here.sandbox.faults.add(Fault(path="/api/organization", **fault))
         with pytest.raises(error) as raised:
-            client.list(Organization)
+            client.records(Organization)
         assert type(raised.value) is error
 
 
@@ -482,7 +489,7 @@ def test_a_short_outage_of_reads_is_survived_and_a_post_is_never_sent_twice(here
     with here.client() as client:
         _ = client.me
         here.sandbox.faults.add(Fault(method="GET", path="/api/organization", status=502, times=2))
-        assert client.list(Organization)
+        assert client.records(Organization)
         here.sandbox.faults.add(Fault(method="POST", path="/api/task$", drop="before", times=1))
         here.sandbox.journal.clear()
         with pytest.raises(LaunchInDoubt, match="looks for the name before it sends"):
@@ -523,7 +530,7 @@ def test_a_server_that_is_gone(here: Federation) -> None:
     with here.client() as client:
         client._http.base_url = "http://127.0.0.1:9/api"
         with pytest.raises(ConnectionFailed):
-            client.list(Organization)
+            client.records(Organization)
 
 
 def _until(condition: Callable[[], bool], seconds: float = 15.0) -> None:

@@ -69,14 +69,14 @@ def start(
 
 
 def tasks(client: Vantage6Client, name: str) -> list[Task]:
-    return [task for task in client.list(Task) if task.name.startswith(f"{name}-") and task.parent_id is None]
+    return [task for task in client.records(Task) if task.name.startswith(f"{name}-") and task.parent_id is None]
 
 
 def check(client: Vantage6Client, run: FlowRun, name: str) -> None:
     run.retry()
     assert run.wait("COMPLETED", "FAILED", "CRASHED") == "COMPLETED", run.logs()
     (task,) = tasks(client, name)
-    assert [run.status for run in client.list(Run, task_id=task.id)] == [Status.COMPLETED] * 3
+    assert [run.status for run in client.records(Run, task_id=task.id)] == [Status.COMPLETED] * 3
     (results,) = [one for one in run.artifacts() if one["key"] == f"vantage6-results-{task.id}"]
     assert results["data"].count("organization") == 3
 

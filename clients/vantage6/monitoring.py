@@ -266,7 +266,7 @@ def organization_names(client: Vantage6Client, collaboration_id: int | None) -> 
         Names by id; empty when the account may not see them.
     """
     try:
-        members = client.list(Organization, collaboration_id=collaboration_id)
+        members = client.records(Organization, collaboration_id=collaboration_id)
     except PermissionDeniedError as error:
         logger.debug("No names of organizations: %s", error)
         return {}
@@ -308,7 +308,7 @@ def failures_of(client: Vantage6Client, task: Task, runs: Sequence[Run]) -> tupl
     own = [_failure(task.id, run, names, in_subtask=False) for run in runs if not run.status.is_success]
     deeper: deque[RunFailure] = deque()
     try:
-        job = client.list(Task, job_id=task.job_id) if task.job_id is not None else []
+        job = client.records(Task, job_id=task.job_id) if task.job_id is not None else []
         subtasks = [one for one in job if one.id > task.id and one.status.is_failure]
         for subtask in sorted(subtasks, key=lambda one: one.id)[:_SUBTASKS_EXPLAINED]:
             failed = [run for run in client.runs(subtask.id) if run.status.is_failure]

@@ -1,0 +1,138 @@
+"""Connecting to a server: where its API is, which generation it speaks, and how to log in there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from pydantic import SecretStr
+
+from prefect_biomed.clients.errors import ConfigurationError, UnexpectedResponse
+from prefect_biomed.clients.http import HttpSession, Timeouts
+from prefect_biomed.clients.vantage6.authentication import (
+    DeviceLogin,
+    KeycloakPasswordLogin,
+    Login,
+    PasswordLogin,
+    SecondFactor,
+    ServiceAccountLogin,
+)
+from prefect_biomed.clients.vantage6.client import Vantage6Client
+from prefect_biomed.clients.vantage6.encryption import PrivateKey
+from prefect_biomed.clients.vantage6.models import Version
+
+__all__ = ["connect"]
+
+logger = logging.getLogger(__name__)
+
+# In this order, because the first is the default of generations 3 and 4 and the second that of 5.
+_API_PATHS = ("/api", "/hq", "")
+
+
+def connect(
+    url: str,
+    *,
+    api_path: str | None = None,
+    username: str | None = None,
+    password: SecretStr | None = None,
+    totp_secret: SecretStr | None = None,
+    mfa_code: str | int | None = None,
+    service_account: str | None = None,
+    client_secret: SecretStr | None = None,
+    auth_url: str | None = None,
+    realm: str = "vantage6",
+    device_prompt: Callable[[str, str], None] | None = None,
+    private_key: PrivateKey | None = None,
+    verify_tls: bool = True,
+    connect_seconds: float = 10.0,
+    read_seconds: float = 90.0,
+) -> Vantage6Client:
+    """Find out which generation a server speaks and make a client for it. Nobody is logged in yet.
+
+    Asks ``GET {api}/version``, which needs no login. Safe to repeat.
+
+    Args:
+        url: The server: scheme, host, port, and the API path where that is known.
+        api_path: Path of the API, ``""`` for none; when None, the path in the URL and then ``/api``, ``/hq`` and none
+            are tried.
+        username: User, for a password.
+        password: Password of the user.
+        totp_secret: Base32 secret of the second factor; codes are computed from it.
+        mfa_code: One code of the second factor, good for one login.
+        service_account: Service account of generation 5.
+        client_secret: Secret of the service account.
+        auth_url: Keycloak of generation 5.
+        realm: Realm of Keycloak.
+        device_prompt: Shows a person the page to open and the code to enter there; used for generation 5 when neither a
+            service account nor a password is given.
+        private_key: The organization's private key; needed in encrypted collaborations.
+        verify_tls: False accepts any certificate.
+        connect_seconds: Limit for making a connection.
+        read_seconds: Limit for each read.
+
+    Returns:
+        A client that logs in with its first request.
+
+    Raises:
+        ConfigurationError: No server was found, its generation is unknown, or the settings do not fit it.
+        NetworkError: The server cannot be reached.
+    """
+    settings: dict[str, Any] = {"timeouts": Timeouts(connect_seconds, read_seconds), "verify_tls": verify_tls}
+    base_url, version = _find_api(url, api_path, settings)
+    second_factor = SecondFactor(totp_secret, mfa_code)
+    login: Login | None = None
+    if version.major < 5:
+        if username is not None and password is not None:
+            anonymous = HttpSession(base_url, **settings)
+            login = PasswordLogin(anonymous, username=username, password=password, second_factor=second_factor)
+    elif auth_url is not None:
+        keycloak = HttpSession(f"{auth_url.rstrip('/')}/realms/{realm}", **settings)
+        if service_account is not None and client_secret is not None:
+            login = ServiceAccountLogin(keycloak, account=service_account, secret=client_secret)
+        elif username is not None and password is not None:
+            login = KeycloakPasswordLogin(keycloak, username=username, password=password, second_factor=second_factor)
+        elif device_prompt is not None:
+            login = DeviceLogin(keycloak, prompt=device_prompt)
+    if login is None:
+        raise ConfigurationError(f"{url} is vantage6 {version.text}, {_what_is_missing(version, auth_url)}")
+    return Vantage6Client(base_url, version, login, private_key=private_key, **settings)
+
+
+def _what_is_missing(version: Version, auth_url: str | None) -> str:
+    if version.major < 5:
+        return "which needs username and password."
+    if auth_url is None:
+        return "which logs in at Keycloak: give auth_url."
+    return "which needs a service account and its secret; or log in interactively."
+
+
+def _find_api(url: str, api_path: str | None, settings: Mapping[str, Any]) -> tuple[str, Version]:
+    url = url.rstrip("/")
+    if api_path is not None:
+        candidates = [f"{url}/{api_path.strip('/')}".rstrip("/")]
+    elif urlsplit(url).path:
+        candidates = [url + path for path in ("", *_API_PATHS[:2])]
+    else:
+        candidates = [url + path for path in _API_PATHS]
+    for candidate in candidates:
+        with HttpSession(candidate, **settings) as session:
+            try:
+                response, answer = session.json("GET", "/version", authenticate=False)
+            except UnexpectedResponse as error:
+                logger.debug("No API at %s: %s", candidate, error)
+                continue
+        if response.status_code == requests.codes.ok and isinstance(answer, dict) and "version" in answer:
+            return candidate, _read_version(url, str(answer["version"]))
+    tried = ", ".join(f"{candidate}/version" for candidate in candidates)
+    raise ConfigurationError(f"No vantage6 server answers at {url}. Tried {tried}. Check the URL and the API path.")
+
+
+def _read_version(url: str, text: str) -> Version:
+    numbers = [int("".join(filter(str.isdigit, part[:4])) or 0) for part in text.split(".")[:2]]
+    major, minor = [*numbers, 0, 0][:2]
+    if major not in (3, 4, 5):
+        raise ConfigurationError(f"{url} is vantage6 {text}; generations 3, 4 and 5 are supported.")
+    return Version(text=text, major=major, minor=minor)

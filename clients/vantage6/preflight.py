@@ -1,0 +1,488 @@
+"""Checks before anything is sent: what can be known beforehand is asked, and all problems are told at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import JsonValue
+
+from prefect_biomed.clients.errors import ConfigurationError, NotFoundError, PreflightFailed
+from prefect_biomed.clients.polling import PollSettings, poll
+from prefect_biomed.clients.vantage6.client import Vantage6Client, nodes_of
+from prefect_biomed.clients.vantage6.encryption import PrivateKey, PublicKey
+from prefect_biomed.clients.vantage6.errors import InvalidKey, KeyMismatch
+from prefect_biomed.clients.vantage6.models import Collaboration, Dataframe, Node, Organization, TaskRequest
+
+__all__ = [
+    "MAX_NAME",
+    "OfflineNodes",
+    "Plan",
+    "check_key",
+    "check_keys",
+    "check_label",
+    "check_nodes",
+    "choose_organizations",
+    "collaboration_of",
+    "plan_task",
+    "problems_of_arguments",
+    "task_name",
+    "wait_until_ready",
+]
+
+logger = logging.getLogger(__name__)
+
+MAX_NAME = 128
+"""Longest name of a task in characters."""
+
+_MAX_DESCRIPTION = 1024
+_WAITING = PollSettings(interval_seconds=2.0, growth=1.2, max_interval_seconds=30.0)
+
+OfflineNodes = Literal["warn", "wait", "fail"]
+"""What to do when a node is offline: create the task anyway, wait for the node first, or refuse."""
+
+
+def problems_of_arguments(arguments: Mapping[str, Any]) -> list[str]:
+    """Find arguments that are not JSON.
+
+    Args:
+        arguments: Keyword arguments of an algorithm's function.
+
+    Returns:
+        One sentence for each problem.
+    """
+    problems = []
+    for name, value in arguments.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            problems.append(f"arguments[{name!r}] is not JSON: {error}.")
+    return problems
+
+
+def choose_organizations(
+    wanted: Sequence[str | int] | None, members: Sequence[Organization], problems: list[str]
+) -> tuple[Organization, ...]:
+    """Find organizations by name or id.
+
+    Args:
+        wanted: Exact names or ids; all members when None.
+        members: Those to choose from.
+        problems: Gets a sentence for each one that is unknown or named twice.
+
+    Returns:
+        The organizations in the order asked for.
+    """
+    if wanted is None:
+        return tuple(members)
+    if not wanted:
+        problems.append("organizations is empty; leave it out to ask all of them.")
+    by_key: dict[str | int, Organization] = {}
+    for one in members:
+        by_key |= {one.id: one, str(one.id): one, one.name: one}
+    chosen: dict[int, Organization] = {}
+    for key in wanted:
+        member = by_key.get(key)
+        if member is None:
+            known = ", ".join(f"{one.name!r} (id {one.id})" for one in members) or "none"
+            problems.append(f"organizations: {key!r} is not a member. Known: {known}.")
+        elif member.id in chosen:
+            problems.append(f"organizations: {member.name!r} is named twice.")
+        else:
+            chosen[member.id] = member
+    return tuple(chosen.values())
+
+
+def check_nodes(
+    client: Vantage6Client,
+    organizations: Iterable[Organization],
+    nodes: Mapping[int, Node],
+    offline_nodes: OfflineNodes,
+    problems: list[str],
+    warnings: list[str],
+) -> None:
+    """Make sure that each organization has a node, and see whether it is online.
+
+    Args:
+        client: The account.
+        organizations: Those that will execute something.
+        nodes: Nodes of the collaboration by their organization.
+        offline_nodes: ``fail`` counts an offline node as a problem, otherwise it is a warning.
+        problems: Gets a sentence for each problem.
+        warnings: Gets a sentence for each warning.
+    """
+    # Roles of generation 3 see the node of their own organization only.
+    sees_all = bool(nodes.keys() - {client.organization_id})
+    for organization in organizations:
+        node = nodes.get(organization.id)
+        if node is None and sees_all:
+            having = ", ".join(sorted(one.name for one in nodes.values()))
+            problems.append(f"Organization {organization.name!r} has no node in the collaboration. Nodes: {having}.")
+        elif node is None:
+            warnings.append(f"This account cannot see the node of {organization.name!r}, nor whether it is online.")
+        elif not node.is_online:
+            text = f"Node {node.name!r} of organization {organization.name!r} is offline"
+            if offline_nodes == "fail":
+                problems.append(f"{text}.")
+            else:
+                warnings.append(f"{text}; its run starts when it comes back.")
+
+
+def check_label(
+    label: str, organization: Organization, node: Node | None, columns: Sequence[str], problems: list[str]
+) -> None:
+    """Make sure that a node has a database and its columns, as far as it tells.
+
+    A node tells its labels and columns only while it is online and willing to share them.
+
+    Args:
+        label: Label of the database.
+        organization: Owner of the node.
+        node: The node.
+        columns: Columns needed.
+        problems: Gets a sentence for each problem.
+    """
+    if node is None:
+        return
+    if node.database_labels and label not in node.database_labels:
+        known = ", ".join(node.database_labels)
+        problems.append(f"databases: node {node.name!r} of {organization.name!r} has no {label!r}. Known: {known}.")
+    shared = node.columns(label)
+    if shared and (missing := [column for column in columns if column not in shared]):
+        problems.append(
+            f"columns: {label!r} of {organization.name!r} has no {', '.join(map(repr, missing))}. "
+            f"Known: {', '.join(shared)}."
+        )
+
+
+def check_key(client: Vantage6Client, organization: Organization | None = None) -> PrivateKey:
+    """Make sure that the private key is the one of the account's organization.
+
+    Args:
+        client: The account.
+        organization: The account's organization as the server describes it; read when None.
+
+    Returns:
+        The private key.
+
+    Raises:
+        KeyMismatch: There is none, it is another one, or the server knows no public key of the organization.
+    """
+    if client.private_key is None:
+        raise KeyMismatch("The collaboration is encrypted: give the organization's private key in the credentials.")
+    own = organization or client.get(Organization, client.organization_id)
+    if not own.public_key:
+        raise KeyMismatch(
+            f"Organization {own.name!r} has no public key on the server. Its node uploads one at its first start; "
+            "an administrator can do so before."
+        )
+    if not client.private_key.matches(own.public_key):
+        raise KeyMismatch(
+            f"The private key given ({client.private_key.public_key.fingerprint}) is not the one of organization "
+            f"{own.name!r}. Take the key that its node uses; nothing was sent or uploaded."
+        )
+    return client.private_key
+
+
+def check_keys(
+    client: Vantage6Client,
+    collaboration: Collaboration,
+    organizations: Sequence[Organization],
+    problems: list[str],
+) -> None:
+    """Make sure that answers of an encrypted collaboration can be read and its members be written to.
+
+    Args:
+        client: The account.
+        collaboration: With its members.
+        organizations: Those that will get something.
+        problems: Gets a sentence for each problem.
+    """
+    own = next((one for one in collaboration.organizations if one.id == client.organization_id), None)
+    try:
+        check_key(client, own)
+    except (KeyMismatch, InvalidKey) as error:
+        problems.append(str(error))
+    for organization in organizations:
+        try:
+            PublicKey.from_text(organization.public_key)
+        except InvalidKey as error:
+            problems.append(
+                f"Organization {organization.name!r} cannot be written to: {error} Its node uploads a key at its start."
+            )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A task that has passed all checks.
+
+    Attributes:
+        request: What was asked for.
+        name: Full name with the token.
+        collaboration: With its members.
+        organizations: Those that will execute it, in the order asked for.
+        study_id: The study, None without.
+        nodes: Nodes of the collaboration that the account sees, by their organization.
+        databases: In the words of the server's generation.
+        dataframes_awaited: Ids of dataframes that are being made; the server refuses to compute on them before.
+        warnings: What does not stop the task but may.
+    """
+
+    request: TaskRequest
+    name: str
+    collaboration: Collaboration
+    organizations: tuple[Organization, ...]
+    study_id: int | None
+    nodes: Mapping[int, Node]
+    databases: JsonValue
+    dataframes_awaited: frozenset[int]
+    warnings: tuple[str, ...]
+
+
+def task_name(request: TaskRequest, token: str) -> str:
+    """Name a task so that it can be found again.
+
+    Args:
+        request: What is asked for.
+        token: The same on every retry of this intent, different for every new one.
+    """
+    return f"{request.name or request.method}-{token}"
+
+
+def collaboration_of(client: Vantage6Client, request: TaskRequest, token: str) -> Collaboration:
+    """Find the collaboration of a task. Safe to repeat.
+
+    Args:
+        client: The account.
+        request: What is asked for.
+        token: Token of the intent.
+
+    Returns:
+        The collaboration with its members.
+
+    Raises:
+        PreflightFailed: There is none; what else is wrong with the request is listed too.
+    """
+    try:
+        return client.collaboration(request.collaboration)
+    except NotFoundError as error:
+        raise PreflightFailed(f"Task {request.method!r}", [*_problems_of(request, token), str(error)]) from error
+
+
+def plan_task(
+    client: Vantage6Client,
+    request: TaskRequest,
+    token: str,
+    collaboration: Collaboration,
+    *,
+    offline_nodes: OfflineNodes = "warn",
+) -> Plan:
+    """Check everything that can be checked before a task is sent. Only reads; safe to repeat.
+
+    Args:
+        client: The account.
+        request: What is asked for.
+        token: Token of the intent.
+        collaboration: Where it is to be executed, with its members.
+        offline_nodes: ``fail`` counts an offline node as a problem, otherwise it is a warning.
+
+    Returns:
+        The plan.
+
+    Raises:
+        PreflightFailed: With all problems at once.
+        KeyMismatch: The collaboration is encrypted and the private key is missing or not the organization's.
+        PlatformError: The server cannot be asked.
+    """
+    problems = _problems_of(request, token)
+    warnings: list[str] = []
+    study_id, members = _study_and_members(client, request, collaboration, problems)
+    organizations = choose_organizations(request.organizations, members, problems)
+    nodes = nodes_of(client, collaboration.id)
+    check_nodes(client, organizations, nodes, offline_nodes, problems, warnings)
+    if client.organization_id not in {member.id for member in collaboration.organizations}:
+        problems.append(f"Your organization is not a member of collaboration {collaboration.name!r}.")
+    waiting: set[int] = set()
+    databases = _databases_on_the_wire(client, request, organizations, nodes, problems, waiting)
+    if collaboration.encrypted:
+        check_keys(client, collaboration, organizations, problems)
+    if problems:
+        raise PreflightFailed(f"Task {request.method!r}", problems)
+    return Plan(
+        request=request,
+        name=task_name(request, token),
+        collaboration=collaboration,
+        organizations=organizations,
+        study_id=study_id,
+        nodes=nodes,
+        databases=databases,
+        dataframes_awaited=frozenset(waiting),
+        warnings=tuple(warnings),
+    )
+
+
+def _study_and_members(
+    client: Vantage6Client, request: TaskRequest, collaboration: Collaboration, problems: list[str]
+) -> tuple[int | None, Sequence[Organization]]:
+    """Tell the study, if any, and whom the task may ask."""
+    if request.study is not None:
+        try:
+            study = client.study(request.study, collaboration.id)
+        except (NotFoundError, ConfigurationError) as error:
+            problems.append(str(error))
+        else:
+            return study.id, study.organizations
+    return None, collaboration.organizations
+
+
+def _problems_of(request: TaskRequest, token: str) -> list[str]:
+    problems = []
+    name = request.name or request.method
+    if name.strip().isdecimal():
+        problems.append(f"name is {name!r}; vantage6 refuses names of digits only.")
+    if len(full := task_name(request, token)) > MAX_NAME:
+        problems.append(f"name has {len(name)} characters, {MAX_NAME - len(full) + len(name)} are allowed.")
+    if len(request.description) > _MAX_DESCRIPTION:
+        problems.append(f"description has {len(request.description)} characters, {_MAX_DESCRIPTION} are allowed.")
+    if not request.image.strip():
+        problems.append("image is empty.")
+    if not request.method.strip():
+        problems.append("method is empty.")
+    return problems + problems_of_arguments(request.arguments)
+
+
+def _databases_on_the_wire(
+    client: Vantage6Client,
+    request: TaskRequest,
+    organizations: Sequence[Organization],
+    nodes: Mapping[int, Node],
+    problems: list[str],
+    waiting: set[int],
+) -> JsonValue:
+    if client.version.major == 5:
+        return _dataframes_on_the_wire(client, request, organizations, problems, waiting)
+    flat = [database for group in request.databases for database in group]
+    for database in flat:
+        if database.label is None:
+            problems.append(
+                f"databases: {database} is a dataframe, which vantage6 {client.version.text} does not know."
+            )
+            continue
+        for organization in organizations:
+            node = nodes.get(organization.id)
+            check_label(database.label, organization, node, request.columns, problems)
+    if client.version.major == 3:
+        if len(flat) > 1:
+            problems.append(f"databases: vantage6 {client.version.text} reads one database for each task.")
+        return flat[0].label if flat else "default"
+    return [database.model_dump(exclude_none=True, exclude={"dataframe"}) for database in flat] or None
+
+
+def _dataframes_on_the_wire(
+    client: Vantage6Client,
+    request: TaskRequest,
+    organizations: Sequence[Organization],
+    problems: list[str],
+    waiting: set[int],
+) -> JsonValue:
+    if request.session is None:
+        problems.append("session is missing; generation 5 computes in a session.")
+        return []
+    if not request.databases:
+        return []
+    frames = client.records(Dataframe, session_id=request.session)
+    known = ", ".join(f"{frame.name!r} (id {frame.id})" for frame in frames) or "none"
+    groups: list[JsonValue] = []
+    for group in request.databases:
+        entries: list[JsonValue] = []
+        for database in group:
+            key = database.dataframe if database.dataframe is not None else database.label
+            frame = next((one for one in frames if key in (one.id, one.name)), None)
+            if frame is None:
+                problems.append(f"databases: session {request.session} has no dataframe {key!r}. Known: {known}.")
+                continue
+            _check_frame(frame, organizations, request.columns, problems, waiting)
+            entries.append({"type": "dataframe", "dataframe_id": frame.id})
+        groups.append(entries)
+    return groups
+
+
+def _check_frame(
+    frame: Dataframe,
+    organizations: Sequence[Organization],
+    columns: Sequence[str],
+    problems: list[str],
+    waiting: set[int],
+) -> None:
+    missing = _not_ready(frame, organizations)
+    step = frame.last_session_task
+    if missing and step is not None and not step.status.is_terminal:
+        waiting.add(frame.id)
+    elif missing:
+        state = f" Task {step.id}, which makes it, is {step.status.value}." if step else ""
+        problems.append(f"databases: {frame.name!r} is not there for {', '.join(missing)}.{state}")
+    known = {column.name for column in frame.columns}
+    if known and (unknown := [column for column in columns if column not in known]):
+        problems.append(
+            f"columns: dataframe {frame.name!r} has no {', '.join(map(repr, unknown))}. "
+            f"Known: {', '.join(sorted(known))}."
+        )
+
+
+def _not_ready(frame: Dataframe, organizations: Sequence[Organization]) -> list[str]:
+    return [one.name for one in organizations if one.id not in frame.organizations_ready]
+
+
+def wait_until_ready(
+    client: Vantage6Client, plan: Plan, settings: PollSettings | None, *, wait_for_nodes: bool
+) -> None:
+    """Wait for what a planned task needs: dataframes that are being made, and nodes where that is wished.
+
+    Args:
+        client: The account.
+        plan: The task. Its warnings are logged.
+        settings: Interval, deadline and error budget; patient ones when None.
+        wait_for_nodes: Whether to wait for offline nodes too.
+
+    Raises:
+        DeadlineExceeded: A node did not come back, or a dataframe was not made in time; nothing was sent.
+        PreflightFailed: A dataframe cannot be made.
+    """
+    for warning in plan.warnings:
+        logger.warning("%s", warning)
+    if wait_for_nodes:
+        _wait_for_nodes(client, plan, settings or _WAITING)
+    if plan.dataframes_awaited:
+        _wait_for_dataframes(client, plan, settings or _WAITING)
+
+
+def _wait_for_nodes(client: Vantage6Client, plan: Plan, settings: PollSettings) -> None:
+    wanted = {organization.id: organization.name for organization in plan.organizations}
+    what = f"Nodes of {', '.join(wanted.values())}"
+    for nodes in poll(
+        lambda: nodes_of(client, plan.collaboration.id), settings, what=what, take_up_again="The task was not created."
+    ):
+        offline = [name for number, name in wanted.items() if number in nodes and not nodes[number].is_online]
+        if not offline:
+            return
+        logger.info("Waiting for the nodes of %s", ", ".join(offline))
+
+
+def _wait_for_dataframes(client: Vantage6Client, plan: Plan, settings: PollSettings) -> None:
+    session, wanted = plan.request.session, plan.dataframes_awaited
+    what = f"Dataframes of session {session}"
+    for frames in poll(
+        lambda: client.records(Dataframe, session_id=session), settings, what=what, take_up_again="No task was created."
+    ):
+        problems: list[str] = []
+        waiting: set[int] = set()
+        for frame in frames:
+            if frame.id in wanted:
+                _check_frame(frame, plan.organizations, plan.request.columns, problems, waiting)
+        if problems:
+            raise PreflightFailed(f"Task {plan.request.method!r}", problems)
+        if not waiting:
+            return
