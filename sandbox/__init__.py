@@ -14,16 +14,10 @@ The sandbox behaves as the real servers do, oddities included, and shares no cod
 `prefect_biomed.clients`: one mistake cannot hide in both.
 """
 
-from prefect_biomed.sandbox._core import (
-    Entry,
-    Fault,
-    FaultPlan,
-    Journal,
-    Platform,
-    Sandbox,
-    Switches,
-    annotate,
-)
+from prefect_biomed.sandbox._core import Platform, Switches, annotate
+from prefect_biomed.sandbox._faults import Fault, FaultPlan
+from prefect_biomed.sandbox._journal import Entry, Journal
+from prefect_biomed.sandbox._sandbox import Sandbox
 
 __all__ = [
     "Entry",

@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from prefect_biomed.sandbox._core import _PLATFORMS, Sandbox
+from prefect_biomed.sandbox._sandbox import PLATFORMS, Sandbox
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m prefect_biomed.sandbox",
         description="Serve VIP, vantage6 and Boss on loopback until SIGTERM or SIGINT.",
     )
-    parser.add_argument("platforms", nargs="*", metavar="PLATFORM", help=f"{', '.join(_PLATFORMS)}; default: all")
+    parser.add_argument("platforms", nargs="*", metavar="PLATFORM", help=f"{', '.join(PLATFORMS)}; default: all")
     parser.add_argument("--state", type=Path, help="file for the ready line, removed at exit")
     parser.add_argument("--latency", type=float, default=0.0, metavar="MS", help="per request")
     parser.add_argument("--faults", type=Path, help='JSON file: {"vip": [{"status": 502}]}')
@@ -78,7 +78,7 @@ def _switches(settings: list[str]) -> dict[str, Any]:
     for setting in settings:
         target, equals, text = setting.partition("=")
         platform, dot, name = target.partition(".")
-        if not (equals and dot) or platform not in _PLATFORMS:
+        if not (equals and dot) or platform not in PLATFORMS:
             raise ValueError(f"--set {setting}: expected PLATFORM.SWITCH=VALUE")
         try:
             value = json.loads(text)

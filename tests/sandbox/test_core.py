@@ -15,7 +15,7 @@ import requests
 from fastapi import FastAPI, Request
 from pydantic import Field
 
-from prefect_biomed.sandbox import Fault, Platform, Sandbox, Switches, _core, annotate
+from prefect_biomed.sandbox import Fault, Platform, Sandbox, Switches, _sandbox, annotate
 
 
 class EchoSwitches(Switches):
@@ -62,7 +62,7 @@ class EchoSandbox(Platform):
 
 @pytest.fixture(autouse=True)
 def echo_platform(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(_core._PLATFORMS, "vip", (__name__, "EchoSandbox"))
+    monkeypatch.setitem(_sandbox.PLATFORMS, "vip", (__name__, "EchoSandbox"))
 
 
 @pytest.fixture
@@ -255,8 +255,8 @@ def test_command_line(tmp_path: Path, number: signal.Signals) -> None:
     state = tmp_path / "state.json"
     code = (
         "import sys; sys.path.insert(0, sys.argv.pop(1));"
-        "from prefect_biomed.sandbox import _core, __main__;"
-        "_core._PLATFORMS['vip'] = ('test_core', 'EchoSandbox');"
+        "from prefect_biomed.sandbox import _sandbox, __main__;"
+        "_sandbox.PLATFORMS['vip'] = ('test_core', 'EchoSandbox');"
         "sys.exit(__main__.main())"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parent), "vip", "--seed", "9"]

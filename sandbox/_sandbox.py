@@ -1,0 +1,218 @@
+"""The platforms, served on loopback ports."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import uvicorn
+from pydantic import TypeAdapter
+
+from prefect_biomed.sandbox._core import Platform
+from prefect_biomed.sandbox._faults import Fault
+from prefect_biomed.sandbox._gate import Gate
+
+if TYPE_CHECKING:
+    from prefect_biomed.sandbox.vip import VipSandbox
+
+# Looked up by name when asked for, so that one platform needs nothing of what another needs.
+PLATFORMS = {
+    "vip": ("prefect_biomed.sandbox.vip", "VipSandbox"),
+    "vantage6": ("prefect_biomed.sandbox.vantage6", "Vantage6Sandbox"),
+    "boss": ("prefect_biomed.sandbox.boss", "BossSandbox"),
+}
+_STARTED_WITHIN_SECONDS = 30.0
+
+
+class Sandbox:
+    """Serves platforms on loopback ports while the context is open.
+
+    Args:
+        *platforms: `vip`, `vantage6`, `boss`; none means all.
+        seed: ids, keys and noise are derived from it: same seed, same ones.
+        latency_ms: added to each request of each platform, in milliseconds.
+        faults: by platform name, a list of `Fault` (or what makes one); or a JSON file of that.
+        state: a file to which the ready line is written atomically and which is removed at the
+            end, so that other processes find the sandbox.
+        port: 0 takes free ports; otherwise the first platform gets this one, the next the one
+            after it, and so on.
+        vip: switches of the platform of that name.
+        vantage6: switches of the platform of that name.
+        boss: switches of the platform of that name.
+
+    Raises:
+        ValueError: an unknown platform or switch, a fault that makes no sense.
+        OSError: a port that is taken, a state file that cannot be written.
+    """
+
+    def __init__(
+        self,
+        *platforms: str,
+        seed: int = 0,
+        latency_ms: float = 0.0,
+        faults: Mapping[str, Sequence[Fault | Mapping[str, Any]]] | Path | str | None = None,
+        state: Path | str | None = None,
+        port: int = 0,
+        vip: Mapping[str, Any] | None = None,
+        vantage6: Mapping[str, Any] | None = None,
+        boss: Mapping[str, Any] | None = None,
+    ) -> None:
+        names = list(dict.fromkeys(platforms or PLATFORMS))
+        switches = {"vip": vip, "vantage6": vantage6, "boss": boss}
+        plan = _read_faults(faults)
+        for given in [*names, *plan, *(key for key, value in switches.items() if value)]:
+            if given not in PLATFORMS:
+                raise ValueError(f"no platform {given!r}: there are {', '.join(PLATFORMS)}")
+            if given not in names:
+                raise ValueError(f"switches or faults for {given!r}, which is not served")
+        self._directory = tempfile.TemporaryDirectory(prefix="prefect-biomed-sandbox-")
+        self._state = None if state is None else Path(state)
+        self._first_port = port
+        self._platforms: dict[str, Platform] = {}
+        self._servers: list[_Server] = []
+        try:
+            for name in names:
+                module, class_name = PLATFORMS[name]
+                kind: type[Platform] = getattr(importlib.import_module(module), class_name)
+                directory = Path(self._directory.name, name)
+                directory.mkdir()
+                own = {"latency_ms": latency_ms, **(switches[name] or {})}
+                self._platforms[name] = kind(seed=seed, directory=directory, **own)
+                self._platforms[name].faults.add(*plan.get(name, []))
+        except BaseException:
+            self._directory.cleanup()
+            raise
+
+    @property
+    def vip(self) -> VipSandbox:
+        """The Virtual Imaging Platform."""
+        return cast("VipSandbox", self._platform("vip"))
+
+    @property
+    def vantage6(self) -> Platform:
+        """vantage6."""
+        return self._platform("vantage6")
+
+    @property
+    def boss(self) -> Platform:
+        """The Boss."""
+        return self._platform("boss")
+
+    def _platform(self, name: str) -> Platform:
+        if name not in self._platforms:
+            raise AttributeError(f"this sandbox does not serve {name}")
+        return self._platforms[name]
+
+    def ready(self) -> dict[str, Any]:
+        """Return process id and facts of every platform: the content of the ready line."""
+        facts = {name: platform.ready() for name, platform in self._platforms.items()}
+        return {"pid": os.getpid(), **facts}
+
+    def start(self) -> Self:
+        """Serve, and return once every platform answers."""
+        try:
+            for offset, platform in enumerate(self._platforms.values()):
+                port = self._first_port + offset if self._first_port else 0
+                server = _Server(platform, port)
+                self._servers.append(server)
+                server.start()
+            if self._state is not None:
+                _write_atomically(self._state, json.dumps(self.ready()) + "\n")
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """End serving, and remove the state file and all that was stored. Safe to repeat."""
+        if self._state is not None and self._servers:
+            self._state.unlink(missing_ok=True)
+        while self._servers:
+            self._servers.pop().stop()
+        self._directory.cleanup()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def _read_faults(
+    faults: Mapping[str, Sequence[Fault | Mapping[str, Any]]] | Path | str | None,
+) -> dict[str, list[Fault]]:
+    if isinstance(faults, Path | str):
+        faults = json.loads(Path(faults).read_text(encoding="utf-8"))
+    return TypeAdapter(dict[str, list[Fault]]).validate_python(faults or {})
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+class _Server:
+    """One platform on one loopback port, in a thread of its own."""
+
+    def __init__(self, platform: Platform, port: int) -> None:
+        self._platform = platform
+        self._started = False
+        self._socket = socket.create_server(("127.0.0.1", port), backlog=512)
+        # Inherited by each connection. asyncio sets it only on sockets that name their protocol; without it each answer
+        # waits 40 ms for an acknowledgement.
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._uvicorn = uvicorn.Server(
+            uvicorn.Config(
+                Gate(platform),
+                http="h11",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                # Longer than any client polls: a kept connection must not die under its request.
+                timeout_keep_alive=120,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        self._thread = threading.Thread(
+            target=self._uvicorn.run,
+            kwargs={"sockets": [self._socket]},
+            name=f"sandbox-{platform.name}",
+            daemon=True,
+        )
+
+    def start(self) -> None:
+        self._thread.start()
+        deadline = time.monotonic() + _STARTED_WITHIN_SECONDS
+        while not self._uvicorn.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise RuntimeError(f"the sandbox of {self._platform.name} did not start")
+            time.sleep(0.005)
+        host, port = self._socket.getsockname()
+        self._started = True
+        self._platform.start(f"http://{host}:{port}")
+
+    def stop(self) -> None:
+        self._uvicorn.should_exit = True
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._socket.close()
+        if self._started:
+            self._platform.stop()
