@@ -13,7 +13,7 @@ class Fault(BaseModel):
     """Something that goes wrong with chosen requests.
 
     Without `status`, `drop` and `truncate_bytes` the platform answers as usual, `delay_seconds`
-    late and with `headers` added.
+    late and with `headers` added. What is given of all this is done together.
 
     Attributes:
         name: shown in the journal; made from the effect when not given.
@@ -27,9 +27,16 @@ class Fault(BaseModel):
         body: text of that answer.
         content_type: of that answer.
         headers: added to the answer, replacing those of the same name.
-        after_effect: let the platform do what was asked before `delay_seconds` and before its
-            answer is replaced by `status`. Without it the platform never sees the request.
-        delay_seconds: wait this long before going on.
+        after_effect: the platform does what was asked before `delay_seconds` and before its answer is
+            sent or replaced by `status`. Without it, a `status` means that the platform never sees the
+            request.
+        delay_seconds: wait this long before going on. A client that leaves meanwhile, before the
+            effect, takes its request back: the platform never sees it.
+        hold_seconds: keep the whole request this long, as a queue before the platform does, and have it
+            carried out then in any case, also when the client has gone. With `drop="before"`, or
+            `status` without `after_effect`, the client is dropped or answered meanwhile; otherwise it
+            waits. Not carried out is what had not arrived whole when its client left, and what is kept
+            when the platform goes down.
         drop: close the connection without an answer, `before` or `after` the platform did what
             was asked.
         truncate_bytes: send only this many bytes of the body that Content-Length announces, then
@@ -51,6 +58,7 @@ class Fault(BaseModel):
     headers: dict[str, str] = Field(default_factory=dict)
     after_effect: bool = False
     delay_seconds: float = Field(default=0.0, ge=0.0)
+    hold_seconds: float = Field(default=0.0, ge=0.0)
     drop: Literal["before", "after"] | None = None
     truncate_bytes: int | None = Field(default=None, ge=0)
 
@@ -70,8 +78,19 @@ class Fault(BaseModel):
             f"drop {self.drop}": self.drop is not None,
             f"truncate to {self.truncate_bytes}": self.truncate_bytes is not None,
             f"delay {self.delay_seconds:g} s": self.delay_seconds > 0,
+            f"hold {self.hold_seconds:g} s": self.hold_seconds > 0,
         }
         return self.name or ", ".join(text for text, given in effects.items() if given) or "headers"
+
+    @property
+    def instead(self) -> bool:
+        """Whether the client is answered or dropped without the platform."""
+        return self.drop == "before" or (self.drop is None and self.status is not None and not self.after_effect)
+
+    @property
+    def late(self) -> bool:
+        """Whether the effect comes first, then the delay, then what the client gets."""
+        return not self.instead and (self.after_effect or self.drop == "after")
 
     def _matches(self, method: str, path: str, query: str) -> bool:
         return (

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections import deque
 from typing import Annotated, Any
 from urllib.parse import unquote_plus
 
-from fastapi import Body, FastAPI, HTTPException
+from fastapi import Body, FastAPI, HTTPException, Request
 from pydantic import ValidationError
 from starlette.types import Message, Receive, Scope, Send
 
-from prefect_biomed.sandbox._core import Platform
+from prefect_biomed.sandbox._core import Platform, annotate
 from prefect_biomed.sandbox._faults import Fault
 from prefect_biomed.sandbox._journal import Entry
 
@@ -26,6 +27,7 @@ class Gate:
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
         self._control = _control_app(platform)
+        self._held: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,44 +61,99 @@ class Gate:
                 await asyncio.sleep(self._platform.switches.latency_ms / 1000)
             fault = self._platform.faults._due(method, path, unquote_plus(query))
             if fault is None:
-                await self._platform.app(scope, counting_receive, counting_send)
+                await self._carry_out(scope, counting_receive, counting_send)
             else:
                 entry.fault = fault.label
-                await self._fail(fault, scope, counting_receive, counting_send, send)
+                await self._fail(fault, scope, counting_receive, _Answer(fault, counting_send, send, counting_receive))
         finally:
             self._platform.journal._end(entry)
 
-    async def _fail(self, fault: Fault, scope: Scope, receive: Receive, send: Send, server_send: Send) -> None:
-        late = fault.after_effect or fault.drop == "after"
-        if not late:
+    async def _carry_out(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have the platform answer, and note what it says, whoever gets to hear it."""
+        entry: Entry = scope["sandbox_entry"]
+
+        async def noting_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                entry.answered = message["status"]
+                entry.effect = message["status"] < 400
+            await send(message)
+
+        await self._platform.app(scope, receive, noting_send)
+
+    async def _fail(self, fault: Fault, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        entry: Entry = scope["sandbox_entry"]
+        if fault.hold_seconds:
+            kept = await _keep(receive, entry)
+            if kept is None:
+                return
+            receive = kept
+            if fault.instead:
+                self._carry_out_later(fault.hold_seconds, scope, kept)
+            else:
+                await asyncio.sleep(fault.hold_seconds)
+        if fault.instead:
             await asyncio.sleep(fault.delay_seconds)
-        if fault.drop == "before":
-            await _drop_connection(server_send, receive)
-            return
-        if fault.drop == "after" or (fault.status is not None and late):
-            await self._platform.app(scope, receive, _swallow)
-        if late:
+            if fault.drop is None and not fault.hold_seconds:
+                await _drain(receive)
+            await answer.instead()
+        elif fault.late:
+            await self._carry_out_first(fault, scope, receive, answer)
+        elif fault.hold_seconds:
             await asyncio.sleep(fault.delay_seconds)
-        if fault.drop == "after":
-            await _drop_connection(server_send, receive)
+            await self._carry_out(scope, receive, answer)
+        else:
+            await self._carry_out_unless_withdrawn(fault, scope, receive, answer)
+
+    async def _carry_out_first(self, fault: Fault, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        messages: list[Message] = []
+
+        async def keep(message: Message) -> None:
+            messages.append(message)
+
+        await self._carry_out(scope, receive, keep)
+        await asyncio.sleep(fault.delay_seconds)
+        if fault.drop is not None or fault.status is not None:
+            await answer.instead()
             return
-        answer = _Cut(fault, send, server_send, receive)
-        if fault.status is None:
-            await self._platform.app(scope, receive, answer)
-            return
-        if not late:
-            await _drain(receive)
-        body = fault.body.encode()
-        headers = [
-            (b"content-type", fault.content_type.encode("latin-1")),
-            (b"content-length", str(len(body)).encode()),
-        ]
-        await answer({"type": "http.response.start", "status": fault.status, "headers": headers})
-        await answer({"type": "http.response.body", "body": body, "more_body": False})
+        for message in messages:
+            await answer(message)
+
+    async def _carry_out_unless_withdrawn(self, fault: Fault, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        if fault.delay_seconds:
+            kept = await _keep(receive, scope["sandbox_entry"])
+            if kept is None:
+                return
+            if await _left_within(fault.delay_seconds, receive):
+                annotate(Request(scope), "the client went away while the request was delayed")
+                return
+            receive = kept
+        await self._carry_out(scope, receive, answer)
+
+    def _carry_out_later(self, seconds: float, scope: Scope, receive: Receive) -> None:
+        entry: Entry = scope["sandbox_entry"]
+        entry.held = True
+
+        async def wait_and_carry_out() -> None:
+            try:
+                await asyncio.sleep(seconds)
+                await self._carry_out(scope, receive, _swallow)
+            finally:
+                entry.held = False
+
+        task = asyncio.create_task(wait_and_carry_out())
+        self._held.add(task)
+        task.add_done_callback(self._held.discard)
 
 
-class _Cut:
-    """Passes an answer on, with the headers of a fault added and its body cut short."""
+class _Answer:
+    """What a client gets of a faulty answer: with headers added, cut short, another one, or none.
+
+    Args:
+        fault: what is wrong with it.
+        send: counts what is sent.
+        server_send: as uvicorn hands it over.
+        receive: tells when the client has gone.
+    """
 
     def __init__(self, fault: Fault, send: Send, server_send: Send, receive: Receive) -> None:
         self._fault = fault
@@ -106,7 +163,21 @@ class _Cut:
         self._left = fault.truncate_bytes
         self._dropped = False
 
+    async def instead(self) -> None:
+        """Drop the connection, or send the status and the body of the fault."""
+        if self._fault.drop is not None:
+            await _drop_connection(self._server_send, self._receive)
+            return
+        body = self._fault.body.encode()
+        headers = [
+            (b"content-type", self._fault.content_type.encode("latin-1")),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        await self({"type": "http.response.start", "status": self._fault.status, "headers": headers})
+        await self({"type": "http.response.body", "body": body, "more_body": False})
+
     async def __call__(self, message: Message) -> None:
+        """Pass a message on."""
         if self._dropped:
             return
         if message["type"] == "http.response.start":
@@ -125,6 +196,46 @@ class _Cut:
         self._dropped = True
         await self._send({**message, "body": body[: self._left], "more_body": True})
         await _drop_connection(self._server_send, self._receive, flush=True)
+
+
+class _Kept:
+    """A request body that has arrived, to be read as if it arrived now. The client never seems to go away."""
+
+    def __init__(self, chunks: list[bytes]) -> None:
+        self._chunks = deque(chunks)
+        self._read = False
+
+    async def __call__(self) -> Message:
+        if self._read:
+            await asyncio.Event().wait()
+        chunk = self._chunks.popleft() if self._chunks else b""
+        self._read = not self._chunks
+        return {"type": "http.request", "body": chunk, "more_body": not self._read}
+
+
+async def _keep(receive: Receive, entry: Entry) -> _Kept | None:
+    """Take in the whole body of a request; None when the client leaves before its end."""
+    chunks: list[bytes] = []
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            entry.note = "the client went away while it sent the request"
+            return None
+        chunks.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return _Kept(chunks)
+
+
+async def _left_within(seconds: float, receive: Receive) -> bool:
+    """Wait; return at once, and True, when a client whose whole request has arrived leaves."""
+    try:
+        async with asyncio.timeout(seconds):
+            while (await receive())["type"] != "http.disconnect":
+                pass
+    except TimeoutError:
+        return False
+    return True
 
 
 async def _drop_connection(send: Send, receive: Receive, *, flush: bool = False) -> None:

@@ -27,6 +27,10 @@ class Entry(BaseModel):
         concurrent: requests in flight when it arrived, itself included.
         fault: name of the fault that was applied, if any.
         note: what the platform remarked about it, if anything.
+        answered: status with which the platform itself answered, whatever the client then got; None when
+            the platform was never asked, or has not answered yet.
+        effect: whether that status says that what was asked was done (below 400).
+        held: kept by a fault, to be carried out later.
     """
 
     number: int
@@ -41,6 +45,14 @@ class Entry(BaseModel):
     concurrent: int
     fault: str | None = None
     note: str | None = None
+    answered: int | None = None
+    effect: bool = False
+    held: bool = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more comes of it: answered or dropped, and not kept for later."""
+        return self.seconds is not None and not self.held
 
 
 class Journal:
@@ -91,6 +103,22 @@ class Journal:
             running += step
             highest = max(highest, running)
         return highest
+
+    def settle(self, timeout_seconds: float) -> bool:
+        """Wait until nothing more comes of any request: none in flight, none kept by a fault.
+
+        Args:
+            timeout_seconds: for so long at most.
+
+        Returns:
+            Whether that came about.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while not all(entry.settled for entry in self.entries()):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
 
     def clear(self) -> None:
         """Forget all entries; numbers begin at 1 again."""

@@ -1,5 +1,6 @@
 """The server around every sandbox: journal, faults, switches, ready line, command line."""
 
+import itertools
 import json
 import signal
 import socket
@@ -32,6 +33,7 @@ class EchoSandbox(Platform):
     def __init__(self, **options: object) -> None:
         super().__init__(**options)  # type: ignore[arg-type]  # passed on as they come
         self.effects: list[bytes] = []
+        self.deleted: list[str] = []
         self.events: list[str] = []
         self.app = app = FastAPI()
 
@@ -43,6 +45,10 @@ class EchoSandbox(Platform):
             self.effects.append(name.encode())
             annotate(request, f"{size} bytes")
             return {"name": name, "size": size, "greeting": self.switches.greeting}
+
+        @app.delete("/things/{name:path}")
+        async def delete(name: str) -> None:
+            self.deleted.append(name)
 
         @app.get("/slow")
         def slow() -> str:
@@ -180,6 +186,115 @@ def test_delay_and_latency(sandbox: Sandbox, session: requests.Session) -> None:
     assert slow >= 0.3
     assert quick < 0.2
     assert late >= 0.2
+
+
+def _leave(sandbox: Sandbox, method: str = "PUT") -> None:
+    """Ask, and go away before the answer."""
+    with pytest.raises(requests.Timeout):
+        requests.request(method, sandbox.vip.url + "/things/x", data=b"1" * 300_000, timeout=(5, 0.2))
+
+
+def test_held_request_is_carried_out_though_its_client_has_gone(sandbox: Sandbox) -> None:
+    sandbox.vip.faults.add(Fault(hold_seconds=0.6))
+    _leave(sandbox)
+    assert sandbox.vip.effects == []
+    (entry,) = sandbox.vip.journal
+    assert (entry.answered, entry.effect, entry.settled) == (None, False, False)
+    assert not sandbox.vip.journal.settle(0.05)
+    assert sandbox.vip.journal.settle(5)
+    assert sandbox.vip.effects == [b"x"]
+    (entry,) = sandbox.vip.journal
+    assert (entry.answered, entry.effect, entry.settled) == (200, True, True)
+    assert (entry.fault, entry.note, entry.bytes_in) == ("hold 0.6 s", "300000 bytes", 300_000)
+
+
+def test_delayed_request_is_taken_back_by_a_client_that_goes_away(sandbox: Sandbox) -> None:
+    sandbox.vip.faults.add(Fault(delay_seconds=0.6))
+    _leave(sandbox)
+    _leave(sandbox, "DELETE")
+    assert sandbox.vip.journal.settle(0.3)
+    assert sandbox.vip.effects == sandbox.vip.deleted == []
+    assert [(entry.answered, entry.effect) for entry in sandbox.vip.journal] == [(None, False)] * 2
+    assert all("went away while" in (entry.note or "") for entry in sandbox.vip.journal)
+
+
+def test_held_request_that_did_not_arrive_whole_is_not_carried_out(sandbox: Sandbox) -> None:
+    sandbox.vip.faults.add(Fault(hold_seconds=0.1))
+    host, port = sandbox.vip.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(b"PUT /things/x HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345")
+        time.sleep(0.1)
+    assert sandbox.vip.journal.settle(5)
+    time.sleep(0.3)
+    (entry,) = sandbox.vip.journal
+    assert (entry.effect, entry.held) == (False, False)
+    assert sandbox.vip.effects == []
+
+
+@pytest.mark.parametrize("fault", [{"drop": "before"}, {"status": 504, "body": "<h1>late</h1>"}])
+def test_client_hears_at_once_of_a_request_that_is_carried_out_later(
+    sandbox: Sandbox, session: requests.Session, fault: dict[str, object]
+) -> None:
+    sandbox.vip.faults.add(Fault.model_validate({**fault, "hold_seconds": 0.5, "times": 1}))
+    began = time.monotonic()
+    if "drop" in fault:
+        with pytest.raises(requests.ConnectionError):
+            session.put(sandbox.vip.url + "/things/late", data=b"1" * 300_000)
+    else:
+        answer = session.put(sandbox.vip.url + "/things/late", data=b"1")
+        assert (answer.status_code, answer.text) == (504, "<h1>late</h1>")
+    assert time.monotonic() - began < 0.4
+    assert session.put(sandbox.vip.url + "/things/prompt").status_code == 200
+    first = sandbox.vip.journal.entries()[0]
+    assert (first.effect, first.held, first.settled) == (False, True, False)
+    assert sandbox.vip.journal.settle(5)
+    assert sandbox.vip.effects == [b"prompt", b"late"]
+    first = sandbox.vip.journal.entries()[0]
+    assert (first.status, first.answered, first.effect) == (fault.get("status"), 200, True)
+
+
+def _kinds_of_faults() -> Iterator[Fault]:
+    replaced: list[dict[str, object]] = [
+        {},
+        {"status": 502, "body": "<h1>Bad</h1>"},
+        {"status": 200, "body": ""},
+        {"status": 404, "body": "[]", "content_type": "application/json"},
+    ]
+    for drop, answer, after, cut, delay, hold in itertools.product(
+        (None, "before", "after"), replaced, (False, True), (None, 1), (0.0, 0.02), (0.0, 0.02)
+    ):
+        effect = {"after_effect": after, "drop": drop, "delay_seconds": delay, "hold_seconds": hold}
+        yield Fault.model_validate({**answer, **effect, "truncate_bytes": cut})
+
+
+def test_all_kinds_of_faults_compose(sandbox: Sandbox) -> None:
+    for fault in _kinds_of_faults():
+        sandbox.vip.faults.clear()
+        sandbox.vip.faults.add(fault)
+        sandbox.vip.journal.clear()
+        sandbox.vip.effects.clear()
+        nothing_comes = fault.drop is not None or (fault.truncate_bytes and (fault.body or fault.status is None))
+        try:
+            answer = requests.put(sandbox.vip.url + "/things/x", data=b"1", timeout=5)
+        except requests.RequestException:
+            assert nothing_comes, fault
+        else:
+            assert not nothing_comes, fault
+            assert answer.status_code == (fault.status or 200), fault
+            assert fault.status is None or answer.text == fault.body, fault
+        assert sandbox.vip.journal.settle(5), fault
+        dropped_early = fault.drop == "before"
+        replaced_early = fault.status is not None and not fault.after_effect and fault.drop is None
+        carried_out = fault.hold_seconds > 0 or not (dropped_early or replaced_early)
+        assert len(sandbox.vip.effects) == carried_out, fault
+        assert [entry.effect for entry in sandbox.vip.journal] == [carried_out], fault
+
+
+def test_refused_requests_have_no_effect_in_the_journal(sandbox: Sandbox, session: requests.Session) -> None:
+    sandbox.vip.faults.add(Fault(path="/nowhere", status=200, after_effect=True), Fault(path="/things", status=200))
+    session.get(sandbox.vip.url + "/nowhere")
+    session.put(sandbox.vip.url + "/things/x")
+    assert [(e.status, e.answered, e.effect) for e in sandbox.vip.journal] == [(200, 404, False), (200, None, False)]
 
 
 def test_faults_over_http(sandbox: Sandbox, session: requests.Session) -> None:
