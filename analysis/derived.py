@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from prefect_biomed.clients.errors import ConfigurationError
-from prefect_biomed.clients.transfer import atomic_write
+from prefect_biomed.clients.files import atomic_write
 
 __all__ = ["Slices", "read_measures", "slice_volume", "write_table"]
 

@@ -29,7 +29,7 @@ from prefect_biomed.analysis.models import (
     Rules,
     probability,
 )
-from prefect_biomed.clients.transfer import atomic_write
+from prefect_biomed.clients.files import atomic_write
 
 __all__ = ["markdown_of", "write_report"]
 

@@ -15,9 +15,11 @@ __all__ = [
     "ConfigurationError",
     "ConnectionFailed",
     "DeadlineExceeded",
+    "HeldElsewhere",
     "JobFailed",
     "LaunchInDoubt",
     "LedgerError",
+    "LocalStorageError",
     "NetworkError",
     "NotFoundError",
     "PermissionDeniedError",
@@ -68,13 +70,24 @@ class PlatformError(BiomedError):
         status: HTTP status of the answer.
         code: The platform's own error code, or None where it gave none.
         url: The URL asked, without its query.
+        spoken: Whether the answer had the shape in which the platform itself tells of errors. A proxy, a cache or a
+            server that breaks down answers too, but not for the platform.
     """
 
-    def __init__(self, message: str, *, status: int | None = None, code: int | None = None, url: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: int | None = None,
+        url: str = "",
+        spoken: bool = False,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.url = url
+        self.spoken = spoken
 
 
 class AuthenticationError(PlatformError):
@@ -127,7 +140,7 @@ class JobFailed(BiomedError):
 
 
 class DeadlineExceeded(BiomedError):
-    """We stopped waiting. What we waited for goes on remotely; the message says how to take it up again."""
+    """We stopped waiting. The message says what goes on remotely and how to take it up again."""
 
 
 class PollingFailed(BiomedError):
@@ -141,7 +154,20 @@ class LaunchInDoubt(BiomedError):
 
 
 class LedgerError(BiomedError):
-    """A session file or ledger on disk is damaged, locked, or belongs to something else. It was left untouched."""
+    """A session file, ledger or intent on disk is damaged, of a later version, or belongs to something else.
+
+    It was left untouched.
+    """
+
+
+class HeldElsewhere(LedgerError):
+    """Another process or machine works on the same thing; it can be tried again when that one has ended."""
+
+    transient = True
+
+
+class LocalStorageError(BiomedError):
+    """The local disk did not take or give a file: it is full, read-only, or the name is too long for it."""
 
 
 class SourceUnreadable(BiomedError):
