@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.cookiejar import DefaultCookiePolicy
 from importlib.metadata import version
 from types import TracebackType
@@ -16,6 +19,8 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util.retry import Retry
 
 from prefect_biomed.clients.errors import (
@@ -28,28 +33,32 @@ from prefect_biomed.clients.errors import (
     UnexpectedResponse,
 )
 
-__all__ = ["USER_AGENT", "HttpSession", "Timeouts"]
+__all__ = ["UNAVAILABLE", "USER_AGENT", "HttpSession", "Timeouts", "bare"]
 
 logger = logging.getLogger(__name__)
 
 USER_AGENT = f"prefect-biomed/{version('prefect-biomed')}"
-_UNAVAILABLE = frozenset({429, 502, 503, 504})
+UNAVAILABLE = frozenset({429, 502, 503, 504})
+"""With these a server, or a proxy before it, says that it is out of order for the moment, whatever the body is."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 3
 _CHUNK_BYTES = 1024 * 1024
 
 
 class Timeouts:
-    """Seconds to wait for a connection and for the next byte of an answer.
+    """Seconds to wait for a connection, for the next byte of an answer, and for the whole of it.
 
     Args:
         connect_seconds: Limit for making the connection.
         read_seconds: Limit for each read; a server that works for long before it answers needs a large one.
+        total_seconds: Limit for the head of an answer, for a whole body of JSON or text, and for each MiB of any other:
+            a server that sends a byte now and then would hold us for ever without it. Never below `read_seconds`.
     """
 
-    def __init__(self, connect_seconds: float = 10.0, read_seconds: float = 90.0) -> None:
+    def __init__(self, connect_seconds: float = 10.0, read_seconds: float = 90.0, total_seconds: float = 600.0) -> None:
         self.connect_seconds = connect_seconds
         self.read_seconds = read_seconds
+        self.total_seconds = total_seconds
 
 
 class _HeaderAuth(AuthBase):
@@ -68,6 +77,71 @@ class _HeaderAuth(AuthBase):
                 )
             request.headers[name] = value
         return request
+
+
+class _Overdue(threading.Timer):
+    """Cuts a connection off when an answer takes too long as a whole.
+
+    Args:
+        seconds: The limit.
+        cut: Shuts the socket down, so that the thread that reads from it wakes up.
+    """
+
+    def __init__(self, seconds: float, cut: Callable[[], object]) -> None:
+        super().__init__(seconds, self._end)
+        self.daemon = True
+        self.passed = False
+        self._cut = cut
+
+    def _end(self) -> None:
+        self.passed = True
+        with suppress(OSError, ValueError, RuntimeError):  # the socket may have been closed at the same moment
+            self._cut()
+
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.cancel()
+        if self.passed:
+            raise TimeoutError("the answer took too long as a whole") from error
+
+
+class _BoundedHead:
+    """A connection that waits a limited time for the status line and the headers together."""
+
+    total_seconds: float
+    sock: Any
+    timeout: float | None
+
+    def getresponse(self) -> Any:
+        limit = max(self.total_seconds, self.timeout or 0.0)
+        with _Overdue(limit, lambda: self.sock.shutdown(socket.SHUT_RDWR)):
+            return super().getresponse()  # type: ignore[misc]  # of the class it is mixed with
+
+
+def _bounded(total_seconds: float) -> Mapping[str, type[HTTPConnectionPool]]:
+    """Make the pools whose connections bound the head of an answer."""
+    pools: dict[str, type[HTTPConnectionPool]] = {}
+    for scheme, connection, pool in (
+        ("http", HTTPConnection, HTTPConnectionPool),
+        ("https", HTTPSConnection, HTTPSConnectionPool),
+    ):
+        bounded = type("_Connection", (_BoundedHead, connection), {"total_seconds": total_seconds})
+        pools[scheme] = type("_Pool", (pool,), {"ConnectionCls": bounded})
+    return pools
+
+
+class _BoundedAdapter(HTTPAdapter):
+    """An adapter whose connections bound the time that an answer takes until its body begins."""
+
+    def __init__(self, total_seconds: float, **settings: Any) -> None:
+        self._total_seconds = total_seconds
+        super().__init__(**settings)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = _bounded(self._total_seconds)
 
 
 class HttpSession:
@@ -115,7 +189,7 @@ class HttpSession:
             logger.warning("TLS certificates of %s are not verified", parts.netloc)
         retry = Retry(
             total=read_retries,
-            status_forcelist=(502, 503, 504),
+            status_forcelist=UNAVAILABLE - {requests.codes.too_many_requests},
             allowed_methods=frozenset({"GET", "HEAD"}),
             backoff_factor=0.5,
             backoff_jitter=0.25,
@@ -123,7 +197,9 @@ class HttpSession:
             raise_on_status=False,
             respect_retry_after_header=False,  # a server must not decide for how long we sleep
         )
-        adapter = HTTPAdapter(max_retries=retry, pool_connections=1, pool_maxsize=connections)
+        adapter = _BoundedAdapter(
+            self._timeouts.total_seconds, max_retries=retry, pool_connections=1, pool_maxsize=connections
+        )
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
 
@@ -210,7 +286,7 @@ class HttpSession:
                 target = self._redirected(method, url, response, redirect_elsewhere)
                 authenticate = authenticate and _origin(target) == _origin(url)
                 url, params = target, None
-        raise UnexpectedResponse(f"{method} {_bare(url)}: redirected too often.", url=_bare(url))
+        raise UnexpectedResponse(f"{method} {bare(url)}: redirected too often.", url=bare(url))
 
     def json(self, method: str, path: str, **request: Any) -> tuple[requests.Response, Any]:
         """Send a request and decode its JSON answer.
@@ -234,7 +310,7 @@ class HttpSession:
                 return response, None
             try:
                 return response, json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise not_the_platform(response, text) from None
 
     def text(self, method: str, path: str, **request: Any) -> tuple[requests.Response, str]:
@@ -253,16 +329,18 @@ class HttpSession:
 
         Raises:
             UnexpectedResponse: The body is larger than the bound.
+            RequestTimedOut: It did not come in time.
         """
         body = bytearray()
-        for chunk in self.chunks(response):
-            body += chunk
-            if len(body) > self._max_body_bytes:
-                raise UnexpectedResponse(
-                    f"{_bare(response.url)} answered with more than {self._max_body_bytes} bytes.",
-                    status=response.status_code,
-                    url=_bare(response.url),
-                )
+        with _converted(response.request.method or "GET", response.url), self._bounded_body(response):
+            for chunk in response.iter_content(_CHUNK_BYTES):
+                body += chunk
+                if len(body) > self._max_body_bytes:
+                    raise UnexpectedResponse(
+                        f"{bare(response.url)} answered with more than {self._max_body_bytes} bytes.",
+                        status=response.status_code,
+                        url=bare(response.url),
+                    )
         return body.decode("utf-8", errors="replace")
 
     def chunks(self, response: requests.Response) -> Iterator[bytes]:
@@ -276,15 +354,30 @@ class HttpSession:
 
         Raises:
             NetworkError: The connection broke, or the body is shorter than announced.
-            RequestTimedOut: The next piece did not come in time.
+            RequestTimedOut: The next byte, or the next whole MiB, did not come in time.
         """
         pieces = response.iter_content(_CHUNK_BYTES)
+        method, waited, read = response.request.method or "GET", 0.0, 0
         while True:
-            with _converted(response.request.method or "GET", response.url):
+            begun = time.monotonic()
+            with _converted(method, response.url), self._bounded_body(response):
                 piece = next(pieces, None)
             if piece is None:
                 return
+            # A body that is sent in pieces of a byte each never meets the limit for one piece.
+            waited, read = waited + time.monotonic() - begun, read + len(piece)
+            if read >= _CHUNK_BYTES:
+                waited, read = 0.0, 0
+            elif waited > self._body_seconds:
+                raise RequestTimedOut(f"{method} {bare(response.url)}: no answer in time.")
             yield piece
+
+    @property
+    def _body_seconds(self) -> float:
+        return max(self._timeouts.total_seconds, self._timeouts.read_seconds)
+
+    def _bounded_body(self, response: requests.Response) -> _Overdue:
+        return _Overdue(self._body_seconds, response.raw.shutdown)
 
     def _redirected(self, method: str, url: str, response: requests.Response, elsewhere: bool) -> str:
         target = requests.compat.urljoin(url, response.headers.get("Location", ""))
@@ -295,10 +388,10 @@ class HttpSession:
         if method in {"GET", "HEAD"} and allowed:
             return target
         raise UnexpectedResponse(
-            f"{method} {_bare(url)}: the server redirects to {_bare(target)}. The credentials were not sent there. "
+            f"{method} {bare(url)}: the server redirects to {bare(target)}. The credentials were not sent there. "
             "If that is the platform, give its URL.",
             status=response.status_code,
-            url=_bare(url),
+            url=bare(url),
         )
 
 
@@ -312,8 +405,8 @@ def not_the_platform(response: requests.Response, text: str) -> BiomedError:
     Returns:
         A transient error when the status says that the server is out of order, else one that names the URL tried.
     """
-    url, status = _bare(response.url), response.status_code
-    if status in _UNAVAILABLE:
+    url, status = bare(response.url), response.status_code
+    if status in UNAVAILABLE:
         return ServerUnavailable(
             f"{url}: the server is out of order for the moment (HTTP {status}).",
             status=status,
@@ -329,7 +422,7 @@ def not_the_platform(response: requests.Response, text: str) -> BiomedError:
 
 @contextmanager
 def _converted(method: str, url: str) -> Iterator[None]:
-    what = f"{method} {_bare(url)}"
+    what = f"{method} {bare(url)}"
     try:
         yield
     except requests.exceptions.SSLError as error:
@@ -339,7 +432,7 @@ def _converted(method: str, url: str) -> Iterator[None]:
         ) from None
     except requests.ConnectTimeout as error:
         raise ConnectionFailed(f"{what}: no connection ({_reason(error)}).") from None
-    except (requests.Timeout, urllib3.exceptions.ReadTimeoutError):
+    except (requests.Timeout, urllib3.exceptions.ReadTimeoutError, TimeoutError):
         raise RequestTimedOut(f"{what}: no answer in time.") from None
     except requests.ConnectionError as error:
         # requests says "connection error" of a timeout too, when it came in the body or on the last repetition.
@@ -361,7 +454,15 @@ def _origin(url: str) -> tuple[str, str]:
     return parts.scheme, parts.netloc
 
 
-def _bare(url: str | None) -> str:
+def bare(url: str | None) -> str:
+    """Cut the query off a URL, because it may hold secrets.
+
+    Args:
+        url: Any URL; None counts as empty.
+
+    Returns:
+        The URL up to its question mark.
+    """
     return (url or "").split("?", 1)[0]
 
 
