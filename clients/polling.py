@@ -1,4 +1,7 @@
-"""The one loop that watches remote jobs: growing interval with jitter, error budget, monotonic deadline."""
+"""The only place that waits: long watches of remote jobs, short waits for something to appear, and pauses.
+
+A watch has a growing interval with jitter, an error budget and a deadline by the monotonic clock.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from prefect_biomed.clients.errors import (
@@ -17,7 +21,7 @@ from prefect_biomed.clients.errors import (
     is_transient,
 )
 
-__all__ = ["PollSettings", "poll", "sleep"]
+__all__ = ["PollSettings", "looks", "now", "poll", "sleep"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +29,7 @@ T = TypeVar("T")
 
 # Short naps let a timeout or a cancellation that arrives as an asynchronous exception end the wait.
 _NAP_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,22 @@ class PollSettings:
         if self.interval_seconds <= 0 or self.growth < 1:
             raise ConfigurationError("Polling needs an interval above 0 s and a growth of 1 or more.")
 
+    def after(self, interval: float) -> float:
+        """Tell the interval that follows another one.
+
+        Args:
+            interval: Seconds between the looks so far.
+
+        Returns:
+            Seconds until the next but one.
+        """
+        return min(interval * self.growth, self.max_interval_seconds or self.interval_seconds)
+
+
+def now() -> datetime:
+    """Tell the time of day, for what is written down and read by another process."""
+    return datetime.fromtimestamp(time.time(), UTC)
+
 
 def sleep(seconds: float) -> None:
     """Sleep in naps of at most one second.
@@ -66,55 +87,137 @@ def poll(
     look: Callable[[], T],
     settings: PollSettings,
     *,
+    done: Callable[[T], bool] = lambda _: False,
     what: str,
     take_up_again: str,
+    at_deadline: Callable[[], str] | None = None,
 ) -> Iterator[T]:
-    """Look again and again until the caller stops.
+    """Look again and again until something is done.
 
     Args:
         look: One observation, for instance of the states of all jobs.
         settings: Interval, deadline and error budget.
+        done: Whether an observation ends the watch.
         what: What is being watched, for messages.
         take_up_again: What a user does to go on waiting later, for messages.
+        at_deadline: Called once when the deadline has passed, for instance to kill what still runs; returns a sentence
+            for the message. An error of ours that it raises is told in the message instead.
 
     Yields:
-        Each observation that succeeded. The caller leaves the loop when it has seen enough.
+        Each observation that succeeded, the one that is done included.
 
     Raises:
-        DeadlineExceeded: The deadline passed; the last look was made after it.
-        PollingFailed: More looks in a row failed than the budget allows.
+        DeadlineExceeded: The deadline passed; one look more was made after it. Also when no answer came by then: the
+            message says what the platform said last.
+        PollingFailed: More looks in a row failed than the budget allows, before the deadline.
         BiomedError: A look failed for a reason that waiting does not mend.
     """
-    start = time.monotonic()
-    interval = settings.interval_seconds
-    failures = 0
+    watch = _Watch(settings)
     while True:
-        late = settings.deadline_seconds is not None and time.monotonic() - start >= settings.deadline_seconds
+        late = watch.is_late
         try:
             observation = look()
         except BiomedError as error:
             if not is_transient(error):
                 raise
-            failures += 1
-            logger.warning("Look %d in a row at %s failed: %s", failures, what, error)
-            if failures > settings.error_budget:
+            watch.failed(error)
+            logger.warning("Look %d in a row at %s failed: %s", watch.failures, what, error)
+            if watch.failures > settings.error_budget and not late:
                 raise PollingFailed(
-                    f"{what}: {failures} looks in a row failed, the last one so: {error} "
+                    f"{what}: {watch.failures} looks in a row failed, the last one so: {error} "
                     f"Nothing was stopped remotely. {take_up_again}"
                 ) from error
         else:
-            failures = 0
+            watch.succeeded()
             yield observation
+            if done(observation):
+                return
         if late:
-            raise DeadlineExceeded(
-                f"{what}: not finished after {settings.deadline_seconds:.0f} s. "
-                f"Nothing was stopped remotely. {take_up_again}"
-            )
-        pause = interval * random.uniform(0.9, 1.1)
-        if failures:
-            pause = min(pause * 2 ** min(failures, 6), max(pause, 300.0))
-        if settings.deadline_seconds is not None:
-            left = settings.deadline_seconds - (time.monotonic() - start)
+            raise DeadlineExceeded(_after_deadline(what, watch, at_deadline, take_up_again)) from watch.error
+        watch.pause()
+
+
+def looks(
+    look: Callable[[], T | None],
+    *,
+    seconds: float,
+    what: str,
+    interval_seconds: float = 0.5,
+    max_interval_seconds: float = 10.0,
+) -> T | None:
+    """Look until something is to be seen, for a short time. The last look is made after that time has passed.
+
+    Args:
+        look: Returns what it saw, or None when there is nothing yet.
+        seconds: How long nothing means *not yet*; 0 looks once.
+        what: What is looked for, for messages.
+        interval_seconds: First pause; each is twice the one before.
+        max_interval_seconds: No pause is longer.
+
+    Returns:
+        What was seen; None when the last look was answered and saw nothing.
+
+    Raises:
+        BiomedError: The last look failed, so that nothing is known; or one failed for a reason that waiting does not
+            mend.
+    """
+    watch = _Watch(PollSettings(interval_seconds, 2.0, max_interval_seconds, seconds))
+    while True:
+        late = watch.is_late
+        try:
+            seen = look()
+        except BiomedError as error:
+            if late or not is_transient(error):
+                raise
+            logger.warning("Look for %s failed: %s", what, error)
+        else:
+            if seen is not None or late:
+                return seen
+        watch.pause()
+
+
+class _Watch:
+    """The clock of one watch."""
+
+    def __init__(self, settings: PollSettings) -> None:
+        self._settings = settings
+        self._start = time.monotonic()
+        self._interval = settings.interval_seconds
+        self.failures = 0
+        self.error: BiomedError | None = None
+
+    @property
+    def is_late(self) -> bool:
+        deadline = self._settings.deadline_seconds
+        return deadline is not None and time.monotonic() - self._start >= deadline
+
+    def failed(self, error: BiomedError) -> None:
+        self.failures += 1
+        self.error = error
+
+    def succeeded(self) -> None:
+        self.failures = 0
+        self.error = None
+
+    def pause(self) -> None:
+        pause = self._interval * random.uniform(0.9, 1.1)
+        if self.failures:
+            pause = min(pause * 2 ** min(self.failures, 6), max(pause, _LONGEST_PAUSE_SECONDS))
+        if self._settings.deadline_seconds is not None:
+            left = self._settings.deadline_seconds - (time.monotonic() - self._start)
             pause = min(pause, max(left, 0.0))
         sleep(pause)
-        interval = min(interval * settings.growth, settings.max_interval_seconds or settings.interval_seconds)
+        self._interval = self._settings.after(self._interval)
+
+
+def _after_deadline(what: str, watch: _Watch, at_deadline: Callable[[], str] | None, take_up_again: str) -> str:
+    seconds = watch._settings.deadline_seconds or 0.0
+    said = f"{what}: not finished after {seconds:.0f} s."
+    if watch.error is not None:
+        said += f" The platform could not be asked then, so this is not sure ({watch.error})."
+    if at_deadline is None:
+        return f"{said} Nothing was stopped remotely. {take_up_again}"
+    try:
+        return f"{said} {at_deadline()} {take_up_again}"
+    except BiomedError as error:
+        return f"{said} What was to be done at the deadline could not be done: {error} {take_up_again}"
