@@ -1,0 +1,382 @@
+"""Launching exactly once: the only place that makes remote objects which must not exist twice.
+
+The intent is written down before the request, so that whoever comes after a crash knows that there may be something to
+find. A request of a process that is gone can still be carried out, because a proxy or the server holds it; hence a
+launch in doubt is looked for until no request of ours can take effect any more, and only then sent again.
+
+A platform brings a `Launch`, which finds and sends, and an `IntentStore`, which remembers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from prefect_biomed.clients.errors import (
+    BiomedError,
+    ConfigurationError,
+    ConnectionFailed,
+    LaunchInDoubt,
+    LedgerError,
+    PlatformError,
+    PreflightFailed,
+    UnexpectedResponse,
+    is_transient,
+)
+from prefect_biomed.clients.files import atomic_write, exclusive, on_disk
+from prefect_biomed.clients.polling import looks, now
+
+__all__ = ["Circumstances", "Intent", "IntentFolder", "IntentStore", "Launch", "leaves_doubt", "once"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Intent(BaseModel):
+    """What is remembered of one launch that was intended.
+
+    Attributes:
+        version: Version of this layout.
+        token: Identity of the intent.
+        intended_at: When the last request was about to be sent; None when none was, or when it was refused.
+        asked: What was asked for, and what the platform needs to know its object again.
+        id: The remote object, once it is known.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    version: int = 1
+    token: str
+    intended_at: datetime | None = None
+    asked: dict[str, JsonValue] = Field(default_factory=dict)
+    id: str | None = None
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether a request may have been sent of which nobody knows how it ended."""
+        return self.id is None and self.intended_at is not None
+
+
+class IntentStore(Protocol):
+    """Where intents are remembered."""
+
+    def exclusive(self, token: str, seconds: float) -> AbstractContextManager[None]:
+        """Keep other processes from launching for the same intent.
+
+        Args:
+            token: The intent.
+            seconds: How long to wait for another process.
+
+        Raises:
+            HeldElsewhere: Another process is at it for longer.
+        """
+
+    def read(self, token: str) -> Intent | None:
+        """Read an intent; None when it was never written.
+
+        Raises:
+            LedgerError: What is there cannot be read.
+        """
+
+    def write(self, intent: Intent) -> None:
+        """Write an intent, so that it is on disk before this returns."""
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What the caller of a launch knows that the platform and this machine's records do not.
+
+    Attributes:
+        attempted_before: Whether an earlier attempt at this intent was begun, perhaps on another machine.
+        lease: Keeps other machines from launching for the same token. Entering it tells whether somebody has begun
+            with this intent elsewhere and left it open; leaving it without an error closes it.
+        on_duplicates: Told the identifiers, the adopted one first, should two objects carry one token.
+    """
+
+    attempted_before: bool = False
+    lease: Callable[[str], AbstractContextManager[bool]] = field(default=lambda _: nullcontext(False))
+    on_duplicates: Callable[[Sequence[str]], None] = field(default=lambda _: None)
+
+
+@dataclass(frozen=True)
+class Launch(Generic[T]):
+    """How one platform makes one object.
+
+    Attributes:
+        what: What is made, for messages.
+        token: Identity of the intent: the same on every retry, different for every new one.
+        settle_seconds: The longest time after which a request of ours may still take effect.
+        find: Looks for what carries the token, oldest first. Gets the intent, or None when nothing was ever recorded.
+            Raises when it cannot tell.
+        prepare: Checks everything and prepares the request, which sends nothing that must not be sent twice. Gets the
+            intent as `find` does; returns what `Intent.asked` is to hold.
+        send: Sends the request, once.
+        get: Reads the object of an identifier that is known already.
+        identify: The identifier of an object.
+        end: Ends a second object of the same token; None leaves it alone.
+        says_no: Whether an error in the platform's own shape, with a status of 4xx, means that nothing was made.
+    """
+
+    what: str
+    token: str
+    settle_seconds: float
+    find: Callable[[Intent | None], Sequence[T]]
+    prepare: Callable[[Intent | None], Mapping[str, JsonValue]]
+    send: Callable[[], T]
+    get: Callable[[str], T]
+    identify: Callable[[T], str]
+    end: Callable[[T], None] | None = None
+    says_no: Callable[[PlatformError], bool] = lambda _: True
+
+
+# An answer in the platform's own words means that the request was dealt with: what it has made is there soon.
+_ANSWERED_SECONDS = 30.0
+_LOCK_SECONDS = 30.0
+
+
+def leaves_doubt(error: BiomedError, says_no: Callable[[PlatformError], bool] = lambda _: True) -> bool:
+    """Tell whether a request that ended so may have taken effect. The one list for all platforms.
+
+    Args:
+        error: How the request ended.
+        says_no: As for `Launch`.
+
+    Returns:
+        False when nothing was sent, and for a refusal: a status of 4xx with a body in the platform's own error shape
+        that says no. True for everything else: a connection that broke, no answer in time, 5xx with any body, success
+        with an empty body or one of another shape, 4xx in another language than the platform's.
+    """
+    if isinstance(error, ConnectionFailed | ConfigurationError | PreflightFailed):
+        return False
+    if isinstance(error, PlatformError) and not isinstance(error, UnexpectedResponse):
+        refused = error.spoken and 400 <= (error.status or 0) < 500
+        return not (refused and says_no(error))
+    return True
+
+
+def once(launch: Launch[T], store: IntentStore, circumstances: Circumstances | None = None) -> T:
+    """Make a remote object, once and never twice.
+
+    Safe to repeat with the same token: after any error, after a kill at any moment, by two processes at once, and on
+    two machines as far as the lease of the circumstances reaches.
+
+    Args:
+        launch: What to make, and how.
+        store: Where the intent is remembered.
+        circumstances: What the caller knows beyond that.
+
+    Returns:
+        The object: new, found, or known from an earlier call.
+
+    Raises:
+        LaunchInDoubt: The request may or may not have taken effect, and looking did not settle it. The record stays:
+            repeating looks first, and sends again only when no earlier request can take effect any more.
+        HeldElsewhere: Another process or machine is at it.
+        PlatformError: The platform refused; nothing was made. Or it answered with an error of its own that may leave
+            something behind, and nothing has appeared since; then the record stays as for `LaunchInDoubt`.
+        BiomedError: As `find`, `prepare` and `get` raise.
+    """
+    circumstances = circumstances or Circumstances()
+    token, patience = launch.token, max(launch.settle_seconds, _LOCK_SECONDS)
+    with circumstances.lease(token) as begun_elsewhere, store.exclusive(token, patience):
+        intent = store.read(token)
+        if intent is not None and intent.id is not None:
+            return launch.get(intent.id)
+        since = intent.intended_at if intent else None
+        # Another machine may have sent a request at any moment until now, whatever this one remembers.
+        if begun_elsewhere or (intent is None and circumstances.attempted_before):
+            since = now()
+        found = _look(launch, intent, since, circumstances)
+        if found is None:
+            asked = launch.prepare(intent)
+            intent = Intent(token=token, intended_at=now(), asked=dict(asked))
+            store.write(intent)
+            found = _send(launch, store, intent, circumstances)
+        known = intent or Intent(token=token, intended_at=now())
+        store.write(known.model_copy(update={"id": launch.identify(found)}))
+        return found
+
+
+def _look(launch: Launch[T], intent: Intent | None, since: datetime | None, circumstances: Circumstances) -> T | None:
+    """Look for what a request of up to that moment has made, for as long as it may still take effect."""
+    seconds = 0.0
+    if since is not None:
+        # A clock that was set back must not make the wait longer than a request can take.
+        left = since + timedelta(seconds=launch.settle_seconds) - now()
+        seconds = min(max(left.total_seconds(), 0.0), launch.settle_seconds)
+        logger.warning(
+            "%s was begun before and it is not known how that ended; looking for it for %.0f s", launch.what, seconds
+        )
+    return looks(lambda: _adopted(launch, intent, circumstances), seconds=seconds, what=launch.what)
+
+
+def _send(launch: Launch[T], store: IntentStore, intent: Intent, circumstances: Circumstances) -> T:
+    try:
+        return launch.send()
+    except BiomedError as error:
+        if not leaves_doubt(error, launch.says_no):
+            store.write(intent.model_copy(update={"intended_at": None}))
+            raise
+        return _settle(launch, intent, error, circumstances)
+
+
+def _settle(launch: Launch[T], intent: Intent, doubt: BiomedError, circumstances: Circumstances) -> T:
+    logger.warning("It is not known whether %s was made, looking for it: %s", launch.what, doubt)
+    answered = isinstance(doubt, PlatformError) and doubt.spoken
+    seconds = min(launch.settle_seconds, _ANSWERED_SECONDS) if answered else launch.settle_seconds
+    try:
+        found = looks(lambda: _adopted(launch, intent, circumstances), seconds=seconds, what=launch.what)
+    except BiomedError as error:
+        if not is_transient(error):
+            raise
+        raise LaunchInDoubt(
+            f"It is not known whether {launch.what} was made ({doubt}), and it cannot be looked for now ({error}). "
+            "Run this again: it looks before it sends."
+        ) from error
+    if found is not None:
+        return found
+    if answered:
+        raise doubt
+    raise LaunchInDoubt(
+        f"It is not known whether {launch.what} was made ({doubt}). It did not appear within {seconds:.0f} s. "
+        "Run this again: it looks before it sends."
+    ) from doubt
+
+
+def _adopted(launch: Launch[T], intent: Intent | None, circumstances: Circumstances) -> T | None:
+    """The oldest object that carries the token; the others are named and ended."""
+    found = launch.find(intent)
+    if not found:
+        return None
+    oldest, *others = found
+    identifier = launch.identify(oldest)
+    logger.info("%s is there: %s", launch.what, identifier)
+    if others:
+        extra = [launch.identify(other) for other in others]
+        logger.error(
+            "%s exists %d times. %s is taken, %s ended.", launch.what, len(found), identifier, ", ".join(extra)
+        )
+        circumstances.on_duplicates([identifier, *extra])
+        _end(launch, others)
+    return oldest
+
+
+def _end(launch: Launch[T], others: Sequence[T]) -> None:
+    for other in others:
+        if launch.end is None:
+            continue
+        try:
+            launch.end(other)
+        except BiomedError as error:
+            logger.error("%s could not be ended, end it by hand: %s", launch.identify(other), error)
+
+
+class IntentFolder:
+    """Intents as one JSON file each. A file that cannot be read concerns its own token only.
+
+    Args:
+        folder: Made when missing.
+        one_at_a_time: One lock for all tokens of the folder, for platforms that tell their objects apart only by what
+            was there before.
+        migrate: Turns the content of a file without a version, as an earlier release wrote it, into an intent.
+    """
+
+    VERSION = 1
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        one_at_a_time: bool = False,
+        migrate: Callable[[Mapping[str, Any]], Intent] | None = None,
+    ) -> None:
+        self.folder = folder
+        self._one_at_a_time = one_at_a_time
+        self._migrate = migrate
+
+    @contextmanager
+    def exclusive(self, token: str, seconds: float) -> Iterator[None]:
+        """Keep other processes from launching for the same intent; see `IntentStore`."""
+        lock = self.folder / (".lock" if self._one_at_a_time else f".{token}.lock")
+        with exclusive(lock, seconds=seconds, what=f"The intent {token}"):
+            yield
+
+    def read(self, token: str) -> Intent | None:
+        """Read an intent; see `IntentStore`.
+
+        Args:
+            token: The intent.
+
+        Returns:
+            The intent; None when it was never written.
+
+        Raises:
+            LedgerError: The file is damaged, belongs to another token, or is of a later version of the package.
+            LocalStorageError: It cannot be read.
+        """
+        path = self._path(token)
+        with on_disk(self.folder):
+            if not path.exists():
+                return None
+            text = path.read_bytes()
+        intent = self._parsed(text, path)
+        if intent.token != token:
+            raise LedgerError(f"{path} is about the intent {intent.token}. It was left as it is; put it right first.")
+        return intent
+
+    def write(self, intent: Intent) -> None:
+        """Write an intent, readable for its owner only; see `IntentStore`."""
+        with atomic_write(self._path(intent.token), mode=0o600) as file:
+            file.write(intent.model_dump_json(indent=1).encode())
+
+    def others(self, token: str) -> Iterator[Intent]:
+        """Read all other intents of the folder. Those that cannot be read are left out, with a warning.
+
+        Args:
+            token: The intent that is left out.
+
+        Yields:
+            The intents.
+        """
+        for path in sorted(self.folder.glob("*.json")):
+            if path.stem == token:
+                continue
+            try:
+                intent = self.read(path.stem)
+            except BiomedError as error:
+                logger.warning("Left out: %s", error)
+                continue
+            if intent is not None:
+                yield intent
+
+    def _path(self, token: str) -> Path:
+        return self.folder / f"{token}.json"
+
+    def _parsed(self, text: bytes, path: Path) -> Intent:
+        try:
+            content = json.loads(text)
+            if not isinstance(content, dict):
+                raise ValueError("no object")
+            version = content.get("version")
+            if version is None and self._migrate is not None:
+                return self._migrate(content)
+            if isinstance(version, int) and version > self.VERSION:
+                raise LedgerError(
+                    f"{path} was written by a later version of prefect-biomed. Update the package on this machine. "
+                    "The file was left as it is."
+                )
+            return Intent.model_validate(content)
+        except (ValueError, KeyError, TypeError, RecursionError, ValidationError):
+            raise LedgerError(
+                f"{path} is damaged, so it is not known whether its launch was made. It was left as it is. Look on the "
+                "platform for what it has made, then restore the file or move it away."
+            ) from None
