@@ -78,9 +78,8 @@ class AwsApp:
 
     def _key(self, headers: dict[str, str], unknown: str) -> Key:
         found = _CREDENTIAL.search(headers.get("authorization", ""))
-        key = self._service.keys.get(found.group(1)) if found else None
-        now = time.monotonic()
-        if key is None or not key.valid_from <= now < key.valid_until:
+        key = self._service.valid_key(found.group(1)) if found else None
+        if key is None:
             raise AwsProblem(403, unknown, "The access key is not known.")
         return key
 

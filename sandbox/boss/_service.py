@@ -74,6 +74,7 @@ class BossSwitches(Switches):
     completing_seconds: float = Field(default=0.3, description="Time that verification takes.")
     visibility_seconds: float = Field(default=120.0, description="Default lease of a message.")
     key_seconds: float = Field(default=3600.0, description="Life of an issued key pair.")
+    key_generation: int = Field(default=0, ge=0, description="Raising it invalidates all keys issued so far.")
     key_delay_seconds: float = Field(default=0.0, description="Time until a new key is known.")
     index_delay_seconds: float = Field(default=0.0, description="Delay of the index lambda.")
     hold_ingest: bool = Field(default=False, description="The ingest lambda does not run.")
@@ -90,6 +91,7 @@ class Key:
     job: Job
     valid_from: float
     valid_until: float
+    generation: int
 
 
 class AwsProblem(Exception):
@@ -273,10 +275,17 @@ class Service:
         now = time.monotonic()
         start = now + self.switches.key_delay_seconds
         number = len(self.keys) + 1
-        key = Key(f"AKIASANDBOX{number:09d}", f"secret-{number:033d}", job, start, 0.0)
-        key.valid_until = now + self.switches.key_seconds
+        end, generation = now + self.switches.key_seconds, self.switches.key_generation
+        key = Key(f"AKIASANDBOX{number:09d}", f"secret-{number:033d}", job, start, end, generation)
         self.keys[key.access] = key
         return {"access_key": key.access, "secret_key": key.secret, "security_token": None}
+
+    def valid_key(self, access: str) -> Key | None:
+        """The issued key of that name, if AWS knows it now."""
+        key, now = self.keys.get(access), time.monotonic()
+        if key is None or key.generation < self.switches.key_generation or not key.valid_from <= now < key.valid_until:
+            return None
+        return key
 
     def complete(self, job: Job) -> tuple[int, dict[str, Any] | None]:
         """Answer a completion request: status code and body."""

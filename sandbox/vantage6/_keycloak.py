@@ -24,7 +24,7 @@ from joserfc.jwk import OctKey, RSAKey
 from starlette.responses import HTMLResponse, Response
 
 from prefect_biomed.sandbox.vantage6._http import Answer, Call, Refusal, Routes
-from prefect_biomed.sandbox.vantage6._tokens import Claims, sign, verify
+from prefect_biomed.sandbox.vantage6._tokens import Claims, check_epoch, sign, verify
 
 PUBLIC_CLIENT = "public_client"
 _DEVICE_SECONDS = 600
@@ -82,6 +82,7 @@ class Realm:
         direct_access: whether the public client may send passwords (Keycloak's direct access
             grants); the official installation does not allow it.
         device_interval: seconds between two polls for a device code.
+        token_generation: access tokens given out while it was lower have expired.
         url: where it is served, known once it is.
     """
 
@@ -95,6 +96,7 @@ class Realm:
         self.name = name
         self.direct_access = True
         self.device_interval = _DEVICE_INTERVAL
+        self.token_generation = 0
         self.url = ""
         self._access_seconds = access_seconds
         self._refresh_seconds = refresh_seconds
@@ -195,7 +197,9 @@ class Realm:
         """
         # The leeway would hide that a token of two seconds has expired.
         leeway = 10.0 if self._access_seconds() >= 60 else 0.0
-        return verify(token, self._key, leeway)
+        claims = verify(token, self._key, leeway)
+        check_epoch(claims, self.token_generation)
+        return claims
 
     def grant(self, form: dict[str, str]) -> tuple[dict[str, Any], int]:
         """Answer a request to the token endpoint."""
@@ -315,6 +319,7 @@ class Realm:
             "azp": client,
             "preferred_username": username,
             "vantage6_client_type": kind,
+            "epoch": self.token_generation,
         }
         return sign(claims, self._key, key_id="sandbox")
 

@@ -49,7 +49,7 @@ from prefect_biomed.sandbox.vantage6._records import (
     User,
     now,
 )
-from prefect_biomed.sandbox.vantage6._tokens import secret_key, session_claims, sign, verify
+from prefect_biomed.sandbox.vantage6._tokens import check_epoch, secret_key, session_claims, sign, verify
 from prefect_biomed.sandbox.vantage6._views import View
 from prefect_biomed.sandbox.vantage6.algorithms import Algorithm, Image, clinical
 from prefect_biomed.sandbox.vantage6.nodes import ComputeNode, NodeSettings, OnEvent
@@ -76,7 +76,9 @@ class Vantage6Switches(Switches):
             half an hour in v5.
         two_factor: whether users need a second factor (v3, v4).
         signing_key: another number invalidates all tokens of v3 and v4, as a restart of a server
-            with a random key does.
+            with a random key does; nodes log in again, algorithms that hold a token crash when they use it.
+        token_generation: raising it makes all access tokens given out so far expire at once, those of nodes
+            too; refresh tokens go on.
         blob_store: whether inputs and results go to the blob store (v4, v5). Change it only while
             nothing runs.
         offline: names of nodes to take offline; those not named come online.
@@ -92,6 +94,7 @@ class Vantage6Switches(Switches):
     refresh_seconds: float | None = Field(default=None, gt=0)
     two_factor: bool = False
     signing_key: int = 0
+    token_generation: int = Field(default=0, ge=0)
     blob_store: bool = False
     offline: list[str] = Field(default_factory=list)
     startup_seconds: dict[str, float] = Field(default_factory=dict)
@@ -171,6 +174,7 @@ class Vantage6Sandbox(Platform):
     def _apply(self) -> None:
         self.realm.direct_access = self.switches.direct_access
         self.realm.device_interval = self.switches.device_interval
+        self.realm.token_generation = self.switches.token_generation
         if self.switches.blob_store:
             (self.directory / "blobs").mkdir(exist_ok=True)
         if not self.url:
@@ -417,6 +421,7 @@ class Vantage6Sandbox(Platform):
         claims = verify(_bearer(header), self._key())
         if claims.get("type") != "access":
             raise TokenRefusal(422, "Only non-refresh tokens are allowed")
+        check_epoch(claims, self.switches.token_generation)
         return self._caller(claims["client_type"], claims["sub"], kinds)
 
     def _authenticate_5(self, header: str | None, kinds: Sequence[str]) -> Caller:
@@ -468,7 +473,7 @@ class Vantage6Sandbox(Platform):
 
         def token(seconds: float, *, refresh: bool) -> str:
             claims = session_claims(member.id, kind, roles, seconds, refresh=refresh)
-            return sign(claims, self._key())
+            return sign({**claims, "epoch": self.switches.token_generation}, self._key())
 
         # A short life is to try clients with; nodes go on as they are.
         access = self._access_seconds() if user else _NODE_SECONDS

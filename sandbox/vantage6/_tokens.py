@@ -50,6 +50,16 @@ def verify(token: str, key: OctKey | RSAKey, leeway_seconds: float = 0.0) -> Cla
     return claims
 
 
+def check_epoch(claims: Claims, epoch: int) -> None:
+    """Take a token of an earlier epoch for an expired one; those of containers have no epoch and never expire.
+
+    Raises:
+        TokenRefusal: 401, as for a token that is too old.
+    """
+    if claims.get("epoch", epoch) < epoch:
+        raise TokenRefusal(401, "Token has expired", "Signature has expired")
+
+
 def _object(part: str) -> dict[str, Any] | None:
     try:
         found = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))

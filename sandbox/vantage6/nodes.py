@@ -299,10 +299,7 @@ class ComputeNode:
         for attempt in (1, 2):
             headers = {"Authorization": f"Bearer {token or self._token}"}
             answer = self._http.request(method, path, headers=headers, **more)
-            # Only an old token is worth a second try. Some routes of v5 answer 500 when it is old.
-            old = answer.status_code == 401 and "expired" in answer.text
-            old = old or (answer.status_code == 500 and self.generation == 5)
-            if token is not None or attempt == 2 or not old:
+            if token is not None or attempt == 2 or not self._token_is_old(answer):
                 break
             self._log_in()
         if answer.status_code >= 300:
@@ -310,6 +307,14 @@ class ComputeNode:
         if "json" not in answer.headers.get("content-type", ""):
             return answer.content
         return answer.json()
+
+    def _token_is_old(self, answer: httpx.Response) -> bool:
+        """Whether a new token would help: this one has expired, or the server signs with another key now."""
+        if answer.status_code == 500:
+            # What some routes of v5 answer.
+            return self.generation == 5
+        expired = answer.status_code == 401 and "expired" in answer.text
+        return expired or (answer.status_code == 422 and "Signature verification failed" in answer.text)
 
     def _get(self, path: str, token: str | None = None, **query: Any) -> Any:
         return self._ask("GET", path, token, params=query)

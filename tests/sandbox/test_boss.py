@@ -269,3 +269,15 @@ def test_tokens_and_versions(boss: BossSandbox) -> None:
     assert client.ask("GET", "/ingest/1").json() == {"detail": "Invalid token."}
     assert requests.get(boss.url + "/v0.8/ingest/", timeout=10).json()["code"] == 9003
     assert requests.get(boss.url + "/latest/ingest/1", timeout=10).json()["code"] in (3003, 4004)
+
+
+def test_issued_keys_expire_when_asked_to(boss: BossSandbox) -> None:
+    client = Client(boss)
+    number = client.create()
+    client.join(number)
+    assert client.receive()
+    boss.switches.key_generation += 1
+    with pytest.raises(ClientError, match="InvalidClientTokenId"):
+        client.receive()
+    client.join(number)
+    assert client.receive()

@@ -395,6 +395,43 @@ def test_a_failure_takes_the_run_of_an_offline_node_with_it(four: Vantage6Sandbo
     assert west["status"] == "failed" and f"sibling run id={north['id']} failed with status 'crashed'" in west["log"]
 
 
+@pytest.mark.parametrize("generation", [3, 4])
+def test_nodes_log_in_again_when_the_server_signs_with_another_key(generation: int) -> None:
+    for sandbox in serve(generation):
+        account = User(sandbox)
+        running = account.create("sleep", "north", seconds=1)["id"]
+        until(lambda account=account, task=running: account.runs(task)[0]["status"] == "active")
+        sandbox.switches.signing_key = 1
+        account = User(sandbox)
+        assert account.wait(running, 15) == "completed"
+        task = account.create("partial_average", column="bmi")["id"]
+        assert account.wait(task, 15) == "completed"
+
+
+def test_an_algorithm_whose_token_the_server_no_longer_knows_crashes(four: Vantage6Sandbox) -> None:
+    task = (account := User(four)).create("central_sleep", "north", seconds=1)["id"]
+    until(lambda: len(account.items("/task", parent_id=task)) == 1)
+    four.switches.signing_key = 1
+    account = User(four)
+    assert account.wait(task, 15) == "crashed"
+    assert "Refused" in account.runs(task)[0]["log"]
+
+
+@pytest.mark.parametrize("generation", [3, 4, 5])
+def test_tokens_expire_when_asked_to_and_nodes_go_on(generation: int) -> None:
+    for sandbox in serve(generation):
+        account = User(sandbox)
+        if generation == 5:
+            account.dataframe()
+        sandbox.switches.token_generation += 1
+        answer = account.ask("GET", "/user")
+        assert (answer.status_code, answer.json()["msg"]) == (401, "Token has expired")
+        account.tokens = User(sandbox).tokens
+        assert account.ask("GET", "/user").status_code == 200
+        task = account.create("partial_average", column="bmi")["id"]
+        assert account.wait(task, 15) == "completed"
+
+
 # -- the API -----------------------------------------------------------------------------------------
 
 
