@@ -1,0 +1,139 @@
+"""Schedules and automations on a real server: what is to happen by itself does happen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from laboratory import FlowRun, Remote, wait_until
+
+from examples.lab import Laboratory
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+CREDENTIALS = {"$ref": {"block_document_slug": "vip-credentials/lab"}}
+COLLECT = "vip-collect/vip-collect"
+WEEKLY = "repeatability-experiment/repeatability-weekly"
+
+
+@pytest.fixture(scope="module")
+def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
+    home = tmp_path_factory.mktemp("laboratory")
+    # The scheduler looks once a minute by default.
+    with Laboratory(home, PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="5") as laboratory:
+        facts = laboratory.sandbox["vip"]
+        laboratory.run(
+            "python",
+            "deployments/setup.py",
+            "--name=lab",
+            PREFECT_BIOMED_VIP_API_KEY=facts["api_key"],
+            PREFECT_BIOMED_VIP_URL=facts["url"],
+        )
+        yield laboratory
+
+
+def api(laboratory: Laboratory, method: str, path: str, body: Any = None) -> Any:
+    """Ask the server; SQLite may be locked by another request."""
+    for _ in range(10):
+        answer = requests.request(method, laboratory.api_url + path, json=body, timeout=30)
+        if answer.status_code != requests.codes.unavailable:
+            break
+    assert answer.ok, f"{path}: {answer.text}"
+    return answer.json() if answer.content else None
+
+
+def turn_on(laboratory: Laboratory, deployment: str, slug: str, every: timedelta, parameters: dict[str, Any]) -> None:
+    """Give a deployment default parameters and switch its schedule on as documented; it first fires in a moment."""
+    found = api(laboratory, "GET", f"/deployments/name/{deployment}")
+    (schedule,) = [schedule for schedule in found["schedules"] if schedule["slug"] == slug]
+    begin = (datetime.now(UTC) + timedelta(seconds=15)).isoformat()
+    soon = {"schedule": {"interval": every.total_seconds(), "anchor_date": begin}}
+    api(laboratory, "PATCH", f"/deployments/{found['id']}", {"parameters": parameters})
+    api(laboratory, "PATCH", f"/deployments/{found['id']}/schedules/{schedule['id']}", soon)
+    laboratory.run("prefect", "deployment", "schedule", "resume", deployment, schedule["id"])
+
+
+def scheduled_runs(laboratory: Laboratory, deployment: str) -> list[dict[str, Any]]:
+    """Runs that a schedule has made, the next one first."""
+    found = api(laboratory, "GET", f"/deployments/name/{deployment}")
+    body = {"deployments": {"id": {"any_": [found["id"]]}}, "sort": "EXPECTED_START_TIME_ASC", "limit": 100}
+    return [run for run in api(laboratory, "POST", "/flow_runs/filter", body) if run["auto_scheduled"]]
+
+
+def session(input_dir: Path, output_dir: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "credentials": CREDENTIALS,
+        "pipeline_id": "GreyMatter/1.0",
+        "input_settings": {"t1": "anatomical.nii"},
+        "input_dir": str(input_dir),
+        "output_dir": str(output_dir),
+        "session_name": output_dir.name,
+        "refresh_time": 0.5,
+        **changes,
+    }
+
+
+def test_the_weekly_experiment_runs_at_its_hour(laboratory: Laboratory, input_dir: Path, tmp_path: Path) -> None:
+    defaults = {
+        "credentials": CREDENTIALS,
+        "pipelines": ["SkullStripNoisy/1.0"],
+        "input_settings": {"t1": "anatomical.nii"},
+        "input_dir": str(input_dir),
+        "experiment_dir": str(tmp_path / "experiment"),
+        "refresh_time": 0.5,
+    }
+    turn_on(laboratory, WEEKLY, "mondays", timedelta(weeks=1), defaults)
+    wait_until(lambda: bool(scheduled_runs(laboratory, WEEKLY)), 30, "a scheduled run")
+    first = scheduled_runs(laboratory, WEEKLY)[0]
+    assert first["parameters"].items() >= defaults.items()
+
+    def state() -> str:
+        return str(api(laboratory, "GET", f"/flow_runs/{first['id']}")["state_type"])
+
+    wait_until(lambda: state() not in ("SCHEDULED", "PENDING", "RUNNING"), 180, "the end of the scheduled run")
+    assert state() == "COMPLETED"
+    assert len(list((tmp_path / "experiment").rglob("report.html"))) == 1
+    launches = Remote(laboratory, "vip").journal("POST", "/executions")
+    assert [entry["status"] for entry in launches] == [200] * 5
+
+
+def test_a_suspended_session_is_collected_by_the_schedule(
+    laboratory: Laboratory, input_dir: Path, tmp_path: Path
+) -> None:
+    remote = Remote(laboratory, "vip")
+    remote.reset()
+    remote.switch(job_seconds=20.0)
+    folder = tmp_path / "sessions"
+    run = FlowRun(laboratory, "vip-session/vip-session", session(input_dir, folder / "slept", wait="suspend"))
+    assert run.wait("PAUSED", "FAILED", "CRASHED", "COMPLETED") == "PAUSED", run.logs()
+    assert not list(folder.rglob("measures.csv"))
+    turn_on(
+        laboratory,
+        COLLECT,
+        "every-5-minutes",
+        timedelta(seconds=30),
+        {"credentials": CREDENTIALS, "folder": str(folder)},
+    )
+    assert run.wait("COMPLETED", "FAILED", "CRASHED", "CANCELLED", seconds=180) == "COMPLETED", run.logs()
+    assert "COMPLETED" in {run["state_type"] for run in scheduled_runs(laboratory, COLLECT)}
+    assert len(list(folder.rglob("measures.csv"))) == 1
+    assert len([entry for entry in remote.journal("POST", "/executions") if entry["status"] < 300]) == 1
+
+
+def test_an_automation_brings_a_killed_run_back(laboratory: Laboratory, input_dir: Path, tmp_path: Path) -> None:
+    laboratory.run("python", "deployments/automations.py", "--quiet-seconds=15")
+    remote = Remote(laboratory, "vip")
+    remote.reset()
+    remote.switch(job_seconds=7200.0)
+    run = FlowRun(laboratory, "vip-session/vip-session", session(input_dir, tmp_path / "killed"))
+    wait_until(lambda: len(remote.journal("GET", "/executions")) > 5, 120, "some looks at the execution")
+    run.kill()
+    run.wait("CRASHED")
+    remote.switch(job_seconds=0.0)
+    assert run.wait("COMPLETED", "FAILED", seconds=180) == "COMPLETED", run.logs()
+    assert run.began == 2
+    assert len([entry for entry in remote.journal("POST", "/executions") if entry["status"] < 300]) == 1
