@@ -96,14 +96,15 @@ class Circumstances:
     """What the caller of a launch knows that the platform and this machine's records do not.
 
     Attributes:
-        attempted_before: Whether an earlier attempt at this intent was begun, perhaps on another machine.
-        lease: Keeps other machines from launching for the same token. Entering it tells whether somebody has begun
-            with this intent elsewhere and left it open; leaving it without an error closes it.
+        attempted_since: When an earlier attempt at this intent was begun, perhaps on another machine; None when this is
+            the first.
+        lease: Keeps other machines from launching for the same token. Entering it tells since when somebody has begun
+            with this intent and left it open, or None; leaving it without an error closes it.
         on_duplicates: Told the identifiers, the adopted one first, should two objects carry one token.
     """
 
-    attempted_before: bool = False
-    lease: Callable[[str], AbstractContextManager[bool]] = field(default=lambda _: nullcontext(False))
+    attempted_since: datetime | None = None
+    lease: Callable[[str], AbstractContextManager[datetime | None]] = field(default=lambda _: nullcontext())
     on_duplicates: Callable[[Sequence[str]], None] = field(default=lambda _: None)
 
 
@@ -115,10 +116,10 @@ class Launch(Generic[T]):
         what: What is made, for messages.
         token: Identity of the intent: the same on every retry, different for every new one.
         settle_seconds: The longest time after which a request of ours may still take effect.
-        find: Looks for what carries the token, oldest first. Gets the intent, or None when nothing was ever recorded.
-            Raises when it cannot tell.
+        find: Looks for what carries the token, oldest first, with the help of what the intent remembers. Raises when
+            it cannot tell.
         prepare: Checks everything and prepares the request, which sends nothing that must not be sent twice. Gets the
-            intent as `find` does; returns what `Intent.asked` is to hold.
+            intent of earlier attempts; returns what `Intent.asked` is to hold.
         send: Sends the request, once.
         get: Reads the object of an identifier that is known already.
         identify: The identifier of an object.
@@ -129,8 +130,8 @@ class Launch(Generic[T]):
     what: str
     token: str
     settle_seconds: float
-    find: Callable[[Intent | None], Sequence[T]]
-    prepare: Callable[[Intent | None], Mapping[str, JsonValue]]
+    find: Callable[[Intent], Sequence[T]]
+    prepare: Callable[[Intent], Mapping[str, JsonValue]]
     send: Callable[[], T]
     get: Callable[[str], T]
     identify: Callable[[T], str]
@@ -187,31 +188,37 @@ def once(launch: Launch[T], store: IntentStore, circumstances: Circumstances | N
     """
     circumstances = circumstances or Circumstances()
     token, patience = launch.token, max(launch.settle_seconds, _LOCK_SECONDS)
-    with circumstances.lease(token) as begun_elsewhere, store.exclusive(token, patience):
+    with circumstances.lease(token) as open_since, store.exclusive(token, patience):
         intent = store.read(token)
         if intent is not None and intent.id is not None:
             return launch.get(intent.id)
-        since = intent.intended_at if intent else None
-        # Another machine may have sent a request at any moment until now, whatever this one remembers.
-        if begun_elsewhere or (intent is None and circumstances.attempted_before):
-            since = now()
-        found = _look(launch, intent, since, circumstances)
+        if intent is None or open_since is not None:
+            intent = _begun(intent, token, circumstances.attempted_since or open_since)
+            store.write(intent)
+        found = _look(launch, intent, circumstances)
         if found is None:
-            asked = launch.prepare(intent)
-            intent = Intent(token=token, intended_at=now(), asked=dict(asked))
+            asked = dict(launch.prepare(intent))
+            intent = intent.model_copy(update={"intended_at": now(), "asked": asked})
             store.write(intent)
             found = _send(launch, store, intent, circumstances)
-        known = intent or Intent(token=token, intended_at=now())
-        store.write(known.model_copy(update={"id": launch.identify(found)}))
+        store.write(intent.model_copy(update={"id": launch.identify(found)}))
         return found
 
 
-def _look(launch: Launch[T], intent: Intent | None, since: datetime | None, circumstances: Circumstances) -> T | None:
-    """Look for what a request of up to that moment has made, for as long as it may still take effect."""
+def _begun(intent: Intent | None, token: str, elsewhere_since: datetime | None) -> Intent:
+    """The record with which this attempt begins, on disk before anything else is done."""
+    if elsewhere_since is None:
+        return Intent(token=token)
+    # Another machine may have sent a request at any moment until now, whatever this one remembers.
+    return (intent or Intent(token=token)).model_copy(update={"intended_at": now()})
+
+
+def _look(launch: Launch[T], intent: Intent, circumstances: Circumstances) -> T | None:
+    """Look for what an earlier request has made, for as long as one may still take effect."""
     seconds = 0.0
-    if since is not None:
+    if intent.intended_at is not None:
         # A clock that was set back must not make the wait longer than a request can take.
-        left = since + timedelta(seconds=launch.settle_seconds) - now()
+        left = intent.intended_at + timedelta(seconds=launch.settle_seconds) - now()
         seconds = min(max(left.total_seconds(), 0.0), launch.settle_seconds)
         logger.warning(
             "%s was begun before and it is not known how that ended; looking for it for %.0f s", launch.what, seconds
@@ -252,7 +259,7 @@ def _settle(launch: Launch[T], intent: Intent, doubt: BiomedError, circumstances
     ) from doubt
 
 
-def _adopted(launch: Launch[T], intent: Intent | None, circumstances: Circumstances) -> T | None:
+def _adopted(launch: Launch[T], intent: Intent, circumstances: Circumstances) -> T | None:
     """The oldest object that carries the token; the others are named and ended."""
     found = launch.find(intent)
     if not found:

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from prefect_biomed.clients.errors import (
 )
 from prefect_biomed.clients.files import exclusive
 from prefect_biomed.clients.once import Circumstances, Intent, IntentFolder, Launch, leaves_doubt, once
+from prefect_biomed.clients.polling import now
 
 SETTLE = 100.0
 
@@ -86,7 +88,7 @@ class Platform:
             raise answer
         return self.objects[-1]
 
-    def find(self, intent: Intent | None) -> Sequence[str]:
+    def find(self, intent: Intent) -> Sequence[str]:
         self.looked += 1
         if self.look_fails:
             raise self.look_fails.pop(0)
@@ -204,13 +206,15 @@ def test_object_that_carries_the_token_is_adopted_without_a_record(store: Intent
     assert record.id == "job-1"
 
 
-def test_checks_that_fail_leave_no_intent(store: IntentFolder, platform: Platform) -> None:
-    def prepare(_: Intent | None) -> Mapping[str, Any]:
+def test_checks_that_fail_leave_no_doubt(store: IntentFolder, platform: Platform) -> None:
+    def prepare(_: Intent) -> Mapping[str, Any]:
         raise PreflightFailed("wrong", ["this"])
 
     with pytest.raises(PreflightFailed):
         once(platform.launch(prepare=prepare), store)
-    assert store.read("abc") is None
+    record = store.read("abc")
+    assert record is not None
+    assert not record.is_in_doubt
 
 
 # -- lost answers ------------------------------------------------------------------------------------------------------
@@ -266,7 +270,7 @@ def test_platform_that_cannot_be_asked_leaves_the_doubt(store: IntentFolder, pla
     platform.look_fails = []
     looked = iter(range(10_000))
 
-    def find(_: Intent | None) -> Sequence[str]:
+    def find(_: Intent) -> Sequence[str]:
         if next(looked) == 0:
             return []
         raise ServerUnavailable("down", status=503)
@@ -383,13 +387,40 @@ def test_attempt_that_prefect_knows_of_counts_when_this_machine_has_no_record(
     store: IntentFolder, platform: Platform, clock: Clock
 ) -> None:
     clock.later(40.0, platform.make)
-    assert once(platform.launch(), store, Circumstances(attempted_before=True)) == "job-1"
+    assert once(platform.launch(), store, Circumstances(attempted_since=now())) == "job-1"
     assert platform.sent == 0
 
 
 @contextmanager
-def left_open(_: str) -> Iterator[bool]:
-    yield True
+def left_open(_: str) -> Iterator[datetime | None]:
+    yield now()
+
+
+def test_first_attempt_that_died_before_the_request_is_no_doubt_on_this_machine(
+    store: IntentFolder, platform: Platform, clock: Clock
+) -> None:
+    platform.look_fails = [ServerUnavailable("down", status=503)]
+    with pytest.raises(ServerUnavailable):
+        once(platform.launch(), store)
+    begun = clock.seconds
+    assert once(platform.launch(), store, Circumstances(attempted_since=now())) == "job-1"
+    assert clock.seconds == begun
+
+
+def test_wait_for_another_machine_that_is_killed_begins_anew(
+    store: IntentFolder, platform: Platform, clock: Clock
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def find(_: Intent) -> Sequence[str]:
+        raise Killed
+
+    with pytest.raises(Killed):
+        once(platform.launch(find=find), store, Circumstances(attempted_since=now()))
+    clock.later(40.0, platform.make)
+    assert once(platform.launch(), store, Circumstances(attempted_since=now())) == "job-1"
+    assert platform.sent == 0
 
 
 def test_attempt_of_another_machine_counts_whatever_this_one_remembers(
