@@ -1,5 +1,5 @@
 """The laboratory of the ingest tests."""
 
-from ingest_lab import lab, make_lab
+from harness.ingest_lab import lab, make_lab
 
 __all__ = ["lab", "make_lab"]

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from vantage6_servers import ENVIRONMENTS, RealServer, server_3, server_4, server_5
 
 from benchmarks.official import official_environment as make_official_environment
+from harness.vantage6_servers import ENVIRONMENTS, RealServer, server_3, server_4, server_5
 
 OfficialEnvironment = Callable[..., Path]
 

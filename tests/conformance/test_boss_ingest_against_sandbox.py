@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ingest_lab import QUICK, Lab, lab, make_lab, volume
 
+from harness.ingest_lab import QUICK, Lab, lab, make_lab, volume
 from prefect_biomed.clients.boss import IngestConfig, JobStatus, UploadReport
 from prefect_biomed.sandbox.boss import Job
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from vantage6_account import Account, until
-from vantage6_servers import ENVIRONMENTS
 
+from harness.vantage6_account import Account, until
+from harness.vantage6_servers import ENVIRONMENTS
 from prefect_biomed.sandbox import Sandbox
 from prefect_biomed.sandbox.vantage6 import CLINICAL, Vantage6Sandbox
 

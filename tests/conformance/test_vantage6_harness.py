@@ -5,8 +5,9 @@ import time
 import numpy as np
 import pytest
 import requests
-from vantage6_account import Account, until
-from vantage6_servers import RealServer
+
+from harness.vantage6_account import Account, until
+from harness.vantage6_servers import RealServer
 
 pytestmark = [pytest.mark.conformance]
 

@@ -17,10 +17,10 @@ import pytest
 import yaml
 from prefect import flow
 from pydantic import SecretStr
-from vantage6_account import Account, until
-from vantage6_events import PollingChannel
-from vantage6_servers import ENVIRONMENTS, RealServer, server_4
 
+from harness.vantage6_account import Account, until
+from harness.vantage6_events import PollingChannel
+from harness.vantage6_servers import ENVIRONMENTS, RealServer, server_4
 from prefect_biomed.blocks import Vantage6Credentials
 from prefect_biomed.clients.errors import DeadlineExceeded, NotFoundError, PreflightFailed
 from prefect_biomed.clients.vantage6 import (

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import requests
-from vantage6_account import Account, until
-from vantage6_servers import ENVIRONMENTS, RealServer, server_3, server_4, server_5
 
+from harness.vantage6_account import Account, until
+from harness.vantage6_servers import ENVIRONMENTS, RealServer, server_3, server_4, server_5
 from prefect_biomed.sandbox import Sandbox
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(600)]

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import requests
-from laboratory import FlowRun, Remote, wait_until
 
 from examples.lab import Laboratory
+from harness.laboratory import FlowRun, Remote, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

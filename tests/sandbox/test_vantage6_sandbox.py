@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import requests
-from vantage6_account import Account, Json, until
 
+from harness.vantage6_account import Account, Json, until
 from prefect_biomed.sandbox import Fault, Sandbox
 from prefect_biomed.sandbox.vantage6 import CLINICAL, Algorithm, Job, Vantage6Sandbox, algorithms
 from prefect_biomed.sandbox.vantage6._encryption import Undecipherable, seal

@@ -1,0 +1,175 @@
+"""The REST client: answers as the Boss gives them, errors as a person needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from harness.ingest_lab import SOON, Lab, volume
+from prefect_biomed.clients.boss import BossClient, IngestConfig, JobStatus
+from prefect_biomed.clients.errors import (
+    AuthenticationError,
+    JobFailed,
+    NotFoundError,
+    PermissionDeniedError,
+    PlatformError,
+    ServerUnavailable,
+    UnexpectedResponse,
+)
+from prefect_biomed.sandbox import Fault
+
+
+@pytest.fixture
+def config(lab: Lab) -> IngestConfig:
+    return IngestConfig.load(lab.config())
+
+
+def uploaded(lab: Lab) -> int:
+    lab.write_stack(volume((16, 512, 512)))
+    config, job = lab.create(lab.config())
+    lab.upload(config, job.id)
+    return job.id
+
+
+def test_09_a_bad_token_is_refused_once_and_never_shown(lab: Lab, config: IngestConfig) -> None:
+    wrong = "f" * 40
+    client = BossClient(lab.client.host, wrong, protocol="http")
+    with pytest.raises(AuthenticationError, match=r"refused the token: Invalid token") as caught:
+        client.create(config)
+    assert len(lab.boss.journal) == 1
+    assert wrong not in f"{caught.value!r} {client!r}"
+
+
+def test_10_a_job_of_somebody_else_is_refused(lab: Lab, config: IngestConfig) -> None:
+    job = lab.client.create(config)
+    other = BossClient(lab.client.host, lab.boss.ready()["tokens"]["bob"], protocol="http")
+    with pytest.raises(PermissionDeniedError, match="3003"):
+        other.join(job.id)
+
+
+def test_11_two_bad_gateways_are_bridged(lab: Lab, config: IngestConfig) -> None:
+    job = lab.client.create(config)
+    lab.boss.faults.add(
+        Fault(method="GET", path=f"/ingest/{job.id}$", calls=[1, 2], status=502, body="<html>Bad Gateway</html>")
+    )
+    assert lab.client.wait_until_ready(job.id, SOON).job.id == job.id
+
+
+def test_11b_a_long_outage_is_transient(lab: Lab, config: IngestConfig) -> None:
+    job = lab.client.create(config)
+    lab.boss.faults.add(Fault(path="/ingest/", status=503, body="<html>no</html>"))
+    with pytest.raises(ServerUnavailable):
+        lab.client.join(job.id)
+
+
+def test_12_waiting_asks_by_joins_not_by_status(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(unready_joins=3)
+    job = lab.client.create(IngestConfig.load(lab.config()))
+    lab.boss.journal.clear()
+    joined = lab.client.wait_until_ready(job.id, SOON)
+    assert joined.job.status == JobStatus.UPLOADING
+    assert joined.access_key.get_secret_value() not in repr(joined)
+    paths = [entry.path.rsplit("/", 1)[-1] for entry in lab.boss.journal]
+    assert paths.count("status") == 1
+    assert paths.count(str(job.id)) >= 4
+
+
+def test_13_a_join_without_keys_is_repeated(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(null_credentials_joins=2)
+    job = lab.client.create(IngestConfig.load(lab.config()))
+    assert lab.client.wait_until_ready(job.id, SOON).access_key.get_secret_value()
+    assert lab.boss.job(job.id).observed.joins >= 3
+
+
+def test_14_a_complete_tile_job_is_reported_and_not_joined_again(lab: Lab) -> None:
+    number = uploaded(lab)
+    lab.complete(number)
+    lab.boss.journal.clear()
+    with pytest.raises(JobFailed, match="complete: there is nothing left"):
+        lab.client.wait_until_ready(number)
+    assert [entry.path.rsplit("/", 1)[-1] for entry in lab.boss.journal] == ["status"]
+    with pytest.raises(JobFailed, match="complete"):
+        lab.client.join(number)
+
+
+def test_15_a_complete_volumetric_job_is_reported(lab: Lab) -> None:
+    extent = {"x": [0, 512], "y": [0, 512], "z": [0, 16], "t": [0, 1]}
+    config = IngestConfig.load(lab.volumetric("a.b", {}, extent))
+    job = lab.client.create(config)
+    lab.client.wait_until_ready(job.id, SOON)
+    lab.boss.service._close(lab.boss.job(job.id), type(lab.boss.job(job.id).status)(2))
+    with pytest.raises(JobFailed, match="is complete"):
+        lab.client.join(job.id)
+
+
+def test_17_waits_that_the_server_asks_for_are_honoured(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(quiet_seconds=1.2, completing_seconds=0.3)
+    number = uploaded(lab)
+    lab.boss.journal.clear()
+    completion = lab.client.complete(number, SOON)
+    assert (completion.outcome, completion.status) == ("COMPLETE", JobStatus.COMPLETE)
+    posts = [entry for entry in lab.boss.journal if entry.method == "POST"]
+    assert posts[0].status == posts[-1].status == 202
+    assert posts[1].time - posts[0].time >= 1.1
+    assert len(posts) <= 4
+    assert lab.client.complete(number, SOON).outcome == "COMPLETE"
+
+
+def test_18_a_queue_that_is_not_empty_means_resume(lab: Lab) -> None:
+    lab.write_stack(volume((16, 512, 512)))
+    config, job = lab.create(lab.config())
+    lab.client.wait_until_ready(job.id, SOON)
+    completion = lab.complete(job.id)
+    assert (completion.outcome, completion.missing) == ("RESUME", 16)
+    lab.upload(config, job.id)
+    assert lab.complete(job.id).outcome == "COMPLETE"
+
+
+@pytest.mark.parametrize("state", ["PREPARING", "DELETED", "FAILED"])
+def test_21_a_job_that_cannot_be_completed_is_an_error_not_a_loop(lab: Lab, config: IngestConfig, state: str) -> None:
+    job = lab.client.create(config)
+    theirs = lab.boss.job(job.id)
+    theirs.status = type(theirs.status)[state]
+    with pytest.raises((JobFailed, NotFoundError)):
+        lab.client.complete(job.id, SOON)
+
+
+def test_a_job_whose_queue_cannot_be_filled_is_given_up(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(fail_population=True)
+    job = lab.client.create(IngestConfig.load(lab.config()))
+    with pytest.raises(JobFailed, match="never will"):
+        lab.client.wait_until_ready(job.id, SOON)
+    assert "was cancelled" in lab.client.cancel(job.id)
+
+
+def test_a_server_failure_at_creation_warns_of_the_half_made_job(lab: Lab, config: IngestConfig) -> None:
+    bad = config.body()
+    bad["ingest_job"]["tile_size"]["t"] = 0
+    broken = config.model_copy(update={"ingest_job": config.ingest_job.model_copy()})
+    object.__setattr__(broken, "body", lambda: bad)
+    with pytest.raises(PlatformError, match=r"half-made job"):
+        lab.client.create(broken)
+    assert [job.status for job in lab.client.list_jobs()] == [JobStatus.PREPARING]
+
+
+def test_an_unknown_state_is_kept_and_not_terminal() -> None:
+    status = JobStatus(42)
+    assert (int(status), status.is_terminal, status.is_success) == (42, False, False)
+    assert JobStatus(42).name == "UNKNOWN_42"
+
+
+def test_a_cutout_that_is_none_is_refused(lab: Lab) -> None:
+    lab.boss.faults.add(Fault(path="/cutout/", status=200, body="garbage", content_type="application/npygz"))
+    with pytest.raises(UnexpectedResponse, match="cutout cannot be read"):
+        lab.client.cutout("sandbox/stack/uint8", 0, (0, 4), (0, 4), (0, 1))
+
+
+def test_resources_are_made_once(lab: Lab) -> None:
+    changed = lab.config()
+    changed["database"] = {"collection": "c", "experiment": "e", "channel": "ch"}
+    config = IngestConfig.load(changed)
+    assert len(lab.client.create_resources(config, datatype="uint16")) == 4
+    assert lab.client.create_resources(config, datatype="uint16") == []
+    assert lab.client.channel("c", "e", "ch").datatype == "uint16"
+    assert lab.client.channel("c", "e", "ch").bounds["z"] == (0, 16)

@@ -1,0 +1,402 @@
+"""The flows of the Boss against the sandbox, with a Prefect API."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.objects import Artifact, FlowRun, State
+from prefect.settings import get_current_settings
+from pydantic import SecretStr
+
+from harness.ingest_lab import QUICK, Lab, lab, make_lab, volume
+from prefect_biomed.blocks import BossCredentials
+from prefect_biomed.clients.boss import IngestConfig, IngestIncomplete, JobStatus, UploadSettings
+from prefect_biomed.clients.errors import (
+    JobFailed,
+    LaunchInDoubt,
+    NotFoundError,
+    PermissionDeniedError,
+    PreflightFailed,
+)
+from prefect_biomed.flows.boss import boss_cancel_ingest, boss_ingest, boss_join_ingest, cancel_remote_job
+from prefect_biomed.sandbox import Fault
+from prefect_biomed.tasks import boss as steps
+from prefect_biomed.tasks.policies import intent_token
+
+__all__ = ["lab", "make_lab"]
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
+
+
+@pytest.fixture
+def credentials(lab: Lab) -> BossCredentials:
+    return credentials_for(lab)
+
+
+def credentials_for(lab: Lab, user: str = "alice") -> BossCredentials:
+    facts = lab.boss.ready()
+    return BossCredentials(
+        token=SecretStr(facts["tokens"][user]), host=facts["host"], protocol="http", aws_endpoint_url=facts["url"]
+    )
+
+
+def artifacts(key: str) -> list[Artifact]:
+    with get_client(sync_client=True) as client:
+        return client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
+
+
+def posts(lab: Lab) -> int:
+    return len(lab.boss.journal.entries("POST", r"/ingest/$"))
+
+
+def test_ingest_from_check_to_report(lab: Lab, credentials: BossCredentials, tmp_path: Path) -> None:
+    pixels = volume((20, 1024, 1024))
+    lab.write_stack(pixels)
+    extent = {"x": [0, 1024], "y": [0, 1024], "z": [0, 20], "t": [0, 1]}
+    file = tmp_path / "ingest.json"
+    file.write_text(json.dumps(lab.config(extent=extent)))
+    report = boss_ingest(credentials, file, upload=QUICK)
+    assert np.array_equal(lab.read(pixels.shape), pixels)
+    assert report.balanced
+    assert (report.tile_count, report.deleted, report.holes) == (80, 80, ())
+    assert lab.boss.job(1).status == JobStatus.COMPLETE
+    picture = str(artifacts("boss-preview-1")[-1].data)
+    shown = Image.open(io.BytesIO(base64.b64decode(picture.removeprefix("data:image/png;base64,"))))
+    assert shown.size == (512, 512)
+    assert abs(float(np.asarray(shown).mean()) - float(pixels[10].mean())) < 2
+    assert artifacts("boss-upload-1")[-1].data == 100.0
+    assert "tiles/s" in str(artifacts("boss-upload-1")[-1].description)
+    assert "80 of 80" in str(artifacts("boss-report-1")[-1].data)
+
+
+def test_ingest_makes_what_it_lies_in(lab: Lab, credentials: BossCredentials) -> None:
+    lab.write_stack(volume((16, 512, 512), "uint16"))
+    config = lab.config()
+    config["database"] = {"collection": "mouse", "experiment": "em", "channel": "raw"}
+    with pytest.raises(PreflightFailed, match="no collection 'mouse'"):
+        boss_ingest(credentials, IngestConfig.load(config))
+    assert posts(lab) == 0
+    new = steps.NewResources(datatype="uint16", voxel_size=(4.0, 4.0, 40.0))
+    boss_ingest(credentials, IngestConfig.load(config), upload=QUICK, new_resources=new)
+    read = lab.boss.cutout("mouse/em/raw", x=(0, 512), y=(0, 512), z=(0, 16))[0]
+    assert np.array_equal(read, volume((16, 512, 512), "uint16"))
+
+
+def test_a_damaged_file_leaves_the_job_open_and_the_same_job_is_finished_later(
+    lab: Lab, credentials: BossCredentials
+) -> None:
+    pixels = volume((16, 512, 512))
+    root = lab.write_stack(pixels)
+    path = root / "7" / "0_0_0.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-900])
+    config = IngestConfig.load(lab.config())
+    with pytest.raises(IngestIncomplete, match="z=7") as caught:
+        boss_ingest(credentials, config, upload=QUICK)
+    assert (caught.value.report.deleted, len(caught.value.report.failed)) == (15, 1)
+    assert lab.boss.job(1).status == JobStatus.UPLOADING
+    path.write_bytes(whole)
+    lab.boss.job(1).upload_queue.expire_leases()
+    report = boss_join_ingest(credentials, config, 1, upload=QUICK, complete=True)
+    assert report.balanced
+    assert np.array_equal(lab.read(pixels.shape), pixels)
+
+
+def test_19_missing_tiles_are_uploaded_again_until_the_boss_is_content(lab: Lab, credentials: BossCredentials) -> None:
+    pixels = volume((16, 512, 512))
+    lab.write_stack(pixels)
+    # The index lambda loses one message: the chunk's entry stays without that tile.
+    index, lost = lab.boss.service._index, []
+
+    def forgetful(job: Any, body: str) -> bool:
+        if not lost and "&0&4&0" in json.loads(body)["tile_key"]:
+            lost.append(body)
+            return True
+        return index(job, body)
+
+    lab.boss.service._index = forgetful  # type: ignore[method-assign]
+    report = boss_ingest(credentials, IngestConfig.load(lab.config()), upload=QUICK)
+    assert lost
+    assert np.array_equal(lab.read(pixels.shape), pixels)
+    assert report.balanced
+    assert sum(lab.boss.job(1).observed.puts.values()) == 17
+
+
+def test_45_nothing_is_in_flight_when_the_job_is_completed(lab: Lab, credentials: BossCredentials) -> None:
+    lab.write_stack(volume((16, 512, 512)))
+    lab.boss.faults.add(Fault(method="PUT", calls=[14, 15, 16], delay_seconds=1.5))
+    boss_ingest(credentials, IngestConfig.load(lab.config()), upload=QUICK)
+    completions = lab.boss.journal.entries("POST", "/complete$")
+    puts = lab.boss.journal.entries("PUT")
+    assert len(puts) == 16
+    assert min(entry.time for entry in completions) > max(entry.time + (entry.seconds or 0) for entry in puts)
+    assert lab.boss.job(1).observed.deleted == 16
+
+
+def test_skipped_slices_of_a_chunk_end_with_an_explanation(lab: Lab, credentials: BossCredentials) -> None:
+    root = lab.write_stack(volume((16, 512, 512)))
+    (root / "7" / "0_0_0.png").unlink()
+    settings = QUICK.model_copy(update={"on_bad_source": "skip"})
+    with pytest.raises(IngestIncomplete, match="sixteen slices"):
+        boss_ingest(credentials, IngestConfig.load(lab.config()), upload=settings)
+
+
+def test_46_a_chunk_that_others_lost_is_named_although_the_boss_says_complete(
+    lab: Lab, credentials: BossCredentials
+) -> None:
+    lab.write_stack(volume((32, 512, 512)))
+    config, job = lab.create(lab.config(extent={"x": [0, 512], "y": [0, 512], "z": [0, 32], "t": [0, 1]}))
+    lab.client.wait_until_ready(job.id)
+    queue = lab.boss.job(job.id).upload_queue
+    kept = []
+    for _ in range(4):
+        for message in queue.receive(10):
+            z = int(json.loads(message.body)["tile_key"].split("&")[7])
+            if z >= 16:
+                queue.delete(queue.handle(message))  # somebody deletes without indexing
+            else:
+                kept.append(message.body)
+    queue.expire_leases()
+    with pytest.raises(IngestIncomplete, match="complete, but not everything") as caught:
+        boss_join_ingest(credentials, config, job.id, upload=QUICK, complete=True)
+    report = caught.value.report
+    assert lab.boss.job(job.id).status == JobStatus.COMPLETE
+    assert (report.deleted, report.unaccounted, len(report.holes)) == (16, 16, 16)
+    assert report.holes[0] == "x=0 y=0 z=16 t=0"
+
+
+def test_46b_a_lost_chunk_of_a_volumetric_job_is_named(lab: Lab, credentials: BossCredentials) -> None:
+    np.save(lab.folder / "v.npy", volume((32, 512, 2048)))
+    extent = {"x": [0, 2048], "y": [0, 512], "z": [0, 32], "t": [0, 1]}
+    plugin = "prefect_biomed.clients.boss.plugins.arrays.Array"
+    config, job = lab.create(lab.volumetric(plugin, {"filename": str(lab.folder / "v.npy")}, extent))
+    lab.client.wait_until_ready(job.id)
+    queue = lab.boss.job(job.id).upload_queue
+    [lost] = queue.receive(1)
+    queue.delete(queue.handle(lost))
+    with pytest.raises(IngestIncomplete, match="complete, but not everything") as caught:
+        boss_join_ingest(credentials, config, job.id, upload=QUICK, complete=True)
+    assert caught.value.report.holes == ("x=0 y=0 z=0 t=0",)
+    assert (caught.value.report.deleted, caught.value.report.unaccounted) == (1, 1)
+
+
+def test_no_secret_is_left_anywhere(lab: Lab, credentials: BossCredentials, caplog: pytest.LogCaptureFixture) -> None:
+    lab.write_stack(volume((16, 512, 512)))
+    (lab.folder / "stack" / "3" / "0_0_0.png").write_bytes(b"damaged")
+    secrets = [lab.boss.ready()["tokens"]["alice"]]
+    settings = QUICK.model_copy(update={"on_bad_source": "blank"})
+    with caplog.at_level("DEBUG", logger="prefect_biomed"):
+        boss_ingest(credentials, IngestConfig.load(lab.config()), upload=settings)
+    secrets += [f"secret-{number:033d}" for number in range(1, 4)]
+    kept = [path for path in lab.folder.glob("home/**/*") if path.is_file()]
+    results = get_current_settings().results.local_storage_path
+    kept += [path for path in Path(results).glob("**/*") if path.is_file()]
+    assert len(kept) > 2
+    with get_client(sync_client=True) as client:
+        texts = [str(artifact.data) for artifact in client.read_artifacts()]
+        texts += [log.message for log in client.read_logs()]
+    texts += [caplog.text, *(path.read_bytes().decode("latin-1") for path in kept)]
+    assert not [secret for secret in secrets if any(secret in text for text in texts)]
+
+
+def test_work_of_others_is_counted_as_theirs_and_found_to_be_there(
+    lab: Lab, credentials: BossCredentials, tmp_path: Path
+) -> None:
+    pixels = volume((32, 512, 512))
+    lab.write_stack(pixels)
+    config, job = lab.create(lab.config(extent={"x": [0, 512], "y": [0, 512], "z": [0, 32], "t": [0, 1]}))
+    half = QUICK.model_copy(update={"max_tiles": 10})
+    theirs = lab.upload(config, job.id, half, ledger_folder=tmp_path / "elsewhere")
+    lab.boss.job(job.id).upload_queue.expire_leases()
+    report = boss_join_ingest(credentials, config, job.id, upload=QUICK, complete=True)
+    assert (report.deleted, report.unaccounted) == (32 - theirs.deleted, theirs.deleted)
+    assert report.holes == ()
+
+
+def test_several_processes_share_a_job(lab: Lab, credentials: BossCredentials) -> None:
+    pixels = volume((200, 64, 64))
+    lab.write_stack(pixels, tile=64)
+    extent = {"x": [0, 64], "y": [0, 64], "z": [0, 200], "t": [0, 1]}
+    config = IngestConfig.load(lab.config(extent=extent, tile_size={"x": 64, "y": 64, "z": 1, "t": 1}))
+    report = boss_ingest(credentials, config, processes=2, upload=QUICK)
+    assert report.balanced
+    assert lab.boss.job(1).observed.deleted == 200
+    assert set(lab.boss.job(1).observed.indexed.values()) == {1}
+    assert np.array_equal(lab.read(pixels.shape), pixels)
+
+
+def test_short_slices_add_up(lab: Lab, credentials: BossCredentials) -> None:
+    pixels = volume((120, 64, 64))
+    lab.write_stack(pixels, tile=64)
+    extent = {"x": [0, 64], "y": [0, 64], "z": [0, 120], "t": [0, 1]}
+    config = IngestConfig.load(lab.config(extent=extent, tile_size={"x": 64, "y": 64, "z": 1, "t": 1}))
+    settings = UploadSettings(threads=4, min_lease_seconds=2, max_tiles=50)
+    report = boss_ingest(credentials, config, upload=settings)
+    assert report.balanced
+    assert np.array_equal(lab.read(pixels.shape), pixels)
+
+
+@pytest.mark.parametrize(("state", "match"), [("complete", "is complete"), ("deleted", "deleted"), ("foreign", "3003")])
+def test_joining_a_job_that_is_over_or_foreign_is_told_after_one_request(lab: Lab, state: str, match: str) -> None:
+    lab.write_stack(volume((16, 512, 512)))
+    config, job = lab.create(lab.config())
+    credentials = credentials_for(lab, "bob" if state == "foreign" else "alice")
+    if state == "complete":
+        lab.upload(config, job.id)
+        lab.complete(job.id)
+    if state == "deleted":
+        lab.client.cancel(job.id)
+    lab.boss.journal.clear()
+    with pytest.raises((JobFailed, NotFoundError, PermissionDeniedError), match=match):
+        boss_join_ingest(credentials, config, job.id)
+    assert len(lab.boss.journal) == 1
+
+
+def test_20_cancelling_is_harmless_whatever_the_state(lab: Lab, credentials: BossCredentials) -> None:
+    lab.write_stack(volume((16, 512, 512)))
+    config, job = lab.create(lab.config())
+    lab.upload(config, job.id)
+    assert lab.complete(job.id).outcome == "COMPLETE"
+    assert "nothing to cancel" in boss_cancel_ingest(credentials, job.id)
+    _, other = lab.create(lab.config())
+    assert "was cancelled" in boss_cancel_ingest(credentials, other.id)
+    assert "before" in boss_cancel_ingest(credentials, other.id)
+    with pytest.raises(NotFoundError):
+        boss_cancel_ingest(credentials, 999)
+
+
+def test_16_a_lost_answer_to_create_makes_no_second_job(lab: Lab, credentials: BossCredentials) -> None:
+    lab.write_stack(volume((16, 512, 512)))
+    lab.boss.faults.add(Fault(method="POST", path=r"/ingest/$", drop="after", calls=[1]))
+    boss_ingest(credentials, IngestConfig.load(lab.config()), upload=QUICK)
+    assert posts(lab) == 1
+    assert list(lab.boss.service.jobs) == [1]
+
+
+def test_16_a_create_that_never_arrived_is_in_doubt_and_its_retry_makes_one_job(
+    lab: Lab, credentials: BossCredentials
+) -> None:
+    lab.write_stack(volume((16, 512, 512)))
+    lab.boss.faults.add(Fault(method="POST", path=r"/ingest/$", drop="before", calls=[1]))
+    config = IngestConfig.load(lab.config())
+
+    @flow
+    def twice() -> list[int]:
+        token = intent_token("boss-ingest")
+        create = steps.create_ingest_job.with_options(retries=0)
+        with pytest.raises(LaunchInDoubt):
+            create(credentials, config, token)
+        return [create(credentials, config, token).id, create(credentials, config, token).id]
+
+    assert twice() == [1, 1]
+    assert posts(lab) == 2
+
+
+def test_two_identical_ingests_in_one_flow_are_two_jobs(lab: Lab, credentials: BossCredentials) -> None:
+    lab.write_stack(volume((16, 512, 512)))
+    config = IngestConfig.load(lab.config())
+
+    @flow
+    def both() -> list[int]:
+        return [boss_ingest(credentials, config, upload=QUICK).job_id for _ in range(2)]
+
+    assert both() == [1, 2]
+
+
+def test_a_retried_flow_run_goes_on_with_its_job(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab()
+    credentials = credentials_for(lab)
+    root = lab.write_stack(volume((16, 512, 512)))
+    path = root / "7" / "0_0_0.png"
+    whole = path.read_bytes()
+    path.unlink()
+    config = IngestConfig.load(lab.config())
+    runs = []
+
+    @flow(retries=1)
+    def parent() -> None:
+        runs.append(1)
+        if len(runs) == 2:
+            path.write_bytes(whole)
+            lab.boss.job(1).upload_queue.expire_leases()
+        boss_ingest(credentials, config, upload=QUICK)
+
+    parent()
+    assert len(runs) == 2
+    assert posts(lab) == 1
+    assert lab.boss.job(1).status == JobStatus.COMPLETE
+
+
+@pytest.fixture
+def flow_run_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    logger = logging.getLogger("prefect.flow_runs")
+    logger.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO, logger.name)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def stored_run(state: State[Any], credentials: BossCredentials, config: IngestConfig) -> FlowRun:
+    assert state.state_details.flow_run_id is not None
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(state.state_details.flow_run_id)
+    # What the server stored of a block that was not saved is masked; a deployment stores a reference.
+    run.parameters |= {"credentials": credentials, "config": config}
+    return run
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_cancellation_hook_cancels_only_when_asked(
+    lab: Lab, credentials: BossCredentials, asked: bool, flow_run_log: pytest.LogCaptureFixture
+) -> None:
+    lab.write_stack(volume((16, 512, 512)))
+    config = IngestConfig.load(lab.config())
+    state = boss_ingest(credentials, config, upload=QUICK, complete=False, cancel_remote=asked, return_state=True)
+    assert lab.boss.job(1).status == JobStatus.UPLOADING
+    # As in the process of the hook, no flow run is under way here.
+    cancel_remote_job(boss_ingest, stored_run(state, credentials, config), state)
+    assert (lab.boss.job(1).status == JobStatus.DELETED) == asked
+    assert ("was cancelled" in flow_run_log.text) == asked
+
+
+def test_the_cancellation_hook_says_when_this_machine_knows_no_job(
+    lab: Lab, credentials: BossCredentials, flow_run_log: pytest.LogCaptureFixture
+) -> None:
+    # Refused before there was an intent.
+    nowhere = lab.config()
+    nowhere["database"]["collection"] = "nowhere"
+    config = IngestConfig.load(nowhere)
+    state = boss_ingest(credentials, config, upload=QUICK, cancel_remote=True, return_state=True)
+    assert state.is_failed()
+    cancel_remote_job(boss_ingest, stored_run(state, credentials, config), state)
+    assert "knows of no job" in flow_run_log.text
+    assert posts(lab) == 0
+
+
+def test_a_configuration_with_five_mistakes_sends_nothing(lab: Lab, credentials: BossCredentials) -> None:
+    bad = lab.config()
+    bad["database"]["channel"] = "no spaces please"
+    bad["client"]["tile_processor"]["params"]["api_token"] = "0123"
+    bad["ingest_job"]["extent"]["x"] = [100, 612]
+    bad["ingest_job"]["extent"]["z"] = [8, 24]
+    bad["ingest_job"]["tile_size"]["t"] = 0
+    with pytest.raises(PreflightFailed) as caught:
+        IngestConfig.load(bad)
+    assert len(caught.value.problems) == 5
+    file = lab.folder / "bad.json"
+    file.write_text(json.dumps(bad))
+    with pytest.raises(PreflightFailed, match="5 problems"):
+        boss_ingest(credentials, file)
+    assert len(lab.boss.journal) == 0

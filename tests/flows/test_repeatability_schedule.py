@@ -1,0 +1,157 @@
+"""The repeatability experiment as people run it: its deployment, a worker, and an automation that tells of drift."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from examples.lab import Laboratory
+from harness.laboratory import FlowRun, Remote, wait_until
+from prefect_biomed.analysis import Experiment, Report
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+WEEKLY = "repeatability-experiment/repeatability-weekly"
+
+
+class _Mailbox(BaseHTTPRequestHandler):
+    received: list[dict[str, Any]]
+
+    def do_POST(self) -> None:
+        self.received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *values: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def mailbox() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Where notifications arrive."""
+    received: list[dict[str, Any]] = []
+    handler = type("Mailbox", (_Mailbox,), {"received": received})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/", received
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def laboratory(
+    tmp_path_factory: pytest.TempPathFactory, mailbox: tuple[str, list[dict[str, Any]]]
+) -> Iterator[Laboratory]:
+    with Laboratory(tmp_path_factory.mktemp("laboratory")) as laboratory:
+        facts = laboratory.sandbox["vip"]
+        laboratory.run(
+            "python",
+            "deployments/setup.py",
+            "--name=lab",
+            PREFECT_BIOMED_VIP_API_KEY=facts["api_key"],
+            PREFECT_BIOMED_VIP_URL=facts["url"],
+        )
+        block = (
+            "from prefect.blocks.notifications import CustomWebhookNotificationBlock as Webhook; "
+            f"Webhook(name='lab', url='{mailbox[0]}', json_data={{'subject': '{{{{subject}}}}', "
+            "'text': '{{body}}'}).save('lab')"
+        )
+        laboratory.run("python", "-c", block)
+        printed = laboratory.run("python", "deployments/automations.py", "--notify=custom-webhook/lab")
+        assert "biomed: tell when results have changed" in printed
+        yield laboratory
+
+
+@pytest.fixture
+def parameters(input_dir: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "credentials": {"$ref": {"block_document_slug": "vip-credentials/lab"}},
+        "pipelines": ["SkullStripNoisy/1.0", "GreyMatter/1.0"],
+        "input_settings": {"t1": "anatomical.nii"},
+        "input_dir": str(input_dir),
+        "experiment_dir": str(tmp_path / "experiment"),
+        "refresh_time": 0.5,
+        "repetitions": 5,
+    }
+
+
+def run_weekly(laboratory: Laboratory, parameters: dict[str, Any]) -> None:
+    laboratory.run("prefect", "deployment", "run", WEEKLY, "--params", json.dumps(parameters), "--watch")
+
+
+def last_report(parameters: dict[str, Any]) -> Report:
+    experiment = Experiment(Path(parameters["experiment_dir"]))
+    series = experiment.records()[-1].series
+    return Report.model_validate_json((experiment.report_dir(series) / "report.json").read_text())
+
+
+def test_schedules_are_off_and_runs_wait_for_each_other(laboratory: Laboratory) -> None:
+    found = requests.get(f"{laboratory.api_url}/deployments/name/{WEEKLY}", timeout=30).json()
+    assert {schedule["slug"]: schedule["active"] for schedule in found["schedules"]} == {
+        "mondays": False,
+        "first-of-the-month": False,
+    }
+    assert {schedule["slug"]: schedule["parameters"] for schedule in found["schedules"]} == {
+        "mondays": {"repetitions": 5},
+        "first-of-the-month": {"repetitions": 20},
+    }
+    assert found["global_concurrency_limit"]["limit"] == 1
+    assert found["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+    fields = found["parameter_openapi_schema"]["properties"]
+    assert all(field.get("description") for field in fields.values())
+    assert fields["repetitions"]["maximum"] == 100
+
+
+def test_the_week_in_which_a_library_changed(
+    laboratory: Laboratory, parameters: dict[str, Any], mailbox: tuple[str, list[dict[str, Any]]]
+) -> None:
+    remote = Remote(laboratory, "vip")
+    run_weekly(laboratory, parameters)
+    first = last_report(parameters)
+    noisy, exact = first.pipelines
+    assert noisy.comparison.differing == ("anatomical_brain.nii.gz", "anatomical_volumes.csv")
+    assert noisy.comparison.files[0].measures[0].digits == pytest.approx(6.0, abs=0.1)
+    assert exact.comparison.differing == ()
+    archives = list(Path(parameters["experiment_dir"]).rglob("*.tar.gz"))
+    assert len({path.read_bytes() for path in archives}) == 5
+    _, received = mailbox
+    assert received == []
+
+    remote.switch(math_library="alternative")
+    run_weekly(laboratory, parameters)
+    remote.switch(math_library="reference")
+    second = last_report(parameters)
+    noisy, exact = second.pipelines
+    assert exact.against_baseline is not None
+    assert not exact.against_baseline.changed
+    assert noisy.drift_since == noisy.timeline[-1].began
+    wait_until(lambda: len(received) == 1, 60, "a notification")
+    assert received[0]["subject"] == "SkullStripNoisy/1.0 has changed"
+    assert "changed: " in received[0]["text"]
+    assert str(noisy.drift_since.year if noisy.drift_since else "") in received[0]["text"]
+    html = Path(parameters["experiment_dir"], "reports", second.series, "report.html").read_text()
+    assert f"The change began with the series of {noisy.drift_since:%Y-%m-%d %H:%M} UTC." in html
+    body = {"filter": {"event": {"name": ["biomed.repeatability.drift"]}}, "limit": 10}
+    events = requests.post(f"{laboratory.api_url}/events/filter", json=body, timeout=30).json()["events"]
+    assert [event["payload"]["pipeline"] for event in events] == ["SkullStripNoisy/1.0"]
+
+
+def test_two_versions_through_their_deployment(laboratory: Laboratory, parameters: dict[str, Any]) -> None:
+    run = FlowRun(
+        laboratory,
+        "repeatability-experiment/repeatability-versions",
+        parameters | {"pipelines": ["GreyMatter/1.0", "GreyMatter/1.1"], "repetitions": 3},
+    )
+    assert run.wait() == "COMPLETED", run.logs()
+    report = last_report(parameters)
+    assert report.title == "Comparison of versions"
+    assert report.pipelines[1].against_version is not None
+    assert report.pipelines[1].against_version.changed

@@ -1,0 +1,5 @@
+"""The shared vantage6 sandboxes."""
+
+from harness.federation import federations, here
+
+__all__ = ["federations", "here"]
