@@ -2,30 +2,45 @@
 
 Two facts of Prefect decide what is here. A child flow run that failed is created anew when its parent is retried, so a
 cache key must hang on the outermost flow run. And identical calls in one flow run are one cache entry, so what tells
-two intents apart must be among the inputs: the token and the repetition.
+two intents apart must be among the inputs, or be the place of the call.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from prefect.blocks.core import Block
 from prefect.cache_policies import INPUTS, NO_CACHE, CachePolicy
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import State, TaskRun
+from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.runtime import flow_run
 from prefect.tasks import Task
 
 from prefect_biomed.clients.errors import AuthenticationError, ConfigurationError, is_transient
+from prefect_biomed.clients.once import Circumstances
+from prefect_biomed.tasks._lease import lease
+from prefect_biomed.tasks._reporting import state_event
 
-__all__ = ["ONCE", "RETRY", "RootRun", "if_transient", "intent_token", "token_of_flow_run"]
+__all__ = [
+    "ONCE",
+    "RETRY",
+    "PlaceOfCall",
+    "RootRun",
+    "circumstances",
+    "if_transient",
+    "intent_token",
+    "token_of_call",
+    "token_of_flow_run",
+]
 
 _TOKEN_LENGTH = 10
 
@@ -97,12 +112,80 @@ RETRY: dict[str, Any] = {
 }
 """For effects that may be repeated: look, wait, download, remove."""
 
+_WITHOUT_CREDENTIALS = INPUTS - "credentials"
+
 ONCE: dict[str, Any] = RETRY | {
     "persist_result": True,
     "result_serializer": "json",
-    "cache_policy": (INPUTS - "credentials") + RootRun(),
+    "cache_policy": _WITHOUT_CREDENTIALS + RootRun(),
 }
 """For effects that must happen once: upload, launch, create. Their results are kept and found again by a retry."""
+
+
+@dataclass
+class PlaceOfCall(CachePolicy):
+    """Tells apart calls with equal inputs: by the place of their flow, and by which of them a call is in that flow.
+
+    Add it to the policy of `ONCE` for a task whose inputs do not name the intent. A call with a `token` is named.
+    """
+
+    def compute_key(
+        self,
+        task_ctx: TaskRunContext,
+        inputs: dict[str, Any],
+        flow_parameters: dict[str, Any],
+        **kwargs: Any,
+    ) -> str | None:
+        """Compute the key.
+
+        Args:
+            task_ctx: Context of the task run.
+            inputs: Arguments of the call.
+            flow_parameters: Not used.
+            **kwargs: Not used.
+
+        Returns:
+            Place and number of the call; None for a call with a token and outside a flow. A key that matches nothing
+            in a flow that was called from inside a task, which has another place on each retry.
+        """
+        if inputs.get("token") or task_ctx.task_run.flow_run_id is None:
+            return None
+        equal = _WITHOUT_CREDENTIALS.compute_key(task_ctx, inputs, flow_parameters)
+        try:
+            return _place(task_ctx.task_run, equal or "", explicit=None)
+        except ConfigurationError:
+            return str(task_ctx.task_run.id)
+
+
+def circumstances(platform: str, kind: str) -> Circumstances:
+    """Tell a launch what Prefect knows of it. Called in the task that launches.
+
+    Args:
+        platform: For the event about duplicates, for instance `vip`.
+        kind: What is launched, for instance `execution`.
+
+    Returns:
+        Since when earlier attempts at this task were made, here or elsewhere; a lease on the server; and an event
+        `biomed.<platform>.<kind>.duplicated` should two objects carry one token.
+    """
+
+    def report(identifiers: Sequence[str]) -> None:
+        state_event(platform, kind, identifiers[0], "duplicated", others=list(identifiers[1:]))
+
+    return Circumstances(attempted_since=_attempted_since(), lease=lease, on_duplicates=report)
+
+
+def _attempted_since() -> datetime | None:
+    """When the first attempt at the running task may have been made; None when this is the first."""
+    context = TaskRunContext.get()
+    if context is None or context.task_run.flow_run_id is None:
+        return None
+    with get_client(sync_client=True) as client:
+        runs = [run for run, _ in _runs_to_root(client, context.task_run.flow_run_id)]
+    repeated = [run for run in runs if run.run_count > 1]
+    if repeated:
+        return repeated[-1].start_time
+    return runs[0].start_time if context.task_run.run_count > 1 else None
 
 
 def intent_token(kind: str, *, explicit: str | None = None) -> str:
@@ -128,6 +211,53 @@ def intent_token(kind: str, *, explicit: str | None = None) -> str:
     counter = f"prefect_biomed.{kind}"
     call = context.task_run_dynamic_keys[counter] = int(context.task_run_dynamic_keys.get(counter, -1)) + 1
     return token_of_flow_run(context.flow_run.id, kind, call=call, explicit=explicit)
+
+
+def token_of_call(inputs: str, *, explicit: str | None = None) -> str:
+    """Make the token of the running task, for a task with the policy `PlaceOfCall`.
+
+    Equal calls in one flow are counted, so that a repetition or a round of learning is an intent of its own; the
+    count is the same on a retry. Calls that a task runner carries out in other processes are not counted: give them
+    names.
+
+    Args:
+        inputs: What is asked for, as text; equal for equal calls.
+        explicit: A name that the user gave.
+
+    Returns:
+        Ten lower-case letters and digits; random outside a task.
+
+    Raises:
+        ConfigurationError: As for `intent_token`.
+    """
+    context = TaskRunContext.get()
+    if context is None:
+        return _digest(str(uuid.uuid4()))
+    if context.task_run.flow_run_id is None:
+        # Outside a flow the task run itself is the intent; its id stays the same on its retries.
+        return _digest(f"{context.task_run.id}/{inputs}")
+    return _digest(f"{_place(context.task_run, inputs, explicit=explicit)}/{inputs}")
+
+
+def _place(task_run: TaskRun, equal: str, *, explicit: str | None) -> str:
+    if task_run.flow_run_id is None:
+        raise ValueError("a task run outside a flow has no place")
+    return token_of_flow_run(task_run.flow_run_id, "task", call=_number_of_call(task_run, equal), explicit=explicit)
+
+
+_COUNTING = threading.Lock()
+
+
+def _number_of_call(task_run: TaskRun, equal: str) -> int:
+    """Which of the equal calls in the running flow this one is, from 0; the same on each retry of the task."""
+    context = FlowRunContext.get()
+    if context is None:
+        return 0
+    numbers, known, counter = context.task_run_dynamic_keys, f"prefect_biomed.{task_run.id}", f"prefect_biomed.{equal}"
+    with _COUNTING:
+        if known not in numbers:
+            numbers[known] = numbers[counter] = int(numbers.get(counter, -1)) + 1
+        return int(numbers[known])
 
 
 def token_of_flow_run(flow_run_id: UUID, kind: str, *, call: int = 0, explicit: str | None = None) -> str:
@@ -164,19 +294,24 @@ _UNSTABLE = ":?"
 
 def _steps_to_root(client: SyncPrefectClient, flow_run_id: UUID) -> Iterator[str]:
     """Climb to the outermost flow run by the tracking task runs; their keys count the calls under one parent."""
-    while True:
-        run = client.read_flow_run(flow_run_id)
-        if run.parent_task_run_id is None:
+    for run, tracking in _runs_to_root(client, flow_run_id):
+        if tracking is None:
             yield str(run.id)
             return
-        tracking = client.read_task_run(run.parent_task_run_id)
         # The part of the key after the last hyphen is a hash of the source, which an update of the package changes.
         name = tracking.task_key.rpartition("-")[0]
         yield f"{name}:{tracking.dynamic_key}" if tracking.dynamic_key.isdecimal() else f"{name}{_UNSTABLE}"
         if tracking.flow_run_id is None:
             yield str(tracking.id)
-            return
-        flow_run_id = tracking.flow_run_id
+
+
+def _runs_to_root(client: SyncPrefectClient, flow_run_id: UUID | None) -> Iterator[tuple[FlowRun, TaskRun | None]]:
+    """A flow run and those above it, each with the task run by which its parent tracks it."""
+    while flow_run_id is not None:
+        run = client.read_flow_run(flow_run_id)
+        tracking = client.read_task_run(run.parent_task_run_id) if run.parent_task_run_id else None
+        yield run, tracking
+        flow_run_id = tracking.flow_run_id if tracking else None
 
 
 def _digest(text: str) -> str:

@@ -1,0 +1,92 @@
+"""A lease on an intent, held on the Prefect server, so that two machines do not launch for it at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.concurrency.asyncio import AcquireConcurrencySlotTimeoutError, ConcurrencySlotAcquisitionError
+from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
+
+from prefect_biomed.clients.errors import HeldElsewhere
+
+__all__ = ["lease"]
+
+logger = logging.getLogger(__name__)
+
+# The shortest that a server grants; so much later the slot of a machine that died is free.
+_LEASE_SECONDS = 60.0
+_PATIENCE_SECONDS = 600.0
+_TRIES = 10
+
+
+@contextmanager
+def lease(token: str) -> Iterator[datetime | None]:
+    """Hold the lease of an intent: a global concurrency limit of one slot, named by the token.
+
+    The limit is there from the first attempt until one ends without an error, so it also tells other machines that
+    somebody has begun. A server that does not let this key make such limits gives no lease: then only the lock of this
+    machine keeps others out, and a warning says so.
+
+    Args:
+        token: The intent.
+
+    Yields:
+        Since when an earlier attempt is open; None when there is none.
+
+    Raises:
+        HeldElsewhere: Another machine has held it for ten minutes.
+    """
+    name = f"biomed-intent-{token}"
+    with ExitStack() as held:
+        try:
+            open_since = _entered(held, name)
+        except PrefectHTTPStatusError as error:
+            logger.warning("No lease on %s, so other machines are not kept out: %s", name, error)
+            yield None
+            return
+        yield open_since
+        # Removed while it is held: whoever waits for it begins anew and finds what was launched.
+        with suppress(ObjectNotFound), get_client(sync_client=True) as client:
+            client.delete_global_concurrency_limit_by_name(name)
+
+
+def _entered(held: ExitStack, name: str) -> datetime | None:
+    for last in [False] * (_TRIES - 1) + [True]:
+        open_since = _begun(name)
+        slot = concurrency(
+            name,
+            timeout_seconds=_PATIENCE_SECONDS,
+            lease_duration=_LEASE_SECONDS,
+            strict=True,
+            raise_on_lease_renewal_failure=False,
+        )
+        try:
+            held.enter_context(slot)
+        except AcquireConcurrencySlotTimeoutError:
+            break
+        except ConcurrencySlotAcquisitionError:
+            if last:
+                raise
+            continue  # who held it has ended well, and removed it
+        return open_since
+    raise HeldElsewhere(
+        f"Another machine holds the lease {name} for more than {_PATIENCE_SECONDS:.0f} s. Wait for its flow run to "
+        f"end. When none is alive, free it with: prefect gcl delete {name}"
+    )
+
+
+def _begun(name: str) -> datetime | None:
+    """Make the limit of an intent; since when it exists, when somebody has made it before."""
+    with get_client(sync_client=True) as client:
+        try:
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+        except ObjectAlreadyExists:
+            with suppress(ObjectNotFound):
+                return client.read_global_concurrency_limit_by_name(name).created
+    return None

@@ -1,0 +1,134 @@
+"""The lease on an intent: two machines do not launch at once, and one that comes after another's crash knows of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow, task
+from prefect.client.orchestration import get_client
+
+from prefect_biomed.clients.errors import HeldElsewhere, NetworkError
+from prefect_biomed.clients.once import Intent, IntentFolder, Launch, once
+from prefect_biomed.tasks import _lease
+from prefect_biomed.tasks._lease import lease
+from prefect_biomed.tasks.policies import circumstances
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
+
+
+def limits() -> list[str]:
+    with get_client(sync_client=True) as client:
+        return [one.name for one in client.read_global_concurrency_limits(limit=200) if "biomed" in one.name]
+
+
+def test_lease_is_there_while_it_is_held_and_gone_afterwards() -> None:
+    with lease("tok-plain") as open_since:
+        assert open_since is None
+        assert "biomed-intent-tok-plain" in limits()
+    assert "biomed-intent-tok-plain" not in limits()
+
+
+def test_attempt_that_failed_stays_open_and_the_next_is_told() -> None:
+    with pytest.raises(ZeroDivisionError), lease("tok-open"):
+        raise ZeroDivisionError
+    with lease("tok-open") as open_since:
+        assert open_since is not None
+        assert timedelta() <= datetime.now(UTC) - open_since < timedelta(minutes=5)
+    with lease("tok-open") as open_since:
+        assert open_since is None
+
+
+def test_second_machine_waits_for_the_first_and_begins_anew() -> None:
+    order: list[str] = []
+    held = threading.Event()
+
+    def first() -> None:
+        with lease("tok-two"):
+            held.set()
+            time.sleep(2)
+            order.append("first ends")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert held.wait(30)
+    with lease("tok-two"):
+        order.append("second begins")
+    thread.join(30)
+    assert order == ["first ends", "second begins"]
+    assert "biomed-intent-tok-two" not in limits()
+
+
+def test_lease_that_is_never_free_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_lease, "_PATIENCE_SECONDS", 2.0)
+    held, free = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with lease("tok-busy"):
+            held.set()
+            free.wait(60)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert held.wait(30)
+    with pytest.raises(HeldElsewhere, match="prefect gcl delete biomed-intent-tok-busy"), lease("tok-busy"):
+        pass
+    free.set()
+    thread.join(30)
+
+
+def test_retry_of_a_flow_run_on_another_machine_looks_before_it_sends(tmp_path: Path) -> None:
+    """The first machine's request is carried out late; the second knows of the attempt by Prefect alone."""
+    objects: list[str] = []
+    attempts: list[str] = []
+
+    def effect() -> None:
+        time.sleep(3)
+        objects.append("job-1")
+
+    def send() -> str:
+        if not attempts[1:]:
+            threading.Thread(target=effect, daemon=True).start()
+            raise KeyboardInterrupt
+        objects.append("job-2")
+        return "job-2"
+
+    def find(_: Intent) -> Sequence[str]:
+        return list(objects)
+
+    @task
+    def launch_it() -> str:
+        settings: dict[str, Any] = {"what": "job", "token": "tok-retry", "settle_seconds": 15.0}
+        launch = Launch(
+            **settings, find=find, prepare=lambda _: {}, send=send, get=str, identify=str, says_no=lambda _: True
+        )
+        try:
+            return once(launch, IntentFolder(tmp_path / f"machine-{len(attempts)}"), circumstances("test", "job"))
+        except KeyboardInterrupt:
+            raise NetworkError("the machine is gone") from None
+
+    @flow(retries=1, retry_delay_seconds=0)
+    def work() -> str:
+        attempts.append("attempt")
+        return launch_it()
+
+    assert work() == "job-1"
+    assert len(attempts) == 2
+    assert objects == ["job-1"]
+
+
+def test_first_attempt_has_no_earlier_one() -> None:
+    @task
+    def tell() -> datetime | None:
+        return circumstances("test", "job").attempted_since
+
+    @flow
+    def work() -> datetime | None:
+        return tell()
+
+    assert work() is None
