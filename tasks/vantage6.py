@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.cache_policies import CachePolicy
-from prefect.context import FlowRunContext, TaskRunContext
+from prefect.context import FlowRunContext
 from pydantic import ValidationError
 
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
@@ -54,7 +51,7 @@ from prefect_biomed.clients.vantage6 import (
     watch,
 )
 from prefect_biomed.tasks._reporting import Progress, artifact_key, link, markdown, state_event, table
-from prefect_biomed.tasks.policies import ONCE, RETRY, token_of_flow_run
+from prefect_biomed.tasks.policies import ONCE, RETRY, PlaceOfCall, token_of_call
 
 __all__ = [
     "create_collaboration",
@@ -87,21 +84,7 @@ def default_output_dir() -> Path:
     return (Path.home() if deployed else Path.cwd()) / "vantage6_results"
 
 
-@dataclass
-class _PlaceOfFlow(CachePolicy):
-    """Adds the place of the running flow, so that equal calls in two child flows are two intents."""
-
-    def compute_key(
-        self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
-    ) -> str | None:
-        """Compute the key; a token says it all already."""
-        flow_run_id = task_ctx.task_run.flow_run_id
-        if inputs.get("token") or flow_run_id is None:
-            return None
-        return token_of_flow_run(flow_run_id, "vantage6-task", explicit=inputs.get("name") or None)
-
-
-@task(**ONCE | {"cache_policy": ONCE["cache_policy"] + _PlaceOfFlow()})
+@task(**ONCE | {"cache_policy": ONCE["cache_policy"] + PlaceOfCall()})
 def create_task(
     credentials: Vantage6Credentials,
     collaboration: str | int,
@@ -186,7 +169,9 @@ def create_task(
     waiting = PollSettings(
         interval_seconds=2.0, growth=1.2, max_interval_seconds=30.0, deadline_seconds=waiting_seconds
     )
-    token = token or _token_of_call(request, repetition)
+    token = token or token_of_call(
+        json.dumps([request.model_dump(), repetition], sort_keys=True, default=repr), explicit=request.name or None
+    )
     with credentials.get_client() as client:
         made = launch(client, request, token, offline_nodes=offline_nodes, waiting=waiting, doubt_seconds=doubt_seconds)
         url = client.url
@@ -667,18 +652,6 @@ def _rows(look: Look) -> list[dict[str, object]]:
         }
         for state in look.states
     ]
-
-
-def _token_of_call(request: TaskRequest, repetition: int) -> str:
-    """Name a call that has no token: Prefect gives a task run no place of its own, so its inputs decide."""
-    context = TaskRunContext.get()
-    inputs = json.dumps(request.model_dump(), sort_keys=True, default=repr)
-    kind = "vantage6-task-" + hashlib.sha256(f"{inputs}\0{repetition}".encode()).hexdigest()
-    if context is not None and context.task_run.flow_run_id is not None:
-        return token_of_flow_run(context.task_run.flow_run_id, kind, explicit=request.name or None)
-    # Outside a flow the task run itself is the intent; its id stays the same on its retries.
-    seed = str(context.task_run.id) if context is not None else kind
-    return hashlib.sha256(f"{seed}{kind}".encode()).hexdigest()[:10]
 
 
 def _wrong_fields(subject: str, error: ValidationError) -> ConfigurationError:
