@@ -29,8 +29,8 @@ class Platform:
     """Base of one emulated platform.
 
     A subclass names itself and its `Switches`, builds `app` in its constructor, and may override
-    `start`, `stop` and `ready`. The core wraps `app` with latency, journal and faults and serves
-    it on a loopback port of its own.
+    `start`, `stop`, `went_down`, `came_back` and `ready`. The core wraps `app` with latency, journal
+    and faults and serves it on a loopback port of its own.
 
     Attributes:
         name: what it is called in the ready line and on the command line.
@@ -67,6 +67,12 @@ class Platform:
 
     def stop(self) -> None:
         """End background work; called once nothing is served any more."""
+
+    def went_down(self) -> None:
+        """Take note that its server goes down while everything behind the server goes on."""
+
+    def came_back(self) -> None:
+        """Take note that its server is back, under the same URL."""
 
     def ready(self) -> dict[str, Any]:
         """Return the facts a user needs: URL, keys, users, ids. Must be JSON."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import os
@@ -9,7 +10,8 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -140,6 +142,43 @@ class Sandbox:
             self._servers.pop().stop()
         self._directory.cleanup()
 
+    def restart(self, name: str, *, down_seconds: float = 0.0) -> None:
+        """Take a platform down and bring it back, and return once it answers again: see `outage`.
+
+        Args:
+            name: of the platform.
+            down_seconds: how long it refuses connections, besides the fraction of a second that going down takes.
+
+        Raises:
+            AttributeError: the sandbox does not serve it.
+            OSError: something else took its port meanwhile.
+        """
+        with self.outage(name):
+            time.sleep(down_seconds)
+
+    @contextmanager
+    def outage(self, name: str) -> Iterator[None]:
+        """Keep the server of a platform down while the context is open; then it is at the same URL in the same state.
+
+        Connections are cut, requests in work or held by a fault are not carried out unless that had begun; new
+        connections are refused. What does not live in the server goes on: executions of VIP and their transfers and
+        deletions, nodes of vantage6, lambdas and queues of the Boss. Journal, faults and switches stay.
+
+        Args:
+            name: of the platform.
+
+        Raises:
+            AttributeError: the sandbox does not serve it.
+            OSError: something else took its port meanwhile.
+        """
+        platform = self._platform(name)
+        server = next(server for server in self._servers if server.platform is platform)
+        server.go_down()
+        try:
+            yield
+        finally:
+            server.come_back()
+
     def __enter__(self) -> Self:
         return self.start()
 
@@ -167,19 +206,41 @@ def _write_atomically(path: Path, text: str) -> None:
     part.replace(path)
 
 
+class _Uvicorn(uvicorn.Server):
+    """Ends at once when told to, as a process that is killed does."""
+
+    at_once = False
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.at_once:
+            for server in self.servers:
+                server.close()
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
+            # They learn of it in the next turn of the loop; before, they would answer 500.
+            await asyncio.sleep(0)
+            for task in list(self.server_state.tasks):
+                task.cancel()
+        await super().shutdown(sockets)
+
+
 class _Server:
     """One platform on one loopback port, in a thread of its own."""
 
     def __init__(self, platform: Platform, port: int) -> None:
-        self._platform = platform
+        self.platform = platform
         self._started = False
+        self._listen(port)
+
+    def _listen(self, port: int) -> None:
         self._socket = socket.create_server(("127.0.0.1", port), backlog=512)
         # Inherited by each connection. asyncio sets it only on sockets that name their protocol; without it each answer
         # waits 40 ms for an acknowledgement.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._uvicorn = uvicorn.Server(
+        self._address: tuple[str, int] = self._socket.getsockname()
+        self._uvicorn = _Uvicorn(
             uvicorn.Config(
-                Gate(platform),
+                Gate(self.platform),
                 http="h11",
                 ws="none",
                 lifespan="off",
@@ -194,25 +255,41 @@ class _Server:
         self._thread = threading.Thread(
             target=self._uvicorn.run,
             kwargs={"sockets": [self._socket]},
-            name=f"sandbox-{platform.name}",
+            name=f"sandbox-{self.platform.name}",
             daemon=True,
         )
 
     def start(self) -> None:
+        self._serve()
+        host, port = self._address
+        self._started = True
+        self.platform.start(f"http://{host}:{port}")
+
+    def _serve(self) -> None:
         self._thread.start()
         deadline = time.monotonic() + _STARTED_WITHIN_SECONDS
         while not self._uvicorn.started:
             if not self._thread.is_alive() or time.monotonic() > deadline:
-                raise RuntimeError(f"the sandbox of {self._platform.name} did not start")
+                raise RuntimeError(f"the sandbox of {self.platform.name} did not start")
             time.sleep(0.005)
-        host, port = self._socket.getsockname()
-        self._started = True
-        self._platform.start(f"http://{host}:{port}")
+
+    def go_down(self) -> None:
+        self.platform.went_down()
+        self._uvicorn.at_once = True
+        self._end()
+
+    def come_back(self) -> None:
+        self._listen(self._address[1])
+        self._serve()
+        self.platform.came_back()
 
     def stop(self) -> None:
+        self._end()
+        if self._started:
+            self.platform.stop()
+
+    def _end(self) -> None:
         self._uvicorn.should_exit = True
         if self._thread.ident is not None:
             self._thread.join()
         self._socket.close()
-        if self._started:
-            self._platform.stop()

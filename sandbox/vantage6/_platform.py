@@ -128,6 +128,7 @@ class Vantage6Sandbox(Platform):
         mails: what was sent to users by mail: (username, token), newest last.
         realm: the Keycloak realm of v5.
         blobs: folder of the blob store; None while it is off.
+        down: whether nodes cannot reach the server.
     """
 
     name: ClassVar[str] = "vantage6"
@@ -147,6 +148,7 @@ class Vantage6Sandbox(Platform):
         self.images: dict[str, Image] = {}
         self.mails: list[tuple[str, str]] = []
         self.nodes: dict[str, ComputeNode] = {}
+        self.down = False
         self._service_secret = ""
         self.add_image(clinical)
         self._seed()
@@ -177,7 +179,7 @@ class Vantage6Sandbox(Platform):
         self.realm.token_generation = self.switches.token_generation
         if self.switches.blob_store:
             (self.directory / "blobs").mkdir(exist_ok=True)
-        if not self.url:
+        if not self.url or self.down:
             return
         for name, node in self.nodes.items():
             node.settings.startup_seconds = self.switches.startup_seconds.get(name, 0.0)
@@ -204,6 +206,20 @@ class Vantage6Sandbox(Platform):
         self.url = ""
         for node in self.nodes.values():
             node.close()
+
+    def went_down(self) -> None:
+        """Cut the nodes off; what they compute goes on."""
+        self.down = True
+        with self.registry.lock:
+            for node in self.registry.nodes:
+                node.status = None if node.status is None else "offline"
+
+    def came_back(self) -> None:
+        """Have the nodes that were online connect again, as they do by themselves."""
+        self.down = False
+        for node in self.nodes.values():
+            node.reconnect()
+        self._apply()
 
     def ready(self) -> dict[str, Any]:
         """Return URL, users, organizations, collaborations, nodes, image and, for v5, Keycloak."""
@@ -626,6 +642,8 @@ class _Internal(httpx.BaseTransport):
         self._platform = platform
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if self._platform.down:
+            raise httpx.ConnectError("the server is down", request=request)
         return self._platform._internal(request)
 
 
@@ -650,7 +668,7 @@ class _InternalChannel:
 
     def emit(self, event: str, payload: dict[str, Any]) -> None:
         # Before 4.11 a log arrives with the result.
-        if event != "algorithm_log" or self._platform.generation == 3:
+        if event != "algorithm_log" or self._platform.generation == 3 or self._platform.down:
             return
         registry = self._platform.registry
         with registry.lock:

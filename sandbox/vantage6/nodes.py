@@ -174,6 +174,19 @@ class ComputeNode:
         self._thread = threading.Thread(target=self._work, name=f"vantage6-node-{self.id}", daemon=True)
         self._thread.start()
 
+    def reconnect(self) -> None:
+        """Connect again after the server was away; open runs that are not in work here are taken up again.
+
+        Does nothing when the node is offline.
+        """
+        if self._thread is None:
+            return
+        self._log_in()
+        self._channel.open(self._token, self._information(), self._hear)
+        with self._lock:
+            self._seen &= set(self._runs)
+        self._events.put(("", {}))
+
     def stop(self) -> None:
         """Disappear: what runs is abandoned, and stays open on the server."""
         if self._thread is None:

@@ -26,6 +26,7 @@ The pipelines work on the files that were uploaded:
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,11 @@ class VipSandbox(Platform):
         """Kill what runs."""
         self.engine.stop()
         self.carmin.stop()
+        self.storage.stop()
+
+    def came_back(self) -> None:
+        """Go on; what was being launched when the portal went down is not launched."""
+        self.engine.launching = asyncio.Lock()
 
     def ready(self) -> dict[str, Any]:
         """Return address, keys, users and pipelines. `url` is without `/rest`."""

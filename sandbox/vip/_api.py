@@ -196,7 +196,6 @@ def build(users: Users, storage: Storage, engine: Engine, switches: VipSwitches,
         girder: known as an external storage.
     """
     app = FastAPI(openapi_url=None, redirect_slashes=False)
-    launching = asyncio.Lock()
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> JSONResponse:
@@ -367,7 +366,7 @@ def build(users: Users, storage: Storage, engine: Engine, switches: VipSwitches,
         name = _execution_name(body["name"])
         found = _usable(_text(body["pipelineIdentifier"]), user)
         _complete(found, texts)
-        async with launching:
+        async with engine.launching:
             await asyncio.sleep(switches.launch_seconds)
             # The portal looks at the number of running executions before it looks at the files.
             engine.check_capacity(user)

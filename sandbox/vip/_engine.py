@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 import re
@@ -116,9 +117,13 @@ class Engine:
         switches: of the sandbox.
         storage: where inputs come from and results go to.
         girder: the storage behind `girder:` URIs.
+
+    Attributes:
+        launching: held by the portal during a launch; a portal that was restarted has a new one.
     """
 
     def __init__(self, seed: int, folder: Path, switches: VipSwitches, storage: Storage, girder: Girder) -> None:
+        self.launching = asyncio.Lock()
         self._seed = seed
         self._folder = folder
         self._switches = switches

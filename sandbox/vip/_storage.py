@@ -8,9 +8,11 @@ import mimetypes
 import os
 import posixpath
 import shutil
+import threading
 import time
 import unicodedata
 from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,45 @@ def stored_name(name: str) -> str:
     return decomposed.encode("ascii", "ignore").decode()
 
 
+class _Grid:
+    """An event loop in a thread of its own: what it does goes on while the portal is down."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="sandbox-vip-storage", daemon=True)
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> Future[None]:
+        """Have something done, whether or not somebody waits for it."""
+        if self._thread.ident is None:
+            self._thread.start()
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def stop(self) -> None:
+        """Give up what is being done."""
+        if self._thread.ident is not None:
+            self.begin(self._cancel()).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        self._loop.close()
+
+    @staticmethod
+    async def _cancel() -> None:
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+
+async def _done_within(work: Future[None], seconds: float) -> bool:
+    # Looked at rather than awaited: the portal may go down before it is done.
+    deadline = time.monotonic() + seconds
+    while not work.done() and time.monotonic() < deadline:
+        await asyncio.sleep(0.002)
+    return work.done()
+
+
 class Storage:
-    """The storage of the platform. Its coroutines belong to the server's event loop; the rest is thread-safe.
+    """The storage of the platform, a service beside the portal: what was accepted goes on while the portal is down.
 
     Args:
         directory: where everything is kept.
@@ -41,12 +80,18 @@ class Storage:
         self._homes = directory / "users"
         self._groups = directory / "groups"
         self._spool = directory / "spool"
-        self._spool.mkdir(parents=True)
+        self._cache = directory / "cache"
+        for folder in (self._spool, self._cache):
+            folder.mkdir(parents=True)
         self._numbers = itertools.count(1)
         self._active_transfers = 0
         self._active_deletes = 0
-        self._fetched: dict[tuple[str, int, int], asyncio.Task[None]] = {}
-        self._background: set[asyncio.Task[None]] = set()
+        self._grid = _Grid()
+        self._fetched: dict[tuple[str, int, int], tuple[Future[None], Path]] = {}
+
+    def stop(self) -> None:
+        """Give up what is under way."""
+        self._grid.stop()
 
     def add_user(self, user: User) -> None:
         """Make the folders of a user and of the groups of that user."""
@@ -203,22 +248,17 @@ class Storage:
     async def _store(self, spooled: Path, target: Path) -> None:
         if self._switches.reschedule_uploads > 0:
             self._switches.reschedule_uploads -= 1
-            self._later(self._try_again(spooled, target))
+            self._grid.begin(self._try_again(spooled, target))
             raise refused("the storage rescheduled the transfer")
-        transfer = asyncio.create_task(self._transfer(spooled, target))
-        self._background.add(transfer)
-        transfer.add_done_callback(self._background.discard)
-        await asyncio.wait({transfer}, timeout=self._switches.transfer_limit_seconds)
-        if not transfer.done():
-            # Nobody will ask for its result any more.
-            transfer.add_done_callback(lambda task: task.cancelled() or task.exception())
+        transfer = self._grid.begin(self._transfer(spooled, target))
+        if not await _done_within(transfer, self._switches.transfer_limit_seconds):
             raise refused("the transfer takes too long and goes on")
         transfer.result()
 
     async def _transfer(self, spooled: Path, target: Path) -> None:
         await self._in_slot(self._switches.transfer_seconds)
         if not _place(spooled, target):
-            self._later(self._try_again(spooled, target))
+            self._grid.begin(self._try_again(spooled, target))
             raise refused("the file exists, or its directory is gone")
 
     async def _in_slot(self, seconds: float) -> None:
@@ -237,13 +277,8 @@ class Storage:
                 return
         spooled.unlink(missing_ok=True)
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
     async def fetch(self, user: User, path: str) -> Path:
-        """Return a file whose content may be sent.
+        """Return a copy of a file, whose content may be sent.
 
         Raises:
             ApiError: 8013, or 8000 when it is no file, is too large, or takes too long; then it goes on, and asking
@@ -252,16 +287,25 @@ class Storage:
         place = self.locate(user, path)
         if place is None or not self._present(place) or not place.is_file():
             raise refused("only files have content")
-        status = place.stat()
+        try:
+            status = place.stat()
+        except OSError as error:
+            raise refused("the file is gone") from error
         if status.st_size > self._switches.max_direct_transfer_bytes:
             raise refused("the file is too large for a direct transfer")
         key = (str(place), status.st_mtime_ns, status.st_size)
         if key not in self._fetched:
-            self._fetched[key] = asyncio.create_task(self._in_slot(self._switches.download_seconds))
-        await asyncio.wait({self._fetched[key]}, timeout=self._switches.transfer_limit_seconds)
-        if not self._fetched[key].done():
+            # What was fetched can be sent though it is deleted or replaced meanwhile.
+            copy = self._cache / str(next(self._numbers))
+            try:
+                os.link(place, copy)
+            except OSError as error:
+                raise refused("the file is gone") from error
+            self._fetched[key] = (self._grid.begin(self._in_slot(self._switches.download_seconds)), copy)
+        fetch, copy = self._fetched[key]
+        if not await _done_within(fetch, self._switches.transfer_limit_seconds):
             raise refused("the fetch takes too long and goes on")
-        return place
+        return copy
 
     # Deletion
 
@@ -278,7 +322,7 @@ class Storage:
         if self._switches.lose_deletes > 0:
             self._switches.lose_deletes -= 1
             return
-        self._later(self._delete(place))
+        self._grid.begin(self._delete(place))
 
     async def _delete(self, place: Path) -> None:
         while self._active_deletes >= _DELETE_WORKERS:

@@ -281,3 +281,18 @@ def test_issued_keys_expire_when_asked_to(boss: BossSandbox) -> None:
         client.receive()
     client.join(number)
     assert client.receive()
+
+
+def test_jobs_queues_and_keys_are_there_after_a_restart() -> None:
+    with Sandbox("boss", boss={"prepare_seconds": 0.0, "quiet_seconds": 0.1, "completing_seconds": 0.0}) as sandbox:
+        assert isinstance(sandbox.boss, BossSandbox)
+        client = Client(sandbox.boss)
+        number = client.create()
+        client.join(number)
+        first, *_ = client.receive()
+        client.upload(first, png(np.full((512, 512), 7, "u1")))
+        sandbox.boss.job(number).upload_queue.expire_leases()  # type: ignore[union-attr]  # there is one
+        sandbox.restart("boss", down_seconds=0.1)
+        assert client.upload_all(lambda key: png(np.full((512, 512), 7, "u1"))) == 15
+        client.complete(number)
+        assert sandbox.boss.cutout("sandbox/stack/uint8", x=(0, 512), y=(0, 512), z=(0, 16)).min() == 7

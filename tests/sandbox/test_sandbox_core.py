@@ -62,6 +62,12 @@ class EchoSandbox(Platform):
     def stop(self) -> None:
         self.events.append("stop")
 
+    def went_down(self) -> None:
+        self.events.append("went down")
+
+    def came_back(self) -> None:
+        self.events.append("came back")
+
     def ready(self) -> dict[str, object]:
         return {"url": self.url, "seed": self.seed}
 
@@ -295,6 +301,52 @@ def test_refused_requests_have_no_effect_in_the_journal(sandbox: Sandbox, sessio
     session.get(sandbox.vip.url + "/nowhere")
     session.put(sandbox.vip.url + "/things/x")
     assert [(e.status, e.answered, e.effect) for e in sandbox.vip.journal] == [(200, 404, False), (200, None, False)]
+
+
+def test_restarted_platform_refuses_connections_for_a_while_and_is_the_same_then(
+    sandbox: Sandbox, session: requests.Session
+) -> None:
+    url = sandbox.vip.url
+    session.put(url + "/things/before")
+    sandbox.vip.faults.add(Fault(path="/never"))
+    with sandbox.outage("vip"), pytest.raises(requests.ConnectionError):
+        requests.get(url + "/slow", timeout=5)
+    assert sandbox.vip.url == url
+    session.put(url + "/things/after")
+    sandbox.restart("vip", down_seconds=0.1)
+    session.put(url + "/things/last")
+    assert sandbox.vip.effects == [b"before", b"after", b"last"]
+    assert len(sandbox.vip.journal) == 3
+    assert len(sandbox.vip.faults) == 1
+    assert sandbox.vip.events == ["start", "went down", "came back", "went down", "came back"]
+    with pytest.raises(AttributeError, match="does not serve boss"):
+        sandbox.restart("boss")
+
+
+def test_restart_cuts_connections_and_loses_what_was_held(sandbox: Sandbox) -> None:
+    sandbox.vip.faults.add(Fault(path="held", hold_seconds=1), Fault(path="later", hold_seconds=1, status=504))
+    assert requests.put(sandbox.vip.url + "/things/later", timeout=5).status_code == 504
+    errors: list[Exception] = []
+
+    def put() -> None:
+        try:
+            requests.put(sandbox.vip.url + "/things/held", data=b"1", timeout=5)
+        except requests.ConnectionError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=put)
+    thread.start()
+    while len(sandbox.vip.journal) < 2:
+        time.sleep(0.01)
+    began = time.monotonic()
+    sandbox.restart("vip")
+    thread.join()
+    assert len(errors) == 1
+    assert time.monotonic() - began < 0.9
+    assert sandbox.vip.journal.settle(0)
+    time.sleep(1)
+    assert sandbox.vip.effects == []
+    assert [entry.effect for entry in sandbox.vip.journal] == [False, False]
 
 
 def test_faults_over_http(sandbox: Sandbox, session: requests.Session) -> None:

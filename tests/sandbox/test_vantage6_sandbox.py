@@ -418,6 +418,27 @@ def test_an_algorithm_whose_token_the_server_no_longer_knows_crashes(four: Vanta
 
 
 @pytest.mark.parametrize("generation", [3, 4, 5])
+def test_nodes_connect_again_after_a_restart_and_end_what_they_had_begun(generation: int) -> None:
+    with Sandbox("vantage6", vantage6={"generation": generation, "key_bits": 2048}) as sandbox:
+        here = sandbox.vantage6
+        assert isinstance(here, Vantage6Sandbox)
+        here.switches.offline = ["west-encrypted"]
+        account, root = User(here), User(here, "root")
+        # One that ends while the server is down, whose report is lost, and one that ends afterwards.
+        brief = account.create("sleep", "north", seconds=1)["id"]
+        long = account.create("sleep", "south", seconds=3)["id"]
+        until(lambda: {account.runs(task)[0]["status"] for task in (brief, long)} == {"active"})
+        with sandbox.outage("vantage6"):
+            with pytest.raises(requests.ConnectionError):
+                account.ask("GET", "/version")
+            assert "online" not in {node.status for node in here.registry.nodes}
+            time.sleep(1.5)
+        assert {node["status"] for node in root.items("/node")} == {"online", "offline"}
+        assert [account.wait(task, 15) for task in (brief, long)] == ["completed", "completed"]
+        assert account.compute("partial_average", column="bmi")
+
+
+@pytest.mark.parametrize("generation", [3, 4, 5])
 def test_tokens_expire_when_asked_to_and_nodes_go_on(generation: int) -> None:
     for sandbox in serve(generation):
         account = User(sandbox)

@@ -1039,3 +1039,62 @@ def test_documentation_names_every_switch_and_pipeline() -> None:
         assert f"`{name}`" in text, name
     for identifier in PIPELINES:
         assert f"`{identifier}`" in text, identifier
+
+
+# Restarts
+
+
+def test_executions_transfers_and_deletions_go_on_while_the_portal_restarts(sandbox: Sandbox, portal: Portal) -> None:
+    portal.upload("/vip/Home/old.txt", b"old")
+    sandbox.vip.switches.delete_seconds = sandbox.vip.switches.transfer_seconds = 0.5
+    identifier = portal.launch("SlowSegmentation/1.0", {"duration": 1, "image": "/vip/Home/old.txt"}, "slow")
+    portal.call("DELETE", "/path/vip/Home/old.txt")
+
+    def upload() -> None:
+        with pytest.raises(requests.ConnectionError):
+            requests.put(
+                portal.url + "/path/vip/Home/new.txt", data=b"new", headers=dict(portal.session.headers), timeout=30
+            )
+
+    thread = threading.Thread(target=upload)
+    thread.start()
+    until(lambda: [entry.bytes_in for entry in sandbox.vip.journal.entries("PUT", "new.txt")], lambda got: got == [3])
+    time.sleep(0.1)
+    with sandbox.outage("vip"):
+        thread.join()
+        with pytest.raises(requests.ConnectionError):
+            portal.get("/platform")
+    assert portal.execution(identifier)["name"] == "slow"
+    until(lambda: portal.exists("/vip/Home/new.txt"), bool)
+    until(lambda: portal.exists("/vip/Home/old.txt"), lambda found: not found)
+    assert portal.wait(identifier)["status"] == "Finished"
+
+
+def test_launch_that_a_restart_cuts_off_is_not_carried_out(sandbox: Sandbox, portal: Portal) -> None:
+    sandbox.vip.switches.launch_seconds = 1
+
+    def launch() -> None:
+        with pytest.raises(requests.ConnectionError):
+            Portal(sandbox.vip.url, sandbox.ready()["vip"]["api_key"]).post("CopyFile/1.0", {"file": "/vip/Home/x"})
+
+    threads = [threading.Thread(target=launch) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(sandbox.vip.journal), lambda count: count == 2)
+    time.sleep(0.1)
+    sandbox.restart("vip")
+    for thread in threads:
+        thread.join()
+    sandbox.vip.switches.launch_seconds = 0.1
+    # Two at once, as the lock of the launches belongs to the portal that went down.
+    identifiers: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: identifiers.append(portal.launch("EveryType/1.0", {"text": "x"})))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {one["identifier"] for one in portal.get("/executions").json()} == set(identifiers)
+    assert len(identifiers) == 2
