@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from prefect import Flow, flow
-from prefect.client.schemas.objects import FlowRun, State
-from prefect.logging.loggers import flow_run_logger
+from prefect import flow
+from prefect.logging.loggers import LoggingAdapter
 from pydantic import Field
 
 from prefect_biomed.blocks.boss import BossCredentials
 from prefect_biomed.clients.boss import IngestConfig, IngestIncomplete, UploadReport, UploadSettings, job_of_intent
+from prefect_biomed.flows.cancellation import ending_remote_jobs
 from prefect_biomed.tasks import boss as steps
-from prefect_biomed.tasks.policies import intent_token, token_of_flow_run
+from prefect_biomed.tasks.policies import intent_token
 
 __all__ = ["boss_cancel_ingest", "boss_ingest", "boss_join_ingest", "cancel_remote_job"]
 
@@ -23,29 +23,16 @@ Seconds = Annotated[float, Field(gt=0)]
 _ROUNDS_WITHOUT_PROGRESS = 3
 
 
-def cancel_remote_job(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Cancel the job that a cancelled run of `boss_ingest` has made, when its parameter `cancel_remote` is true.
-
-    A cancellation hook. It may run in a new process and so finds the job by the intent that was written on this
-    machine.
-
-    Args:
-        flow: The flow.
-        flow_run: The run that is being cancelled.
-        state: Its state.
-    """
-    parameters = flow.validate_parameters(flow_run.parameters)
-    if not parameters.get("cancel_remote"):
-        return
-    token = token_of_flow_run(flow_run.id, "boss-ingest", explicit=parameters.get("idempotency_key"))
+def _cancel_job(credentials: BossCredentials, token: str, logger: LoggingAdapter) -> list[str]:
     job_id = job_of_intent(token)
-    logger = flow_run_logger(flow_run, flow)
     if job_id is None:
         logger.warning("This machine knows of no job that the run has made; look with list_jobs")
-        return
-    credentials: BossCredentials = parameters["credentials"]
+        return []
     with credentials.get_client() as client:
-        logger.info("%s", client.cancel(job_id))
+        return [client.cancel(job_id)]
+
+
+cancel_remote_job = ending_remote_jobs("boss-ingest", _cancel_job, named_by="idempotency_key")
 
 
 @flow(name="boss-ingest", on_cancellation=[cancel_remote_job])

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from prefect import Flow, flow
-from prefect.client.schemas.objects import FlowRun, State
-from prefect.logging.loggers import flow_run_logger
+from prefect import flow
+from prefect.logging.loggers import LoggingAdapter
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
@@ -30,9 +29,10 @@ from prefect_biomed.clients.vantage6 import (
     User,
     organization_folder,
 )
+from prefect_biomed.flows.cancellation import ending_remote_jobs
 from prefect_biomed.tasks import vantage6 as steps
 from prefect_biomed.tasks._reporting import artifact_key, markdown
-from prefect_biomed.tasks.policies import intent_token, token_of_flow_run
+from prefect_biomed.tasks.policies import intent_token
 
 __all__ = [
     "Analysis",
@@ -122,32 +122,21 @@ class Federation(BaseModel):
     configuration_dir: Path
 
 
-def kill_remote_tasks(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Kill what a cancelled run has created, when its parameter `cancel_remote` is true.
-
-    A cancellation hook. It may run in a new process and so finds the tasks again by the token in their names.
-
-    Args:
-        flow: The flow.
-        flow_run: The run that is being cancelled.
-        state: Its state.
-    """
-    parameters = flow.validate_parameters(flow_run.parameters)
-    if not parameters.get("cancel_remote"):
-        return
-    credentials: Vantage6Credentials = parameters["credentials"]
-    token = token_of_flow_run(flow_run.id, _KIND, explicit=parameters.get("idempotency_key"))
-    logger = flow_run_logger(flow_run, flow)
-    killed: list[int] = []
+def _kill_tasks(credentials: Vantage6Credentials, token: str, logger: LoggingAdapter) -> list[str]:
+    killed: list[str] = []
     with credentials.get_client() as client:
         for task in client.records(Task, name=f"%-{token}"):
-            if task.name.endswith(f"-{token}") and not task.status.is_terminal:
-                try:
-                    client.kill_task(task.id)
-                    killed.append(task.id)
-                except CancelNotPermitted as error:
-                    logger.error("%s", error)
-    logger.info("Killed vantage6 tasks: %s", ", ".join(map(str, killed)) or "none")
+            if not task.name.endswith(f"-{token}") or task.status.is_terminal:
+                continue
+            try:
+                client.kill_task(task.id)
+                killed.append(f"task {task.id}")
+            except CancelNotPermitted as error:
+                logger.error("%s", error)
+    return killed
+
+
+kill_remote_tasks = ending_remote_jobs(_KIND, _kill_tasks, named_by="idempotency_key")
 
 
 @flow(name="federated-analysis", on_cancellation=[kill_remote_tasks])

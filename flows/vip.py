@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from prefect import Flow, flow, get_run_logger
-from prefect.client.schemas.objects import FlowRun, State
-from prefect.logging.loggers import flow_run_logger
+from prefect import flow, get_run_logger
+from prefect.logging.loggers import LoggingAdapter
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from prefect_biomed.blocks.vip import VipCredentials
@@ -25,9 +24,9 @@ from prefect_biomed.clients.vip import (
     open_session,
 )
 from prefect_biomed.clients.vip.session_file import FILE_NAME, VIP_HOME, SessionFile
+from prefect_biomed.flows.cancellation import ending_remote_jobs
 from prefect_biomed.tasks import vip as steps
 from prefect_biomed.tasks._reporting import artifact_key, markdown, table
-from prefect_biomed.tasks.policies import token_of_flow_run
 
 __all__ = [
     "PipelineRun",
@@ -49,29 +48,15 @@ Settings = dict[str, InputValue]
 Wait = bool | Literal["suspend"]
 
 
-def kill_remote_workflows(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Kill what a cancelled run of `vip_session` has launched, when its parameter `cancel_remote` is true.
-
-    A cancellation hook. It may run in a new process and so finds the executions again by the token in their names.
-
-    Args:
-        flow: The flow.
-        flow_run: The run that is being cancelled.
-        state: Its state.
-    """
-    parameters = flow.validate_parameters(flow_run.parameters)
-    if not parameters.get("cancel_remote"):
-        return
-    credentials: VipCredentials = parameters["credentials"]
-    name: str | None = parameters.get("session_name")
-    token = token_of_flow_run(flow_run.id, "vip-session", explicit=name)
+def _kill_workflows(credentials: VipCredentials, token: str, logger: LoggingAdapter) -> list[str]:
     with credentials.get_client() as client:
         running = [w for w in client.workflows() if w.name.endswith(f"-{token}") and not w.status.is_terminal]
         for workflow in running:
             client.kill(workflow.identifier)
-    flow_run_logger(flow_run, flow).info(
-        "Killed %s", ", ".join(workflow.identifier for workflow in running) or "nothing"
-    )
+    return [workflow.identifier for workflow in running]
+
+
+kill_remote_workflows = ending_remote_jobs("vip-session", _kill_workflows, named_by="session_name")
 
 
 @flow(name="vip-session", on_cancellation=[kill_remote_workflows])
