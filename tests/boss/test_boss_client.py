@@ -32,7 +32,7 @@ def uploaded(lab: Lab) -> int:
     return job.id
 
 
-def test_09_a_bad_token_is_refused_once_and_never_shown(lab: Lab, config: IngestConfig) -> None:
+def test_a_bad_token_is_refused_once_and_never_shown(lab: Lab, config: IngestConfig) -> None:
     wrong = "f" * 40
     client = BossClient(lab.client.host, wrong, protocol="http")
     with pytest.raises(AuthenticationError, match=r"refused the token: Invalid token") as caught:
@@ -41,14 +41,14 @@ def test_09_a_bad_token_is_refused_once_and_never_shown(lab: Lab, config: Ingest
     assert wrong not in f"{caught.value!r} {client!r}"
 
 
-def test_10_a_job_of_somebody_else_is_refused(lab: Lab, config: IngestConfig) -> None:
+def test_a_job_of_somebody_else_is_refused(lab: Lab, config: IngestConfig) -> None:
     job = lab.client.create(config)
     other = BossClient(lab.client.host, lab.boss.ready()["tokens"]["bob"], protocol="http")
     with pytest.raises(PermissionDeniedError, match="3003"):
         other.join(job.id)
 
 
-def test_11_two_bad_gateways_are_bridged(lab: Lab, config: IngestConfig) -> None:
+def test_two_bad_gateways_are_bridged(lab: Lab, config: IngestConfig) -> None:
     job = lab.client.create(config)
     lab.boss.faults.add(
         Fault(method="GET", path=f"/ingest/{job.id}$", calls=[1, 2], status=502, body="<html>Bad Gateway</html>")
@@ -56,14 +56,14 @@ def test_11_two_bad_gateways_are_bridged(lab: Lab, config: IngestConfig) -> None
     assert lab.client.wait_until_ready(job.id, SOON).job.id == job.id
 
 
-def test_11b_a_long_outage_is_transient(lab: Lab, config: IngestConfig) -> None:
+def test_a_long_outage_is_transient(lab: Lab, config: IngestConfig) -> None:
     job = lab.client.create(config)
     lab.boss.faults.add(Fault(path="/ingest/", status=503, body="<html>no</html>"))
     with pytest.raises(ServerUnavailable):
         lab.client.join(job.id)
 
 
-def test_12_waiting_asks_by_joins_not_by_status(make_lab: Callable[..., Lab]) -> None:
+def test_waiting_asks_by_joins_not_by_status(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(unready_joins=3)
     job = lab.client.create(IngestConfig.load(lab.config()))
     lab.boss.journal.clear()
@@ -75,14 +75,14 @@ def test_12_waiting_asks_by_joins_not_by_status(make_lab: Callable[..., Lab]) ->
     assert paths.count(str(job.id)) >= 4
 
 
-def test_13_a_join_without_keys_is_repeated(make_lab: Callable[..., Lab]) -> None:
+def test_a_join_without_keys_is_repeated(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(null_credentials_joins=2)
     job = lab.client.create(IngestConfig.load(lab.config()))
     assert lab.client.wait_until_ready(job.id, SOON).access_key.get_secret_value()
     assert lab.boss.job(job.id).observed.joins >= 3
 
 
-def test_14_a_complete_tile_job_is_reported_and_not_joined_again(lab: Lab) -> None:
+def test_a_complete_tile_job_is_reported_and_not_joined_again(lab: Lab) -> None:
     number = uploaded(lab)
     lab.complete(number)
     lab.boss.journal.clear()
@@ -93,7 +93,7 @@ def test_14_a_complete_tile_job_is_reported_and_not_joined_again(lab: Lab) -> No
         lab.client.join(number)
 
 
-def test_15_a_complete_volumetric_job_is_reported(lab: Lab) -> None:
+def test_a_complete_volumetric_job_is_reported(lab: Lab) -> None:
     extent = {"x": [0, 512], "y": [0, 512], "z": [0, 16], "t": [0, 1]}
     config = IngestConfig.load(lab.volumetric("a.b", {}, extent))
     job = lab.client.create(config)
@@ -103,7 +103,7 @@ def test_15_a_complete_volumetric_job_is_reported(lab: Lab) -> None:
         lab.client.join(job.id)
 
 
-def test_17_waits_that_the_server_asks_for_are_honoured(make_lab: Callable[..., Lab]) -> None:
+def test_waits_that_the_server_asks_for_are_honoured(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(quiet_seconds=1.2, completing_seconds=0.3)
     number = uploaded(lab)
     lab.boss.journal.clear()
@@ -116,7 +116,7 @@ def test_17_waits_that_the_server_asks_for_are_honoured(make_lab: Callable[..., 
     assert lab.client.complete(number, SOON).outcome == "COMPLETE"
 
 
-def test_18_a_queue_that_is_not_empty_means_resume(lab: Lab) -> None:
+def test_a_queue_that_is_not_empty_means_resume(lab: Lab) -> None:
     lab.write_stack(volume((16, 512, 512)))
     config, job = lab.create(lab.config())
     lab.client.wait_until_ready(job.id, SOON)
@@ -127,7 +127,7 @@ def test_18_a_queue_that_is_not_empty_means_resume(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("state", ["PREPARING", "DELETED", "FAILED"])
-def test_21_a_job_that_cannot_be_completed_is_an_error_not_a_loop(lab: Lab, config: IngestConfig, state: str) -> None:
+def test_a_job_that_cannot_be_completed_is_an_error_not_a_loop(lab: Lab, config: IngestConfig, state: str) -> None:
     job = lab.client.create(config)
     theirs = lab.boss.job(job.id)
     theirs.status = type(theirs.status)[state]

@@ -66,7 +66,7 @@ def problems(config: dict[str, Any]) -> tuple[str, ...]:
     return caught.value.problems
 
 
-def test_01_the_catmaid_example_has_3200_tiles() -> None:
+def test_the_catmaid_example_has_3200_tiles() -> None:
     config = IngestConfig.load(CATMAID)
     assert config.tile_count == 3200
     assert len(set(config.positions())) == 3200
@@ -74,7 +74,7 @@ def test_01_the_catmaid_example_has_3200_tiles() -> None:
     assert config.warnings == ()
 
 
-def test_02_a_chunk_of_20_slices_is_refused_here_and_there(lab: Lab) -> None:
+def test_a_chunk_of_20_slices_is_refused_here_and_there(lab: Lab) -> None:
     bad = volumetric(chunk_size={"x": 1024, "y": 1024, "z": 20})
     [problem] = problems(bad)
     assert "chunk_size.z: 20 must be a multiple of 16" in problem
@@ -82,12 +82,12 @@ def test_02_a_chunk_of_20_slices_is_refused_here_and_there(lab: Lab) -> None:
     assert (answer[0].status_code, answer[1]["code"]) == (400, 1004)
 
 
-def test_03_an_extent_without_t_is_refused() -> None:
+def test_an_extent_without_t_is_refused() -> None:
     [problem] = problems(changed("ingest_job.extent.t", None))
     assert problem == "ingest_job.extent.t: field required."
 
 
-def test_04_a_tile_size_of_zero_in_t_is_refused() -> None:
+def test_a_tile_size_of_zero_in_t_is_refused() -> None:
     [problem] = problems(changed("ingest_job.tile_size.t", 0))
     assert "division by zero" in problem
     assert "orphaned job" in problem
@@ -97,12 +97,12 @@ def test_04_a_tile_size_of_zero_in_t_is_refused() -> None:
     ("axis", "bounds", "says"),
     [("x", [100, 612], "100 voxels off"), ("z", [8, 24], "8 slices too early"), ("y", [256, 512], "256 voxels off")],
 )
-def test_05_an_extent_that_is_not_aligned_is_refused(axis: str, bounds: list[int], says: str) -> None:
+def test_an_extent_that_is_not_aligned_is_refused(axis: str, bounds: list[int], says: str) -> None:
     [problem] = problems(changed(f"ingest_job.extent.{axis}", bounds))
     assert says in problem
 
 
-def test_06_odd_tiles_are_refused_side_by_side_and_allowed_alone() -> None:
+def test_odd_tiles_are_refused_side_by_side_and_allowed_alone() -> None:
     odd = changed("ingest_job.tile_size.x", 796)
     [problem] = problems(odd)
     assert "would land at 1024 instead of 796" in problem
@@ -110,7 +110,7 @@ def test_06_odd_tiles_are_refused_side_by_side_and_allowed_alone() -> None:
     assert "no multiple of 512" in alone.warnings[0]
 
 
-def test_07_an_unknown_channel_is_named_with_the_nearest_ones(lab: Lab) -> None:
+def test_an_unknown_channel_is_named_with_the_nearest_ones(lab: Lab) -> None:
     config = IngestConfig.load(lab.config(channel="uint61"))
     with pytest.raises(NotFoundError, match=r"no channel 'uint61'.*uint16"):
         lab.client.create(config)
@@ -122,7 +122,7 @@ def test_07_an_unknown_channel_is_named_with_the_nearest_ones(lab: Lab) -> None:
     "params",
     [{"token": "x1"}, {"auth": {"api_key": "x1"}}, {"urls": ["0" * 40]}, {"id": "AKIA" + "A" * 16}, {"password": "p"}],
 )
-def test_08_secrets_in_plugin_parameters_are_refused(params: dict[str, Any]) -> None:
+def test_secrets_in_plugin_parameters_are_refused(params: dict[str, Any]) -> None:
     [problem] = problems(changed("client.tile_processor.params", params))
     assert "looks like a secret" in problem
     assert "x1" not in problem

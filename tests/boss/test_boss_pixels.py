@@ -242,7 +242,7 @@ def test_zarr_volumetric(lab: Lab) -> None:
     assert np.array_equal(lab.read(pixels.shape, "labels"), pixels)
 
 
-def test_41_a_chunked_job_has_the_right_messages_and_zero_padded_cuboids(lab: Lab) -> None:
+def test_a_chunked_job_has_the_right_messages_and_zero_padded_cuboids(lab: Lab) -> None:
     pixels = volume((40, 512, 1100), "uint8")
     np.save(lab.folder / "v.npy", pixels)
     extent = {"x": [0, 1100], "y": [0, 512], "z": [0, 40], "t": [0, 1]}
@@ -255,7 +255,7 @@ def test_41_a_chunked_job_has_the_right_messages_and_zero_padded_cuboids(lab: La
     assert not padded[:, :, 1100:].any()
 
 
-def test_42_cuboids_that_are_refused_for_good_keep_the_message(lab: Lab) -> None:
+def test_cuboids_that_are_refused_for_good_keep_the_message(lab: Lab) -> None:
     from prefect_biomed.sandbox.boss import AwsFault
 
     np.save(lab.folder / "v.npy", volume((32, 512, 1024)))
@@ -281,7 +281,7 @@ def test_42_cuboids_that_are_refused_for_good_keep_the_message(lab: Lab) -> None
     assert np.array_equal(lab.read((32, 512, 1024)), volume((32, 512, 1024)))
 
 
-def test_43_all_four_orders_give_equal_cuboids(lab: Lab) -> None:
+def test_all_four_orders_give_equal_cuboids(lab: Lab) -> None:
     pixels = volume((32, 512, 1024))
     extent = {"x": [0, 1024], "y": [0, 512], "z": [0, 32], "t": [0, 1]}
     for order in ("zyx", "xyz", "xyzt", "tzyx"):
@@ -296,7 +296,7 @@ def test_43_all_four_orders_give_equal_cuboids(lab: Lab) -> None:
         assert np.array_equal(lab.read(pixels.shape), pixels), order
 
 
-def test_44_without_blosc_a_plain_frame_is_sent_and_accepted(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_blosc_a_plain_frame_is_sent_and_accepted(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "blosc", None)
     assert compress(b"abcd", 2)[16:] == b"abcd"
     np.save(lab.folder / "v.npy", volume((32, 512, 1024)))
@@ -305,7 +305,7 @@ def test_44_without_blosc_a_plain_frame_is_sent_and_accepted(lab: Lab, monkeypat
     assert np.array_equal(lab.read((32, 512, 1024)), volume((32, 512, 1024)))
 
 
-def test_44b_our_plain_frame_is_one_for_the_blosc_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_plain_frame_is_one_for_the_blosc_library(monkeypatch: pytest.MonkeyPatch) -> None:
     import blosc
 
     monkeypatch.setitem(sys.modules, "blosc", None)
@@ -375,7 +375,7 @@ def pixels_of(content: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "1", "LA"])
-def test_34_colour_is_an_error_or_converted_never_a_3d_tile(mode: str) -> None:
+def test_colour_is_an_error_or_converted_never_a_3d_tile(mode: str) -> None:
     grey = Image.fromarray(volume((48, 64)))
     content = encoded(grey.convert("RGB").quantize(256) if mode == "P" else grey.convert(mode))
     with pytest.raises(SourceUnreadable, match="the channel is uint8"):
@@ -389,7 +389,7 @@ def test_34_colour_is_an_error_or_converted_never_a_3d_tile(mode: str) -> None:
     assert np.abs(made.astype(int) - expected.astype(int)).max() <= tolerance
 
 
-def test_34b_sixteen_bits_never_wrap_into_eight() -> None:
+def test_sixteen_bits_never_wrap_into_eight() -> None:
     deep = volume((48, 64), "uint16")
     with pytest.raises(SourceUnreadable, match="16 bits deep"):
         images.from_bytes(encoded(Image.fromarray(deep)), TILE, "file")
@@ -400,7 +400,7 @@ def test_34b_sixteen_bits_never_wrap_into_eight() -> None:
     assert np.array_equal(pixels_of(images.from_array(deep % 256, TILE, "array")), deep % 256)
 
 
-def test_34c_eight_bits_go_into_sixteen_unchanged() -> None:
+def test_eight_bits_go_into_sixteen_unchanged() -> None:
     shallow = volume((48, 64))
     wide = TileFormat(64, 48, "uint16")
     content = encoded(Image.fromarray(shallow))
@@ -409,7 +409,7 @@ def test_34c_eight_bits_go_into_sixteen_unchanged() -> None:
 
 
 @pytest.mark.parametrize(("datatype", "fill"), [("uint8", 7), ("uint16", 300)])
-def test_35_a_small_edge_tile_is_padded_with_the_fill_value(datatype: str, fill: int) -> None:
+def test_a_small_edge_tile_is_padded_with_the_fill_value(datatype: str, fill: int) -> None:
     part = volume((30, 20), "uint8")
     made = pixels_of(images.from_bytes(encoded(Image.fromarray(part)), TileFormat(64, 48, datatype, fill=fill), "f"))
     assert made.shape == (48, 64)
@@ -421,7 +421,7 @@ def test_35_a_small_edge_tile_is_padded_with_the_fill_value(datatype: str, fill:
 
 
 @pytest.mark.parametrize("filetype", ["tif", "tiff", "jpg", "jpeg", "png"])
-def test_36_all_file_types_of_the_documentation_are_taken(lab: Lab, filetype: str) -> None:
+def test_all_file_types_of_the_documentation_are_taken(lab: Lab, filetype: str) -> None:
     smooth = np.add.outer(np.arange(512), np.arange(512)).astype("uint16") // 8
     root = lab.folder / "s"
     for z in range(2):

@@ -25,7 +25,7 @@ def with_policy(policy: str, **more: Any) -> UploadSettings:
     return QUICK.model_copy(update={"on_bad_source": policy, **more})
 
 
-def test_22_a_thousand_tiles_are_put_indexed_and_deleted_once(lab: Lab) -> None:
+def test_a_thousand_tiles_are_put_indexed_and_deleted_once(lab: Lab) -> None:
     pixels = volume((1000, 64, 64))
     lab.write_stack(pixels, tile=64)
     config = lab.config(
@@ -46,7 +46,7 @@ def test_22_a_thousand_tiles_are_put_indexed_and_deleted_once(lab: Lab) -> None:
         assert (metadata["x_size"], metadata["y_size"], metadata["ingest_job"]) == (64, 64, job.id)
 
 
-def test_23_a_tampered_message_is_quarantined_and_not_put(lab: Lab) -> None:
+def test_a_tampered_message_is_quarantined_and_not_put(lab: Lab) -> None:
     lab.write_stack(volume((16, 512, 512)))
     config, job = lab.create(lab.config())
     lab.client.wait_until_ready(job.id, SOON)
@@ -69,7 +69,7 @@ def test_23_a_tampered_message_is_quarantined_and_not_put(lab: Lab) -> None:
     assert np.array_equal(lab.read((16, 512, 512)), volume((16, 512, 512)))
 
 
-def test_24_a_duplicate_delivery_after_indexing_is_only_deleted(lab: Lab) -> None:
+def test_a_duplicate_delivery_after_indexing_is_only_deleted(lab: Lab) -> None:
     lab.write_stack(volume((16, 512, 512)))
     config, job = lab.create(lab.config())
     lab.client.wait_until_ready(job.id, SOON)
@@ -89,7 +89,7 @@ def test_24_a_duplicate_delivery_after_indexing_is_only_deleted(lab: Lab) -> Non
     assert report.deleted + report.deleted_before == 16
 
 
-def test_25_a_crash_between_put_and_index_puts_again_and_indexes_once(lab: Lab) -> None:
+def test_a_crash_between_put_and_index_puts_again_and_indexes_once(lab: Lab) -> None:
     lab.write_stack(volume((16, 512, 512)))
     config, job = lab.create(lab.config())
     uploader = lab.uploader(config, job.id)
@@ -107,7 +107,7 @@ def test_25_a_crash_between_put_and_index_puts_again_and_indexes_once(lab: Lab) 
     assert lab.complete(job.id).outcome == "COMPLETE"
 
 
-def test_26_a_busy_bucket_loses_nothing(lab: Lab) -> None:
+def test_a_busy_bucket_loses_nothing(lab: Lab) -> None:
     lab.write_stack(volume((16, 512, 512)))
     lab.boss.switches.aws_faults = [AwsFault(operation="PutObject", code="SlowDown", times=3)]
     report, _ = lab.ingest(lab.config())
@@ -115,14 +115,14 @@ def test_26_a_busy_bucket_loses_nothing(lab: Lab) -> None:
     assert np.array_equal(lab.read((16, 512, 512)), volume((16, 512, 512)))
 
 
-def test_26b_a_bucket_in_another_region_ends_the_upload_at_once(lab: Lab) -> None:
+def test_a_bucket_in_another_region_ends_the_upload_at_once(lab: Lab) -> None:
     lab.write_stack(volume((16, 512, 512)))
     lab.boss.switches.aws_faults = [AwsFault(operation="PutObject", code="PermanentRedirect", status=301, times=None)]
     with pytest.raises(ConfigurationError, match="aws_region"):
         lab.ingest(lab.config())
 
 
-def test_27_a_put_whose_answer_is_lost_is_repeated_and_counted_once(lab: Lab) -> None:
+def test_a_put_whose_answer_is_lost_is_repeated_and_counted_once(lab: Lab) -> None:
     lab.write_stack(volume((16, 512, 512)))
     lab.boss.faults.add(Fault(method="PUT", drop="after", calls=[2, 5]))
     report, job = lab.ingest(lab.config())
@@ -131,7 +131,7 @@ def test_27_a_put_whose_answer_is_lost_is_repeated_and_counted_once(lab: Lab) ->
     assert set(job.observed.indexed.values()) == {1}
 
 
-def test_28_only_the_failed_entries_of_an_index_batch_are_sent_again(lab: Lab) -> None:
+def test_only_the_failed_entries_of_an_index_batch_are_sent_again(lab: Lab) -> None:
     lab.write_stack(volume((16, 512, 512)))
     lab.boss.switches.aws_faults = [AwsFault(operation="SendMessageBatch", entries=[0, 1, 2])]
     report, job = lab.ingest(lab.config())
@@ -140,7 +140,7 @@ def test_28_only_the_failed_entries_of_an_index_batch_are_sent_again(lab: Lab) -
     assert report.indexed == report.deleted == 16
 
 
-def test_29_a_delete_that_failed_in_part_is_repeated(lab: Lab) -> None:
+def test_a_delete_that_failed_in_part_is_repeated(lab: Lab) -> None:
     lab.write_stack(volume((16, 512, 512)))
     lab.boss.switches.aws_faults = [AwsFault(operation="DeleteMessageBatch", entries=[0, 2])]
     report, job = lab.ingest(lab.config())
@@ -148,7 +148,7 @@ def test_29_a_delete_that_failed_in_part_is_repeated(lab: Lab) -> None:
     assert set(job.observed.indexed.values()) == {1}
 
 
-def test_30_keys_that_expire_are_renewed_once_for_all_threads(lab: Lab) -> None:
+def test_keys_that_expire_are_renewed_once_for_all_threads(lab: Lab) -> None:
     lab.write_stack(volume((64, 64, 64)), tile=64)
     one = {"x": 64, "y": 64, "z": 1, "t": 1}
     config = lab.config(extent={"x": [0, 64], "y": [0, 64], "z": [0, 64], "t": [0, 1]}, tile_size=one)
@@ -179,7 +179,7 @@ def test_30_keys_that_expire_are_renewed_once_for_all_threads(lab: Lab) -> None:
     assert lab.complete(job.id).outcome == "COMPLETE"
 
 
-def test_30b_new_keys_that_are_not_known_yet_are_waited_for(make_lab: Callable[..., Lab]) -> None:
+def test_new_keys_that_are_not_known_yet_are_waited_for(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(key_delay_seconds=1.5)
     lab.write_stack(volume((16, 512, 512)))
     report, _ = lab.ingest(lab.config())
@@ -187,15 +187,13 @@ def test_30b_new_keys_that_are_not_known_yet_are_waited_for(make_lab: Callable[.
     assert report.deleted == 16
 
 
-def test_31_nothing_that_the_keys_forbid_is_ever_tried(lab: Lab) -> None:
+def test_nothing_that_the_keys_forbid_is_ever_tried(lab: Lab) -> None:
     lab.write_stack(volume((16, 512, 512)))
     _, job = lab.ingest(lab.config())
     assert not job.observed.denied
 
 
-def test_32_no_tile_outlives_its_lease_and_slow_sources_get_longer_ones(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_tile_outlives_its_lease_and_slow_sources_get_longer_ones(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.write_stack(volume((32, 64, 64)), tile=64)
     extent = {"x": [0, 64], "y": [0, 64], "z": [0, 32], "t": [0, 1]}
     loaded, job = lab.create(lab.config(extent=extent, tile_size={"x": 64, "y": 64, "z": 1, "t": 1}))
@@ -225,7 +223,7 @@ def test_32_no_tile_outlives_its_lease_and_slow_sources_get_longer_ones(
     assert set(lab.boss.job(job.id).observed.indexed.values()) == {1}
 
 
-def test_33_a_missing_file_under_the_policy_fail_keeps_the_job_open(lab: Lab) -> None:
+def test_a_missing_file_under_the_policy_fail_keeps_the_job_open(lab: Lab) -> None:
     root = lab.write_stack(volume((16, 512, 512)))
     (root / "5" / "0_0_0.png").unlink()
     config, job = lab.create(lab.config())
@@ -244,7 +242,7 @@ def test_33_a_missing_file_under_the_policy_fail_keeps_the_job_open(lab: Lab) ->
 
 
 @pytest.mark.parametrize(("channel", "mode"), [("uint8", "L"), ("uint16", "I;16")])
-def test_33_a_missing_file_under_the_policy_blank_is_filled(lab: Lab, channel: str, mode: str) -> None:
+def test_a_missing_file_under_the_policy_blank_is_filled(lab: Lab, channel: str, mode: str) -> None:
     pixels = volume((16, 512, 512), channel)
     root = lab.write_stack(pixels)
     (root / "5" / "0_0_0.png").unlink()
@@ -255,7 +253,7 @@ def test_33_a_missing_file_under_the_policy_blank_is_filled(lab: Lab, channel: s
     assert np.array_equal(np.delete(read, 5, 0), np.delete(pixels, 5, 0))
 
 
-def test_33_missing_files_under_the_policy_skip_are_left_out(lab: Lab) -> None:
+def test_missing_files_under_the_policy_skip_are_left_out(lab: Lab) -> None:
     root = lab.write_stack(volume((32, 512, 512)))
     for z in range(16, 32):
         (root / str(z) / "0_0_0.png").unlink()
@@ -267,7 +265,7 @@ def test_33_missing_files_under_the_policy_skip_are_left_out(lab: Lab) -> None:
     assert not read[16:].any()
 
 
-def test_33_a_damaged_file_under_the_policy_quarantine_is_tried_again_later(lab: Lab) -> None:
+def test_a_damaged_file_under_the_policy_quarantine_is_tried_again_later(lab: Lab) -> None:
     pixels = volume((16, 512, 512))
     root = lab.write_stack(pixels)
     path = root / "5" / "0_0_0.png"
@@ -285,7 +283,7 @@ def test_33_a_damaged_file_under_the_policy_quarantine_is_tried_again_later(lab:
     assert np.array_equal(lab.read(pixels.shape), pixels)
 
 
-def test_37_metadata_that_does_not_fit_is_sent_slim(make_lab: Callable[..., Lab]) -> None:
+def test_metadata_that_does_not_fit_is_sent_slim(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(long_settings=1500)
     lab.write_stack(volume((16, 512, 512)))
     _, job = lab.ingest(lab.config())
@@ -293,7 +291,7 @@ def test_37_metadata_that_does_not_fit_is_sent_slim(make_lab: Callable[..., Lab]
     assert np.array_equal(lab.read((16, 512, 512)), volume((16, 512, 512)))
 
 
-def test_38_a_stop_finishes_what_is_in_flight_and_leaves_the_rest(lab: Lab) -> None:
+def test_a_stop_finishes_what_is_in_flight_and_leaves_the_rest(lab: Lab) -> None:
     pixels = volume((400, 64, 64))
     lab.write_stack(pixels, tile=64)
     extent = {"x": [0, 64], "y": [0, 64], "z": [0, 400], "t": [0, 1]}
@@ -325,7 +323,7 @@ def test_38_a_stop_finishes_what_is_in_flight_and_leaves_the_rest(lab: Lab) -> N
     assert np.array_equal(lab.read(pixels.shape), pixels)
 
 
-def test_38b_limits_make_a_bounded_slice(lab: Lab) -> None:
+def test_limits_make_a_bounded_slice(lab: Lab) -> None:
     lab.write_stack(volume((100, 64, 64)), tile=64)
     extent = {"x": [0, 64], "y": [0, 64], "z": [0, 100], "t": [0, 1]}
     config, job = lab.create(lab.config(extent=extent, tile_size={"x": 64, "y": 64, "z": 1, "t": 1}))
@@ -339,7 +337,7 @@ def test_38b_limits_make_a_bounded_slice(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("end", ["cancelled", "completed"])
-def test_39_a_queue_deleted_under_us_ends_the_upload_cleanly(lab: Lab, end: str) -> None:
+def test_a_queue_deleted_under_us_ends_the_upload_cleanly(lab: Lab, end: str) -> None:
     lab.write_stack(volume((64, 64, 64)), tile=64)
     extent = {"x": [0, 64], "y": [0, 64], "z": [0, 64], "t": [0, 1]}
     config, job = lab.create(lab.config(extent=extent, tile_size={"x": 64, "y": 64, "z": 1, "t": 1}))
@@ -362,7 +360,7 @@ def test_39_a_queue_deleted_under_us_ends_the_upload_cleanly(lab: Lab, end: str)
     uploader.close()
 
 
-def test_40_two_clients_on_one_job_share_the_work(lab: Lab, tmp_path: Path) -> None:
+def test_two_clients_on_one_job_share_the_work(lab: Lab, tmp_path: Path) -> None:
     pixels = volume((300, 64, 64))
     lab.write_stack(pixels, tile=64)
     extent = {"x": [0, 64], "y": [0, 64], "z": [0, 300], "t": [0, 1]}
@@ -391,7 +389,7 @@ def test_a_configuration_of_another_job_is_refused(lab: Lab) -> None:
         lab.upload(other, job.id)
 
 
-def test_25b_what_a_killed_run_had_deleted_is_counted_by_the_next(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_run_had_deleted_is_counted_by_the_next(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.write_stack(volume((16, 512, 512)))
     config, job = lab.create(lab.config())
     uploader = lab.uploader(config, job.id)

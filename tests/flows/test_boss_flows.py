@@ -114,7 +114,7 @@ def test_a_damaged_file_leaves_the_job_open_and_the_same_job_is_finished_later(
     assert np.array_equal(lab.read(pixels.shape), pixels)
 
 
-def test_19_missing_tiles_are_uploaded_again_until_the_boss_is_content(lab: Lab, credentials: BossCredentials) -> None:
+def test_missing_tiles_are_uploaded_again_until_the_boss_is_content(lab: Lab, credentials: BossCredentials) -> None:
     pixels = volume((16, 512, 512))
     lab.write_stack(pixels)
     # The index lambda loses one message: the chunk's entry stays without that tile.
@@ -134,7 +134,7 @@ def test_19_missing_tiles_are_uploaded_again_until_the_boss_is_content(lab: Lab,
     assert sum(lab.boss.job(1).observed.puts.values()) == 17
 
 
-def test_45_nothing_is_in_flight_when_the_job_is_completed(lab: Lab, credentials: BossCredentials) -> None:
+def test_nothing_is_in_flight_when_the_job_is_completed(lab: Lab, credentials: BossCredentials) -> None:
     lab.write_stack(volume((16, 512, 512)))
     lab.boss.faults.add(Fault(method="PUT", calls=[14, 15, 16], delay_seconds=1.5))
     boss_ingest(credentials, IngestConfig.load(lab.config()), upload=QUICK)
@@ -153,7 +153,7 @@ def test_skipped_slices_of_a_chunk_end_with_an_explanation(lab: Lab, credentials
         boss_ingest(credentials, IngestConfig.load(lab.config()), upload=settings)
 
 
-def test_46_a_chunk_that_others_lost_is_named_although_the_boss_says_complete(
+def test_a_chunk_that_others_lost_is_named_although_the_boss_says_complete(
     lab: Lab, credentials: BossCredentials
 ) -> None:
     lab.write_stack(volume((32, 512, 512)))
@@ -177,7 +177,7 @@ def test_46_a_chunk_that_others_lost_is_named_although_the_boss_says_complete(
     assert report.holes[0] == "x=0 y=0 z=16 t=0"
 
 
-def test_46b_a_lost_chunk_of_a_volumetric_job_is_named(lab: Lab, credentials: BossCredentials) -> None:
+def test_a_lost_chunk_of_a_volumetric_job_is_named(lab: Lab, credentials: BossCredentials) -> None:
     np.save(lab.folder / "v.npy", volume((32, 512, 2048)))
     extent = {"x": [0, 2048], "y": [0, 512], "z": [0, 32], "t": [0, 1]}
     plugin = "prefect_biomed.clients.boss.plugins.arrays.Array"
@@ -264,7 +264,7 @@ def test_joining_a_job_that_is_over_or_foreign_is_told_after_one_request(lab: La
     assert len(lab.boss.journal) == 1
 
 
-def test_20_cancelling_is_harmless_whatever_the_state(lab: Lab, credentials: BossCredentials) -> None:
+def test_cancelling_is_harmless_whatever_the_state(lab: Lab, credentials: BossCredentials) -> None:
     lab.write_stack(volume((16, 512, 512)))
     config, job = lab.create(lab.config())
     lab.upload(config, job.id)
@@ -277,7 +277,7 @@ def test_20_cancelling_is_harmless_whatever_the_state(lab: Lab, credentials: Bos
         boss_cancel_ingest(credentials, 999)
 
 
-def test_16_a_lost_answer_to_create_makes_no_second_job(lab: Lab, credentials: BossCredentials) -> None:
+def test_a_lost_answer_to_create_makes_no_second_job(lab: Lab, credentials: BossCredentials) -> None:
     lab.write_stack(volume((16, 512, 512)))
     lab.boss.faults.add(Fault(method="POST", path=r"/ingest/$", drop="after", calls=[1]))
     boss_ingest(credentials, IngestConfig.load(lab.config()), upload=QUICK)
@@ -285,7 +285,7 @@ def test_16_a_lost_answer_to_create_makes_no_second_job(lab: Lab, credentials: B
     assert list(lab.boss.service.jobs) == [1]
 
 
-def test_16_a_create_that_never_arrived_is_in_doubt_and_its_retry_makes_one_job(
+def test_a_create_that_never_arrived_is_in_doubt_and_its_retry_makes_one_job(
     lab: Lab, credentials: BossCredentials
 ) -> None:
     lab.write_stack(volume((16, 512, 512)))

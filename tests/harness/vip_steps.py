@@ -1,4 +1,4 @@
-"""The steps of a session, in the words of the cases."""
+"""The steps of a session on VIP, each in a word or two."""
 
 from __future__ import annotations
 

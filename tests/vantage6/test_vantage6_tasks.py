@@ -1,4 +1,4 @@
-"""How the client behaves towards servers of vantage6, case by case."""
+"""How servers of vantage6 behave, from the login to the results, and what the client makes of it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def bodies(here: Federation) -> list[dict[str, Any]]:
 # -- finding and logging in ------------------------------------------------------------------------------------------
 
 
-def test_01_a_wrong_path_names_the_paths_tried(here: Federation) -> None:
+def test_a_wrong_path_names_the_paths_tried(here: Federation) -> None:
     with pytest.raises(ConfigurationError) as refused:
         connect(here.sandbox.url + "/wrong", username="u", password=SecretStr("p"))
     for path in ("/wrong/version", "/wrong/api/version", "/wrong/hq/version"):
@@ -90,7 +90,7 @@ def test_01_a_wrong_path_names_the_paths_tried(here: Federation) -> None:
 
 
 @every_generation
-def test_02_the_generation_is_found_without_login(federations: Callable[[int], Federation], generation: int) -> None:
+def test_the_generation_is_found_without_login(federations: Callable[[int], Federation], generation: int) -> None:
     here = federations(generation)
     for url in (here.sandbox.url, here.facts["url"]):
         with here.client(url=url) as client:
@@ -101,7 +101,7 @@ def test_02_the_generation_is_found_without_login(federations: Callable[[int], F
 
 @pytest.mark.parametrize("generation", [3, 4])
 @pytest.mark.parametrize("who", ["wrong password", "unknown user", "blocked account"])
-def test_03_a_refused_login_is_tried_once(generation: int, who: str) -> None:
+def test_a_refused_login_is_tried_once(generation: int, who: str) -> None:
     with federation(generation) as here:
         name = "nobody" if who == "unknown user" else "north-researcher"
         secret = SecretStr("wrong")
@@ -120,7 +120,7 @@ def test_03_a_refused_login_is_tried_once(generation: int, who: str) -> None:
         assert len(here.sandbox.journal.entries("POST", "token/user")) == 1
 
 
-def test_04_enrolment_carries_the_secret_in_the_exception_only(caplog: pytest.LogCaptureFixture) -> None:
+def test_enrolment_carries_the_secret_in_the_exception_only(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with federation(4, {"two_factor": True}) as here, here.client() as client:
         with pytest.raises(MfaEnrollmentRequired) as refused:
@@ -139,7 +139,7 @@ def _enrolled(here: Federation) -> str:
     return refused.value.otpauth_uri.split("secret=")[1].split("&")[0]
 
 
-def test_05_a_code_goes_over_the_wire_as_text() -> None:
+def test_a_code_goes_over_the_wire_as_text() -> None:
     from prefect_biomed.clients.vantage6.authentication import SecondFactor
 
     with federation(4, {"two_factor": True}) as here:
@@ -153,7 +153,7 @@ def test_05_a_code_goes_over_the_wire_as_text() -> None:
             assert client.me.username == "north-researcher"
 
 
-def test_06_a_missing_code_is_said_to_be_missing() -> None:
+def test_a_missing_code_is_said_to_be_missing() -> None:
     with federation(4, {"two_factor": True}) as here:
         _enrolled(here)
         with here.client() as client, pytest.raises(MfaRequired, match="second factor"):
@@ -163,7 +163,7 @@ def test_06_a_missing_code_is_said_to_be_missing() -> None:
 
 
 @pytest.mark.parametrize("generation", [4, 5])
-def test_07_eight_threads_refresh_once_for_each_expiry(generation: int) -> None:
+def test_eight_threads_refresh_once_for_each_expiry(generation: int) -> None:
     life, lasting = 3.0, 7.0
     with federation(generation, {"access_seconds": life}) as here, here.client() as client:
         _ = client.me
@@ -186,7 +186,7 @@ def test_07_eight_threads_refresh_once_for_each_expiry(generation: int) -> None:
         assert {entry.status for entry in here.sandbox.journal.entries("GET", "organization")} == {200}
 
 
-def test_08_an_expired_refresh_token_means_one_login() -> None:
+def test_an_expired_refresh_token_means_one_login() -> None:
     with federation(4, {"access_seconds": 0.5, "refresh_seconds": 0.6}) as here, here.client() as client:
         _ = client.me
         time.sleep(1.5)
@@ -205,7 +205,7 @@ def test_08_an_expired_refresh_token_means_one_login() -> None:
 
 
 @every_generation
-def test_09_a_lack_of_permission_is_no_expired_token(federations: Callable[[int], Federation], generation: int) -> None:
+def test_a_lack_of_permission_is_no_expired_token(federations: Callable[[int], Federation], generation: int) -> None:
     here = federations(generation)
     with here.client() as client:
         _ = client.me
@@ -215,7 +215,7 @@ def test_09_a_lack_of_permission_is_no_expired_token(federations: Callable[[int]
     assert [entry.status for entry in here.sandbox.journal.entries()] == [401]
 
 
-def test_10_an_unknown_signature_means_one_login() -> None:
+def test_an_unknown_signature_means_one_login() -> None:
     with federation(4) as here, here.client() as client:
         _ = client.me
         here.sandbox.switches.signing_key = 7
@@ -240,7 +240,7 @@ def test_10_an_unknown_signature_means_one_login() -> None:
 
 @every_generation
 @pytest.mark.parametrize("page_size", [7, 100])
-def test_11_lists_are_complete(generation: int, page_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_are_complete(generation: int, page_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefect_biomed.clients.vantage6.client._PAGE_SIZE", page_size)
     with federation(generation, {"organizations": 23}) as here, here.client() as client:
         found = client.records(Organization, collaboration_id=1)
@@ -250,7 +250,7 @@ def test_11_lists_are_complete(generation: int, page_size: int, monkeypatch: pyt
         assert len(client.records(Organization, collaboration_id=1, limit=5)) == 5
 
 
-def test_12_pages_keep_repeated_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_keep_repeated_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefect_biomed.clients.vantage6.client._PAGE_SIZE", 1)
     with federation(4) as here, here.client() as client:
         tasks = [here.launch(client, "echo", "north") for _ in range(3)]
@@ -267,7 +267,7 @@ def test_12_pages_keep_repeated_parameters(monkeypatch: pytest.MonkeyPatch) -> N
 # -- encryption ------------------------------------------------------------------------------------------------------
 
 
-def test_13_inputs_are_plain_or_encrypted_for_each_reader(here: Federation, tmp_path: Path) -> None:
+def test_inputs_are_plain_or_encrypted_for_each_reader(here: Federation, tmp_path: Path) -> None:
     with here.client() as client:
         before = len(bodies(here))
         plain = here.launch(client, "echo", arguments={"a": 1})
@@ -287,7 +287,7 @@ def test_13_inputs_are_plain_or_encrypted_for_each_reader(here: Federation, tmp_
             assert values(client, task, tmp_path) == everywhere(value)
 
 
-def test_14_an_encrypted_collaboration_without_key_is_refused_before_any_request_that_changes(
+def test_an_encrypted_collaboration_without_key_is_refused_before_any_request_that_changes(
     here: Federation,
 ) -> None:
     with here.client(key=None) as client:
@@ -298,7 +298,7 @@ def test_14_an_encrypted_collaboration_without_key_is_refused_before_any_request
     assert here.calls("POST") == []
 
 
-def test_15_two_organizations_in_one_process_use_their_own_keys(here: Federation, tmp_path: Path) -> None:
+def test_two_organizations_in_one_process_use_their_own_keys(here: Federation, tmp_path: Path) -> None:
     keys = {one.name: one.public_key for one in here.sandbox.registry.organizations}
     with here.client() as north, here.client("south-researcher", key="south") as south:
         tasks = [here.launch(client, "echo", collaboration="encrypted", arguments={"n": n})
@@ -311,7 +311,7 @@ def test_15_two_organizations_in_one_process_use_their_own_keys(here: Federation
 
 
 @pytest.mark.parametrize("key", ["south", "new"])
-def test_16_a_key_that_is_not_the_organizations_is_refused_and_not_uploaded(
+def test_a_key_that_is_not_the_organizations_is_refused_and_not_uploaded(
     here: Federation, key: str, tmp_path: Path
 ) -> None:
     if key == "new":
@@ -328,7 +328,7 @@ def test_16_a_key_that_is_not_the_organizations_is_refused_and_not_uploaded(
     assert [call for call in here.calls("POST") if "token" not in call] == []
 
 
-def test_17_every_vector_is_read() -> None:
+def test_every_vector_is_read() -> None:
     """The vectors have a file of their own; here it is made sure that none is left out."""
     text = (Path(__file__).parent / "test_vantage6_encryption.py").read_text()
     vectors = json.loads((Path(__file__).parents[1] / "vectors" / "vantage6" / "encryption.json").read_text())
@@ -336,7 +336,7 @@ def test_17_every_vector_is_read() -> None:
     assert len(vectors["vectors"]) == 10 and len(vectors["must_fail"]) == 4
 
 
-def test_18_a_result_that_looks_like_base64_stays_as_it_is(here: Federation, tmp_path: Path) -> None:
+def test_a_result_that_looks_like_base64_stays_as_it_is(here: Federation, tmp_path: Path) -> None:
     with here.client() as client:
         for collaboration in ("plain", "encrypted"):
             task = here.launch(client, "echo", "north", collaboration=collaboration, arguments={"x": "aGVsbG8="})
@@ -346,7 +346,7 @@ def test_18_a_result_that_looks_like_base64_stays_as_it_is(here: Federation, tmp
 
 @pytest.mark.parametrize("generation", [3, 4])
 @pytest.mark.parametrize("collaboration", ["plain", "encrypted"])
-def test_19_a_pickle_is_refused_and_not_opened(
+def test_a_pickle_is_refused_and_not_opened(
     federations: Callable[[int], Federation], generation: int, collaboration: str, tmp_path: Path
 ) -> None:
     canary = tmp_path / "canary"
@@ -367,7 +367,7 @@ def test_19_a_pickle_is_refused_and_not_opened(
     assert not canary.exists()
 
 
-def test_20_generation_3_is_asked_for_json(federations: Callable[[int], Federation], tmp_path: Path) -> None:
+def test_generation_3_is_asked_for_json(federations: Callable[[int], Federation], tmp_path: Path) -> None:
     here = federations(3)
     with here.client() as client:
         task = here.launch(client, "central_average", "north", arguments={"column": "age"})
@@ -392,7 +392,7 @@ def _task(here: Federation, task: Task) -> Any:
 
 
 @every_generation
-def test_21_a_lost_answer_makes_no_second_task(generation: int) -> None:
+def test_a_lost_answer_makes_no_second_task(generation: int) -> None:
     with federation(generation) as here, here.client() as client:
         fields = here.data(client, "plain") if generation == 5 else {}
         created = here.tasks_created()
@@ -406,14 +406,14 @@ def test_21_a_lost_answer_makes_no_second_task(generation: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["123", " 7 ", "x" * 200])
-def test_22_illegal_names_are_refused_before_anything_is_sent(here: Federation, name: str) -> None:
+def test_illegal_names_are_refused_before_anything_is_sent(here: Federation, name: str) -> None:
     with here.client() as client, pytest.raises(PreflightFailed, match=r"name (is|has)"):
         here.launch(client, "echo", name=name)
     assert [call for call in here.calls("POST") if "token" not in call] == []
 
 
 @pytest.mark.parametrize("again", ["north", 2, "2"])
-def test_23_an_organization_named_twice_is_refused(here: Federation, again: str | int) -> None:
+def test_an_organization_named_twice_is_refused(here: Federation, again: str | int) -> None:
     request = here.request("echo").model_copy(update={"organizations": ["north", again]})
     with here.client() as client, pytest.raises(PreflightFailed, match="'north' is named twice"):
         launch(client, request, token())
@@ -423,7 +423,7 @@ def test_23_an_organization_named_twice_is_refused(here: Federation, again: str 
 
 
 @every_generation
-def test_24_the_end_is_seen_within_one_interval(federations: Callable[[int], Federation], generation: int) -> None:
+def test_the_end_is_seen_within_one_interval(federations: Callable[[int], Federation], generation: int) -> None:
     here = federations(generation)
     with here.client() as client:
         task = here.launch(client, "sleep", "north", arguments={"seconds": 4})
@@ -435,7 +435,7 @@ def test_24_the_end_is_seen_within_one_interval(federations: Callable[[int], Fed
 
 
 @every_generation
-def test_25_a_crash_names_its_organization_and_leaves_the_other_results(
+def test_a_crash_names_its_organization_and_leaves_the_other_results(
     federations: Callable[[int], Federation], generation: int, tmp_path: Path
 ) -> None:
     here = federations(generation)
@@ -459,7 +459,7 @@ def test_25_a_crash_names_its_organization_and_leaves_the_other_results(
 
 
 @every_generation
-def test_26_the_cause_in_a_subtask_comes_first(federations: Callable[[int], Federation], generation: int) -> None:
+def test_the_cause_in_a_subtask_comes_first(federations: Callable[[int], Federation], generation: int) -> None:
     here = federations(generation)
     with here.client() as client:
         task = here.launch(client, "central_crash", "north", arguments={"crashing": [here.organization("west")]})
@@ -473,7 +473,7 @@ def test_26_the_cause_in_a_subtask_comes_first(federations: Callable[[int], Fede
 
 
 @pytest.mark.parametrize("generation", [4, 5])
-def test_27_partial_results_wait_for_every_run(
+def test_partial_results_wait_for_every_run(
     federations: Callable[[int], Federation], generation: int, tmp_path: Path
 ) -> None:
     here = federations(generation)
@@ -497,7 +497,7 @@ def _crash_or_sleep(job: Any, crashing: int) -> str:
     return "slept"
 
 
-def test_28_an_offline_node_is_warned_of_waited_for_or_refused(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_offline_node_is_warned_of_waited_for_or_refused(caplog: pytest.LogCaptureFixture) -> None:
     with federation(4, {"offline": ["west-plain"]}) as here, here.client() as client:
         _until(lambda: here.sandbox.registry.nodes.where(name="west-plain")[0].status != "online")
         with pytest.raises(PreflightFailed, match="'west-plain' of organization 'west' is offline"):
@@ -515,7 +515,7 @@ def test_28_an_offline_node_is_warned_of_waited_for_or_refused(caplog: pytest.Lo
         assert wait(client, task).states[0].task.status is Status.COMPLETED
 
 
-def test_29_a_run_that_never_started_is_said_not_to_have_run() -> None:
+def test_a_run_that_never_started_is_said_not_to_have_run() -> None:
     with federation(4, {"offline": ["west-plain"]}) as here, here.client() as client:
         task = here.launch(client, "crash", arguments={"organizations": [here.organization("south")]})
         outcome = outcome_of(client, wait(client, task).states[0])
@@ -527,7 +527,7 @@ def test_29_a_run_that_never_started_is_said_not_to_have_run() -> None:
 
 
 @every_generation
-def test_30_a_researcher_may_not_kill_and_an_administrator_may(
+def test_a_researcher_may_not_kill_and_an_administrator_may(
     federations: Callable[[int], Federation], generation: int
 ) -> None:
     here = federations(generation)
@@ -546,7 +546,7 @@ def test_30_a_researcher_may_not_kill_and_an_administrator_may(
 # -- results ---------------------------------------------------------------------------------------------------------
 
 
-def test_31_expired_and_empty_results_are_told_apart(here: Federation, tmp_path: Path) -> None:
+def test_expired_and_empty_results_are_told_apart(here: Federation, tmp_path: Path) -> None:
     with here.client() as client:
         task = here.launch(client, "echo", "north", arguments={"a": 1})
         wait(client, task)
@@ -555,7 +555,7 @@ def test_31_expired_and_empty_results_are_told_apart(here: Federation, tmp_path:
             fetch_results(client, task.id, output_dir=tmp_path)
 
 
-def test_31_the_output_of_an_extraction_is_none(federations: Callable[[int], Federation], tmp_path: Path) -> None:
+def test_the_output_of_an_extraction_is_none(federations: Callable[[int], Federation], tmp_path: Path) -> None:
     here = federations(5)
     with here.client() as client:
         session = make_session(client, "plain", f"s-{token()}")
@@ -566,7 +566,7 @@ def test_31_the_output_of_an_extraction_is_none(federations: Callable[[int], Fed
 
 
 @every_generation
-def test_32_results_are_read_after_the_end_only(
+def test_results_are_read_after_the_end_only(
     federations: Callable[[int], Federation], generation: int, tmp_path: Path
 ) -> None:
     here = federations(generation)
@@ -578,7 +578,7 @@ def test_32_results_are_read_after_the_end_only(
 
 
 @every_generation
-def test_33_a_deleted_task_ends_the_wait_at_once(federations: Callable[[int], Federation], generation: int) -> None:
+def test_a_deleted_task_ends_the_wait_at_once(federations: Callable[[int], Federation], generation: int) -> None:
     here = federations(generation)
     with here.client() as client:
         for others in (0, 1):
@@ -601,7 +601,7 @@ def _delete_quietly(client: Vantage6Client, task_id: int) -> None:
 
 @pytest.mark.parametrize("collaboration", ["plain", "encrypted"])
 @pytest.mark.parametrize("generation", [4, 5])
-def test_34_a_blob_store_is_used_when_there_is_one(generation: int, collaboration: str, tmp_path: Path) -> None:
+def test_a_blob_store_is_used_when_there_is_one(generation: int, collaboration: str, tmp_path: Path) -> None:
     with federation(generation, {"blob_store": True}) as here, here.client() as client:
         assert client.has_blob_store
         task = here.launch(client, "payload", collaboration=collaboration, arguments={"size": 3_000_000})
@@ -615,7 +615,7 @@ def test_34_a_blob_store_is_used_when_there_is_one(generation: int, collaboratio
             assert all("-" in (run.input or "") for run in here.sandbox.registry.runs)
 
 
-def test_34_without_a_blob_store_everything_is_inline(here: Federation) -> None:
+def test_without_a_blob_store_everything_is_inline(here: Federation) -> None:
     with here.client() as client:
         assert not client.has_blob_store
     here.sandbox.faults.add(Fault(path="blobstream/status", status=404, body="<html>not found</html>"))
@@ -623,7 +623,7 @@ def test_34_without_a_blob_store_everything_is_inline(here: Federation) -> None:
         assert not client.has_blob_store
 
 
-def test_35_a_service_account_works_without_a_browser(tmp_path: Path) -> None:
+def test_a_service_account_works_without_a_browser(tmp_path: Path) -> None:
     with federation(5) as here, here.client() as client:
         assert client.me.is_service_account and client.organization_id == here.organization("north")
         for collaboration in ("plain", "encrypted"):
@@ -633,7 +633,7 @@ def test_35_a_service_account_works_without_a_browser(tmp_path: Path) -> None:
             assert counts == everywhere(True)
 
 
-def test_36_a_wait_outlives_many_short_tokens() -> None:
+def test_a_wait_outlives_many_short_tokens() -> None:
     with federation(5, {"access_seconds": 1.0}) as here, here.client() as client:
         task = here.launch(client, "sleep", "north", arguments={"seconds": 6})
         here.sandbox.journal.clear()
@@ -641,7 +641,7 @@ def test_36_a_wait_outlives_many_short_tokens() -> None:
         assert len(here.sandbox.journal.entries("POST", "token")) >= 5
 
 
-def test_37_sessions_and_dataframes_are_reused_when_they_match(federations: Callable[[int], Federation]) -> None:
+def test_sessions_and_dataframes_are_reused_when_they_match(federations: Callable[[int], Federation]) -> None:
     here = federations(5)
     session_name, frame_name = f"s-{token()}", f"f-{token()}"
     with here.client() as client:
@@ -660,7 +660,7 @@ def test_37_sessions_and_dataframes_are_reused_when_they_match(federations: Call
         wait_for_dataframe(client, frame.id, FAST)
 
 
-def test_38_a_computation_waits_until_its_dataframe_is_ready(
+def test_a_computation_waits_until_its_dataframe_is_ready(
     federations: Callable[[int], Federation], tmp_path: Path
 ) -> None:
     here = federations(5)
@@ -692,7 +692,7 @@ def _frames(name: str) -> Any:
 
 @every_generation
 @pytest.mark.parametrize("form", ["text", "mapping", "list"])
-def test_39_databases_are_brought_into_the_words_of_the_server(
+def test_databases_are_brought_into_the_words_of_the_server(
     federations: Callable[[int], Federation], generation: int, form: str
 ) -> None:
     here = federations(generation)
@@ -709,7 +709,7 @@ def test_39_databases_are_brought_into_the_words_of_the_server(
             assert record["label"] == "default"
 
 
-def test_40_an_older_server_is_asked_for_the_task_itself(here: Federation) -> None:
+def test_an_older_server_is_asked_for_the_task_itself(here: Federation) -> None:
     with here.client() as client:
         task = here.launch(client, "sleep", "north", arguments={"seconds": 1})
         client.version = Version(text="4.10.2", major=4, minor=10)
@@ -720,7 +720,7 @@ def test_40_an_older_server_is_asked_for_the_task_itself(here: Federation) -> No
 
 
 @every_generation
-def test_41_tasks_are_never_filtered_by_status(federations: Callable[[int], Federation], generation: int) -> None:
+def test_tasks_are_never_filtered_by_status(federations: Callable[[int], Federation], generation: int) -> None:
     here = federations(generation)
     with here.client() as client:
         with pytest.raises(ConfigurationError, match="cannot filter by 'status'"):
@@ -731,7 +731,7 @@ def test_41_tasks_are_never_filtered_by_status(federations: Callable[[int], Fede
     assert not any("status=" in call for call in here.calls())
 
 
-def test_42_nothing_is_deleted_along_unless_asked_for() -> None:
+def test_nothing_is_deleted_along_unless_asked_for() -> None:
     with federation(4) as here, here.client("root", key=None) as root:
         with pytest.raises(RequestRefused):
             root.delete(Collaboration, 1)
@@ -744,7 +744,7 @@ def test_42_nothing_is_deleted_along_unless_asked_for() -> None:
             root.get(Collaboration, 1)
 
 
-def test_42_a_session_with_content_is_not_deleted_along(federations: Callable[[int], Federation]) -> None:
+def test_a_session_with_content_is_not_deleted_along(federations: Callable[[int], Federation]) -> None:
     here = federations(5)
     with here.client() as client:
         session = make_session(client, "plain", f"s-{token()}")
@@ -754,7 +754,7 @@ def test_42_a_session_with_content_is_not_deleted_along(federations: Callable[[i
         assert client.get(Session, session.id)
 
 
-def test_43_the_secret_of_a_second_factor_is_shown_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_secret_of_a_second_factor_is_shown_nowhere(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with federation(4, {"two_factor": True}) as here:
         secret = _enrolled(here)

@@ -1,4 +1,4 @@
-"""Cases 1 to 15: keys, pipelines, paths and uploads."""
+"""Keys, pipelines, paths and uploads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HTML = "<!doctype html><html><body><h1>Bad things</h1></body></html>"
 # -- keys --------------------------------------------------------------------------------------------------------------
 
 
-def test_case_01_wrong_key_is_told_once_and_state_is_kept(
+def test_wrong_key_is_told_once_and_state_is_kept(
     vip: Sandbox, connect: Connect, client: VipClient, new_session: NewSession
 ) -> None:
     """A wrong key is refused on every URL; each step of a session says so after one request and loses nothing."""
@@ -69,7 +69,7 @@ def test_case_01_wrong_key_is_told_once_and_state_is_kept(
     assert workflow.status == "Finished"
 
 
-def test_case_02_no_key_sees_only_what_is_public(client: VipClient) -> None:
+def test_no_key_sees_only_what_is_public(client: VipClient) -> None:
     """Without a key only the platform and the public pipelines are shown."""
     http = client._http
     response, body = http.json("GET", "/pipelines", authenticate=False)
@@ -83,7 +83,7 @@ def test_case_02_no_key_sees_only_what_is_public(client: VipClient) -> None:
 # -- pipelines ---------------------------------------------------------------------------------------------------------
 
 
-def test_case_03_pipelines_follow_the_groups_of_the_user(client: VipClient, connect: Connect) -> None:
+def test_pipelines_follow_the_groups_of_the_user(client: VipClient, connect: Connect) -> None:
     """The list has visible versions of one's groups, without parameters; anything else is refused with its reason."""
     mine = {pipeline.identifier: pipeline for pipeline in client.pipelines()}
     assert {"GreyMatter/1.0", "GreyMatter/1.1", "EveryType/1.0"} <= set(mine)
@@ -100,7 +100,7 @@ def test_case_03_pipelines_follow_the_groups_of_the_user(client: VipClient, conn
         client.pipeline("x")
 
 
-def test_case_04_pipeline_with_an_awkward_name_has_three_addresses(client: VipClient) -> None:
+def test_pipeline_with_an_awkward_name_has_three_addresses(client: VipClient) -> None:
     """Spaces and parentheses are quoted; all three addresses give one object, without `results-directory`."""
     http = client._http
     answers = [
@@ -117,7 +117,7 @@ def test_case_04_pipeline_with_an_awkward_name_has_three_addresses(client: VipCl
 # -- paths -------------------------------------------------------------------------------------------------------------
 
 
-def test_case_05_upload_needs_a_parent_and_an_empty_body_makes_a_folder(
+def test_upload_needs_a_parent_and_an_empty_body_makes_a_folder(
     client: VipClient, new_session: NewSession, tmp_path: Path
 ) -> None:
     """A file without a parent folder is refused; an empty file would become a folder, so it is never sent."""
@@ -134,7 +134,7 @@ def test_case_05_upload_needs_a_parent_and_an_empty_body_makes_a_folder(
         preflight(client, new_session(files={"a.txt": b"1", "b.txt": b""}))
 
 
-def test_case_06_names_are_mapped_as_the_server_does_and_collisions_refused_first(
+def test_names_are_mapped_as_the_server_does_and_collisions_refused_first(
     vip: Sandbox, client: VipClient, new_session: NewSession
 ) -> None:
     """The server renames without telling; we apply the same mapping first and refuse two files of one name."""
@@ -166,7 +166,7 @@ def test_case_06_names_are_mapped_as_the_server_does_and_collisions_refused_firs
     assert effects(vip) == []
 
 
-def test_case_07_replacing_is_deleting_waiting_and_sending(
+def test_replacing_is_deleting_waiting_and_sending(
     vip: Sandbox, client: VipClient, new_session: NewSession, tmp_path: Path
 ) -> None:
     """The server refuses to overwrite and keeps the old content; so a changed file is deleted, awaited, and sent."""
@@ -191,7 +191,7 @@ def test_case_07_replacing_is_deleting_waiting_and_sending(
     assert changes[-1].time - changes[0].time >= 0.3
 
 
-def test_case_08_deletion_takes_effect_later(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
+def test_deletion_takes_effect_later(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
     """A DELETE is answered at once and done later; we wait for it. What is missing cannot be deleted."""
     vip.vip.switches.delete_seconds = 0.4
     session = new_session(files={"a.txt": b"1"})
@@ -212,7 +212,7 @@ def test_case_08_deletion_takes_effect_later(vip: Sandbox, client: VipClient, ne
     assert client.read_file(f"{session.vip_input_dir}/a.txt", max_bytes=10) == b"1"
 
 
-def test_case_09_what_paths_do_not_give(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
+def test_what_paths_do_not_give(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
     """A missing path has properties; lists of files, contents of folders, large files and MD5 are refused."""
     session = new_session(files={"a.txt": b"12345", "large": b"x" * 2000})
     send(client, session)
@@ -237,7 +237,7 @@ def test_case_09_what_paths_do_not_give(vip: Sandbox, client: VipClient, new_ses
 
 
 @pytest.mark.parametrize("how", ["too slow", "rescheduled"])
-def test_case_10_upload_that_is_called_failed_and_arrives_later(
+def test_upload_that_is_called_failed_and_arrives_later(
     vip: Sandbox, client: VipClient, new_session: NewSession, how: str
 ) -> None:
     """The answer is 400, the file appears a moment later: one PUT, no DELETE, success, right content."""
@@ -267,7 +267,7 @@ def test_case_10_upload_that_is_called_failed_and_arrives_later(
     ],
     ids=lambda fault: str(fault.get("status", "dropped")),
 )
-def test_case_11_upload_in_doubt_is_a_success_only_when_the_size_is_right(
+def test_upload_in_doubt_is_a_success_only_when_the_size_is_right(
     vip: Sandbox, client: VipClient, new_session: NewSession, fault: dict[str, object]
 ) -> None:
     """HTML answers and broken connections: sent again until it is there; never called done when it is not."""
@@ -290,7 +290,7 @@ def test_case_11_upload_in_doubt_is_a_success_only_when_the_size_is_right(
     assert (summary.sent, summary.skipped) == (1, 1)
 
 
-def test_case_11_answer_lost_after_the_file_arrived(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
+def test_answer_lost_after_the_file_arrived(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
     """The file is there with its size although no answer came: it is not sent again."""
     session = new_session(files={"a.txt": b"12345"})
     vip.vip.faults.add(Fault(method="PUT", path=r"a\.txt", drop="after"))
@@ -299,7 +299,7 @@ def test_case_11_answer_lost_after_the_file_arrived(vip: Sandbox, client: VipCli
     assert vip.vip.journal.entries("DELETE") == []
 
 
-def test_case_11_part_of_a_file_after_a_failed_upload_is_replaced(
+def test_part_of_a_file_after_a_failed_upload_is_replaced(
     vip: Sandbox, client: VipClient, new_session: NewSession, tmp_path: Path
 ) -> None:
     """The answer is an error and a file of another size appears: it is deleted and the file sent again."""
@@ -321,7 +321,7 @@ def test_case_11_part_of_a_file_after_a_failed_upload_is_replaced(
     assert len(vip.vip.journal.entries("DELETE", r"a\.txt")) == 1
 
 
-def test_case_12_truncated_file_on_the_platform_is_sent_again(
+def test_truncated_file_on_the_platform_is_sent_again(
     vip: Sandbox, client: VipClient, new_session: NewSession, tmp_path: Path
 ) -> None:
     """A file of the right name and the wrong size is replaced; unchanged ones are sent once, ever."""
@@ -340,9 +340,7 @@ def test_case_12_truncated_file_on_the_platform_is_sent_again(
         assert len(vip.vip.journal.entries("PUT", name)) == 1
 
 
-def test_case_13_changed_file_of_the_same_size_is_sent_again(
-    vip: Sandbox, client: VipClient, new_session: NewSession
-) -> None:
+def test_changed_file_of_the_same_size_is_sent_again(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
     """Sizes cannot tell; the record of what was sent can. A file that was only touched is not sent."""
     session = new_session(files={"a.txt": b"12345", "b.txt": b"12345"})
     assert session.input_dir is not None
@@ -357,7 +355,7 @@ def test_case_13_changed_file_of_the_same_size_is_sent_again(
     assert client.read_file(f"{session.vip_input_dir}/a.txt", max_bytes=100) == b"54321"
 
 
-def test_case_13_file_that_changes_while_it_is_sent_is_sent_again(
+def test_file_that_changes_while_it_is_sent_is_sent_again(
     vip: Sandbox, client: VipClient, new_session: NewSession
 ) -> None:
     """The record is of what was sent, not of what the file became meanwhile."""
@@ -391,7 +389,7 @@ def test_excluded_files_stay_excluded_at_the_launch(client: VipClient, new_sessi
 
 
 @pytest.mark.parametrize("parallelism", [3, 8])
-def test_case_14_many_files_are_sent_at_once_within_the_bound(
+def test_many_files_are_sent_at_once_within_the_bound(
     vip: Sandbox, connect: Connect, new_session: NewSession, parallelism: int
 ) -> None:
     """40 files of 0.2 s each: nearly as much faster as there are transfers, and never one more of them."""
@@ -407,9 +405,7 @@ def test_case_14_many_files_are_sent_at_once_within_the_bound(
         assert one_after_the_other / took > 5
 
 
-def test_case_15_names_with_special_characters_come_back(
-    vip: Sandbox, client: VipClient, new_session: NewSession
-) -> None:
+def test_names_with_special_characters_come_back(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
     """Quoting keeps every name and byte; values with such characters are told before anything is sent."""
     names = ["a#b.txt", "what?.txt", "%41.txt", "c+d.txt", "e&f=g.txt", "with space.txt", "semi;colon", "star*"]
     contents = {name: os.urandom(50) for name in names}

@@ -1,4 +1,4 @@
-"""Cases 37 to 41: CARMIN-server, which speaks the same protocol and behaves differently."""
+"""CARMIN-server, which speaks the same protocol and behaves differently."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_profile_is_found_out(client: VipClient, connect: Connect) -> None:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def test_case_37_bytes_that_a_raw_upload_damages_are_sent_encoded(
+def test_bytes_that_a_raw_upload_damages_are_sent_encoded(
     vip: Sandbox, client: VipClient, new_session: NewSession
 ) -> None:
     """The server stores text and drops what is none; we notice by the size and send it in base64: bytes are exact."""
@@ -86,7 +86,7 @@ def test_case_37_bytes_that_a_raw_upload_damages_are_sent_encoded(
     assert send(client, session).sent == 0
 
 
-def test_case_37_upload_that_stays_damaged_is_an_error(
+def test_upload_that_stays_damaged_is_an_error(
     vip: Sandbox, client: VipClient, new_session: NewSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the digest differs even then, nobody is told that the file is there."""
@@ -98,7 +98,7 @@ def test_case_37_upload_that_stays_damaged_is_an_error(
         send(client, session)
 
 
-def test_case_38_missing_path_is_not_a_bad_key(client: VipClient) -> None:
+def test_missing_path_is_not_a_bad_key(client: VipClient) -> None:
     """401 means many things here; the code tells which."""
     missing = "/alice/nothing"
     with client._http.open("GET", f"/path{missing}", params={"action": "properties"}) as response:
@@ -115,7 +115,7 @@ def test_case_38_missing_path_is_not_a_bad_key(client: VipClient) -> None:
 # -- executions --------------------------------------------------------------------------------------------------------
 
 
-def test_case_39_execution_is_played_watched_and_its_results_fetched(
+def test_execution_is_played_watched_and_its_results_fetched(
     vip: Sandbox, client: VipClient, new_session: NewSession, input_dir: Path
 ) -> None:
     """It is created Initializing and played once; playing again is no harm; the rest goes as on VIP."""
@@ -153,7 +153,7 @@ def test_case_39_execution_is_played_watched_and_its_results_fetched(
     assert finish(client, session).removed == ()
 
 
-def test_case_39_execution_that_was_created_and_not_played_is_adopted_and_played(
+def test_execution_that_was_created_and_not_played_is_adopted_and_played(
     vip: Sandbox, client: VipClient, new_session: NewSession
 ) -> None:
     """The answer to the launch is lost, so nobody has played it: it is found by its name and played."""
@@ -169,7 +169,7 @@ def test_case_39_execution_that_was_created_and_not_played_is_adopted_and_played
     assert b'"comment": "5"' in content
 
 
-def test_case_39_many_executions_are_listed_page_by_page(client: VipClient, new_session: NewSession) -> None:
+def test_many_executions_are_listed_page_by_page(client: VipClient, new_session: NewSession) -> None:
     """The server gives ten unless asked for more; all are found, newest first."""
     session = new_session(EVERY_TYPE, {"text": "x"})
     for number in range(53):
@@ -180,7 +180,7 @@ def test_case_39_many_executions_are_listed_page_by_page(client: VipClient, new_
     until(lambda: all(workflow.status == "Finished" for workflow in client.workflows()))
 
 
-def test_case_39_running_execution_is_killed(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
+def test_running_execution_is_killed(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
     """Kill works, and is not sent to what has ended."""
     vip.vip.switches.job_seconds = 30
     session = new_session(EVERY_TYPE, {"text": "x"})
@@ -191,7 +191,7 @@ def test_case_39_running_execution_is_killed(vip: Sandbox, client: VipClient, ne
     assert effects(vip) == []
 
 
-def test_case_40_finished_without_its_output_is_a_failure(client: VipClient, new_session: NewSession) -> None:
+def test_finished_without_its_output_is_a_failure(client: VipClient, new_session: NewSession) -> None:
     """The tool exits with 3 and the status is Finished; that an output lacks which there always is tells."""
     session = new_session("boutiques_AlwaysFails_1.0.json", {"reason": "no luck", "exit_status": 3})
     start(client, session)
@@ -204,9 +204,7 @@ def test_case_40_finished_without_its_output_is_a_failure(client: VipClient, new
     assert "no luck" in texts[0]
 
 
-def test_case_40_launch_that_leaves_an_orphan_is_not_repeated(
-    vip: Sandbox, client: VipClient, new_session: NewSession
-) -> None:
+def test_launch_that_leaves_an_orphan_is_not_repeated(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
     """A list of files answers 500 and leaves an execution behind: refused before, and never sent twice."""
     session = new_session(EVERY_TYPE, {"text": "x", "files": ["a.txt"]}, files={"a.txt": b"1"})
     with pytest.raises(PreflightFailed, match="'files' lists files, which only VIP understands"):
@@ -232,7 +230,7 @@ def test_case_40_launch_that_leaves_an_orphan_is_not_repeated(
     assert vip.vip.journal.entries("PUT", "play") == []
 
 
-def test_case_40_invalid_invocation_is_refused_once(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
+def test_invalid_invocation_is_refused_once(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
     """What the server would refuse after storing an execution, the pre-flight refuses; if not, one POST is made."""
     for settings in ({"text": ["x", "y"]}, {"txet": "x"}, {}, {"text": "x", "count": 1.5}, {"text": "x", "flag": "on"}):
         with pytest.raises(PreflightFailed):
@@ -244,7 +242,7 @@ def test_case_40_invalid_invocation_is_refused_once(vip: Sandbox, client: VipCli
     assert WorkflowStatus.INITIALIZATION_FAILED.is_terminal
 
 
-def test_case_41_stock_server_that_cannot_describe_what_has_ended(
+def test_stock_server_that_cannot_describe_what_has_ended(
     vip: Sandbox, client: VipClient, new_session: NewSession
 ) -> None:
     """Every GET of a completed execution is a 500 for ever: results tell that it has ended; no endless loop."""
@@ -272,7 +270,7 @@ def test_case_41_stock_server_that_cannot_describe_what_has_ended(
     assert launch(client, new_session(EVERY_TYPE, {"text": "y"}, name="next"), 1).identifier != launched.identifier
 
 
-def test_case_41_execution_that_can_neither_be_described_nor_listed_is_told(
+def test_execution_that_can_neither_be_described_nor_listed_is_told(
     vip: Sandbox, client: VipClient, new_session: NewSession
 ) -> None:
     """When the results cannot be listed either, it ends with a clear message."""

@@ -1,4 +1,4 @@
-"""Cases 16 to 28: launches, monitoring, kills and what an execution tells of itself."""
+"""Launches, monitoring, kills and what an execution tells of itself."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def executions(client: VipClient, session: VipSession) -> list[str]:
 # -- launches ----------------------------------------------------------------------------------------------------------
 
 
-def test_case_16_what_the_server_checks_at_a_launch_the_preflight_checks_before(
+def test_what_the_server_checks_at_a_launch_the_preflight_checks_before(
     vip: Sandbox, client: VipClient, new_session: NewSession
 ) -> None:
     """Names, characters and missing inputs are refused by code; unknown ones pass; a null breaks the server."""
@@ -92,7 +92,7 @@ def test_case_16_what_the_server_checks_at_a_launch_the_preflight_checks_before(
     assert effects(vip) == []
 
 
-def test_case_17_lists_make_jobs_and_so_do_strings_with_a_separator(client: VipClient, new_session: NewSession) -> None:
+def test_lists_make_jobs_and_so_do_strings_with_a_separator(client: VipClient, new_session: NewSession) -> None:
     """`x@@y` is two values; lists are multiplied, or zipped, and zipped ones of unequal length fail late."""
 
     files = dict.fromkeys("abcde", b"x")
@@ -123,7 +123,7 @@ def test_case_17_lists_make_jobs_and_so_do_strings_with_a_separator(client: VipC
     assert ended(client, uneven.identifier).status == "ExecutionFailed"
 
 
-def test_case_18_launches_wait_for_capacity_and_looking_frees_it(
+def test_launches_wait_for_capacity_and_looking_frees_it(
     vip: Sandbox, client: VipClient, new_session: NewSession
 ) -> None:
     """One execution at a time is allowed: five runs queue, our looks free the slot, and all of them finish."""
@@ -149,9 +149,7 @@ def test_case_18_launches_wait_for_capacity_and_looking_frees_it(
     assert [workflow.status for workflow in wait(client, session)] == ["Finished"] * 5
 
 
-def test_case_18_capacity_that_never_comes_ends_the_wait(
-    vip: Sandbox, client: VipClient, new_session: NewSession
-) -> None:
+def test_capacity_that_never_comes_ends_the_wait(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
     """With a deadline nothing is launched, and it says so; the platform's own limit counts as well."""
     vip.vip.switches.max_running_platform = 0
     session = new_session("EveryType/1.0", {"text": "x"})
@@ -163,9 +161,7 @@ def test_case_18_capacity_that_never_comes_ends_the_wait(
     assert len(client.workflows()) == 1
 
 
-def test_case_19_answer_lost_after_the_launch_was_accepted(
-    vip: Sandbox, client: VipClient, new_session: NewSession
-) -> None:
+def test_answer_lost_after_the_launch_was_accepted(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
     """The execution is found by its name and adopted: one POST, one execution, its id written down."""
     vip.vip.faults.add(Fault(method="POST", path=EXECUTIONS, drop="after", calls=[1]))
     session = new_session("EveryType/1.0", {"text": "x"})
@@ -189,7 +185,7 @@ def test_case_19_answer_lost_after_the_launch_was_accepted(
     ],
     ids=["502", "500", "html400", "8000", "cut"],
 )
-def test_case_19_any_doubtful_answer_is_settled_by_looking(
+def test_any_doubtful_answer_is_settled_by_looking(
     vip: Sandbox, client: VipClient, new_session: NewSession, fault: dict[str, object]
 ) -> None:
     """Whatever hides the acceptance, the name is looked for and nothing is posted again."""
@@ -200,7 +196,7 @@ def test_case_19_any_doubtful_answer_is_settled_by_looking(
     assert len(vip.vip.journal.entries("POST", EXECUTIONS)) == 1
 
 
-def test_case_19_doubt_that_looking_cannot_settle_is_left_to_a_retry(
+def test_doubt_that_looking_cannot_settle_is_left_to_a_retry(
     vip: Sandbox, client: VipClient, new_session: NewSession
 ) -> None:
     """While the platform cannot be asked, nobody posts; the retry asks again and adopts."""
@@ -221,7 +217,7 @@ def test_case_19_doubt_that_looking_cannot_settle_is_left_to_a_retry(
     assert len(vip.vip.journal.entries("POST", EXECUTIONS)) == 1
 
 
-def test_case_19_execution_whose_name_shows_up_later_is_awaited(
+def test_execution_whose_name_shows_up_later_is_awaited(
     vip: Sandbox, client: VipClient, new_session: NewSession
 ) -> None:
     """Just after a launch the portal may tell the identifier instead of the name; we look again before we judge."""
@@ -233,7 +229,7 @@ def test_case_19_execution_whose_name_shows_up_later_is_awaited(
     assert len(vip.vip.journal.entries("POST", EXECUTIONS)) == 1
 
 
-def test_case_19_launch_that_was_never_accepted_is_in_doubt_and_then_done_once(
+def test_launch_that_was_never_accepted_is_in_doubt_and_then_done_once(
     vip: Sandbox, client: VipClient, new_session: NewSession
 ) -> None:
     """The connection broke before the server saw it: nothing appears, the retry launches."""
@@ -246,7 +242,7 @@ def test_case_19_launch_that_was_never_accepted_is_in_doubt_and_then_done_once(
     assert executions(client, session) == ["session-r001-t0k3n"]
 
 
-def test_case_20_killed_between_the_launch_and_its_record(
+def test_killed_between_the_launch_and_its_record(
     vip: Sandbox, client: VipClient, new_session: NewSession, tmp_path: Path
 ) -> None:
     """The process dies after the server accepted: the next one finds the execution by its name; no duplicate."""
@@ -277,7 +273,7 @@ def test_case_20_killed_between_the_launch_and_its_record(
 
 
 @pytest.mark.parametrize("pipeline_id", ["EveryType/1.0", "MonteCarlo/2.3"])
-def test_case_21_runs_of_one_second_do_not_share_results(
+def test_runs_of_one_second_do_not_share_results(
     vip: Sandbox, client: VipClient, new_session: NewSession, pipeline_id: str
 ) -> None:
     """The time in a result folder has seconds only, or is absent; each run has a folder of its own all the same."""
@@ -299,7 +295,7 @@ def test_case_21_runs_of_one_second_do_not_share_results(
 # -- monitoring --------------------------------------------------------------------------------------------------------
 
 
-def test_case_22_statuses_that_come_and_go_do_not_end_the_wait(
+def test_statuses_that_come_and_go_do_not_end_the_wait(
     vip: Sandbox, client: VipClient, new_session: NewSession
 ) -> None:
     """Unknown, Ready, Running and Unknown again: it waits until Finished."""
@@ -317,7 +313,7 @@ def test_case_22_statuses_that_come_and_go_do_not_end_the_wait(
     assert seen[-1] == ["Finished", "Finished"]
 
 
-def test_case_22_unknown_for_longer_than_the_grace_is_an_error(
+def test_unknown_for_longer_than_the_grace_is_an_error(
     vip: Sandbox, client: VipClient, new_session: NewSession
 ) -> None:
     """An execution of which the platform has no trace for long is reported, not taken for a success."""
@@ -329,7 +325,7 @@ def test_case_22_unknown_for_longer_than_the_grace_is_an_error(
     assert SessionFile(session).read().workflows[workflow.identifier].status == "Unknown"
 
 
-def test_case_23_execution_that_is_held_is_killed_at_the_deadline(
+def test_execution_that_is_held_is_killed_at_the_deadline(
     vip: Sandbox, client: VipClient, new_session: NewSession
 ) -> None:
     """Running for ever with a job held in error: the deadline names the job and its reason, and kills."""
@@ -360,7 +356,7 @@ def test_case_23_execution_that_is_held_is_killed_at_the_deadline(
 @pytest.mark.parametrize(
     ("slices", "failing"), [([5, 7, 11], 5), ([5, 7, 11], 11), ([0, 1, 2], 0), ([0, 1, 2], 1), ([0, 1, 2], 2)]
 )
-def test_case_24_partial_success_names_the_failing_inputs(
+def test_partial_success_names_the_failing_inputs(
     client: VipClient, new_session: NewSession, input_dir: Path, slices: list[int], failing: int
 ) -> None:
     """Two of three jobs succeeded and the status is Finished: the failing input is told, strict makes it a failure."""
@@ -382,7 +378,7 @@ def test_case_24_partial_success_names_the_failing_inputs(
 # -- kills and deletions -----------------------------------------------------------------------------------------------
 
 
-def test_case_25_delete_is_a_trap_and_kill_is_not_sent_to_what_has_ended(
+def test_delete_is_a_trap_and_kill_is_not_sent_to_what_has_ended(
     vip: Sandbox, client: VipClient, new_session: NewSession
 ) -> None:
     """DELETE answers 200 and does nothing; PUT kill kills, by way of Unknown; on a Finished one it would do harm."""
@@ -405,7 +401,7 @@ def test_case_25_delete_is_a_trap_and_kill_is_not_sent_to_what_has_ended(
     assert client.workflow(finished.identifier).status == "Killed"
 
 
-def test_case_26_records_can_be_deleted_of_finished_and_killed_ones_only(client: VipClient) -> None:
+def test_records_can_be_deleted_of_finished_and_killed_ones_only(client: VipClient) -> None:
     """A failed one is refused; a finished one is gone with its files, and its folder remains."""
     failed = ended(client, go(client, "AlwaysFails/1.0", name="failed").identifier)
     assert failed.status == "ExecutionFailed"
@@ -426,9 +422,7 @@ def test_case_26_records_can_be_deleted_of_finished_and_killed_ones_only(client:
 
 
 @pytest.mark.parametrize("unit", ["ms", "s"])
-def test_case_27_dates_and_inputs_are_understood(
-    vip: Sandbox, client: VipClient, new_session: NewSession, unit: str
-) -> None:
+def test_dates_and_inputs_are_understood(vip: Sandbox, client: VipClient, new_session: NewSession, unit: str) -> None:
     """startDate in milliseconds, no endDate, lists shown as one value: the times are right and our inputs kept."""
     vip.vip.switches.date_unit = unit
     session = new_session("EveryType/1.0", {"text": ["x", "y"], "words": ["a"]})
@@ -447,7 +441,7 @@ def test_case_27_dates_and_inputs_are_understood(
     assert open_session(session.output_dir).input_settings["text"] == ["x", "y"]
 
 
-def test_case_28_outputs_in_every_state_are_handled(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
+def test_outputs_in_every_state_are_handled(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
     """None yet, some while it runs, none at all, and those of killed ones, which are downloaded when wanted."""
     session = new_session("EveryType/1.0", {"text": ["x", "y"]}, nb_runs=2)
     vip.vip.switches.unknown_seconds = 0.2

@@ -1,4 +1,4 @@
-"""Cases 29 to 36: downloads, archives, shared inputs, the end of a session, and comparing runs."""
+"""Downloads, archives, shared inputs, the end of a session, and comparing runs."""
 
 from __future__ import annotations
 
@@ -69,9 +69,7 @@ def never_partial(folder: Path, size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["resumed", "begun anew"])
-def test_case_29_broken_download_is_completed(
-    vip: Sandbox, client: VipClient, new_session: NewSession, ranges: bool
-) -> None:
+def test_broken_download_is_completed(vip: Sandbox, client: VipClient, new_session: NewSession, ranges: bool) -> None:
     """Cut in the middle, or refused at first: the file is exact and never half under its name; later nothing moves."""
     content = os.urandom(3_000_000)
     vip.vip.switches.ranges = ranges
@@ -110,9 +108,7 @@ def test_case_29_broken_download_is_completed(
     assert [entry for entry in vip.vip.journal if entry.query == "action=content"] == []
 
 
-def test_case_29_slow_fetch_from_the_grid_is_asked_for_again(
-    vip: Sandbox, client: VipClient, new_session: NewSession
-) -> None:
+def test_slow_fetch_from_the_grid_is_asked_for_again(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
     """The platform gives up after its limit and goes on behind it; the next try is answered."""
     session = new_session("CopyFile/1.0", {"file": "a.bin"}, files={"a.bin": b"12345"})
     run(client, session)
@@ -122,7 +118,7 @@ def test_case_29_slow_fetch_from_the_grid_is_asked_for_again(
     assert list(files_in(session.output_dir).values()) == [b"12345"]
 
 
-def test_case_29_file_that_never_comes_does_not_stop_the_others(
+def test_file_that_never_comes_does_not_stop_the_others(
     vip: Sandbox, client: VipClient, new_session: NewSession
 ) -> None:
     """One output fails for good: the others are here, the failed one has no file, the next call fetches only it."""
@@ -148,9 +144,7 @@ def test_case_29_file_that_never_comes_does_not_stop_the_others(
 
 
 @pytest.mark.parametrize("kind", ["parent", "absolute", "symlink", "hardlink", "device"])
-def test_case_30_hostile_archives_are_refused(
-    client: VipClient, new_session: NewSession, tmp_path: Path, kind: str
-) -> None:
+def test_hostile_archives_are_refused(client: VipClient, new_session: NewSession, tmp_path: Path, kind: str) -> None:
     """Members that would leave the folder: the archive is kept as it is, nothing is outside, nothing half inside."""
     session = new_session("HostileOutputs/1.0", {"kind": kind})
     run(client, session)
@@ -163,7 +157,7 @@ def test_case_30_hostile_archives_are_refused(
         assert not Path("/tmp/escaped.txt").exists()
 
 
-def test_case_30_archives_are_recognised_by_their_content(client: VipClient, new_session: NewSession) -> None:
+def test_archives_are_recognised_by_their_content(client: VipClient, new_session: NewSession) -> None:
     """A tgz without a suffix is unpacked; a `.tgz` that is no tar stays a file; archives can be kept beside."""
     packed = new_session("HostileOutputs/1.0", {"kind": "no_suffix"}, name="packed")
     run(client, packed)
@@ -192,7 +186,7 @@ def test_case_30_archives_are_recognised_by_their_content(client: VipClient, new
     assert [path.split("/", 2)[2] for path in files_in(kept.output_dir)] == ["result/inside.txt"]
 
 
-def test_case_30_interrupted_unpacking_is_done_again(
+def test_interrupted_unpacking_is_done_again(
     vip: Sandbox, client: VipClient, new_session: NewSession, input_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after the first member: no half folder; the next call unpacks without fetching again."""
@@ -223,7 +217,7 @@ def test_case_30_interrupted_unpacking_is_done_again(
 
 
 @pytest.mark.parametrize("kind", ["outside", "colon"])
-def test_case_31_outputs_from_elsewhere_are_kept_below_the_folder(
+def test_outputs_from_elsewhere_are_kept_below_the_folder(
     client: VipClient, new_session: NewSession, kind: str
 ) -> None:
     """A path that is not where we asked for, or has colons, is saved inside; each workflow apart from the others."""
@@ -236,7 +230,7 @@ def test_case_31_outputs_from_elsewhere_are_kept_below_the_folder(
     assert set(files_in(session.output_dir).values()) == {b"harmless"}
 
 
-def test_case_31_outputs_of_one_name_from_elsewhere_are_both_kept(
+def test_outputs_of_one_name_from_elsewhere_are_both_kept(
     vip: Sandbox, client: VipClient, new_session: NewSession, tmp_path: Path
 ) -> None:
     """Two outputs of one workflow with one name in different folders do not replace each other."""
@@ -257,7 +251,7 @@ def test_case_31_outputs_of_one_name_from_elsewhere_are_both_kept(
 
 
 @pytest.mark.parametrize("name", ["session_data.json", ".locks/download.lock"])
-def test_case_31_output_cannot_take_the_place_of_our_own_files(
+def test_output_cannot_take_the_place_of_our_own_files(
     vip: Sandbox, client: VipClient, new_session: NewSession, tmp_path: Path, name: str
 ) -> None:
     """An output that is named as the session file is refused; the file stays what it is."""
@@ -279,9 +273,7 @@ def test_case_31_output_cannot_take_the_place_of_our_own_files(
 
 
 @pytest.mark.usefixtures("no_pauses")
-def test_case_32_monitoring_survives_outages_within_its_budget(
-    vip: Sandbox, connect: Connect, new_session: NewSession
-) -> None:
+def test_monitoring_survives_outages_within_its_budget(vip: Sandbox, connect: Connect, new_session: NewSession) -> None:
     """HTML 502s, dropped connections and timeouts: the wait goes on; one look more than the budget ends it."""
     vip.vip.switches.job_seconds = 0.5
     client = connect(read_seconds=0.2)
@@ -308,7 +300,7 @@ def test_case_32_monitoring_survives_outages_within_its_budget(
     assert wait(client, again)[0].status == "Finished"
 
 
-def test_case_32_refused_key_ends_the_wait_at_once_and_a_new_one_resumes(
+def test_refused_key_ends_the_wait_at_once_and_a_new_one_resumes(
     vip: Sandbox, client: VipClient, connect: Connect, new_session: NewSession
 ) -> None:
     """A key that stops working in a long run is one 401, no retry; with a new key the same session goes on."""
@@ -328,9 +320,7 @@ def test_case_32_refused_key_ends_the_wait_at_once_and_a_new_one_resumes(
 # -- shared inputs and the end of a session ----------------------------------------------------------------------------
 
 
-def test_case_33_last_session_out_removes_the_shared_inputs(
-    vip: Sandbox, client: VipClient, new_session: NewSession
-) -> None:
+def test_last_session_out_removes_the_shared_inputs(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
     """The owner finishes first: only its outputs go. The inputs stay for the borrowers, and go with the last one."""
     vip.vip.switches.delete_seconds = 0
     owner = new_session("EveryType/1.0", {"text": "x", "file": "a.txt"}, name="owner", files={"a.txt": b"1"})
@@ -356,7 +346,7 @@ def test_case_33_last_session_out_removes_the_shared_inputs(
     assert len(vip.vip.journal.entries("PUT", r"INPUTS/a\.txt")) == 1
 
 
-def test_case_33_borrowing_needs_inputs_and_none_of_ones_own(client: VipClient, new_session: NewSession) -> None:
+def test_borrowing_needs_inputs_and_none_of_ones_own(client: VipClient, new_session: NewSession) -> None:
     """Inputs that are not there cannot be shared, and a session with its own inputs does not borrow."""
     owner = new_session(name="owner", files={"a.txt": b"1"})
     with pytest.raises(LedgerError, match="Upload the inputs of the owner first"):
@@ -368,7 +358,7 @@ def test_case_33_borrowing_needs_inputs_and_none_of_ones_own(client: VipClient, 
         share_inputs(client, own, owner)
 
 
-def test_case_34_finishing_is_refused_while_something_runs_and_is_idempotent(
+def test_finishing_is_refused_while_something_runs_and_is_idempotent(
     vip: Sandbox, client: VipClient, new_session: NewSession
 ) -> None:
     """The ids of what runs are told and nothing is removed; twice is as good as once."""
@@ -388,7 +378,7 @@ def test_case_34_finishing_is_refused_while_something_runs_and_is_idempotent(
     assert finish(client, session).removed == ()
 
 
-def test_case_34_deletion_that_takes_too_long_is_told_and_taken_up_again(
+def test_deletion_that_takes_too_long_is_told_and_taken_up_again(
     vip: Sandbox, client: VipClient, new_session: NewSession
 ) -> None:
     """A deletion that is lost behind its answer ends in a clear error; finishing again completes it."""
@@ -404,7 +394,7 @@ def test_case_34_deletion_that_takes_too_long_is_told_and_taken_up_again(
 
 
 @pytest.mark.parametrize("keep", [{}, {"keep_output": True}, {"keep_input": True}])
-def test_case_34_records_that_were_deleted_do_not_stop_a_second_finish(
+def test_records_that_were_deleted_do_not_stop_a_second_finish(
     client: VipClient, new_session: NewSession, keep: dict[str, bool]
 ) -> None:
     """With the platform's records gone, finishing again still works."""
@@ -420,7 +410,7 @@ def test_case_34_records_that_were_deleted_do_not_stop_a_second_finish(
 # -- together with vip-client ------------------------------------------------------------------------------------------
 
 
-def test_case_35_session_of_vip_client_is_resumed(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
+def test_session_of_vip_client_is_resumed(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
     """Its file alone tells settings and workflows; what it removed is skipped, the rest is watched and downloaded."""
     begun = new_session(None, {}, name="begun", files={"a.txt": b"1"})
     send(client, begun)
@@ -469,7 +459,7 @@ def test_case_35_session_of_vip_client_is_resumed(vip: Sandbox, client: VipClien
 # -- comparing runs ----------------------------------------------------------------------------------------------------
 
 
-def test_case_36_runs_differ_in_their_bytes_but_only_in_one_member(
+def test_runs_differ_in_their_bytes_but_only_in_one_member(
     vip: Sandbox, client: VipClient, new_session: NewSession, input_dir: Path
 ) -> None:
     """Time stamps of gzip make all archives different; unpacked, the three runs are equal but for one member of one."""
