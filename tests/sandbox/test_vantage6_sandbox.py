@@ -74,7 +74,8 @@ class Recording:
 
     def __init__(self, sandbox: Vantage6Sandbox, file: str) -> None:
         self.sandbox = sandbox
-        self.exchanges: list[Json] = json.loads((VECTORS / file).read_text())
+        lines = (VECTORS / file).read_text(encoding="utf-8").splitlines()
+        self.exchanges: list[Json] = [json.loads(line) for line in lines]
         self.accounts: dict[str, User] = {}
 
     def account(self, username: str) -> User:
@@ -179,7 +180,7 @@ def _keep_above(job: Job, column_name: str, minimum: float) -> algorithms.Table:
 
 def test_the_sandbox_answers_what_a_real_server_4_answered(four: Vantage6Sandbox) -> None:
     four.add_image("harness/average:builtin", {"echo": lambda job, **kwargs: {"args": [], "kwargs": kwargs}})
-    recording = Recording(four, "wire_v4_15_2.json")
+    recording = Recording(four, "wire_v4_15_2.jsonl")
     differing = {e["title"]: found for e in recording.exchanges if (found := recording.play(e))}
     assert len(recording.exchanges) == 87
     assert differing == {}
@@ -196,7 +197,7 @@ def test_the_sandbox_answers_what_a_real_server_5_answered() -> None:
             "keep_above": Algorithm(_keep_above, "preprocessing"),
         }
         sandbox.add_image("harness/average:builtin", methods)
-        recording = Recording(sandbox, "wire_v5_0_3.json")
+        recording = Recording(sandbox, "wire_v5_0_3.jsonl")
         differing = {e["title"]: found for e in recording.exchanges if (found := recording.play(e))}
         assert len(recording.exchanges) == 63
         assert differing == {}

@@ -30,7 +30,7 @@ VECTORS = Path(__file__).parents[1] / "vectors" / "vantage6"
 
 
 def recorded(name: str) -> dict[str, Any]:
-    exchanges = json.loads((VECTORS / f"wire_{name}.json").read_text())
+    exchanges = map(json.loads, (VECTORS / f"wire_{name}.jsonl").read_text(encoding="utf-8").splitlines())
     return {exchange["title"]: exchange["body"] for exchange in exchanges}
 
 
