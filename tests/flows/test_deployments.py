@@ -21,3 +21,11 @@ def test_a_deployment_names_a_flow_and_is_looked_after(deployment: dict[str, Any
     assert isinstance(flow, Flow)
     assert "biomed" in deployment["tags"], "the automations look after runs with the tag biomed only"
     assert deployment["work_pool"]["work_queue_name"]
+    # Otherwise, deploying again takes away what users have set.
+    (step,) = deployment["build"]
+    kept = step["deployments/keep.py:keep"]
+    assert {name: kept[name] for name in ("entrypoint", "name")} == {
+        name: deployment[name] for name in ("entrypoint", "name")
+    }
+    assert deployment["parameters"] == {"__prefect_kind": "json", "value": "{{ parameters }}"}
+    assert deployment["schedules"] is None

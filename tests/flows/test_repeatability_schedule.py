@@ -93,16 +93,23 @@ def last_report(parameters: dict[str, Any]) -> Report:
     return Report.model_validate_json((experiment.report_dir(series) / "report.json").read_text())
 
 
-def test_schedules_are_off_and_runs_wait_for_each_other(laboratory: Laboratory) -> None:
-    found = requests.get(f"{laboratory.api_url}/deployments/name/{WEEKLY}", timeout=30).json()
-    assert {schedule["slug"]: schedule["active"] for schedule in found["schedules"]} == {
-        "mondays": False,
-        "first-of-the-month": False,
-    }
-    assert {schedule["slug"]: schedule["parameters"] for schedule in found["schedules"]} == {
-        "mondays": {"repetitions": 5},
-        "first-of-the-month": {"repetitions": 20},
-    }
+@pytest.mark.parametrize(
+    ("deployment", "slug", "cron", "repetitions"),
+    [
+        ("repeatability-weekly", "mondays", "0 3 * * 1", 5),
+        ("repeatability-monthly", "first-of-the-month", "0 4 1 * *", 20),
+    ],
+)
+def test_the_schedule_is_off_and_runs_wait_for_each_other(
+    laboratory: Laboratory, deployment: str, slug: str, cron: str, repetitions: int
+) -> None:
+    url = f"{laboratory.api_url}/deployments/name/repeatability-experiment/{deployment}"
+    found = requests.get(url, timeout=30).json()
+    (schedule,) = found["schedules"]
+    assert (schedule["slug"], schedule["active"]) == (slug, False)
+    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == (cron, "UTC")
+    # Not of the schedule: Prefect empties parameters of a schedule when somebody turns it on.
+    assert (schedule["parameters"], found["parameters"]) == ({}, {"repetitions": repetitions})
     assert found["global_concurrency_limit"]["limit"] == 1
     assert found["concurrency_options"]["collision_strategy"] == "ENQUEUE"
     fields = found["parameter_openapi_schema"]["properties"]

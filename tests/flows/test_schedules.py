@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 CREDENTIALS = {"$ref": {"block_document_slug": "vip-credentials/lab"}}
 COLLECT = "vip-collect/vip-collect"
+DEPLOY = ("prefect", "--no-prompt", "deploy", "--prefect-file", "deployments/prefect.yaml")
 WEEKLY = "repeatability-experiment/repeatability-weekly"
 
 
@@ -64,6 +65,13 @@ def scheduled_runs(laboratory: Laboratory, deployment: str) -> list[dict[str, An
     return [run for run in api(laboratory, "POST", "/flow_runs/filter", body) if run["auto_scheduled"]]
 
 
+def set_by_users(laboratory: Laboratory, deployment: str) -> dict[str, Any]:
+    """What people change in a deployment."""
+    found = api(laboratory, "GET", f"/deployments/name/{deployment}")
+    schedules = [(s["slug"], s["active"], s["schedule"], s["parameters"]) for s in found["schedules"]]
+    return {name: found[name] for name in ("id", "parameters")} | {"schedules": sorted(schedules, key=repr)}
+
+
 def session(input_dir: Path, output_dir: Path, **changes: Any) -> dict[str, Any]:
     return {
         "credentials": CREDENTIALS,
@@ -75,6 +83,44 @@ def session(input_dir: Path, output_dir: Path, **changes: Any) -> dict[str, Any]
         "refresh_time": 0.5,
         **changes,
     }
+
+
+def test_deploying_again_keeps_what_users_have_set(laboratory: Laboratory) -> None:
+    monthly = "repeatability-experiment/repeatability-monthly"
+    (new,) = set_by_users(laboratory, monthly)["schedules"]
+    assert new[:2] == ("first-of-the-month", False)
+    path = f"/deployments/{set_by_users(laboratory, monthly)['id']}"
+    text = "{{ as it is }} and {{ prefect.variables.none }}"
+    parameters = {"credentials": CREDENTIALS, "repetitions": 7, "title": text, "pipelines": ["GreyMatter/1.0"]}
+    api(laboratory, "PATCH", path, {"parameters": parameters})
+    api(laboratory, "PATCH", path, {"paused": True})
+    (schedule,) = api(laboratory, "GET", path)["schedules"]
+    laboratory.run("prefect", "deployment", "schedule", "resume", monthly, schedule["id"])
+    changed = {"schedule": {"cron": "0 5 2 * *", "timezone": "Europe/Paris"}, "active": True}
+    api(laboratory, "PATCH", f"{path}/schedules/{schedule['id']}", changed)
+    # As the user interface adds one: without a slug.
+    api(laboratory, "POST", f"{path}/schedules", [{"schedule": {"interval": 86400}, "active": True}])
+    before = {name: set_by_users(laboratory, name) for name in (monthly, WEEKLY, COLLECT)}
+    assert before[monthly]["parameters"] == parameters
+    assert [active for _, active, _, _ in before[monthly]["schedules"]] == [True, True]
+    printed = laboratory.run(*DEPLOY, "--name", "repeatability-*", "--name", "vip-collect")
+    assert printed.count("is paused. `prefect deploy` lets it go on") == 1
+    assert {name: set_by_users(laboratory, name) for name in before} == before
+    form = api(laboratory, "GET", path)
+    assert form["parameter_openapi_schema"]["properties"]["repetitions"]["maximum"] == 100
+    assert form["work_queue_name"] == "vip"
+    assert form["pull_steps"] == []
+
+
+def test_default_parameters_that_the_flow_does_not_know_are_named(laboratory: Laboratory) -> None:
+    found = api(laboratory, "GET", "/deployments/name/vip-resume/vip-resume")
+    path = f"/deployments/{found['id']}"
+    api(laboratory, "PATCH", path, {"parameters": {"renamed": 1}})
+    with pytest.raises(RuntimeError, match=r"vip-resume/vip-resume has\s.*renamed\. Rename or remove them"):
+        laboratory.run(*DEPLOY, "--name", "vip-resume", COLUMNS="300")
+    assert api(laboratory, "GET", path)["parameters"] == {"renamed": 1}
+    api(laboratory, "PATCH", path, {"parameters": {}})
+    laboratory.run(*DEPLOY, "--name", "vip-resume")
 
 
 def test_the_weekly_experiment_runs_at_its_hour(laboratory: Laboratory, input_dir: Path, tmp_path: Path) -> None:
@@ -89,7 +135,7 @@ def test_the_weekly_experiment_runs_at_its_hour(laboratory: Laboratory, input_di
     turn_on(laboratory, WEEKLY, "mondays", timedelta(weeks=1), defaults)
     wait_until(lambda: bool(scheduled_runs(laboratory, WEEKLY)), 30, "a scheduled run")
     first = scheduled_runs(laboratory, WEEKLY)[0]
-    assert first["parameters"].items() >= defaults.items()
+    assert first["parameters"] == defaults
 
     def state() -> str:
         return str(api(laboratory, "GET", f"/flow_runs/{first['id']}")["state_type"])
