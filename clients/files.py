@@ -24,11 +24,23 @@ from prefect_biomed.clients.errors import HeldElsewhere, LocalStorageError, Unsa
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["atomic_write", "digest", "exclusive", "on_disk", "safe_join"]
+__all__ = ["atomic_write", "digest", "exclusive", "home", "on_disk", "safe_join"]
 
 _WINDOWS_FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
 _MAX_NAME_BYTES = 255
 _PART = re.compile(r"\.[0-9a-f]{32}\.part")
+
+
+def home(*parts: str) -> Path:
+    """Tell where the package keeps what it has to remember on this machine.
+
+    Args:
+        parts: Folders below it.
+
+    Returns:
+        `PREFECT_BIOMED_HOME`, or `~/.prefect-biomed`, with the parts joined. It may not exist yet.
+    """
+    return Path(os.environ.get("PREFECT_BIOMED_HOME") or Path.home() / ".prefect-biomed").joinpath(*parts)
 
 
 def safe_join(folder: Path, name: str) -> Path:
