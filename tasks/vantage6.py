@@ -103,7 +103,7 @@ def create_task(
     depends_on: Sequence[int] = (),
     offline_nodes: OfflineNodes = "warn",
     waiting_seconds: float | None = None,
-    doubt_seconds: float = 60.0,
+    settle_seconds: float | None = None,
     repetition: int = 1,
     token: str | None = None,
 ) -> Task:
@@ -132,7 +132,8 @@ def create_task(
         depends_on: Tasks that must have ended well before, on generation 5.
         offline_nodes: With an offline node: `warn` creates the task, `wait` waits for the node, `fail` refuses.
         waiting_seconds: How long to wait for nodes, and for dataframes that are being made; for ever when None.
-        doubt_seconds: How long to look for a task whose answer was lost.
+        settle_seconds: Longest time after which a request whose answer was lost may still take effect; a minute more
+            than the limit for a read when None.
         repetition: Number of the run with these same settings, from 1.
         token: Token of the intent; made of the outermost flow run, the place of the running flow under it, these inputs
             and the repetition when None.
@@ -173,7 +174,9 @@ def create_task(
         json.dumps([request.model_dump(), repetition], sort_keys=True, default=repr), explicit=request.name or None
     )
     with credentials.get_client() as client:
-        made = launch(client, request, token, offline_nodes=offline_nodes, waiting=waiting, doubt_seconds=doubt_seconds)
+        made = launch(
+            client, request, token, offline_nodes=offline_nodes, waiting=waiting, settle_seconds=settle_seconds
+        )
         url = client.url
     get_run_logger().info("vantage6 task %d (%s) is %s", made.id, made.name, made.status.value)
     link(artifact_key("vantage6-task", made.id), f"{url}/task/{made.id}", f"vantage6 task {made.id} ({made.name})")

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 # Before Prefect is imported: nothing of the machine's own configuration reaches the tests.
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["PREFECT_LOGGING_LEVEL"] = "WARNING"
+# Records of launches go elsewhere, also those of processes that tests start.
+os.environ["PREFECT_BIOMED_HOME"] = tempfile.mkdtemp(prefix="prefect-biomed-home-")
 
 import nibabel
 import pytest
 from prefect.testing.utilities import prefect_test_harness
 
 from prefect_biomed.sandbox import Sandbox
+
+
+def pytest_unconfigure() -> None:
+    """Remove the records of launches."""
+    shutil.rmtree(os.environ["PREFECT_BIOMED_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import secrets
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
@@ -20,9 +20,12 @@ from prefect_biomed.clients.errors import (
     NotFoundError,
     PermissionDeniedError,
 )
+from prefect_biomed.clients.files import on_disk
+from prefect_biomed.clients.rest import Answered
+from prefect_biomed.clients.vantage6.answers import Said
 from prefect_biomed.clients.vantage6.client import Vantage6Client
 from prefect_biomed.clients.vantage6.errors import NameConflict
-from prefect_biomed.clients.vantage6.federation_folder import as_yaml, organization_folder, write_secret
+from prefect_biomed.clients.vantage6.federation_folder import as_yaml, is_written, organization_folder, write_secret
 from prefect_biomed.clients.vantage6.models import Organization, Role, User
 
 __all__ = [
@@ -37,6 +40,12 @@ __all__ = [
 
 _PASSWORD_LENGTH = 24
 _SPECIAL = "!#%+-_=.:"
+
+T = TypeVar("T")
+
+
+class _Enrollment(Answered):
+    qr_uri: SecretStr
 
 
 class UserSpec(BaseModel):
@@ -86,7 +95,7 @@ def make_user(client: Vantage6Client, spec: UserSpec, organization: Organization
     if found is not None:
         if found.organization_id != organization.id:
             raise NameConflict(f"User {spec.username!r} exists in another organization than {organization.name!r}.")
-        if spec.service_account and not path.is_file():
+        if spec.service_account and not is_written(path):
             raise NameConflict(
                 f"Service account {spec.username!r} exists, but its secret, which the server shows once, is not in "
                 f"{path}. Put it there, or delete the account and run this again."
@@ -147,10 +156,17 @@ def _new_password() -> str:
 
 def _stored_password(path: Path) -> str | None:
     """A password written before a user could be made is used again."""
-    if not path.is_file():
-        return None
-    stored = yaml.safe_load(path.read_text())
-    return str(stored["password"]) if isinstance(stored, dict) and stored.get("password") else None
+    with on_disk(path.parent):
+        if not path.is_file():
+            return None
+        text = path.read_bytes()
+    try:
+        stored = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        stored = None
+    if isinstance(stored, dict) and isinstance(stored.get("password"), str) and stored["password"]:
+        return str(stored["password"])
+    raise ConfigurationError(f"{path} has no password that could be read. Put it right, or move the file away.")
 
 
 def change_password(client: Vantage6Client, current: SecretStr, new: SecretStr) -> None:
@@ -168,7 +184,7 @@ def change_password(client: Vantage6Client, current: SecretStr, new: SecretStr) 
     _only_before_5(client, "Passwords")
     body = {"current_password": current.get_secret_value(), "new_password": new.get_secret_value()}
     try:
-        client.ask("PATCH", "/password/change", json_body=body, about="the password")
+        client.tell("PATCH", "/password/change", json_body=body, about="the password")
     except PermissionDeniedError as error:
         raise AuthenticationError(str(error), status=error.status, url=error.url) from None
 
@@ -186,7 +202,7 @@ def recover_password(client: Vantage6Client, *, username: str | None = None, ema
     """
     _only_before_5(client, "Passwords")
     body = {"username": username} if username is not None else {"email": email}
-    return str(_said_without_login(client, "/recover/lost", body).get("msg", ""))
+    return _without_login(client, Said, "/recover/lost", body).msg
 
 
 def reset_password(client: Vantage6Client, token: SecretStr, new: SecretStr) -> None:
@@ -202,7 +218,7 @@ def reset_password(client: Vantage6Client, token: SecretStr, new: SecretStr) -> 
     """
     _only_before_5(client, "Passwords")
     body = {"reset_token": token.get_secret_value(), "password": new.get_secret_value()}
-    _said_without_login(client, "/recover/reset", body)
+    _without_login(client, Said, "/recover/reset", body)
 
 
 def recover_mfa(client: Vantage6Client, username: str, password: SecretStr) -> str:
@@ -218,7 +234,7 @@ def recover_mfa(client: Vantage6Client, username: str, password: SecretStr) -> s
     """
     _only_before_5(client, "Second factors")
     body = {"username": username, "password": password.get_secret_value()}
-    return str(_said_without_login(client, "/recover/2fa/lost", body).get("msg", ""))
+    return _without_login(client, Said, "/recover/2fa/lost", body).msg
 
 
 def reset_mfa(client: Vantage6Client, token: SecretStr) -> SecretStr:
@@ -233,7 +249,7 @@ def reset_mfa(client: Vantage6Client, token: SecretStr) -> SecretStr:
     """
     _only_before_5(client, "Second factors")
     body = {"reset_token": token.get_secret_value()}
-    return SecretStr(str(_said_without_login(client, "/recover/2fa/reset", body).get("qr_uri", "")))
+    return _without_login(client, _Enrollment, "/recover/2fa/reset", body).qr_uri
 
 
 def _only_before_5(client: Vantage6Client, what: str) -> None:
@@ -241,6 +257,5 @@ def _only_before_5(client: Vantage6Client, what: str) -> None:
         raise ConfigurationError(f"{what} of vantage6 {client.version.text} are kept by Keycloak; change them there.")
 
 
-def _said_without_login(client: Vantage6Client, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    answer = client.ask("POST", path, json_body=body, about=path, authenticate=False)
-    return answer if isinstance(answer, dict) else {}
+def _without_login(client: Vantage6Client, shape: type[T], path: str, body: Mapping[str, str | None]) -> T:
+    return client.ask(shape, "POST", path, json_body=body, about=path, authenticate=False)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import logging
 import math
 import threading
@@ -18,27 +17,30 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlencode
 
+import requests
 from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.twofactor.totp import TOTP
-from pydantic import SecretStr
+from pydantic import Field, SecretStr, ValidationError
 
 from prefect_biomed.clients.errors import (
     AuthenticationError,
-    BiomedError,
     ConfigurationError,
-    DeadlineExceeded,
-    ServerUnavailable,
+    PermissionDeniedError,
+    PlatformError,
     UnexpectedResponse,
 )
-from prefect_biomed.clients.http import HttpSession
-from prefect_biomed.clients.polling import sleep
-from prefect_biomed.clients.vantage6.errors import MfaEnrollmentRequired, MfaRequired
+from prefect_biomed.clients.http import UNAVAILABLE, HttpSession
+from prefect_biomed.clients.polling import PollSettings, poll
+from prefect_biomed.clients.rest import Answered, Refusal, RestClient
+from prefect_biomed.clients.vantage6.answers import Vantage6Rest
+from prefect_biomed.clients.vantage6.errors import MfaEnrollmentRequired, MfaRequired, RequestRefused
 
 __all__ = [
     "Authenticator",
+    "Claims",
     "DeviceLogin",
     "KeycloakPasswordLogin",
     "Login",
@@ -50,11 +52,34 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 # A token is renewed when this part of its life is over.
 _RENEW_AFTER = 0.8
 # The server forgets failed logins after this time.
 _REFUSAL_SECONDS = 15 * 60
-_REFUSED_HTTP = frozenset({400, 401, 403})
+# So often it is looked whether it is time to ask for the confirmation of a device code.
+_TICK_SECONDS = 1.0
+# By so much a client waits longer when Keycloak asks it to slow down (RFC 8628).
+_SLOWER_SECONDS = 5.0
+
+
+class Claims(Answered):
+    """What an access token says of itself.
+
+    Attributes:
+        exp: When it ends, in seconds since 1970 by the server's clock.
+        iat: When it was issued.
+        nbf: From when it is good.
+        sub: The account: a number before generation 5.
+        identity: The same in old servers of generation 3.
+    """
+
+    exp: float | None = Field(None, ge=0)
+    iat: float | None = Field(None, ge=0)
+    nbf: float | None = Field(None, ge=0)
+    sub: int | str | None = None
+    identity: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,9 +107,10 @@ class Tokens:
             refresh: The refresh token.
         """
         claims = claims_of(access)
-        begin = claims.get("iat", claims.get("nbf", time.time()))
-        # Both times are the server's, so its clock may differ from ours.
-        life = float(claims["exp"]) - float(begin) if "exp" in claims else math.inf
+        life = math.inf
+        if claims.exp is not None:
+            # Both times are the server's, so its clock may differ from ours.
+            life = claims.exp - (claims.iat or claims.nbf or time.time())
         # They are cut to whole seconds, so the token may end up to a second earlier.
         life = max(life - 1.0, life / 2.0)
         return cls(access=access, refresh=refresh, life_seconds=life)
@@ -95,7 +121,7 @@ class Tokens:
         return time.monotonic() - self.received >= _RENEW_AFTER * self.life_seconds
 
 
-def claims_of(token: str) -> dict[str, Any]:
+def claims_of(token: str) -> Claims:
     """Read the claims of a JSON web token without checking its signature.
 
     Args:
@@ -106,10 +132,33 @@ def claims_of(token: str) -> dict[str, Any]:
     """
     try:
         part = token.split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-    except (IndexError, ValueError):
+        return Claims.model_validate_json(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+    except (IndexError, ValueError, ValidationError):
         raise UnexpectedResponse("The server gave an access token that is no JSON web token.") from None
-    return claims if isinstance(claims, dict) else {}
+
+
+class _TokenAnswer(Answered):
+    """What a login gives on the wire."""
+
+    access_token: str = Field(repr=False)
+    refresh_token: str | None = Field(None, repr=False)
+    expires_in: float | None = Field(None, ge=0)
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokens with their life."""
+        if self.expires_in is not None:
+            return Tokens(self.access_token, self.refresh_token, self.expires_in)
+        return Tokens.from_jwt(self.access_token, self.refresh_token)
+
+
+class _LoginAnswer(Answered):
+    """What a login of generations 3 and 4 gives. Status 200 does not mean that one is logged in."""
+
+    access_token: str | None = Field(None, repr=False)
+    refresh_token: str | None = Field(None, repr=False)
+    qr_uri: str | None = Field(None, repr=False)
+    msg: str = ""
 
 
 class SecondFactor:
@@ -217,57 +266,91 @@ class PasswordLogin(Login):
         body = {"username": self._username, "password": self._secret.get_secret_value()}
         if code := self._second_factor.now():
             body["mfa_code"] = code
-        response, answer = self._session.json("POST", "/token/user", json_body=body, authenticate=False)
-        status, url = response.status_code, self._session.base_url
-        message = str(answer.get("msg", "")) if isinstance(answer, dict) else ""
-        if status in _REFUSED_HTTP and "two-factor" in message:
-            raise MfaRequired(f"{self.identity}: the code of the second factor is wrong.", status=status, url=url)
-        if status in _REFUSED_HTTP:
+        try:
+            answer = self._ask(_LoginAnswer, "/token/user", json_body=body)
+        except MfaRequired as error:
+            raise MfaRequired(
+                f"{self.identity}: the code of the second factor is wrong.", status=error.status, url=error.url
+            ) from None
+        except (AuthenticationError, PermissionDeniedError, RequestRefused) as error:
             raise AuthenticationError(
-                f"{self.identity}: the server refuses the login ({message or status}): wrong password, unknown user, "
-                "or an account blocked after five failures. It is not tried again.",
-                status=status,
-                url=url,
-            )
-        if status in {500, 502, 503, 504, 429}:
-            raise ServerUnavailable(f"{url}: the server cannot log anybody in (HTTP {status}).", status=status, url=url)
-        # Status 200 does not mean that one is logged in.
-        if not isinstance(answer, dict) or "access_token" not in answer:
-            raise self._not_logged_in(answer, message, status)
-        return Tokens.from_jwt(answer["access_token"], answer.get("refresh_token"))
+                f"{error} The server refuses the login: wrong password, unknown user, or an account blocked after five "
+                "failures. It is not tried again.",
+                status=error.status,
+                url=error.url,
+            ) from None
+        if answer.access_token is None:
+            raise self._not_logged_in(answer)
+        return Tokens.from_jwt(answer.access_token, answer.refresh_token)
 
-    def _not_logged_in(self, answer: Any, message: str, status: int) -> BiomedError:
+    def _ask(self, shape: type[T], path: str, **request: Any) -> T:
+        return Vantage6Rest(self._session).ask(shape, "POST", path, about=self.identity, authenticate=False, **request)
+
+    def _not_logged_in(self, answer: _LoginAnswer) -> PlatformError:
         url = self._session.base_url
-        if isinstance(answer, dict) and "qr_uri" in answer:
+        if answer.qr_uri is not None:
             return MfaEnrollmentRequired(
                 f"{self.identity}: the server asks this account to set up a second factor and has just stored a secret "
                 "for it, so the next login needs a code. The secret is in `otpauth_uri` of this error: put it into an "
                 "authenticator app and into the block.",
-                otpauth_uri=str(answer["qr_uri"]),
-                status=status,
+                otpauth_uri=answer.qr_uri,
                 url=url,
             )
-        if "two-factor" in message:
+        if "two-factor" in answer.msg:
             return MfaRequired(
-                f"{self.identity}: this account has a second factor. Give its secret in the block, or a code.",
-                status=status,
-                url=url,
+                f"{self.identity}: this account has a second factor. Give its secret in the block, or a code.", url=url
             )
-        return UnexpectedResponse(f"{url}: the login gave no token ({message or status}).", status=status, url=url)
+        return UnexpectedResponse(f"{url}: the login gave no token ({answer.msg or 'no reason given'}).", url=url)
 
     def refresh(self, tokens: Tokens) -> Tokens | None:
         """Buy a new pair with the refresh token."""
         if tokens.refresh is None:
             return None
-        response, answer = self._session.json(
-            "POST",
-            "/token/refresh",
-            headers={"Authorization": f"Bearer {tokens.refresh}"},
-            authenticate=False,
-        )
-        if response.status_code in {401, 422}:
+        headers = {"Authorization": f"Bearer {tokens.refresh}"}
+        try:
+            return self._ask(_TokenAnswer, "/token/refresh", headers=headers).tokens
+        except PlatformError as error:
+            if error.spoken and error.status in {requests.codes.unauthorized, requests.codes.unprocessable_entity}:
+                return None
+            raise
+
+
+class _KeycloakRefused(AuthenticationError):
+    """Keycloak says no.
+
+    Attributes:
+        reason: Its word for why.
+    """
+
+    def __init__(self, message: str, *, reason: str = "", **details: Any) -> None:
+        super().__init__(message, **details)
+        self.reason = reason
+
+
+class _Keycloak(RestClient):
+    """Keycloak's interface for logging in."""
+
+    _unavailable = UNAVAILABLE | {requests.codes.internal_server_error}
+
+    def _refusal(self, status: int, body: Any) -> Refusal | None:
+        if not isinstance(body, dict) or not isinstance(body.get("error"), str):
             return None
-        return _tokens_or_fault(self._session, response.status_code, answer)
+        said = body.get("error_description")
+        text = said if isinstance(said, str) else body["error"]
+        if status in self._unavailable:
+            return Refusal(text)
+        return Refusal(text, kind=_KeycloakRefused, details={"reason": body["error"]})
+
+
+class _DeviceAnswer(Answered):
+    """What a person needs to confirm a login in a browser."""
+
+    device_code: str = Field(repr=False)
+    user_code: str = ""
+    verification_uri: str = ""
+    verification_uri_complete: str | None = None
+    interval: float = Field(5.0, ge=0, le=3600)
+    expires_in: float = Field(600.0, ge=0, le=86400)
 
 
 class _KeycloakLogin(Login):
@@ -282,27 +365,26 @@ class _KeycloakLogin(Login):
     def __init__(self, realm: HttpSession) -> None:
         self._realm = realm
 
-    def _post(self, path: str, form: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
-        response, answer = self._realm.json(
+    def _ask(self, shape: type[T], path: str, form: Mapping[str, str]) -> T:
+        return _Keycloak(self._realm).ask(
+            shape,
             "POST",
-            path,
+            f"/protocol/openid-connect{path}",
+            about=self.identity,
             body=urlencode(form).encode(),
             headers={"Content-Type": "application/x-www-form-urlencoded"},
             authenticate=False,
         )
-        status = response.status_code
-        if status in {429, 500, 502, 503, 504}:
-            url = self._realm.base_url
-            raise ServerUnavailable(f"{url}: Keycloak is out of order (HTTP {status}).", status=status, url=url)
-        return status, answer if isinstance(answer, dict) else {}
 
-    def _token(self, form: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
-        return self._post("/protocol/openid-connect/token", form)
+    def _first_tokens(self, form: Mapping[str, str], advice: str) -> Tokens:
+        try:
+            return self._ask(_TokenAnswer, "/token", form).tokens
+        except _KeycloakRefused as refusal:
+            raise self._refused(refusal, advice) from None
 
-    def _refused(self, status: int, answer: Mapping[str, Any], advice: str) -> AuthenticationError:
-        reason = answer.get("error_description") or answer.get("error") or f"HTTP {status}"
+    def _refused(self, refusal: _KeycloakRefused, advice: str) -> AuthenticationError:
         return AuthenticationError(
-            f"{self.identity}: Keycloak refuses the login ({reason}). {advice}", status=status, url=self._realm.base_url
+            f"{refusal} Keycloak refuses the login. {advice}", status=refusal.status, url=refusal.url
         )
 
     def refresh(self, tokens: Tokens) -> Tokens | None:
@@ -310,10 +392,10 @@ class _KeycloakLogin(Login):
         if tokens.refresh is None:
             return None
         form = {"grant_type": "refresh_token", "refresh_token": tokens.refresh, "client_id": self.client_id}
-        status, answer = self._token(form)
-        if status in _REFUSED_HTTP:
+        try:
+            return self._ask(_TokenAnswer, "/token", form).tokens
+        except _KeycloakRefused:
             return None
-        return _tokens_or_fault(self._realm, status, answer)
 
 
 class ServiceAccountLogin(_KeycloakLogin):
@@ -346,10 +428,7 @@ class ServiceAccountLogin(_KeycloakLogin):
             "client_id": self.client_id,
             "client_secret": self._secret.get_secret_value(),
         }
-        status, answer = self._token(form)
-        if status in _REFUSED_HTTP:
-            raise self._refused(status, answer, "Check the name and the secret of the service account.")
-        return _tokens_or_fault(self._realm, status, answer)
+        return self._first_tokens(form, "Check the name and the secret of the service account.")
 
 
 class KeycloakPasswordLogin(_KeycloakLogin):
@@ -398,14 +477,9 @@ class KeycloakPasswordLogin(_KeycloakLogin):
         }
         if code := self._second_factor.now():
             form["totp"] = code
-        status, answer = self._token(form)
-        if status in _REFUSED_HTTP:
-            raise self._refused(
-                status,
-                answer,
-                "Realms usually allow passwords in a browser only: use a service account, or device code.",
-            )
-        return _tokens_or_fault(self._realm, status, answer)
+        return self._first_tokens(
+            form, "Realms usually allow passwords in a browser only: use a service account, or device code."
+        )
 
 
 class DeviceLogin(_KeycloakLogin):
@@ -440,34 +514,54 @@ class DeviceLogin(_KeycloakLogin):
         Raises:
             AuthenticationError: The person refused, or the realm does not allow device codes.
             DeadlineExceeded: The person did not confirm in time.
+            PollingFailed: Keycloak could not be asked for long.
         """
-        path = "/protocol/openid-connect/auth/device"
-        status, device = self._post(path, {"client_id": self.client_id, "scope": "openid"})
-        if status != 200 or "device_code" not in device:
-            raise self._refused(status, device, "The realm may not allow device codes.")
-        self._prompt(
-            str(device.get("verification_uri_complete") or device.get("verification_uri", "")),
-            str(device.get("user_code", "")),
+        try:
+            device = self._ask(_DeviceAnswer, "/auth/device", {"client_id": self.client_id, "scope": "openid"})
+        except _KeycloakRefused as refusal:
+            raise self._refused(refusal, "The realm may not allow device codes.") from None
+        self._prompt(device.verification_uri_complete or device.verification_uri, device.user_code)
+        look = self._confirmation(device)
+        settings = PollSettings(_TICK_SECONDS, deadline_seconds=device.expires_in)
+        return next(
+            filter(
+                None,
+                poll(
+                    look,
+                    settings,
+                    done=lambda tokens: tokens is not None,
+                    what=self.identity,
+                    take_up_again="Start again.",
+                    at_deadline=lambda: "Nobody confirmed the code.",
+                ),
+            )
         )
-        interval = float(device.get("interval", 5))
-        end = time.monotonic() + float(device.get("expires_in", 600))
+
+    def _confirmation(self, device: _DeviceAnswer) -> Callable[[], Tokens | None]:
+        """Make a look at whether the person has confirmed, which asks as often as Keycloak allows."""
+        interval = device.interval
+        due = time.monotonic() + interval
         form = {
             "grant_type": "urn:ietf:params:oauth:grant-type:device_code",
-            "device_code": str(device["device_code"]),
+            "device_code": device.device_code,
             "client_id": self.client_id,
         }
-        while time.monotonic() < end:
-            sleep(interval)
-            status, answer = self._token(form)
-            if status == 200:
-                return _tokens_or_fault(self._realm, status, answer)
-            if answer.get("error") == "slow_down":
-                interval += 5
-            elif answer.get("error") == "expired_token":
-                break
-            elif answer.get("error") != "authorization_pending":
-                raise self._refused(status, answer, "Start again.")
-        raise DeadlineExceeded(f"{self.identity}: nobody confirmed the code in time. Start again.")
+
+        def look() -> Tokens | None:
+            nonlocal interval, due
+            if time.monotonic() < due:
+                return None
+            try:
+                return self._ask(_TokenAnswer, "/token", form).tokens
+            except _KeycloakRefused as refusal:
+                if refusal.reason == "slow_down":
+                    interval += _SLOWER_SECONDS
+                elif refusal.reason != "authorization_pending":
+                    raise self._refused(refusal, "Start again.") from None
+            due = time.monotonic() + interval
+            return None
+
+        return look
 
 
 class Authenticator:
@@ -571,14 +665,3 @@ def _totp(secret: SecretStr) -> TOTP:
         return TOTP(key, 6, SHA1(), 30, enforce_key_length=False)  # what RFC 6238 and the server use
     except ValueError:
         raise ConfigurationError("The secret of the second factor is not base32 text.") from None
-
-
-def _tokens_or_fault(session: HttpSession, status: int, answer: Any) -> Tokens:
-    if isinstance(answer, dict) and isinstance(answer.get("access_token"), str):
-        if "expires_in" in answer:
-            return Tokens(answer["access_token"], answer.get("refresh_token"), float(answer["expires_in"]))
-        return Tokens.from_jwt(answer["access_token"], answer.get("refresh_token"))
-    url = session.base_url
-    if status >= 500 or status == 429:
-        raise ServerUnavailable(f"{url}: no token for the moment (HTTP {status}).", status=status, url=url)
-    raise UnexpectedResponse(f"{url}: no token in the answer (HTTP {status}).", status=status, url=url)

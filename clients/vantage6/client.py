@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NoReturn, Self, TypeVar, cast
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from typing import Any, Self, TypeVar
 
 import requests
-from pydantic import JsonValue, SecretStr, ValidationError
+from pydantic import Field, JsonValue, SecretStr, ValidationError
 
 from prefect_biomed.clients.errors import (
     AuthenticationError,
@@ -18,23 +18,15 @@ from prefect_biomed.clients.errors import (
     NotFoundError,
     PermissionDeniedError,
     PlatformError,
-    ServerUnavailable,
     UnexpectedResponse,
 )
-from prefect_biomed.clients.http import HttpSession, Timeouts, not_the_platform
+from prefect_biomed.clients.http import HttpSession, Timeouts
+from prefect_biomed.clients.rest import Answered, pages_of
 from prefect_biomed.clients.vantage6._long_json import LongText, read_json
-from prefect_biomed.clients.vantage6.authentication import (
-    Authenticator,
-    Login,
-    claims_of,
-)
+from prefect_biomed.clients.vantage6.answers import Vantage6Rest
+from prefect_biomed.clients.vantage6.authentication import Authenticator, Login, claims_of
 from prefect_biomed.clients.vantage6.encryption import PrivateKey
-from prefect_biomed.clients.vantage6.errors import (
-    CancelNotPermitted,
-    RequestRefused,
-    ServerFault,
-    TaskGone,
-)
+from prefect_biomed.clients.vantage6.errors import CancelNotPermitted, RequestRefused, TaskGone
 from prefect_biomed.clients.vantage6.models import (
     Collaboration,
     Column,
@@ -63,10 +55,38 @@ _PAGE_SIZE = 100
 _MEMORY_BYTES = 16 * 1024**2
 # A page of results may hold a large output of each organization.
 _MAX_LIST_BYTES = 16 * 1024**3
-_REQUEST_INCORRECT = "Request body is incorrect: "
+# Servers count what they list in a header; one that does not gets no further than this.
+_MAX_UNCOUNTED = 20_000
+# Objects that are made while a list is read make it longer than was counted.
+_MEANWHILE = 1000
+# So long a proxy or a busy server may hold a request whose client is gone, and carry it out then.
+_HELD_SECONDS = 60.0
+
+Texts = Mapping[str, LongText]
+"""Strings of a record that are too long for memory, by the name of their field."""
 
 
-class Vantage6Client:
+class _TaskStatus(Answered):
+    status: Status
+
+
+class _Columns(Answered):
+    columns: tuple[JsonValue, ...] = ()
+
+
+class _BlobStore(Answered):
+    blob_store_enabled: bool = False
+
+
+class _Blob(Answered):
+    uuid: str = Field(pattern="^[0-9a-zA-Z-]{1,100}$")
+
+
+class _NodeKey(Answered):
+    api_key: SecretStr
+
+
+class Vantage6Client(Vantage6Rest):
     """One account on a vantage6 server, of whatever generation.
 
     Made by `connect`. May be used by many threads.
@@ -78,10 +98,13 @@ class Vantage6Client:
         private_key: The organization's private key.
         timeouts: Seconds to wait.
         verify_tls: False accepts any certificate.
+        settle_seconds: Longest time after which a request of ours may still take effect although its answer was lost;
+            a minute more than the limit for a read when None.
 
     Attributes:
         version: Version of the server.
         private_key: The organization's private key, None when none was given.
+        settle_seconds: As given.
     """
 
     def __init__(
@@ -93,12 +116,15 @@ class Vantage6Client:
         private_key: PrivateKey | None = None,
         timeouts: Timeouts | None = None,
         verify_tls: bool = True,
+        settle_seconds: float | None = None,
     ) -> None:
+        timeouts = timeouts or Timeouts()
         self.version = version
         self.private_key = private_key
+        self.settle_seconds = timeouts.read_seconds + _HELD_SECONDS if settle_seconds is None else settle_seconds
         self._authenticator = Authenticator(login)
-        self._http = HttpSession(
-            base_url, auth_headers=self._authenticator.headers, timeouts=timeouts, verify_tls=verify_tls
+        super().__init__(
+            HttpSession(base_url, auth_headers=self._authenticator.headers, timeouts=timeouts, verify_tls=verify_tls)
         )
         self._lock = threading.Lock()
         self._me: User | None = None
@@ -135,7 +161,7 @@ class Vantage6Client:
         """
         with self._lock:
             if self._me is None:
-                self._me = User.model_validate(self.ask("GET", f"/user/{self._my_id()}", about="the account"))
+                self._me = self.ask(User, "GET", f"/user/{self._my_id()}", about="the account")
             return self._me
 
     @property
@@ -150,7 +176,10 @@ class Vantage6Client:
             return "me"
         claims = claims_of(self._authenticator.access_token())
         # Old servers of generation 3 call it identity.
-        return cast("int", claims["sub"] if "sub" in claims else claims.get("identity", 0))
+        number = claims.sub if claims.sub is not None else claims.identity
+        if not str(number).isdecimal():
+            raise UnexpectedResponse(f"{self.url} gives a token that does not tell the number of its account.")
+        return int(str(number))
 
     # -- resources -----------------------------------------------------------------------------------------------------
 
@@ -172,19 +201,18 @@ class Vantage6Client:
             ConfigurationError: The server has no such list, or not this filter.
             PermissionDeniedError: The account may not see them.
         """
-        records = self.pages(kind, include=include, limit=limit, **filters)
-        return [self._read(kind, _without_long_texts(record)) for record in records]
+        return [record for record, _ in self.pages(kind, include=include, limit=limit, **filters)]
 
     def pages(
-        self, kind: type[Record], *, include: Sequence[str] = (), limit: int | None = None, **filters: Any
-    ) -> Iterator[dict[str, Any]]:
-        """Read a list as the server gives it, page after page; arguments and errors as for `records`.
+        self, kind: type[R], *, include: Sequence[str] = (), limit: int | None = None, **filters: Any
+    ) -> Iterator[tuple[R, Texts]]:
+        """Read a list page after page; arguments and errors as for `records`.
 
-        A page too large for memory waits on disk: its long strings are given as `LongText`, good until the next record
-        is asked for.
+        A page too large for memory waits on disk: its long strings are given beside their records, good until the next
+        record is asked for.
 
         Yields:
-            The server's records.
+            Each object without its strings that are too long for memory, and these.
         """
         resource = resource_of(kind)
         resource.check_verb("list", self.version)
@@ -196,36 +224,55 @@ class Vantage6Client:
         params = resource.query(self.version, filters)
         if include:
             params["include"] = list(include)
-        seen: set[int] = set()
-        page = 1
-        while True:
-            # Generation 3 gives everything in a bare list when no page is asked for.
-            if self.version.major > 3:
-                params |= {"page": page, "per_page": min(limit or _PAGE_SIZE, _PAGE_SIZE)}
-            with self._page(path, params) as (records, is_last):
-                # Objects made meanwhile push known ones to the next page.
-                new = [record for record in records if record.get("id") not in seen]
-                for record in new:
-                    seen.add(record["id"])
-                    yield record
-                    if limit is not None and len(seen) >= limit:
-                        return
-            if is_last or not new:
-                return
-            page += 1
+        with ExitStack() as open_page:
+
+            def page(number: int) -> tuple[Sequence[tuple[R, Texts]], bool]:
+                open_page.close()
+                # Generation 3 gives everything in a bare list when no page is asked for.
+                if self.version.major > 3:
+                    params.update(page=number, per_page=min(limit or _PAGE_SIZE, _PAGE_SIZE))
+                records, more = open_page.enter_context(self._page(path, params, number))
+                return [self._entry(kind, record) for record in records], more
+
+            listed = pages_of(page, identity=lambda entry: entry[0].id, what=f"The list {self.url}{path}")
+            yield from islice(listed, limit)
 
     @contextmanager
-    def _page(self, path: str, params: Mapping[str, Any]) -> Iterator[tuple[list[dict[str, Any]], bool]]:
+    def _page(self, path: str, params: Mapping[str, Any], number: int) -> Iterator[tuple[list[Any], bool]]:
+        """Open one page of a list: its records, and whether more follow."""
         what = f"The list {self.url}{path}"
-        with (
-            self.download(path, params) as chunks,
-            read_json(chunks, memory_bytes=_MEMORY_BYTES, max_bytes=_MAX_LIST_BYTES, what=what) as answer,
-        ):
-            records = answer.get("data") if isinstance(answer, dict) else answer
-            if not isinstance(records, list) or not all(isinstance(one, dict) for one in records):
-                raise UnexpectedResponse(f"{what} is no list.", url=self.url + path)
-            links = answer.get("links") if isinstance(answer, dict) else None
-            yield records, "next" not in (links or {})
+        with self.opened("GET", path, about=path, params=params) as response:
+            count = response.headers.get("total-count", "")
+            bound = int(count) + _MEANWHILE if count.isdecimal() and len(count) < 10 else _MAX_UNCOUNTED
+            if (number - 1) * int(params.get("per_page", 0)) > bound:
+                raise UnexpectedResponse(
+                    f"{what} goes on beyond {bound} entries; the server repeats itself. Refused.", url=self.url + path
+                )
+            chunks = self._http.chunks(response)
+            with read_json(chunks, memory_bytes=_MEMORY_BYTES, max_bytes=_MAX_LIST_BYTES, what=what) as answer:
+                records: Any = answer
+                links: Any = {} if self.version.major == 3 else None
+                if isinstance(answer, dict):
+                    records, links = answer.get("data"), answer.get("links")
+                # A list without links may be a part of one.
+                if not isinstance(records, list) or not isinstance(links, dict):
+                    raise UnexpectedResponse(f"{what} is no list with links to its pages.", url=self.url + path)
+                yield records, "next" in links
+
+    def _entry(self, kind: type[R], record: Any) -> tuple[R, Texts]:
+        texts: dict[str, LongText] = {}
+        if isinstance(record, dict):
+            texts = {name: value for name, value in record.items() if isinstance(value, LongText)}
+            record = {name: value for name, value in record.items() if name not in texts}
+        try:
+            return kind.model_validate(record), texts
+        except (ValidationError, RecursionError) as error:
+            # The input is left out: it may hold secrets.
+            problems = error.errors(include_input=False) if isinstance(error, ValidationError) else []
+            fields = ", ".join(".".join(map(str, problem["loc"])) or "all of it" for problem in problems)
+            raise UnexpectedResponse(
+                f"{self.url} describes a {kind.resource} in a way unknown here: {fields or 'too deep'}.", url=self.url
+            ) from None
 
     def get(self, kind: type[R], object_id: int, *, include: Sequence[str] = ()) -> R:
         """Read one object. Safe to repeat.
@@ -243,8 +290,7 @@ class Vantage6Client:
         resource.check_verb("get", self.version)
         path = "/" + resource.item_path(self.version, object_id)
         params = {"include": list(include)} if include else None
-        answer = self.ask("GET", path, params=params, about=f"{resource.name} {object_id}")
-        return self._read(kind, answer)
+        return self.ask(kind, "GET", path, params=params, about=f"{resource.name} {object_id}")
 
     def create(self, kind: type[R], **fields: Any) -> R:
         """Make an object. Not safe to repeat: most kinds can be made twice.
@@ -265,8 +311,7 @@ class Vantage6Client:
         resource.check_verb("create", self.version)
         owner = {name: fields.pop(name) for name in resource.owner_fields if name in fields}
         path = "/" + resource.collection_path(self.version, owner)
-        body = _without_none(fields)
-        return self._read(kind, self.ask("POST", path, json_body=body, about=f"new {resource.name}"))
+        return self.ask(kind, "POST", path, json_body=_without_none(fields), about=f"new {resource.name}")
 
     def update(self, kind: type[R], object_id: int, **fields: Any) -> R:
         """Change fields of an object. Safe to repeat.
@@ -285,7 +330,7 @@ class Vantage6Client:
         resource.check_verb("update", self.version)
         path = "/" + resource.item_path(self.version, object_id)
         about = f"{resource.name} {object_id}"
-        return self._read(kind, self.ask("PATCH", path, json_body=_without_none(fields), about=about))
+        return self.ask(kind, "PATCH", path, json_body=_without_none(fields), about=about)
 
     def delete(self, kind: type[Record], object_id: int, *, delete_dependents: bool = False) -> None:
         """Delete an object. Safe to repeat, but for the `NotFoundError` of the second time.
@@ -307,7 +352,7 @@ class Vantage6Client:
             raise ConfigurationError(f"{resource.name}: nothing depends on these, so delete_dependents has no meaning.")
         path = "/" + resource.item_path(self.version, object_id)
         params = {"delete_dependents": "true"} if delete_dependents else None
-        self.ask("DELETE", path, params=params, about=f"{resource.name} {object_id}")
+        self.tell("DELETE", path, params=params, about=f"{resource.name} {object_id}")
 
     def add_member(self, kind: type[Record], object_id: int, member: type[Record], member_id: int) -> None:
         """Put an object into another: an organization into a collaboration or study, a rule into a role.
@@ -347,7 +392,7 @@ class Vantage6Client:
             self.update(Role, object_id, rules=sorted(rules))
         else:
             path = f"/{resource.item_path(self.version, object_id)}/{resource.members[member]}"
-            self.ask(verb, path, json_body={"id": member_id}, about=about)
+            self.tell(verb, path, json_body={"id": member_id}, about=about)
 
     # -- what is asked for by name -------------------------------------------------------------------------------------
 
@@ -401,20 +446,19 @@ class Vantage6Client:
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
-    def find_task(self, name: str, collaboration_id: int) -> Task | None:
-        """Look for a task by its exact name. Safe to repeat.
+    def tasks_named(self, name: str, collaboration_id: int) -> list[Task]:
+        """Look for tasks by their exact name. Safe to repeat.
 
         Args:
             name: The name, unique by its token.
-            collaboration_id: Where it was made.
+            collaboration_id: Where they were made.
 
         Returns:
-            The task; the oldest where there are several; None when there is none.
+            The tasks, the oldest first; usually one or none.
         """
-        found = [task for task in self.records(Task, name=name, collaboration_id=collaboration_id) if task.name == name]
-        if len(found) > 1:
-            logger.warning("%d tasks are named %s; the oldest is taken", len(found), name)
-        return min(found, key=lambda task: task.id, default=None)
+        # The server's filter knows wildcards and may ignore case.
+        found = self.records(Task, name=name, collaboration_id=collaboration_id)
+        return sorted((task for task in found if task.name == name), key=lambda task: task.id)
 
     def create_task(self, body: Mapping[str, Any]) -> Task:
         """Send a task (``POST task``). Never repeated here: look for its name first.
@@ -427,7 +471,7 @@ class Vantage6Client:
             PermissionDeniedError: The account may not create tasks in this collaboration.
             NetworkError: No answer; the task may exist.
         """
-        return self._read(Task, self.ask("POST", "/task", json_body=body, about=f"new task {body.get('name')!r}"))
+        return self.ask(Task, "POST", "/task", json_body=body, about=f"new task {body.get('name')!r}")
 
     def task_status(self, task_id: int) -> Status:
         """Ask for the state of a task, with as little traffic as the server allows. Safe to repeat.
@@ -438,13 +482,12 @@ class Vantage6Client:
         Raises:
             TaskGone: It was deleted.
         """
-        has_route = (self.version.major, self.version.minor) >= (4, 11)
-        path = f"/task/{task_id}/status" if has_route else f"/task/{task_id}"
+        if (self.version.major, self.version.minor) < (4, 11):
+            return self.task(task_id).status
         try:
-            answer = self.ask("GET", path, about=f"task {task_id}")
+            return self.ask(_TaskStatus, "GET", f"/task/{task_id}/status", about=f"task {task_id}").status
         except NotFoundError as error:
             raise _gone(task_id, error) from error
-        return Task.model_validate({**answer, "id": task_id}).status
 
     def task(self, task_id: int) -> Task:
         """Read a task. Safe to repeat.
@@ -489,7 +532,7 @@ class Vantage6Client:
             TaskGone: It was deleted.
         """
         try:
-            self.ask("POST", "/kill/task", json_body={"id": task_id}, about=f"task {task_id}")
+            self.tell("POST", "/kill/task", json_body={"id": task_id}, about=f"task {task_id}")
         except PermissionDeniedError as error:
             raise CancelNotPermitted(
                 f"{self.me.username!r} may not kill task {task_id}; it goes on. The role needs the rule to send events "
@@ -515,7 +558,7 @@ class Vantage6Client:
             ServerFault: The server is of generation 4.
         """
         try:
-            self.ask("POST", "/kill/node/tasks", json_body={"id": node_id}, about=f"node {node_id}")
+            self.tell("POST", "/kill/node/tasks", json_body={"id": node_id}, about=f"node {node_id}")
         except PermissionDeniedError as error:
             raise CancelNotPermitted(str(error), status=error.status, url=error.url) from error
 
@@ -562,8 +605,8 @@ class Vantage6Client:
             ]
         organizations = [{"id": organization_id} for organization_id in wanted]
         body = {"db_label": label, "collaboration_id": collaboration_id, "organizations": organizations}
-        answer = self.ask("POST", "/column", json_body=body, about=f"columns of {label!r}")
-        return [Column(name=str(name)) for name in answer.get("columns", [])]
+        answer = self.ask(_Columns, "POST", "/column", json_body=body, about=f"columns of {label!r}")
+        return [Column(name=str(name)) for name in answer.columns]
 
     def preprocess(self, dataframe_id: int, task: Mapping[str, Any]) -> Dataframe:
         """Send a step that changes a dataframe (``POST session/dataframe/{id}/preprocess``). Never repeated here.
@@ -577,7 +620,7 @@ class Vantage6Client:
         """
         path = f"/session/dataframe/{dataframe_id}/preprocess"
         body = {"dataframe_id": dataframe_id, "task": task}
-        return self._read(Dataframe, self.ask("POST", path, json_body=body, about=f"dataframe {dataframe_id}"))
+        return self.ask(Dataframe, "POST", path, json_body=body, about=f"dataframe {dataframe_id}")
 
     # -- blob store ----------------------------------------------------------------------------------------------------
 
@@ -591,10 +634,12 @@ class Vantage6Client:
 
     def _ask_blob_store(self) -> bool:
         try:
-            answer = self.ask("GET", "/blobstream/status", about="the blob store")
-        except (NotFoundError, UnexpectedResponse):
-            return False
-        return bool(answer.get("blob_store_enabled", False))
+            return self.ask(_BlobStore, "GET", "/blobstream/status", about="the blob store").blob_store_enabled
+        except PlatformError as error:
+            # Builds without it answer as for any page that is not there.
+            if error.status == requests.codes.not_found:
+                return False
+            raise
 
     def upload_blob(self, content: bytes) -> str:
         """Put a blob into the store (``POST blobstream``). Repeating makes another blob.
@@ -609,8 +654,7 @@ class Vantage6Client:
             PlatformError: The store refused it.
         """
         headers = {"Content-Type": "application/octet-stream"}
-        answer = self.ask("POST", "/blobstream", body=content, headers=headers, about="the blob store")
-        return str(answer["uuid"])
+        return self.ask(_Blob, "POST", "/blobstream", body=content, headers=headers, about="the blob store").uuid
 
     @contextmanager
     def download(self, path: str, params: Mapping[str, Any] | None = None) -> Iterator[Iterator[bytes]]:
@@ -627,15 +671,14 @@ class Vantage6Client:
             NotFoundError: There is nothing of this name.
             NetworkError: The connection broke.
         """
-        with self._sent("GET", path, about=path, params=params) as response:
+        with self.opened("GET", path, about=path, params=params) as response:
             yield self._http.chunks(response)
 
     # -- the server's affairs ------------------------------------------------------------------------------------------
 
     def health(self) -> dict[str, JsonValue]:
         """Ask whether the server is well (``GET health``); needs no login."""
-        _, answer = self._http.json("GET", "/health", authenticate=False)
-        return cast("dict[str, JsonValue]", answer)
+        return self.ask(dict[str, JsonValue], "GET", "/health", authenticate=False)
 
     def recover_node_key(self, node_id: int) -> SecretStr:
         """Give a node a new API key (``POST recover/node``). The key so far is no longer good.
@@ -649,86 +692,60 @@ class Vantage6Client:
         Raises:
             PermissionDeniedError: The account may not edit the node.
         """
-        answer = self.ask("POST", "/recover/node", json_body={"id": node_id}, about=f"node {node_id}")
-        return SecretStr(str(answer["api_key"]))
+        about = f"node {node_id}"
+        return self.ask(_NodeKey, "POST", "/recover/node", json_body={"id": node_id}, about=about).api_key
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
-    def _read(self, kind: type[R], answer: Any) -> R:
-        try:
-            return kind.model_validate(answer)
-        except ValidationError as error:
-            # The input is left out: it may hold secrets.
-            fields = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors(include_input=False))
-            raise UnexpectedResponse(
-                f"{self.url} describes a {kind.resource} in a way unknown here: {fields}.", url=self.url
-            ) from None
-
-    def ask(self, verb: str, path: str, *, about: str, authenticate: bool = True, **request: Any) -> Any:
-        """Send a request and decode its JSON answer. Never repeated here, but when an old token was refused.
+    @contextmanager
+    def opened(
+        self, method: str, path: str, *, about: str = "", authenticate: bool = True, **request: Any
+    ) -> Iterator[requests.Response]:
+        """Send a request; where its token was refused, once more with a new one. A refused request had no effect.
 
         Args:
-            verb: HTTP verb.
-            path: Below the API.
+            method: HTTP verb.
+            path: Appended to the base URL; already percent-encoded.
             about: What it is about, for errors.
             authenticate: False for the routes that need no login.
             **request: As for `HttpSession.open`.
 
-        Returns:
-            The decoded answer; None for an empty one.
+        Yields:
+            An answer with a status of success, its body unread.
 
         Raises:
-            PlatformError: The server refused, in a class that says why.
-            NetworkError: No answer; the request may have taken effect.
+            AuthenticationError: The login was refused, or even a new token is.
+            PlatformError: As for `ask`.
+            NetworkError: As for `HttpSession.open`.
         """
-        if authenticate:
-            with self._sent(verb, path, about=about, **request) as response:
-                return self._decoded(response)
-        with self._http.open(verb, path, authenticate=False, **request) as response:
-            answer = self._decoded(response)
-            if not response.ok:
-                _raise_for(response, answer, about=about)
-            return answer
-
-    @contextmanager
-    def _sent(self, verb: str, path: str, *, about: str, **request: Any) -> Iterator[requests.Response]:
-        """Send a request; where the token was refused, once more with a new one. A refused request had no effect."""
-        with self._http.open(verb, path, **request) as response:
-            if response.ok:
-                yield response
-                return
-            answer = self._decoded(response)
-            renew = self._cure_for(response.status_code, answer)
+        renewed = False
+        while True:
+            with self._http.open(method, path, authenticate=authenticate, **request) as response:
+                if response.ok:
+                    yield response
+                    return
+                error = self._error(response, self._http.read_text(response), about)
+                token = str(response.request.headers.get("Authorization", "")).removeprefix("Bearer ")
+            renew = self._cure_for(error) if authenticate else None
             if renew is None:
-                _raise_for(response, answer, about=about)
-        renew(str(response.request.headers.get("Authorization", "")).removeprefix("Bearer "))
-        with self._http.open(verb, path, **request) as response:
-            if response.ok:
-                yield response
-                return
-            answer = self._decoded(response)
-            if self._cure_for(response.status_code, answer) is None:
-                _raise_for(response, answer, about=about)
-            raise AuthenticationError(
-                f"{self._authenticator.identity}: the server refuses even a new token ({_message(answer)}).",
-                status=response.status_code,
-                url=self.url,
-            )
+                raise error
+            if renewed:
+                raise AuthenticationError(
+                    f"{self._authenticator.identity}: the server refuses even a new token ({error}).",
+                    status=error.status,
+                    url=self.url,
+                    spoken=True,
+                )
+            renew(token)
+            renewed = True
 
-    def _cure_for(self, status: int, answer: Any) -> Callable[[str], None] | None:
-        """Tell what helps against a refusal. A lack of permission has the same status as an old token."""
-        if status == requests.codes.unauthorized:
-            return self._authenticator.renew if "Token has expired" in _message(answer) else None
-        return self._authenticator.log_in_again if status == requests.codes.unprocessable_entity else None
-
-    def _decoded(self, response: requests.Response) -> Any:
-        text = self._http.read_text(response)
-        if not text.strip():
+    def _cure_for(self, error: PlatformError) -> Callable[[str], None] | None:
+        """Tell what helps against a refusal; only the server's own words tell of a token that is not good."""
+        if not error.spoken:
             return None
-        try:
-            return json.loads(text)
-        except ValueError:
-            raise not_the_platform(response, text) from None
+        if error.status == requests.codes.unauthorized and "Token has expired" in str(error):
+            return self._authenticator.renew
+        return self._authenticator.log_in_again if error.status == requests.codes.unprocessable_entity else None
 
 
 def nodes_of(client: Vantage6Client, collaboration_id: int) -> dict[int, Node]:
@@ -742,10 +759,6 @@ def nodes_of(client: Vantage6Client, collaboration_id: int) -> dict[int, Node]:
     return {node.organization_id: node for node in nodes if node.organization_id is not None}
 
 
-def _without_long_texts(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if not isinstance(value, LongText)}
-
-
 def _without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -756,40 +769,3 @@ def _gone(task_id: int, error: PlatformError) -> TaskGone:
         status=error.status,
         url=error.url,
     )
-
-
-def _message(answer: Any) -> str:
-    if isinstance(answer, dict):
-        # Errors of the web framework use the longer word.
-        return str(answer.get("msg") or answer.get("message") or answer)[:1000]
-    return "no reason given"
-
-
-def _raise_for(response: requests.Response, answer: Any, *, about: str) -> NoReturn:
-    """Turn an answer that is an error into an exception."""
-    status = response.status_code
-    message = _message(answer)
-    details: dict[str, Any] = {"status": status, "url": response.url.split("?", 1)[0]}
-    said = f"{about}: {message}"
-    if status == requests.codes.bad_request:
-        errors = answer.get("errors", {}) if isinstance(answer, dict) else {}
-        if message.startswith(_REQUEST_INCORRECT):
-            # Task creation in generation 5 puts the complaints into the text.
-            try:
-                errors = json.loads(message.removeprefix(_REQUEST_INCORRECT))
-            except ValueError:
-                errors = {}
-        if errors and message == "Request body is incorrect":
-            said = f"{said}: {json.dumps(errors, ensure_ascii=False)}"
-        raise RequestRefused(said, errors=errors, **details)
-    if status == requests.codes.unauthorized and ("Authorization" in message or "Failed to login" in message):
-        raise AuthenticationError(said, **details)
-    if status in {requests.codes.unauthorized, requests.codes.forbidden}:
-        raise PermissionDeniedError(f"{said} The login is good, but its role does not allow this.", **details)
-    if status == requests.codes.not_found:
-        raise NotFoundError(said, **details)
-    if status in {429, 502, 503, 504}:
-        raise ServerUnavailable(said, **details)
-    if status >= requests.codes.internal_server_error:
-        raise ServerFault(f"{said} (HTTP {status}; vantage6 also answers so to some wrong requests)", **details)
-    raise PlatformError(f"{said} (HTTP {status})", **details)

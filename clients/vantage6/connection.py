@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-import requests
 from pydantic import SecretStr
 
-from prefect_biomed.clients.errors import ConfigurationError, UnexpectedResponse
+from prefect_biomed.clients.errors import ConfigurationError, PlatformError, is_transient
 from prefect_biomed.clients.http import HttpSession, Timeouts
+from prefect_biomed.clients.rest import Answered
+from prefect_biomed.clients.vantage6.answers import Vantage6Rest
 from prefect_biomed.clients.vantage6.authentication import (
     DeviceLogin,
     KeycloakPasswordLogin,
@@ -32,6 +34,10 @@ logger = logging.getLogger(__name__)
 _API_PATHS = ("/api", "/hq", "")
 
 
+class _VersionAnswer(Answered):
+    version: str
+
+
 def connect(
     url: str,
     *,
@@ -49,6 +55,7 @@ def connect(
     verify_tls: bool = True,
     connect_seconds: float = 10.0,
     read_seconds: float = 90.0,
+    settle_seconds: float | None = None,
 ) -> Vantage6Client:
     """Find out which generation a server speaks and make a client for it. Nobody is logged in yet.
 
@@ -72,6 +79,8 @@ def connect(
         verify_tls: False accepts any certificate.
         connect_seconds: Limit for making a connection.
         read_seconds: Limit for each read.
+        settle_seconds: Longest time after which a request of ours may still take effect although its answer was lost;
+            a minute more than `read_seconds` when None.
 
     Returns:
         A client that logs in with its first request.
@@ -98,7 +107,7 @@ def connect(
             login = DeviceLogin(keycloak, prompt=device_prompt)
     if login is None:
         raise ConfigurationError(f"{url} is vantage6 {version.text}, {_what_is_missing(version, auth_url)}")
-    return Vantage6Client(base_url, version, login, private_key=private_key, **settings)
+    return Vantage6Client(base_url, version, login, private_key=private_key, settle_seconds=settle_seconds, **settings)
 
 
 def _what_is_missing(version: Version, auth_url: str | None) -> str:
@@ -120,19 +129,20 @@ def _find_api(url: str, api_path: str | None, settings: Mapping[str, Any]) -> tu
     for candidate in candidates:
         with HttpSession(candidate, **settings) as session:
             try:
-                response, answer = session.json("GET", "/version", authenticate=False)
-            except UnexpectedResponse as error:
+                answer = Vantage6Rest(session).ask(_VersionAnswer, "GET", "/version", authenticate=False)
+            except PlatformError as error:
+                if is_transient(error):
+                    raise
                 logger.debug("No API at %s: %s", candidate, error)
                 continue
-        if response.status_code == requests.codes.ok and isinstance(answer, dict) and "version" in answer:
-            return candidate, _read_version(url, str(answer["version"]))
+        return candidate, _read_version(url, answer.version)
     tried = ", ".join(f"{candidate}/version" for candidate in candidates)
     raise ConfigurationError(f"No vantage6 server answers at {url}. Tried {tried}. Check the URL and the API path.")
 
 
 def _read_version(url: str, text: str) -> Version:
-    numbers = [int("".join(filter(str.isdigit, part[:4])) or 0) for part in text.split(".")[:2]]
+    numbers = [int(number) for number in re.findall(r"\d{1,4}", text, re.ASCII)]
     major, minor = [*numbers, 0, 0][:2]
     if major not in (3, 4, 5):
-        raise ConfigurationError(f"{url} is vantage6 {text}; generations 3, 4 and 5 are supported.")
+        raise ConfigurationError(f"{url} is vantage6 {text[:100]}; generations 3, 4 and 5 are supported.")
     return Version(text=text, major=major, minor=minor)

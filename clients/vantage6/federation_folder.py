@@ -9,9 +9,17 @@ from typing import Any
 
 import yaml
 
-from prefect_biomed.clients.transfer import atomic_write
+from prefect_biomed.clients.files import atomic_write, on_disk
 
-__all__ = ["as_yaml", "node_configuration_path", "organization_folder", "private_key_path", "write_secret"]
+__all__ = [
+    "as_yaml",
+    "is_written",
+    "node_configuration_path",
+    "organization_folder",
+    "private_key_path",
+    "remove",
+    "write_secret",
+]
 
 _SECRET_MODE = 0o600
 _FOLDER_MODE = 0o700
@@ -53,6 +61,32 @@ def node_configuration_path(folder: Path, organization: str, collaboration: str)
     return organization_folder(folder, organization) / f"{organization_folder(folder, collaboration).name}.yaml"
 
 
+def is_written(path: Path) -> bool:
+    """Tell whether a file is there.
+
+    Args:
+        path: The file.
+
+    Raises:
+        LocalStorageError: The folder cannot be read.
+    """
+    with on_disk(path.parent):
+        return path.is_file()
+
+
+def remove(path: Path) -> None:
+    """Remove a file that is no longer needed; one that is gone already is fine.
+
+    Args:
+        path: The file.
+
+    Raises:
+        LocalStorageError: It cannot be removed.
+    """
+    with on_disk(path.parent):
+        path.unlink(missing_ok=True)
+
+
 def as_yaml(content: Mapping[str, Any]) -> bytes:
     """Write what a person or a node will read as YAML.
 
@@ -68,8 +102,12 @@ def write_secret(path: Path, content: bytes) -> None:
     Args:
         path: The file; it appears when it is complete.
         content: What only its owner may read.
+
+    Raises:
+        LocalStorageError: The disk does not take it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.parent.chmod(_FOLDER_MODE)
+    with on_disk(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.chmod(_FOLDER_MODE)
     with atomic_write(path, mode=_SECRET_MODE) as file:
         file.write(content)

@@ -1,31 +1,38 @@
-"""Creating tasks, sessions and dataframes exactly once, with everything checked before anything is sent."""
+"""Creating tasks, sessions and dataframes exactly once, with everything checked before anything is sent.
+
+The protocol is that of `clients.once`. Here is what vantage6 adds: how each kind is found again, checked and written.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import logging
 import re
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import JsonValue
 
 from prefect_biomed.clients.errors import (
-    BiomedError,
     ConfigurationError,
-    ConnectionFailed,
-    LaunchInDoubt,
-    NetworkError,
+    LedgerError,
     NotFoundError,
     PreflightFailed,
-    ServerUnavailable,
     UnexpectedResponse,
-    is_transient,
 )
-from prefect_biomed.clients.polling import PollSettings, sleep
+from prefect_biomed.clients.files import home
+from prefect_biomed.clients.once import Circumstances, Intent, IntentFolder, Launch, once
+from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.vantage6.client import Vantage6Client, nodes_of
 from prefect_biomed.clients.vantage6.encryption import PublicKey
-from prefect_biomed.clients.vantage6.errors import NameConflict, RequestRefused, ServerFault
+from prefect_biomed.clients.vantage6.errors import NameConflict, RequestRefused, TaskGone
 from prefect_biomed.clients.vantage6.models import (
+    Action,
     Collaboration,
     Dataframe,
     Organization,
@@ -63,7 +70,7 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
 
 _DATAFRAME_NAME = re.compile(r"[A-Za-z0-9_-]+")
-_DOUBT_SECONDS = 60.0
+_LOCK_SECONDS = 30.0
 
 
 def launch(
@@ -73,17 +80,19 @@ def launch(
     *,
     offline_nodes: OfflineNodes = "warn",
     waiting: PollSettings | None = None,
-    doubt_seconds: float = 60.0,
+    settle_seconds: float | None = None,
+    folder: Path | None = None,
+    circumstances: Circumstances | None = None,
 ) -> Task:
-    """Create a task, once and never twice.
+    """Create a task, once and never twice (``POST task``).
 
-    The collaboration is searched for a task with the name of this intent; only when there is none, all checks are made
-    and the task is sent. When the answer is lost, the name is looked for again. Safe to repeat, also after a kill
-    between the request and its answer, and on another machine: the name is what counts.
+    The token is in the task's name, by which the collaboration is searched before anything is sent and whenever an
+    answer is lost. Safe to repeat, also by two processes at once, and after a kill while the request is still on its
+    way: the intent is written down before it is sent, and then looked for until it can no longer take effect.
 
     After the log-in, for which version, token and account are read, five requests whatever the number of
     organizations, six on generation 5, where dataframes are checked too; plus one for each organization where the
-    server keeps payloads in a blob store.
+    server keeps payloads in a blob store. A repetition of a task that is known takes one.
 
     Args:
         client: The account.
@@ -91,7 +100,10 @@ def launch(
         token: The same on every retry of this intent, different for every new one.
         offline_nodes: What to do when a node is offline.
         waiting: How to wait for offline nodes, and for dataframes that are being made.
-        doubt_seconds: How long to look for a task whose answer was lost.
+        settle_seconds: Longest time after which a request may still take effect although its answer was lost; that of
+            the client when None.
+        folder: Folder of intents; ``vantage6/intents`` in the package's home when None.
+        circumstances: What the caller knows of earlier attempts and other machines.
 
     Returns:
         The task, new or found.
@@ -100,23 +112,502 @@ def launch(
         PreflightFailed: The request cannot work; nothing was sent. All problems are listed.
         DeadlineExceeded: A node did not come back, or a dataframe was not made in time; nothing was sent.
         LaunchInDoubt: The answer was lost and no task of that name has appeared. Repeating looks again first.
+        HeldElsewhere: Another process is at the same task.
+        TaskGone: The task was made and somebody has deleted it. It is not made again.
+        ServerFault: The server failed, and no task has appeared; the message says what it said.
         PlatformError: The task was refused.
     """
-    collaboration = collaboration_of(client, request, token)
-    name = task_name(request, token)
-    found = client.find_task(name, collaboration.id) if len(name) <= MAX_NAME else None
-    if found is not None:
-        logger.info("Task %s is there already with id %d", name, found.id)
-        return found
-    plan = plan_task(client, request, token, collaboration, offline_nodes=offline_nodes)
-    wait_until_ready(client, plan, waiting, wait_for_nodes=offline_nodes == "wait")
-    body = _body(client, plan)
-    return _send_once(
-        lambda: client.create_task(body),
-        lambda: client.find_task(name, collaboration.id),
-        what=f"task {name}",
-        doubt_seconds=doubt_seconds,
+    creation = _TaskCreation(client, request, token, offline_nodes, waiting)
+    return _made(creation, settle_seconds, folder, circumstances)
+
+
+def make_session(
+    client: Vantage6Client,
+    collaboration: str | int,
+    name: str,
+    *,
+    scope: SessionScope = SessionScope.OWN,
+    study: str | int | None = None,
+    settle_seconds: float | None = None,
+    folder: Path | None = None,
+    circumstances: Circumstances | None = None,
+) -> Session:
+    """Make a session, or take the one of this name (``POST session``). Safe to repeat: the name is what counts.
+
+    Args:
+        client: The account.
+        collaboration: Exact name or id.
+        name: Unique in the collaboration.
+        scope: Who may use it.
+        study: Exact name or id of a study.
+        settle_seconds: As for `launch`.
+        folder: As for `launch`.
+        circumstances: As for `launch`.
+
+    Returns:
+        The session.
+
+    Raises:
+        NameConflict: A session of this name has another scope or study, or is hidden from this account.
+        LaunchInDoubt: The answer was lost and no session of that name has appeared. Repeating looks again first.
+        PermissionDeniedError: The role does not allow this scope.
+        ConfigurationError: The server is of an older generation, or the name is one that it refuses.
+    """
+    only_generation_5(client)
+    if not name.strip() or name.isdecimal() or len(name) > MAX_NAME:
+        raise ConfigurationError(f"name is {name!r}; a session needs 1 to 128 characters that are not all digits.")
+    owner = client.collaboration(collaboration)
+    study_id = client.study(study, owner.id).id if study is not None else None
+    creation = _SessionCreation(client, owner.id, name, scope, study_id)
+    made = _made(creation, settle_seconds, folder, circumstances)
+    if (made.scope, made.study_id) != (scope, study_id):
+        raise NameConflict(
+            f"Session {name!r} (id {made.id}) exists with scope {made.scope.value!r} and study {made.study_id}, not "
+            f"{scope.value!r} and {study_id}. Choose another name, or these settings."
+        )
+    return made
+
+
+def make_dataframe(
+    client: Vantage6Client,
+    session_id: int,
+    name: str,
+    *,
+    label: str,
+    image: str,
+    method: str,
+    arguments: Mapping[str, Any] | None = None,
+    organizations: Sequence[str | int] | None = None,
+    store: int | None = None,
+    settle_seconds: float | None = None,
+    folder: Path | None = None,
+    circumstances: Circumstances | None = None,
+) -> Dataframe:
+    """Extract a dataframe at the nodes, or take the one of this name (``POST session/{id}/dataframe``).
+
+    Safe to repeat: names are unique on the whole server. The dataframe is not ready yet; wait for it. Of a dataframe
+    that exists, label, image, method and organizations are compared; its arguments cannot be read again.
+
+    Args:
+        client: The account.
+        session_id: The session.
+        name: Letters, digits, hyphens and underscores; unique on the whole server.
+        label: Label of the database in the nodes' configuration.
+        image: Docker image of the extraction.
+        method: Its function.
+        arguments: Keyword arguments of the function.
+        organizations: Exact names or ids; all of the collaboration when None.
+        store: Id of the algorithm store that vouches for the image.
+        settle_seconds: As for `launch`.
+        folder: As for `launch`.
+        circumstances: As for `launch`.
+
+    Returns:
+        The dataframe, new or found.
+
+    Raises:
+        PreflightFailed: The request cannot work; nothing was sent. All problems are listed.
+        NameConflict: A dataframe of this name is another one.
+        LaunchInDoubt: The answer was lost and no dataframe of that name has appeared. Repeating looks again first.
+        PlatformError: The server refused it.
+    """
+    only_generation_5(client)
+    step = _SessionTask(client, session_id, image, method, arguments or {}, organizations, store)
+    if not _DATAFRAME_NAME.fullmatch(name):
+        step.problems.append(f"name is {name!r}; letters, digits, hyphens and underscores are allowed.")
+    step.check(f"Dataframe {name!r}")
+    creation = _DataframeCreation(client, session_id, name, label, step)
+    made = _made(creation, settle_seconds, folder, circumstances)
+    if not creation.is_new:
+        check_dataframe(client, made, label, image, method, step.organizations)
+    return made
+
+
+def add_preprocessing(
+    client: Vantage6Client,
+    dataframe_id: int,
+    step: int,
+    *,
+    image: str,
+    method: str,
+    arguments: Mapping[str, Any] | None = None,
+    organizations: Sequence[str | int] | None = None,
+    store: int | None = None,
+    settle_seconds: float | None = None,
+    folder: Path | None = None,
+    circumstances: Circumstances | None = None,
+) -> Task:
+    """Change a dataframe at the nodes (``POST session/dataframe/{id}/preprocess``), once for each step number.
+
+    Safe to repeat: the server gives these tasks no name of ours, so the number of the step is what counts. Of a step
+    that is there, image and method are compared.
+
+    Args:
+        client: The account.
+        dataframe_id: The dataframe.
+        step: Number of the step in the life of the dataframe, from 1.
+        image: Docker image of the step.
+        method: Its function.
+        arguments: Keyword arguments of the function.
+        organizations: Exact names or ids; all of the collaboration when None.
+        store: Id of the algorithm store that vouches for the image.
+        settle_seconds: As for `launch`.
+        folder: As for `launch`.
+        circumstances: As for `launch`.
+
+    Returns:
+        The task of the step. It runs after earlier steps and after computations that use the dataframe.
+
+    Raises:
+        NameConflict: The step of this number is another one.
+        PreflightFailed: The request cannot work; nothing was sent.
+        LaunchInDoubt: The answer was lost and no step of that number has appeared. Repeating looks again first.
+        PlatformError: The server refused it.
+    """
+    only_generation_5(client)
+    frame = client.get(Dataframe, dataframe_id)
+    if frame.session_id is None:
+        raise NotFoundError(f"Dataframe {frame.name!r} tells no session.", url=client.url)
+    task = _SessionTask(client, frame.session_id, image, method, arguments or {}, organizations, store)
+    task.check(f"Step {step} of dataframe {frame.name!r}")
+    made = _made(_StepCreation(client, frame, step, task), settle_seconds, folder, circumstances)
+    if not same_image(made.image, image) or made.method != method:
+        raise NameConflict(
+            f"Step {step} of dataframe {frame.name!r} is {made.method!r} of {made.image}, not {method!r} of {image}. "
+            "Make another dataframe for other steps."
+        )
+    return made
+
+
+class _Gone(NotFoundError):
+    """A record tells what was made, and the server that it is not there any more.
+
+    Args:
+        what: What was made.
+        number: Its id.
+    """
+
+    def __init__(self, what: str, number: int) -> None:
+        super().__init__(f"The {what} that was made with id {number} is deleted.")
+        self.number = number
+
+
+class _Creation(ABC, Generic[R]):
+    """One object that is to be made once.
+
+    Attributes:
+        what: What it is, for messages.
+        key: What tells it from everything else on the server.
+        is_new: Whether it was sent now.
+    """
+
+    what: str
+    key: tuple[str | int, ...]
+
+    def __init__(self, client: Vantage6Client) -> None:
+        self.client = client
+        self.is_new = False
+
+    @abstractmethod
+    def find(self) -> Sequence[R]:
+        """Look for it; the oldest first."""
+
+    @abstractmethod
+    def prepare(self) -> Mapping[str, JsonValue]:
+        """Check and write the request; tell what is to be remembered of it."""
+
+    @abstractmethod
+    def send(self) -> R:
+        """Send the request."""
+
+    @abstractmethod
+    def get(self, number: int) -> R:
+        """Read what a record tells was made. Databases may give the number of a deleted object to another one."""
+
+    def end(self, other: R) -> None:
+        """End another one of the same key. Where names are unique there is none."""
+
+
+def _made(
+    creation: _Creation[R], settle_seconds: float | None, folder: Path | None, circumstances: Circumstances | None
+) -> R:
+    """Make an object once; when its unique name is taken meanwhile, take what has it."""
+    client = creation.client
+    store = IntentFolder(folder or home("vantage6", "intents"))
+
+    def send() -> R:
+        creation.is_new = True
+        return creation.send()
+
+    launch = Launch(
+        what=creation.what,
+        token=_name_of_record(client.url, creation.key),
+        settle_seconds=client.settle_seconds if settle_seconds is None else settle_seconds,
+        find=lambda _: creation.find(),
+        prepare=lambda _: {"server": client.url, "what": creation.what, **creation.prepare()},
+        send=send,
+        get=lambda identifier: creation.get(_number(identifier, store.folder)),
+        identify=lambda one: str(one.id),
+        end=creation.end,
     )
+    try:
+        try:
+            return once(launch, store, circumstances)
+        except _Gone as gone:
+            logger.info("%s It is made anew.", gone)
+            _forget(store, launch.token, gone.number)
+            return once(launch, store, circumstances)
+    except RequestRefused as error:
+        if "already exists" not in str(error):
+            raise
+        creation.is_new = False
+        if found := creation.find():
+            return found[0]
+        raise NameConflict(
+            f"The name of {creation.what} is taken by one that this account does not see. Choose another name."
+        ) from error
+
+
+def _forget(store: IntentFolder, token: str, number: int) -> None:
+    """Forget an object that was deleted, unless another process has made a new one since."""
+    with store.exclusive(token, _LOCK_SECONDS):
+        intent = store.read(token)
+        if intent is not None and intent.id == str(number):
+            store.write(Intent(token=token))
+
+
+def _name_of_record(url: str, key: Sequence[str | int]) -> str:
+    """Make a name that any disk takes, and that differs between servers and kinds."""
+    digest = hashlib.sha256(json.dumps([url, *key]).encode()).hexdigest()[:16]
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", str(key[-1]))[:60].strip("-.")
+    return f"{key[0]}-{readable}-{digest}"
+
+
+def _number(identifier: str, folder: Path) -> int:
+    if not identifier.isdecimal():
+        raise LedgerError(f"A record in {folder} tells the id {identifier!r}, which is no number. Put it right first.")
+    return int(identifier)
+
+
+class _TaskCreation(_Creation[Task]):
+    """A task; its name carries the token."""
+
+    def __init__(
+        self,
+        client: Vantage6Client,
+        request: TaskRequest,
+        token: str,
+        offline_nodes: OfflineNodes,
+        waiting: PollSettings | None,
+    ) -> None:
+        super().__init__(client)
+        self._request = request
+        self._token = token
+        self._offline_nodes: OfflineNodes = offline_nodes
+        self._waiting = waiting
+        self._body: dict[str, Any] = {}
+        self._name = task_name(request, token)
+        self.what = f"task {self._name}"
+        self.key = ("task", request.collaboration, self._name)
+
+    @cached_property
+    def _collaboration(self) -> Collaboration:
+        return collaboration_of(self.client, self._request, self._token)
+
+    def find(self) -> Sequence[Task]:
+        if len(self._name) > MAX_NAME:
+            return []
+        return self.client.tasks_named(self._name, self._collaboration.id)
+
+    def prepare(self) -> Mapping[str, JsonValue]:
+        plan = plan_task(
+            self.client, self._request, self._token, self._collaboration, offline_nodes=self._offline_nodes
+        )
+        wait_until_ready(self.client, plan, self._waiting, wait_for_nodes=self._offline_nodes == "wait")
+        self._body = _body(self.client, plan)
+        return {
+            "collaboration": plan.collaboration.id,
+            "organizations": [organization.id for organization in plan.organizations],
+            "image": self._request.image,
+            "method": self._request.method,
+            "session": self._request.session,
+        }
+
+    def send(self) -> Task:
+        return self.client.create_task(self._body)
+
+    def get(self, number: int) -> Task:
+        task = self.client.task(number)
+        if task.name != self._name:
+            raise TaskGone(f"Task {number}, made as {self._name}, was deleted. Its results are lost.")
+        return task
+
+    def end(self, other: Task) -> None:
+        self.client.kill_task(other.id)
+
+
+class _SessionCreation(_Creation[Session]):
+    """A session; its name is unique in the collaboration."""
+
+    def __init__(
+        self, client: Vantage6Client, collaboration_id: int, name: str, scope: SessionScope, study_id: int | None
+    ) -> None:
+        super().__init__(client)
+        self._collaboration_id = collaboration_id
+        self._name = name
+        self._fields = {"collaboration_id": collaboration_id, "study_id": study_id, "scope": scope.value}
+        self.what = f"session {name!r}"
+        self.key = ("session", collaboration_id, name)
+
+    def find(self) -> Sequence[Session]:
+        found = self.client.records(Session, name=self._name, collaboration_id=self._collaboration_id)
+        return [session for session in found if session.name == self._name]
+
+    def prepare(self) -> Mapping[str, JsonValue]:
+        return dict(self._fields)
+
+    def send(self) -> Session:
+        return self.client.create(Session, name=self._name, **self._fields)
+
+    def get(self, number: int) -> Session:
+        try:
+            session = self.client.get(Session, number)
+        except NotFoundError as error:
+            raise _Gone(self.what, number) from error
+        if (session.name, session.collaboration_id) != (self._name, self._collaboration_id):
+            raise _Gone(self.what, number)
+        return session
+
+
+class _SessionTask:
+    """A function that nodes execute to make or change a dataframe.
+
+    Attributes:
+        organizations: Those that execute it.
+        problems: A sentence for each problem found.
+    """
+
+    def __init__(
+        self,
+        client: Vantage6Client,
+        session_id: int,
+        image: str,
+        method: str,
+        arguments: Mapping[str, Any],
+        organizations: Sequence[str | int] | None,
+        store: int | None,
+    ) -> None:
+        self.problems = problems_of_arguments(arguments)
+        self.collaboration, self.organizations = readers_of(client, session_id, organizations, self.problems)
+        self._client = client
+        self._image = image
+        self._method = method
+        self._arguments = arguments
+        self._store = store
+
+    def check(self, subject: str) -> None:
+        """Raise all problems at once."""
+        if self.problems:
+            raise PreflightFailed(subject, self.problems)
+
+    def body(self) -> dict[str, Any]:
+        """Write it as requests carry it."""
+        payloads = _encoded_arguments(
+            self._client, self.collaboration, self.organizations, self._method, self._arguments
+        )
+        task: dict[str, Any] = {"image": self._image, "method": self._method, "organizations": payloads}
+        return task | {"store_id": self._store} if self._store is not None else task
+
+    def remembered(self) -> dict[str, JsonValue]:
+        """What a record holds of it."""
+        ids: list[JsonValue] = [organization.id for organization in self.organizations]
+        return {"image": self._image, "method": self._method, "organizations": ids}
+
+
+class _DataframeCreation(_Creation[Dataframe]):
+    """A dataframe; its name is unique on the whole server."""
+
+    def __init__(self, client: Vantage6Client, session_id: int, name: str, label: str, task: _SessionTask) -> None:
+        super().__init__(client)
+        self._session_id = session_id
+        self._name = name
+        self._label = label
+        self._task = task
+        self._body: dict[str, Any] = {}
+        self.what = f"dataframe {name!r}"
+        self.key = ("dataframe", session_id, name)
+
+    def find(self) -> Sequence[Dataframe]:
+        return [
+            frame for frame in self.client.records(Dataframe, session_id=self._session_id) if frame.name == self._name
+        ]
+
+    def prepare(self) -> Mapping[str, JsonValue]:
+        nodes = nodes_of(self.client, self._task.collaboration.id)
+        problems: list[str] = []
+        warnings: list[str] = []
+        check_nodes(self.client, self._task.organizations, nodes, "warn", problems, warnings)
+        for organization in self._task.organizations:
+            check_label(self._label, organization, nodes.get(organization.id), (), problems)
+        if problems:
+            raise PreflightFailed(f"Dataframe {self._name!r}", problems)
+        for warning in warnings:
+            logger.warning("%s", warning)
+        self._body = self._task.body()
+        return {"session": self._session_id, "label": self._label, **self._task.remembered()}
+
+    def send(self) -> Dataframe:
+        return self.client.create(
+            Dataframe, session_id=self._session_id, label=self._label, name=self._name, task=self._body
+        )
+
+    def get(self, number: int) -> Dataframe:
+        try:
+            frame = self.client.get(Dataframe, number)
+        except NotFoundError as error:
+            raise _Gone(self.what, number) from error
+        if (frame.name, frame.session_id) != (self._name, self._session_id):
+            raise _Gone(self.what, number)
+        return frame
+
+
+class _StepCreation(_Creation[Task]):
+    """A step that changes a dataframe; its number is what counts."""
+
+    def __init__(self, client: Vantage6Client, frame: Dataframe, step: int, task: _SessionTask) -> None:
+        super().__init__(client)
+        self._frame = frame
+        self._step = step
+        self._task = task
+        self._body: dict[str, Any] = {}
+        self.what = f"step {step} of {frame.name!r}"
+        self.key = ("step", frame.session_id or 0, frame.id, step, frame.name)
+
+    def find(self) -> Sequence[Task]:
+        steps = steps_of(self.client, self._frame.id)[1:]
+        return steps[self._step - 1 : self._step] if self._step > 0 else []
+
+    def prepare(self) -> Mapping[str, JsonValue]:
+        done = len(steps_of(self.client, self._frame.id)) - 1
+        if self._step != done + 1:
+            raise ConfigurationError(
+                f"step is {self._step}, but dataframe {self._frame.name!r} has had {done} steps; the next is "
+                f"{done + 1}."
+            )
+        self._body = self._task.body()
+        return {"dataframe": self._frame.id, "step": self._step, **self._task.remembered()}
+
+    def send(self) -> Task:
+        changed = self.client.preprocess(self._frame.id, self._body)
+        if changed.last_session_task is None:
+            raise UnexpectedResponse(f"The server tells no task for {self.what}.", url=self.client.url)
+        return changed.last_session_task
+
+    def get(self, number: int) -> Task:
+        for task in steps_of(self.client, self._frame.id)[1:]:
+            if task.id == number:
+                return task
+        raise _Gone(self.what, number)
 
 
 def _body(client: Vantage6Client, plan: Plan) -> dict[str, Any]:
@@ -146,234 +637,11 @@ def _body(client: Vantage6Client, plan: Plan) -> dict[str, Any]:
         body |= {
             "method": request.method,
             "session_id": request.session,
-            "action": "central_compute" if request.central else "federated_compute",
+            "action": (Action.CENTRAL_COMPUTE if request.central else Action.FEDERATED_COMPUTE).value,
         }
         if request.depends_on:
             body["depends_on_ids"] = list(request.depends_on)
     return body
-
-
-def make_session(
-    client: Vantage6Client,
-    collaboration: str | int,
-    name: str,
-    *,
-    scope: SessionScope = SessionScope.OWN,
-    study: str | int | None = None,
-) -> Session:
-    """Make a session, or take the one of this name (``POST session``). Safe to repeat: the name is what counts.
-
-    Args:
-        client: The account.
-        collaboration: Exact name or id.
-        name: Unique in the collaboration.
-        scope: Who may use it.
-        study: Exact name or id of a study.
-
-    Returns:
-        The session.
-
-    Raises:
-        NameConflict: A session of this name has another scope or study, or is hidden from this account.
-        PermissionDeniedError: The role does not allow this scope.
-        ConfigurationError: The server is of an older generation, or the name is one that it refuses.
-    """
-    only_generation_5(client)
-    if not name.strip() or name.isdecimal() or len(name) > 128:
-        raise ConfigurationError(f"name is {name!r}; a session needs 1 to 128 characters that are not all digits.")
-    owner = client.collaboration(collaboration)
-    study_id = client.study(study, owner.id).id if study is not None else None
-
-    def find() -> Session | None:
-        found = client.records(Session, name=name, collaboration_id=owner.id)
-        return next((session for session in found if session.name == name), None)
-
-    existing = find()
-    if existing is None:
-        body = {"name": name, "collaboration_id": owner.id, "study_id": study_id, "scope": scope.value}
-        existing = _made(lambda: client.create(Session, **body), find, f"session {name!r}")
-    else:
-        logger.info("Session %s is there already with id %d", name, existing.id)
-    if (existing.scope, existing.study_id) != (scope, study_id):
-        raise NameConflict(
-            f"Session {name!r} (id {existing.id}) exists with scope {existing.scope.value!r} and study "
-            f"{existing.study_id}, not {scope.value!r} and {study_id}. Choose another name, or these settings."
-        )
-    return existing
-
-
-def make_dataframe(
-    client: Vantage6Client,
-    session_id: int,
-    name: str,
-    *,
-    label: str,
-    image: str,
-    method: str,
-    arguments: Mapping[str, Any] | None = None,
-    organizations: Sequence[str | int] | None = None,
-    store: int | None = None,
-) -> Dataframe:
-    """Extract a dataframe at the nodes, or take the one of this name (``POST session/{id}/dataframe``).
-
-    Safe to repeat: names are unique on the whole server. The dataframe is not ready yet; wait for it. Of a dataframe
-    that exists, label, image, method and organizations are compared; its arguments cannot be read again.
-
-    Args:
-        client: The account.
-        session_id: The session.
-        name: Letters, digits, hyphens and underscores; unique on the whole server.
-        label: Label of the database in the nodes' configuration.
-        image: Docker image of the extraction.
-        method: Its function.
-        arguments: Keyword arguments of the function.
-        organizations: Exact names or ids; all of the collaboration when None.
-        store: Id of the algorithm store that vouches for the image.
-
-    Returns:
-        The dataframe, new or found.
-
-    Raises:
-        PreflightFailed: The request cannot work; nothing was sent. All problems are listed.
-        NameConflict: A dataframe of this name is another one.
-        PlatformError: The server refused it.
-    """
-    only_generation_5(client)
-    problems = problems_of_arguments(arguments or {})
-    if not _DATAFRAME_NAME.fullmatch(name):
-        problems.append(f"name is {name!r}; letters, digits, hyphens and underscores are allowed.")
-    collaboration, chosen = readers_of(client, session_id, organizations, problems)
-    _check_extraction(client, name, label, collaboration, chosen, problems)
-
-    def find() -> Dataframe | None:
-        return next((frame for frame in client.records(Dataframe, session_id=session_id) if frame.name == name), None)
-
-    found = find()
-    if found is not None:
-        logger.info("Dataframe %s is there already with id %d", name, found.id)
-        check_dataframe(client, found, label, image, method, chosen)
-        return found
-    task = _session_task(client, collaboration, chosen, image, method, arguments or {}, store)
-    return _made(
-        lambda: client.create(Dataframe, session_id=session_id, label=label, name=name, task=task),
-        find,
-        f"dataframe {name!r}",
-    )
-
-
-def _check_extraction(
-    client: Vantage6Client,
-    name: str,
-    label: str,
-    collaboration: Collaboration,
-    organizations: Sequence[Organization],
-    problems: list[str],
-) -> None:
-    """Make sure that the nodes can extract a dataframe, and raise all problems."""
-    nodes = nodes_of(client, collaboration.id)
-    warnings: list[str] = []
-    check_nodes(client, organizations, nodes, "warn", problems, warnings)
-    for organization in organizations:
-        check_label(label, organization, nodes.get(organization.id), (), problems)
-    if problems:
-        raise PreflightFailed(f"Dataframe {name!r}", problems)
-    for warning in warnings:
-        logger.warning("%s", warning)
-
-
-def add_preprocessing(
-    client: Vantage6Client,
-    dataframe_id: int,
-    step: int,
-    *,
-    image: str,
-    method: str,
-    arguments: Mapping[str, Any] | None = None,
-    organizations: Sequence[str | int] | None = None,
-    store: int | None = None,
-) -> Task:
-    """Change a dataframe at the nodes (``POST session/dataframe/{id}/preprocess``), once for each step number.
-
-    Safe to repeat: the server gives these tasks no name of ours, so the number of the step is what counts. Of a step
-    that is there, image and method are compared.
-
-    Args:
-        client: The account.
-        dataframe_id: The dataframe.
-        step: Number of the step in the life of the dataframe, from 1.
-        image: Docker image of the step.
-        method: Its function.
-        arguments: Keyword arguments of the function.
-        organizations: Exact names or ids; all of the collaboration when None.
-        store: Id of the algorithm store that vouches for the image.
-
-    Returns:
-        The task of the step. It runs after earlier steps and after computations that use the dataframe.
-
-    Raises:
-        NameConflict: The step of this number is another one.
-        PreflightFailed: The request cannot work; nothing was sent.
-        PlatformError: The server refused it.
-    """
-    only_generation_5(client)
-    frame = client.get(Dataframe, dataframe_id)
-    if frame.session_id is None:
-        raise NotFoundError(f"Dataframe {frame.name!r} tells no session.", url=client.url)
-    problems = problems_of_arguments(arguments or {})
-    collaboration, chosen = readers_of(client, frame.session_id, organizations, problems)
-    if problems:
-        raise PreflightFailed(f"Step {step} of dataframe {frame.name!r}", problems)
-
-    found = _step(client, dataframe_id, step)
-    if found is None:
-        task = _session_task(client, collaboration, chosen, image, method, arguments or {}, store)
-        return _send_step(client, frame, step, task)
-    if not same_image(found.image, image) or found.method != method:
-        raise NameConflict(
-            f"Step {step} of dataframe {frame.name!r} is {found.method!r} of {found.image}, not {method!r} of {image}. "
-            "Make another dataframe for other steps."
-        )
-    return found
-
-
-def _step(client: Vantage6Client, dataframe_id: int, step: int) -> Task | None:
-    steps = steps_of(client, dataframe_id)[1:]
-    return steps[step - 1] if len(steps) >= step else None
-
-
-def _send_step(client: Vantage6Client, frame: Dataframe, step: int, task: Mapping[str, Any]) -> Task:
-    done = len(steps_of(client, frame.id)) - 1
-    if step != done + 1:
-        raise ConfigurationError(
-            f"step is {step}, but dataframe {frame.name!r} has had {done} steps; the next is {done + 1}."
-        )
-
-    def send() -> Task:
-        changed = client.preprocess(frame.id, task)
-        if changed.last_session_task is None:
-            raise NotFoundError(f"The server tells no task for step {step} of {frame.name!r}.", url=client.url)
-        return changed.last_session_task
-
-    return _send_once(
-        send,
-        lambda: _step(client, frame.id, step),
-        what=f"step {step} of {frame.name!r}",
-        doubt_seconds=_DOUBT_SECONDS,
-    )
-
-
-def _session_task(
-    client: Vantage6Client,
-    collaboration: Collaboration,
-    organizations: Sequence[Organization],
-    image: str,
-    method: str,
-    arguments: Mapping[str, Any],
-    store: int | None,
-) -> dict[str, Any]:
-    payloads = _encoded_arguments(client, collaboration, organizations, method, arguments)
-    task: dict[str, Any] = {"image": image, "method": method, "organizations": payloads}
-    return task | {"store_id": store} if store is not None else task
 
 
 def _encoded_arguments(
@@ -416,76 +684,3 @@ def _encoded_arguments(
             payload = key.encrypt(call) if key else base64.b64encode(call).decode()
         payloads.append({"id": organization.id, field: payload})
     return payloads
-
-
-def _send_once(
-    send: Callable[[], R],
-    find: Callable[[], R | None],
-    *,
-    what: str,
-    doubt_seconds: float,
-) -> R:
-    """Send something that must not exist twice, and settle a doubt by looking. Nothing is sent a second time here.
-
-    Args:
-        send: Sends it.
-        find: Looks for it.
-        what: What it is, for messages.
-        doubt_seconds: How long to look when the answer was lost.
-
-    Returns:
-        What was made or found.
-
-    Raises:
-        LaunchInDoubt: The answer was lost and looking did not find it.
-        PlatformError: It was refused.
-    """
-    try:
-        return send()
-    except ConnectionFailed:
-        raise
-    except (NetworkError, ServerUnavailable, UnexpectedResponse, ServerFault) as doubt:
-        logger.warning("The answer about %s is lost, looking for it: %s", what, doubt)
-        return _look_for(find, doubt, what, doubt_seconds)
-
-
-def _look_for(find: Callable[[], R | None], doubt: BiomedError, what: str, seconds: float) -> R:
-    deadline = time.monotonic() + seconds
-    pause, looked = 0.5, False
-    while True:
-        try:
-            found = find()
-            looked = True
-        except BiomedError as error:
-            if not is_transient(error):
-                raise
-            logger.warning("Look for %s failed: %s", what, error)
-        else:
-            if found is not None:
-                logger.info("Found %s with id %d", what, found.id)
-                return found
-        # An internal error is an answer: what it refused does not appear later.
-        if looked and isinstance(doubt, ServerFault):
-            raise doubt
-        if time.monotonic() >= deadline:
-            raise LaunchInDoubt(
-                f"It is not known whether {what} was made ({doubt}). It did not appear within {seconds:.0f} s. "
-                "Run this again: it looks for the name before it sends."
-            ) from doubt
-        sleep(min(pause, max(0.05, deadline - time.monotonic())))
-        pause = min(2 * pause, 10.0)
-
-
-def _made(send: Callable[[], R], find: Callable[[], R | None], what: str) -> R:
-    """Send something whose name is unique; when the name is taken meanwhile, take what has it."""
-    try:
-        return _send_once(send, find, what=what, doubt_seconds=_DOUBT_SECONDS)
-    except RequestRefused as error:
-        if "already exists" not in str(error):
-            raise
-        found = find()
-        if found is None:
-            raise NameConflict(
-                f"The name of {what} is taken by one that this account does not see. Choose another name."
-            ) from error
-        return found

@@ -10,9 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     AfterValidator,
@@ -22,11 +21,16 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    ModelWrapValidatorHandler,
     SecretStr,
+    ValidationError,
     model_validator,
 )
 
+from prefect_biomed.clients.rest import OpenEnum
+
 __all__ = [
+    "Action",
     "AlgorithmStore",
     "Collaboration",
     "Column",
@@ -67,11 +71,8 @@ def _in_utc(time: datetime) -> datetime:
 Time = Annotated[datetime, AfterValidator(_in_utc)]
 
 
-class Status(StrEnum):
-    """State of a run, and of a task as the sum of its runs.
-
-    A value this list does not know is kept as it is, logged, and counts as not terminal.
-    """
+class Status(str, OpenEnum):
+    """State of a run, and of a task as the sum of its runs. An unknown one counts as not terminal."""
 
     AWAITING = "awaiting"
     PENDING = "pending"
@@ -88,15 +89,6 @@ class Status(StrEnum):
     DATAFRAME_NOT_FOUND = "dataframe not found"
     DEPENDENCY_FAILED = "depended on failed task"
     UNEXPECTED_OUTPUT = "unexpected output"
-
-    @classmethod
-    def _missing_(cls, value: object) -> Status | None:
-        if not isinstance(value, str):
-            return None
-        logger.warning("vantage6 reports the status %r, which is unknown here", value)
-        member = str.__new__(cls, value)
-        member._name_, member._value_ = "UNKNOWN", value
-        return member
 
     @property
     def is_terminal(self) -> bool:
@@ -130,19 +122,29 @@ _FAILURES = frozenset(
 )
 
 
-class NodeStatus(StrEnum):
+class NodeStatus(str, OpenEnum):
     """Whether a node is connected; a dead one may count as online for about two minutes."""
 
     ONLINE = "online"
     OFFLINE = "offline"
 
 
-class SessionScope(StrEnum):
+class SessionScope(str, OpenEnum):
     """Who may use a session (generation 5)."""
 
     OWN = "own"
     ORGANIZATION = "organization"
     COLLABORATION = "collaboration"
+
+
+class Action(str, OpenEnum):
+    """What a task does (generation 5)."""
+
+    FEDERATED_COMPUTE = "federated_compute"
+    CENTRAL_COMPUTE = "central_compute"
+    DATA_EXTRACTION = "data_extraction"
+    PREPROCESSING = "preprocessing"
+    POSTPROCESSING = "postprocessing"
 
 
 class Version(BaseModel):
@@ -172,8 +174,23 @@ class Record(BaseModel):
 
     #: The server's word for the object, as in its URLs.
     resource: ClassVar[str]
+    #: Fields that decide something here, so that an odd value of theirs is an error.
+    decisive: ClassVar[frozenset[str]] = frozenset()
 
     id: int
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _leave_out_what_is_odd(cls, record: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        """Do without fields in a shape unknown here, as long as nothing depends on them."""
+        try:
+            return read(record)
+        except ValidationError as error:
+            odd = {str(one["loc"][0]) if one["loc"] else "" for one in error.errors(include_input=False)}
+            if not isinstance(record, dict) or not odd <= record.keys() - cls.decisive - {"id"}:
+                raise
+            logger.warning("A %s with %s in a shape unknown here; left out", cls.resource, ", ".join(sorted(odd)))
+            return read({name: value for name, value in record.items() if name not in odd})
 
     @model_validator(mode="before")
     @classmethod
@@ -205,6 +222,7 @@ class Organization(Record):
     """Owner of users, of one key pair and of one node in each of its collaborations."""
 
     resource: ClassVar[str] = "organization"
+    decisive: ClassVar[frozenset[str]] = frozenset(["name", "public_key"])
 
     name: str = ""
     domain: str = ""
@@ -225,9 +243,10 @@ class Collaboration(Record):
     """
 
     resource: ClassVar[str] = "collaboration"
+    decisive: ClassVar[frozenset[str]] = frozenset(["encrypted", "name", "organizations"])
 
     name: str = ""
-    encrypted: bool = False
+    encrypted: bool
     organizations: tuple[Organization, ...] = ()
     session_restrict_to_same_image: bool = False
 
@@ -236,6 +255,7 @@ class Study(Record):
     """Some of the organizations of a collaboration (4.3 and later)."""
 
     resource: ClassVar[str] = "study"
+    decisive: ClassVar[frozenset[str]] = frozenset(["collaboration_id", "name", "organizations"])
 
     name: str = ""
     collaboration_id: int | None = None
@@ -251,6 +271,7 @@ class User(Record):
     """
 
     resource: ClassVar[str] = "user"
+    decisive: ClassVar[frozenset[str]] = frozenset(["client_secret", "organization_id", "username"])
 
     username: str = ""
     firstname: str = ""
@@ -267,6 +288,7 @@ class Role(Record):
     """A named set of rules."""
 
     resource: ClassVar[str] = "role"
+    decisive: ClassVar[frozenset[str]] = frozenset(["is_default_role", "name", "organization_id"])
 
     name: str = ""
     description: str = ""
@@ -296,6 +318,7 @@ class Node(Record):
     """
 
     resource: ClassVar[str] = "node"
+    decisive: ClassVar[frozenset[str]] = frozenset(["api_key", "collaboration_id", "name", "organization_id", "status"])
 
     name: str = ""
     status: NodeStatus | None = None
@@ -313,7 +336,9 @@ class Node(Record):
             return record
         config: dict[str, list[str]] = {}
         for entry in record["config"]:
-            config.setdefault(str(entry["key"]), []).append(str(entry["value"]))
+            match entry:
+                case {"key": str(key), "value": str(value)}:
+                    config.setdefault(key, []).append(value)
         return record | {"config": config}
 
     @property
@@ -345,8 +370,9 @@ class Run(Record):
     """
 
     resource: ClassVar[str] = "run"
+    decisive: ClassVar[frozenset[str]] = frozenset(["finished_at", "organization_id", "status"])
 
-    status: Status = Status.PENDING
+    status: Status
     task_id: int | None = None
     organization_id: int | None = None
     node_id: int | None = None
@@ -355,7 +381,7 @@ class Run(Record):
     finished_at: Time | None = None
     cleanup_at: Time | None = None
     log: str = Field("", repr=False)
-    action: str | None = None
+    action: Action | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -387,13 +413,14 @@ class EncodedResult(Record):
     """
 
     resource: ClassVar[str] = "result"
+    decisive: ClassVar[frozenset[str]] = frozenset(["result"])
 
     result: str | None = Field(None, repr=False)
     run_id: int | None = None
     task_id: int | None = None
     cleanup_at: Time | None = None
     blob_storage_used: bool = False
-    action: str | None = None
+    action: Action | None = None
 
 
 class Task(Record):
@@ -410,11 +437,14 @@ class Task(Record):
     """
 
     resource: ClassVar[str] = "task"
+    decisive: ClassVar[frozenset[str]] = frozenset(
+        ["action", "collaboration_id", "image", "init_org_id", "initiator", "initiator_id", "method", "name", "status"]
+    )
 
     name: str = ""
     description: str = ""
     image: str = ""
-    status: Status = Status.PENDING
+    status: Status
     job_id: int | None = None
     parent_id: int | None = None
     collaboration_id: int | None = None
@@ -424,7 +454,7 @@ class Task(Record):
     init_org_id: int | None = Field(None, validation_alias=AliasChoices("init_org_id", "initiator_id", "initiator"))
     init_user_id: int | None = Field(None, validation_alias=AliasChoices("init_user_id", "init_user"))
     method: str | None = None
-    action: str | None = None
+    action: Action | None = None
     databases: tuple[JsonValue, ...] = ()
     depends_on: tuple[int, ...] = ()
     created_at: Time | None = None
@@ -436,7 +466,10 @@ class Task(Record):
     def _read_generation_3(cls, record: Any) -> Any:
         if isinstance(record, dict) and "complete" in record:
             label = record.get("database")
-            return record | {"job_id": record.get("run_id"), "databases": [{"label": label}] if label else []}
+            # One that tells no status counts as going on.
+            status = record.get("status") or Status.PENDING.value
+            databases = [{"label": label}] if label else []
+            return record | {"job_id": record.get("run_id"), "databases": databases, "status": status}
         return record
 
 
@@ -457,6 +490,7 @@ class Session(Record):
     """A place at the nodes where dataframes are kept between tasks (generation 5)."""
 
     resource: ClassVar[str] = "session"
+    decisive: ClassVar[frozenset[str]] = frozenset(["collaboration_id", "name", "scope", "study_id"])
 
     name: str = ""
     scope: SessionScope = SessionScope.OWN
@@ -480,6 +514,9 @@ class Dataframe(Record):
     """
 
     resource: ClassVar[str] = "dataframe"
+    decisive: ClassVar[frozenset[str]] = frozenset(
+        ["db_label", "last_session_task", "name", "organizations_ready", "session_id"]
+    )
 
     name: str = ""
     db_label: str = ""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from prefect_biomed.clients.errors import (
     BiomedError,
     ConfigurationError,
-    DeadlineExceeded,
     NotFoundError,
     PermissionDeniedError,
     PollingFailed,
@@ -104,6 +103,7 @@ def watch(
     settings: PollSettings = DEFAULT_POLLING,
     *,
     follow_logs: bool = True,
+    kill_at_deadline: bool = False,
 ) -> Iterator[Look]:
     """Watch tasks until every run of all of them has ended. Safe to repeat.
 
@@ -115,13 +115,15 @@ def watch(
         task_ids: The tasks.
         settings: Interval, deadline and error budget.
         follow_logs: Whether to read what the algorithms print while they run (4.11 and later).
+        kill_at_deadline: Whether to kill at the deadline what has not ended.
 
     Yields:
         Each look; the last one has ``finished`` True.
 
     Raises:
         TaskGone: A task was deleted.
-        DeadlineExceeded: Some run has not ended; the message names its organization. It goes on.
+        DeadlineExceeded: Some run has not ended, or the server could not be asked; the message names organizations, and
+            what was killed. What was not killed goes on.
         PollingFailed: Too many looks in a row failed. The tasks go on.
     """
     if not task_ids:
@@ -132,12 +134,16 @@ def watch(
     again = f"task_id={task_ids[0]}" if len(task_ids) == 1 else f"tasks=[{listed}]"
     take_up = f"federated_analysis or wait_for_results with {again} takes it up again."
     try:
-        for look in poll(watching.look, settings, what=what, take_up_again=take_up):
-            yield look
-            if look.finished:
-                return
-    except (DeadlineExceeded, PollingFailed) as error:
-        raise type(error)(f"{error}{watching.still_open()}") from error
+        yield from poll(
+            watching.look,
+            settings,
+            done=lambda look: look.finished,
+            what=what,
+            take_up_again=take_up,
+            at_deadline=lambda: watching.at_deadline(kill=kill_at_deadline),
+        )
+    except PollingFailed as error:
+        raise PollingFailed(f"{error}{watching.still_open()}") from error
 
 
 class _Watching:
@@ -170,6 +176,22 @@ class _Watching:
         states = tuple(self._states[task_id] for task_id in self._ids)
         changed = tuple(state for state in states if _summary(before.get(state.task.id)) != _summary(state))
         return Look(states, changed, tuple(lines))
+
+    def at_deadline(self, *, kill: bool) -> str:
+        """Kill what has not ended if that is wished, and tell what has not, for an error."""
+        left = self.still_open()
+        if not kill:
+            return f"Nothing was stopped remotely.{left}"
+        killed, problems = [], []
+        for task_id in self._ids:
+            if not self._is_finished(task_id):
+                try:
+                    self._client.kill_task(task_id)
+                    killed.append(task_id)
+                except BiomedError as error:
+                    problems.append(f"task {task_id} could not be killed and may go on ({error})")
+        said = f"Killed: {', '.join(map(str, killed)) or 'nothing'}.{left}"
+        return f"{said} {'; '.join(problems)}." if problems else said
 
     def still_open(self) -> str:
         """Name what has not ended, for an error."""
@@ -227,10 +249,9 @@ class _Watching:
             task = self._states[task_id].task
             by_collaboration.setdefault((task.collaboration_id, task.init_user_id), set()).add(task_id)
         for (collaboration_id, user_id), wanted in by_collaboration.items():
-            pages = self._client.pages(Task, collaboration_id=collaboration_id, init_user_id=user_id)
-            for record in pages:
-                if record["id"] in wanted:
-                    found[record["id"]] = Task.model_validate(record)
+            for task, _ in self._client.pages(Task, collaboration_id=collaboration_id, init_user_id=user_id):
+                if task.id in wanted:
+                    found[task.id] = task
                     # Newest first, so what is watched is usually on the first page.
                     if wanted <= found.keys():
                         break

@@ -461,28 +461,40 @@ def wait_until_ready(
 
 def _wait_for_nodes(client: Vantage6Client, plan: Plan, settings: PollSettings) -> None:
     wanted = {organization.id: organization.name for organization in plan.organizations}
-    what = f"Nodes of {', '.join(wanted.values())}"
-    for nodes in poll(
-        lambda: nodes_of(client, plan.collaboration.id), settings, what=what, take_up_again="The task was not created."
+
+    def offline() -> list[str]:
+        nodes = nodes_of(client, plan.collaboration.id)
+        return [name for number, name in wanted.items() if number in nodes and not nodes[number].is_online]
+
+    for names in poll(
+        offline,
+        settings,
+        done=lambda names: not names,
+        what=f"Nodes of {', '.join(wanted.values())}",
+        take_up_again="The task was not created.",
     ):
-        offline = [name for number, name in wanted.items() if number in nodes and not nodes[number].is_online]
-        if not offline:
-            return
-        logger.info("Waiting for the nodes of %s", ", ".join(offline))
+        if names:
+            logger.info("Waiting for the nodes of %s", ", ".join(names))
 
 
 def _wait_for_dataframes(client: Vantage6Client, plan: Plan, settings: PollSettings) -> None:
-    session, wanted = plan.request.session, plan.dataframes_awaited
-    what = f"Dataframes of session {session}"
-    for frames in poll(
-        lambda: client.records(Dataframe, session_id=session), settings, what=what, take_up_again="No task was created."
-    ):
+    session = plan.request.session
+
+    def unready() -> set[int]:
         problems: list[str] = []
         waiting: set[int] = set()
-        for frame in frames:
-            if frame.id in wanted:
+        for frame in client.records(Dataframe, session_id=session):
+            if frame.id in plan.dataframes_awaited:
                 _check_frame(frame, plan.organizations, plan.request.columns, problems, waiting)
         if problems:
             raise PreflightFailed(f"Task {plan.request.method!r}", problems)
-        if not waiting:
-            return
+        return waiting
+
+    for waiting in poll(
+        unready,
+        settings,
+        done=lambda waiting: not waiting,
+        what=f"Dataframes of session {session}",
+        take_up_again="No task was created.",
+    ):
+        logger.debug("Waiting for %d dataframes of session %s", len(waiting), session)

@@ -22,8 +22,10 @@ from prefect_biomed.clients.vantage6.encryption import PrivateKey
 from prefect_biomed.clients.vantage6.errors import KeyMismatch, NameConflict
 from prefect_biomed.clients.vantage6.federation_folder import (
     as_yaml,
+    is_written,
     node_configuration_path,
     private_key_path,
+    remove,
     write_secret,
 )
 from prefect_biomed.clients.vantage6.models import Collaboration, Node, Organization
@@ -98,7 +100,7 @@ def make_organization(client: Vantage6Client, spec: OrganizationSpec, folder: Pa
         raise ConfigurationError(f"name is {spec.name!r}; vantage6 refuses names of digits only.")
     found = next((one for one in client.records(Organization, name=spec.name) if one.name == spec.name), None)
     path = private_key_path(folder, spec.name)
-    key = PrivateKey.from_file(path) if path.is_file() else None
+    key = PrivateKey.from_file(path) if is_written(path) else None
     if found is not None and found.public_key:
         if key is not None and not key.matches(found.public_key):
             raise KeyMismatch(
@@ -195,10 +197,10 @@ def make_node(
     path = node_configuration_path(folder, organization.name, collaboration.name)
     mark = path.with_suffix(".registering")
     node = nodes_of(client, collaboration.id).get(organization.id)
-    if node is not None and path.is_file():
-        mark.unlink(missing_ok=True)
+    if node is not None and is_written(path):
+        remove(mark)
         return node
-    if node is not None and not mark.is_file():
+    if node is not None and not is_written(mark):
         logger.warning(
             "Node %s is registered, but its configuration is not in %s. Its key was left as it is; "
             "recover_node_key gives a new one.",
@@ -215,7 +217,7 @@ def make_node(
         client, node.name, key.get_secret_value(), encryption, databases, auth_url=auth_url, realm=realm
     )
     write_secret(path, as_yaml(configuration))
-    mark.unlink()
+    remove(mark)
     return node.model_copy(update={"api_key": None})
 
 

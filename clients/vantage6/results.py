@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from prefect_biomed.clients.transfer import atomic_write
+from prefect_biomed.clients.files import atomic_write
 from prefect_biomed.clients.vantage6._long_json import LongText
 from prefect_biomed.clients.vantage6.client import Vantage6Client
 from prefect_biomed.clients.vantage6.encryption import decode_base64_stream
@@ -23,7 +23,7 @@ from prefect_biomed.clients.vantage6.errors import (
     ResultNotReadable,
     ResultUnavailable,
 )
-from prefect_biomed.clients.vantage6.models import EncodedResult, Result, Run, Task
+from prefect_biomed.clients.vantage6.models import Action, EncodedResult, Result, Run, Task
 from prefect_biomed.clients.vantage6.monitoring import organization_names
 from prefect_biomed.clients.vantage6.payloads import check_start, decode_json
 
@@ -39,7 +39,7 @@ _BLOB = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _HEAD_BYTES = 4096
 _CHUNK_BYTES = 1024 * 1024
 # The outputs of these steps stay at the nodes.
-_WITHOUT_OUTPUT = frozenset({"data_extraction", "preprocessing"})
+_WITHOUT_OUTPUT = frozenset({Action.DATA_EXTRACTION, Action.PREPROCESSING})
 
 
 def fetch_results(
@@ -75,9 +75,9 @@ def fetch_results(
     runs = {run.id: run for run in client.runs(task_id)}
     names = organization_names(client, task.collaboration_id)
     results: dict[int, Result] = {}
-    for record in client.pages(EncodedResult, task_id=task_id):
+    for record, texts in client.pages(EncodedResult, task_id=task_id):
         # A result has the id of its run; in generation 3 it is the run.
-        run = runs.get(record["id"])
+        run = runs.get(record.id)
         if run is None:
             continue
         path = output_dir / f"task-{task_id}-run-{run.id}.json"
@@ -88,7 +88,7 @@ def fetch_results(
             organization=names.get(run.organization_id, f"organization {run.organization_id}"),
         )
         try:
-            results[run.id] = _read(client, task, run, record.get("result"), base, path, spill_bytes)
+            results[run.id] = _read(client, task, run, texts.get("result", record.result), base, path, spill_bytes)
         except (ResultUnavailable, DecryptionFailed) as error:
             if not partial:
                 raise

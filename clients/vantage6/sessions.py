@@ -8,7 +8,7 @@ from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.vantage6.client import Vantage6Client
 from prefect_biomed.clients.vantage6.errors import NameConflict
-from prefect_biomed.clients.vantage6.models import Collaboration, Dataframe, Organization, Session, Task
+from prefect_biomed.clients.vantage6.models import Action, Collaboration, Dataframe, Organization, Session, Task
 from prefect_biomed.clients.vantage6.monitoring import DEFAULT_POLLING, outcome_of, task_failed, watch
 from prefect_biomed.clients.vantage6.preflight import check_keys, choose_organizations
 
@@ -21,7 +21,7 @@ __all__ = [
     "wait_for_dataframe",
 ]
 
-_STEPS = frozenset({"data_extraction", "preprocessing"})
+_STEPS = frozenset({Action.DATA_EXTRACTION, Action.PREPROCESSING})
 
 
 def wait_for_dataframe(

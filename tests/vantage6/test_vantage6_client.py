@@ -492,8 +492,8 @@ def test_a_short_outage_of_reads_is_survived_and_a_post_is_never_sent_twice(here
         assert client.records(Organization)
         here.sandbox.faults.add(Fault(method="POST", path="/api/task$", drop="before", times=1))
         here.sandbox.journal.clear()
-        with pytest.raises(LaunchInDoubt, match="looks for the name before it sends"):
-            launch(client, here.request("echo", "north"), token(), doubt_seconds=1.0)
+        with pytest.raises(LaunchInDoubt, match="looks before it sends"):
+            launch(client, here.request("echo", "north"), token(), settle_seconds=1.0)
         assert len(here.sandbox.journal.entries("POST", "/api/task$")) == 1
 
 
@@ -504,7 +504,7 @@ def test_an_internal_error_at_the_launch_is_a_refusal_once_nothing_has_appeared(
             Fault(method="POST", path="/api/task$", status=500, body=body, content_type="application/json")
         )
         with pytest.raises(ServerFault):
-            launch(client, here.request("echo", "north"), token(), doubt_seconds=5.0)
+            launch(client, here.request("echo", "north"), token(), settle_seconds=5.0)
         here.sandbox.faults.clear()
         here.sandbox.faults.add(
             Fault(
@@ -517,7 +517,7 @@ def test_an_internal_error_at_the_launch_is_a_refusal_once_nothing_has_appeared(
                 times=1,
             )
         )
-        made = launch(client, here.request("echo", "north"), token(), doubt_seconds=5.0)
+        made = launch(client, here.request("echo", "north"), token(), settle_seconds=5.0)
         assert client.get(Task, made.id).name == made.name
 
 
