@@ -51,7 +51,7 @@ from prefect_biomed.clients.vantage6 import (
     watch,
 )
 from prefect_biomed.tasks._reporting import Progress, artifact_key, link, markdown, state_event, table
-from prefect_biomed.tasks.policies import ONCE, RETRY, PlaceOfCall, token_of_call
+from prefect_biomed.tasks.policies import ONCE, RETRY, PlaceOfCall, circumstances, token_of_call
 
 __all__ = [
     "create_collaboration",
@@ -175,7 +175,13 @@ def create_task(
     )
     with credentials.get_client() as client:
         made = launch(
-            client, request, token, offline_nodes=offline_nodes, waiting=waiting, settle_seconds=settle_seconds
+            client,
+            request,
+            token,
+            offline_nodes=offline_nodes,
+            waiting=waiting,
+            settle_seconds=settle_seconds,
+            circumstances=circumstances("vantage6", "task"),
         )
         url = client.url
     get_run_logger().info("vantage6 task %d (%s) is %s", made.id, made.name, made.status.value)
@@ -375,7 +381,8 @@ def create_session(
         PermissionDeniedError: The role does not allow this scope.
     """
     with credentials.get_client() as client:
-        session = make_session(client, collaboration, name, scope=scope, study=study)
+        known = circumstances("vantage6", "session")
+        session = make_session(client, collaboration, name, scope=scope, study=study, circumstances=known)
     get_run_logger().info("vantage6 session %s has id %d", session.name, session.id)
     state_event("vantage6", "session", str(session.id), "ready" if session.ready else "created", name=session.name)
     return session
@@ -427,6 +434,7 @@ def create_dataframe(
             arguments=arguments,
             organizations=organizations,
             store=store,
+            circumstances=circumstances("vantage6", "dataframe"),
         )
     get_run_logger().info("vantage6 dataframe %s has id %d", frame.name, frame.id)
     state_event("vantage6", "dataframe", str(frame.id), "ready" if frame.ready else "created", name=frame.name)
@@ -476,6 +484,7 @@ def preprocess_dataframe(
             arguments=arguments,
             organizations=organizations,
             store=store,
+            circumstances=circumstances("vantage6", "step"),
         )
     get_run_logger().info("Step %d of vantage6 dataframe %d is task %d", step, dataframe_id, made.id)
     state_event("vantage6", "task", str(made.id), "created", dataframe=dataframe_id, step=step)
