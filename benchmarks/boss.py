@@ -31,12 +31,12 @@ _SWITCHES = ("--set", f"boss.quiet_seconds={_QUIET_SECONDS}", "--set", "boss.pre
 OURS = """
 import tempfile
 from pathlib import Path
-from prefect_biomed.clients.boss import BossClient, IngestConfig, UploadSettings, upload
+from prefect_biomed.clients.boss import BossClient, IngestConfig, UploadSettings, complete, preflight, upload
 config = IngestConfig.load(arguments["config"])
 client = BossClient(arguments["host"], arguments["token"], protocol="http", aws_endpoint_url=arguments["url"])
 def work():
     began = time.monotonic()
-    client.preflight(config)
+    preflight(client, config)
     job = client.create(config)
     ledgers = Path(tempfile.mkdtemp(dir="."))
     settings = UploadSettings(threads=arguments["threads"])
@@ -44,7 +44,7 @@ def work():
     def watch(progress):
         peaks.append(_resident())
     report = upload(client, config, job.id, settings, ledger_folder=ledgers, on_progress=watch)
-    assert client.complete(job.id).outcome == "COMPLETE"
+    assert complete(client, job.id).outcome == "COMPLETE"
     half = len(peaks) // 2
     growth = max(peaks[half:], default=0) - max(peaks[:half], default=0)
     return {

@@ -20,10 +20,14 @@ from prefect_biomed.clients.boss import (
     UploadReport,
     UploadSettings,
     account,
+    complete,
     create_once,
+    create_resources,
+    preflight,
     preview,
     upload,
 )
+from prefect_biomed.clients.boss import wait_until_ready as wait_for_queue
 from prefect_biomed.clients.errors import BiomedError
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.tasks._reporting import Progress, artifact_key, image, link, markdown, state_event
@@ -89,7 +93,8 @@ def create_ingest_job(
     logger = get_run_logger()
     with credentials.get_client() as client:
         if new_resources:
-            made = client.create_resources(
+            made = create_resources(
+                client,
                 config,
                 datatype=new_resources.datatype,
                 kind=new_resources.kind,
@@ -99,7 +104,7 @@ def create_ingest_job(
                 time_samples=new_resources.time_samples,
             )
             logger.info("Made %s", ", ".join(made) or "nothing: all is there")
-        client.preflight(config)
+        preflight(client, config)
         job = create_once(client, config, token, not_before=_first_try())
     logger.info("Ingest job %d: %d tiles for %s", job.id, job.tile_count, config.channel_path)
     url = f"{credentials.protocol}://{credentials.host}/latest/ingest/{job.id}/status"
@@ -128,7 +133,7 @@ def wait_until_ready(credentials: BossCredentials, job_id: int, timeout_seconds:
     """
     with credentials.get_client() as client:
         settings = PollSettings(1, 1.5, 15, deadline_seconds=timeout_seconds)
-        job = client.wait_until_ready(job_id, settings).job
+        job = wait_for_queue(client, job_id, settings).job
     get_run_logger().info("Ingest job %d is %s", job_id, job.status.name)
     _event(job_id, job.status.name)
     return job
@@ -210,7 +215,7 @@ def complete_ingest_job(credentials: BossCredentials, job_id: int, timeout_secon
     """
     with credentials.get_client() as client:
         settings = PollSettings(1, 1.2, 15, deadline_seconds=timeout_seconds, error_budget=20)
-        completion = client.complete(job_id, settings)
+        completion = complete(client, job_id, settings)
     get_run_logger().info("Ingest job %d: %s (%s)", job_id, completion.outcome, completion.status.name)
     _event(job_id, completion.status.name, outcome=completion.outcome, missing=completion.missing)
     return completion

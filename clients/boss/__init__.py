@@ -1,9 +1,11 @@
 """The Boss: ingest jobs, from a configuration to pixels that can be read back."""
 
-from prefect_biomed.clients.boss.accounting import IngestIncomplete, account, preview
-from prefect_biomed.clients.boss.client import BossClient, Cutout, find_token
+from prefect_biomed.clients.boss.accounting import account, preview
+from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.boss.config import IngestConfig
-from prefect_biomed.clients.boss.intents import create_once, job_of_intent
+from prefect_biomed.clients.boss.cutouts import Cutout
+from prefect_biomed.clients.boss.errors import IngestIncomplete, ProcessFailed
+from prefect_biomed.clients.boss.launches import create_once, job_of_intent
 from prefect_biomed.clients.boss.ledger import Ledger, default_folder
 from prefect_biomed.clients.boss.models import (
     Channel,
@@ -12,10 +14,15 @@ from prefect_biomed.clients.boss.models import (
     JobCounts,
     JobStatus,
     JoinedJob,
+    UploadProgress,
     UploadReport,
+    UploadSettings,
 )
-from prefect_biomed.clients.boss.processes import ProcessFailed, upload
-from prefect_biomed.clients.boss.uploader import Uploader, UploadProgress, UploadSettings
+from prefect_biomed.clients.boss.monitoring import complete, wait_until_ready
+from prefect_biomed.clients.boss.preflight import create_resources, preflight
+from prefect_biomed.clients.boss.processes import upload
+from prefect_biomed.clients.boss.tokens import find_token
+from prefect_biomed.clients.boss.uploader import Uploader
 
 __all__ = [
     "BossClient",
@@ -35,10 +42,14 @@ __all__ = [
     "UploadSettings",
     "Uploader",
     "account",
+    "complete",
     "create_once",
+    "create_resources",
     "default_folder",
     "find_token",
     "job_of_intent",
+    "preflight",
     "preview",
     "upload",
+    "wait_until_ready",
 ]

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import boto3
@@ -29,12 +29,14 @@ from botocore.httpsession import URLLib3Session
 from botocore.parsers import create_parser
 from botocore.utils import get_environ_proxies
 
+from prefect_biomed.clients.boss.client import BossClient
+from prefect_biomed.clients.boss.errors import QueueGone
+from prefect_biomed.clients.boss.models import JoinedJob
 from prefect_biomed.clients.errors import (
     AuthenticationError,
     BiomedError,
     ConfigurationError,
     ConnectionFailed,
-    JobFailed,
     NetworkError,
     PermissionDeniedError,
     PlatformError,
@@ -43,12 +45,13 @@ from prefect_biomed.clients.errors import (
     is_transient,
 )
 from prefect_biomed.clients.http import USER_AGENT
+from prefect_biomed.clients.polling import sleep
 
-if TYPE_CHECKING:
-    from prefect_biomed.clients.boss.client import BossClient
-    from prefect_biomed.clients.boss.models import JoinedJob
+__all__ = ["BATCH", "JobQueues", "Pauses", "UploadMessage", "batches"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 BATCH = 10
 _BATCH_BYTES = 240 * 1024
@@ -84,10 +87,7 @@ _DENIAL_PAUSE_SECONDS = 60.0
 _GIVE_UP_SECONDS = 120.0
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
-
-
-class QueueGone(JobFailed):
-    """The queue was deleted: somebody completed or cancelled the job."""
+_OUTAGE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class JobQueues:
             self._renew(self._generation, "age")
 
     def receive(self, lease_seconds: float, wait_seconds: int) -> list[UploadMessage]:
-        """Lease up to ten messages.
+        """Lease up to ten messages; an outage of some minutes is bridged.
 
         Args:
             lease_seconds: For how long; it cannot be prolonged, because the keys do not allow it.
@@ -206,13 +206,15 @@ class JobQueues:
             QueueGone: The job is over.
             BiomedError: SQS does not answer, or refuses.
         """
-        lease = int(lease_seconds)
+        return _persist(lambda: self._receive(int(lease_seconds), wait_seconds), time.monotonic() + _OUTAGE_SECONDS)
+
+    def _receive(self, lease_seconds: int, wait_seconds: int) -> list[UploadMessage]:
         begun = time.monotonic()
         answer = self._call(
             lambda: self._sqs.receive_message(
                 QueueUrl=self._joined.upload_queue,
                 MaxNumberOfMessages=BATCH,
-                VisibilityTimeout=lease,
+                VisibilityTimeout=lease_seconds,
                 WaitTimeSeconds=wait_seconds,
                 MessageSystemAttributeNames=["ApproximateReceiveCount"],
             )
@@ -224,16 +226,22 @@ class JobQueues:
                 body=item["Body"],
                 receives=int(item.get("Attributes", {}).get("ApproximateReceiveCount", 1)),
                 leased_at=begun,  # at the earliest
-                lease_seconds=lease,
+                lease_seconds=lease_seconds,
             )
             for item in answer.get("Messages", [])
         ]
 
     def counts(self) -> tuple[int, int]:
-        """How many messages are visible and how many are leased to anybody; both are approximate."""
+        """How many messages are visible and how many are leased to anybody; both are approximate.
+
+        An outage of some minutes is bridged.
+        """
         names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
-        answer = self._call(
-            lambda: self._sqs.get_queue_attributes(QueueUrl=self._joined.upload_queue, AttributeNames=names)
+        answer = _persist(
+            lambda: self._call(
+                lambda: self._sqs.get_queue_attributes(QueueUrl=self._joined.upload_queue, AttributeNames=names)
+            ),
+            time.monotonic() + _OUTAGE_SECONDS,
         )
         return int(answer["Attributes"][names[0]]), int(answer["Attributes"][names[1]])
 
@@ -252,17 +260,23 @@ class JobQueues:
         )
         return [int(item["Id"]) for item in answer.get("Failed", [])]
 
-    def delete(self, handles: Sequence[str]) -> dict[int, bool]:
-        """Delete upload messages.
+    def delete(self, handles: Sequence[str], until: float) -> dict[int, bool]:
+        """Delete upload messages, again and again until a moment when AWS is busy.
 
         Args:
             handles: Up to ten receipt handles.
+            until: When to give up, on the monotonic clock.
 
         Returns:
             Positions of those that failed, with whether trying again can help.
         """
         entries = [{"Id": str(position), "ReceiptHandle": handle} for position, handle in enumerate(handles)]
-        answer = self._call(lambda: self._sqs.delete_message_batch(QueueUrl=self._joined.upload_queue, Entries=entries))
+        answer = _persist(
+            lambda: self._call(
+                lambda: self._sqs.delete_message_batch(QueueUrl=self._joined.upload_queue, Entries=entries)
+            ),
+            until,
+        )
         return {int(item["Id"]): not item.get("SenderFault", False) for item in answer.get("Failed", [])}
 
     def put(self, key: str, content: bytes, metadata: dict[str, str], until: float) -> None:
@@ -279,7 +293,7 @@ class JobQueues:
             PlatformError: AWS refuses the object.
             BiomedError: AWS did not answer in time.
         """
-        persist(lambda: self._call(lambda: self._put(key, content, metadata)), until)
+        _persist(lambda: self._call(lambda: self._put(key, content, metadata)), until)
 
     def _put(self, key: str, content: bytes, metadata: dict[str, str]) -> None:
         """Sign and send one object; `put_object` of boto3 does the same in more than twice the CPU time."""
@@ -333,7 +347,7 @@ class JobQueues:
                 status=403,
             )
         if not has_worked and now - self._issued_at < _SPREADING_SECONDS:
-            time.sleep(random.uniform(0.2, 1.0))  # new keys take some seconds to be known everywhere
+            sleep(random.uniform(0.2, 1.0))  # new keys take some seconds to be known everywhere
             return
         self._renew(generation, code)
 
@@ -345,12 +359,12 @@ class JobQueues:
             deadline = time.monotonic() + _GIVE_UP_SECONDS
             joined: JoinedJob | None = None
             while joined is None:
-                joined = persist(lambda: self._client.join(self._joined.job.id), deadline)
+                joined = _persist(lambda: self._client.join(self._joined.job.id), deadline)
                 self.joins += 1
                 if joined is None:
                     if time.monotonic() > deadline:
                         raise ServerUnavailable(f"Ingest job {self._joined.job.id}: the Boss has no keys at hand.")
-                    time.sleep(1.0)
+                    sleep(1.0)  # all threads of the pool wait for these keys
             self._keys.replace(joined)
             self._joined = joined
             self._issued_at = time.monotonic()
@@ -358,25 +372,35 @@ class JobQueues:
             self._generation += 1
 
 
-def persist(call: Callable[[], Any], until: float) -> Any:
-    """Repeat a request for transient errors until a moment, with growing pauses.
+class Pauses:
+    """Growing pauses of one thread of an upload's pool, which may wait only as long as it holds a lease.
 
     Args:
-        call: The request; it must be safe to repeat.
-        until: On the monotonic clock.
-
-    Raises:
-        BiomedError: The last error.
+        until: When they end, on the monotonic clock.
     """
-    pause = 0.1
+
+    def __init__(self, until: float) -> None:
+        self._until = until
+        self._seconds = 0.1
+
+    def take(self) -> bool:
+        """Pause; returns False at once when the end would pass meanwhile."""
+        if time.monotonic() + self._seconds > self._until:
+            return False
+        sleep(random.uniform(0.5, 1.0) * self._seconds)
+        self._seconds = min(2 * self._seconds, 5.0)
+        return True
+
+
+def _persist(call: Callable[[], T], until: float) -> T:
+    """Repeat a request, which must be safe to repeat, for transient errors until a moment."""
+    pauses = Pauses(until)
     while True:
         try:
             return call()
         except BiomedError as error:
-            if not is_transient(error) or time.monotonic() + pause > until:
+            if not is_transient(error) or not pauses.take():
                 raise
-        time.sleep(random.uniform(0.5, 1.0) * pause)
-        pause = min(2 * pause, 5.0)
 
 
 def batches(bodies: Sequence[str]) -> list[list[int]]:

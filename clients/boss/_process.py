@@ -11,7 +11,8 @@ from typing import Any
 
 from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.boss.config import IngestConfig
-from prefect_biomed.clients.boss.uploader import Uploader, UploadSettings
+from prefect_biomed.clients.boss.models import UploadSettings
+from prefect_biomed.clients.boss.uploader import Uploader
 from prefect_biomed.clients.errors import BiomedError, is_transient
 
 

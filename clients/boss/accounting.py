@@ -14,51 +14,17 @@ from prefect_biomed.clients.boss import images
 from prefect_biomed.clients.boss._keys import CUBOID_Z, Position
 from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.boss.config import IngestConfig
-from prefect_biomed.clients.boss.images import TileFormat
-from prefect_biomed.clients.boss.ledger import TileState
-from prefect_biomed.clients.boss.models import Channel, UploadReport
-from prefect_biomed.clients.boss.sources import ChunkSource, TileSource
-from prefect_biomed.clients.boss.uploader import UploadSettings, open_ledger
-from prefect_biomed.clients.errors import JobFailed, SourceUnreadable
+from prefect_biomed.clients.boss.ledger import TileState, open_ledger
+from prefect_biomed.clients.boss.models import Channel, UploadReport, UploadSettings
+from prefect_biomed.clients.boss.sources import ChunkSource, TileSource, open_source
+from prefect_biomed.clients.errors import SourceUnreadable
 
-__all__ = ["IngestIncomplete", "account", "preview"]
+__all__ = ["account", "preview"]
 
 logger = logging.getLogger(__name__)
 
 _PREVIEW_READ = 1024
 _PREVIEW_SHOWN = 512
-
-
-class IngestIncomplete(JobFailed):
-    """Some tiles are not in the Boss.
-
-    Attributes:
-        report: Which, and why; None where only the message was handed on.
-    """
-
-    def __init__(self, message: str, report: UploadReport | None = None) -> None:
-        super().__init__(message)
-        self.report = report
-
-    @classmethod
-    def of(cls, report: UploadReport, reason: str = "") -> IngestIncomplete:
-        """Make the error of a report.
-
-        Args:
-            report: Which tiles, and why.
-            reason: What it means and what to do; that the sources need to be mended when empty.
-
-        Returns:
-            An error whose message names the first tiles.
-        """
-        shown = [f"  - {tile}: {why}" for tile, why in list(report.failed.items())[:20]]
-        shown += [f"  - {tile}: not there" for tile in report.holes[:20]]
-        shown += [f"  - {tile}: skipped" for tile in report.skipped[:20]]
-        reason = reason or (
-            "The sources of these tiles are missing or damaged; all others were uploaded. Mend them and run it again, "
-            "or choose another on_bad_source. The job stays open."
-        )
-        return cls(f"{report.summary()} {reason}\n" + "\n".join(shown), report)
 
 
 def account(
@@ -95,24 +61,10 @@ def account(
         skipped = ledger.tiles(TileState.SKIPPED)
         quarantined = [f"{kept.tile or kept.message}: {kept.reason}" for kept in ledger.quarantined()]
         failed = ledger.failed()
-    known = finished | skipped
-    missing = (position for position in config.positions() if str(position) not in known)
-    depth = 1 if config.volumetric else CUBOID_Z
-    groups = itertools.groupby(
-        sorted(missing, key=lambda p: (p.t, p.z // depth, p.y, p.x, p.z)), key=lambda p: (p.t, p.z // depth, p.y, p.x)
-    )
-    unaccounted, checked = 0, 0
-    holes: list[str] = []
-    warnings: list[str] = []
+    chunks = list(_chunks_without(finished | skipped, config))
     check = _Check(client, config, channel, settings)
-    for _, positions in groups:
-        chunk = list(positions)
-        unaccounted += len(chunk)
-        checked += 1
-        if checked <= max_checks and not check.is_there(chunk):
-            holes += [str(position) for position in chunk]
-    if checked > max_checks:
-        warnings.append(f"{checked - max_checks} chunks that others did were not compared with the source.")
+    holes = [str(position) for chunk in chunks[:max_checks] if not check.is_there(chunk) for position in chunk]
+    unchecked = len(chunks) - max_checks
     return UploadReport(
         job_id=job_id,
         tile_count=config.tile_count,
@@ -121,10 +73,22 @@ def account(
         quarantined=tuple(quarantined),
         failed=failed,
         holes=tuple(holes),
-        unaccounted=unaccounted,
+        unaccounted=sum(map(len, chunks)),
         exhausted=True,
-        warnings=tuple(warnings),
+        warnings=(f"{unchecked} chunks that others did were not compared with the source.",) if unchecked > 0 else (),
     )
+
+
+def _chunks_without(known: set[str], config: IngestConfig) -> Iterator[list[Position]]:
+    """Group the tiles of a job that are not among the known ones by their chunks."""
+    depth = 1 if config.volumetric else CUBOID_Z
+
+    def chunk(position: Position) -> tuple[int, int, int, int]:
+        return position.t, position.z // depth, position.y, position.x
+
+    missing = (position for position in config.positions() if str(position) not in known)
+    for _, positions in itertools.groupby(sorted(missing, key=lambda position: (*chunk(position), position.z)), chunk):
+        yield list(positions)
 
 
 class _Check:
@@ -166,7 +130,7 @@ class _Check:
             block = source.read(position)[: z1 - z0, : y1 - y0, : x1 - x0]
             ranges = (x0, x0 + block.shape[2]), (y0, y0 + block.shape[1]), (z0, z0 + block.shape[0])
             return block.tobytes(), ranges
-        item = {"uint8": 1, "uint16": 2, "uint32": 4}[self._channel.datatype]
+        item = images.ITEM_BYTES[self._channel.datatype]
         whole = images.pixels(source.read(position), source.format, str(position))
         row = size["x"] * item
         kept = b"".join(whole[n * row : n * row + (x1 - x0) * item] for n in range(y1 - y0))
@@ -174,14 +138,7 @@ class _Check:
 
     def _opened(self) -> TileSource | ChunkSource:
         if self._source is None:
-            settings, size = self._settings, self._config.piece_size
-            if self._config.volumetric:
-                self._source = ChunkSource(self._config, self._channel.datatype, settings.fill)
-            else:
-                tile = TileFormat(
-                    size["x"], size["y"], self._channel.datatype, settings.colour, settings.fill, settings.encoding
-                )
-                self._source = TileSource(self._config, tile, settings.cache_bytes)
+            self._source = open_source(self._config, self._channel.datatype, self._settings)
         return self._source
 
     def _is_lossy(self, position: Position) -> bool:

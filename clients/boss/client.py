@@ -2,103 +2,40 @@
 
 from __future__ import annotations
 
-import ast
-import configparser
-import difflib
 import json
 import logging
-import math
-import os
-import zlib
-from collections.abc import Collection, Mapping
-from datetime import datetime
-from pathlib import Path
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 from urllib.parse import quote
 
 import requests
 from pydantic import SecretStr, ValidationError
 
-from prefect_biomed.clients.boss import images
 from prefect_biomed.clients.boss.config import IngestConfig
-from prefect_biomed.clients.boss.models import Channel, Completion, IngestJob, JobCounts, JobStatus, JoinedJob
+from prefect_biomed.clients.boss.cutouts import Cutout, unpack
+from prefect_biomed.clients.boss.errors import refuse_over
+from prefect_biomed.clients.boss.models import Channel, IngestJob, JobCounts, JobStatus, JoinedJob
+from prefect_biomed.clients.boss.tokens import find_token
 from prefect_biomed.clients.errors import (
     AuthenticationError,
-    BiomedError,
-    ConfigurationError,
     JobFailed,
-    LaunchInDoubt,
     NotFoundError,
     PermissionDeniedError,
     PlatformError,
-    PreflightFailed,
     ServerUnavailable,
     UnexpectedResponse,
 )
 from prefect_biomed.clients.http import HttpSession, Timeouts
-from prefect_biomed.clients.polling import PollSettings, poll, sleep
 
-__all__ = ["BossClient", "Cutout", "find_token"]
+__all__ = ["BossClient"]
 
 logger = logging.getLogger(__name__)
 
 Range = tuple[int, int]
 
+_KINDS = ("collection", "experiment", "channel")
 _TRANSIENT_STATUS = frozenset({429, 502, 503, 504})
-_MAX_CUTOUT_BYTES = 512 * 1024 * 1024
-
-
-def find_token(explicit: SecretStr | str | None = None) -> SecretStr:
-    """Find the API token where Boss users keep it.
-
-    Args:
-        explicit: Used when given. Otherwise: the environment variable `INTERN_TOKEN`, then `token.json` in the
-            working directory (`{"token": …}`), then `~/.intern/intern.cfg` (section `Default` or `Project Service`).
-
-    Returns:
-        The token.
-
-    Raises:
-        ConfigurationError: There is none, or a file cannot be read.
-    """
-    if explicit:
-        return explicit if isinstance(explicit, SecretStr) else SecretStr(explicit)
-    if token := os.environ.get("INTERN_TOKEN"):
-        return SecretStr(token)
-    file = Path("token.json")
-    if file.exists():
-        try:
-            return SecretStr(str(json.loads(file.read_text(encoding="utf-8"))["token"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            raise ConfigurationError(f"{file.resolve()} is not a file with a Boss token.") from None
-    settings = configparser.ConfigParser(interpolation=None)
-    path = Path("~/.intern/intern.cfg").expanduser()
-    try:
-        settings.read(path)
-    except configparser.Error:
-        raise ConfigurationError(f"{path} is not a configuration file of intern.") from None
-    for section in ("Default", "Project Service"):
-        if token := settings.get(section, "token", fallback=""):
-            return SecretStr(token)
-    raise ConfigurationError(
-        "No Boss token was found. Give it to the block, or set INTERN_TOKEN, or write token.json or "
-        "~/.intern/intern.cfg. The management console of the Boss shows it under your name."
-    )
-
-
-class Cutout(NamedTuple):
-    """A block of pixels read back.
-
-    Attributes:
-        shape: (z, y, x).
-        datatype: dtype of the values, little endian.
-        content: The values in C order.
-    """
-
-    shape: tuple[int, int, int]
-    datatype: str
-    content: bytes
 
 
 class BossClient:
@@ -184,7 +121,7 @@ class BossClient:
     # -- jobs ----------------------------------------------------------------------------------------------------
 
     def create(self, config: IngestConfig) -> IngestJob:
-        """Make an ingest job. Never repeated here: see `find_created` for a reply that was lost.
+        """Make an ingest job. Never repeated here: see `create_once` for a reply that was lost.
 
         Endpoint: `POST /ingest/`.
 
@@ -195,7 +132,7 @@ class BossClient:
             The job, PREPARING.
 
         Raises:
-            NotFoundError: There is no such channel; the message names it and the nearest ones.
+            NotFoundError: There is no such channel; `preflight` names the nearest ones.
             PlatformError: The server refused the configuration, or failed. After a failure of its own it may keep a
                 half-made job: the message says so.
             NetworkError: No answer; the job may have been made.
@@ -204,8 +141,12 @@ class BossClient:
             body = self._ask("POST", "/ingest/", json_body=config.body())
         except NotFoundError as error:
             # The server says "Channel None not found" whatever the name was.
-            reason = self._missing_resource(config)
-            raise NotFoundError(reason or str(error), status=error.status, code=error.code, url=error.url) from None
+            raise NotFoundError(
+                f"There is no channel {config.channel_path}. create_resources makes it; preflight names the nearest.",
+                status=error.status,
+                code=error.code,
+                url=error.url,
+            ) from None
         except PlatformError as error:
             if error.code == 9001:
                 raise PlatformError(
@@ -221,52 +162,6 @@ class BossClient:
         """List the user's jobs that were not deleted. Endpoint: `GET /ingest/`."""
         body = self._ask("GET", "/ingest/")
         return [self._job(item) for item in _field(body, "ingest_jobs", list, "/ingest/")]
-
-    def find_created(
-        self,
-        config: IngestConfig,
-        *,
-        known: Collection[int] = (),
-        claimed: Collection[int] = (),
-        not_before: datetime | None = None,
-    ) -> IngestJob | None:
-        """Look for a job that an earlier, unanswered `create` has made.
-
-        The Boss has no names for jobs, so the job is known by its channel, type and number of tiles, and by not
-        having been there before.
-
-        Args:
-            config: What was posted.
-            known: Jobs that were there before the post.
-            claimed: Jobs that are known to belong to others of our intents.
-            not_before: Jobs made before this moment are not meant, by the server's clock.
-
-        Returns:
-            The job; None when there is none.
-
-        Raises:
-            LaunchInDoubt: Several could be meant.
-        """
-        kind = config.ingest_job.ingest_type
-        names = (config.database.collection, config.database.experiment, config.database.channel)
-        found = []
-        for job in self.list_jobs():
-            if job.id in known or job.id in claimed or job.status.is_terminal:
-                continue
-            if (job.collection, job.experiment, job.channel) != names or job.ingest_type != kind:
-                continue
-            if not_before and job.created_on and job.created_on < not_before:
-                continue
-            counts = self.counts(job.id)
-            if counts.tile_count == config.tile_count:
-                found.append(job.model_copy(update={"tile_count": counts.tile_count, "status": counts.status}))
-        if len(found) > 1:
-            numbers = ", ".join(str(job.id) for job in found)
-            raise LaunchInDoubt(
-                f"Jobs {numbers} on {config.channel_path} could each be the one that was just made. Cancel those that "
-                "are not wanted, or give job_id."
-            )
-        return found[0] if found else None
 
     def counts(self, job_id: int) -> JobCounts:
         """Ask how far a job is. Endpoint: `GET /ingest/{id}/status`.
@@ -312,119 +207,39 @@ class BossClient:
                     f"Ingest job {job_id}: the server could not fill its queue and never will. Cancel it and create "
                     "another."
                 ) from error
-            self._refuse_over(job_id, self.counts(job_id).status)
+            refuse_over(job_id, self.counts(job_id).status)
             raise ServerUnavailable(
                 f"Ingest job {job_id} cannot be joined now: {error}", status=error.status, code=9001, url=error.url
             ) from error
         about = _field(body, "ingest_job", dict, "/ingest/{id}")
         job = self._job(about)
-        self._refuse_over(job_id, job.status)
-        keys = body.get("credentials")
-        if job.status == JobStatus.PREPARING or not keys:
+        refuse_over(job_id, job.status)
+        if job.status == JobStatus.PREPARING or not body.get("credentials"):
             return None
-        resource = _field(body, "resource", dict, "/ingest/{id}")
-        settings = {key: body.get(key, {}) for key in ("KVIO_SETTINGS", "STATEIO_CONFIG", "OBJECTIO_CONFIG")}
-        queues = {"upload_queue": about.get("upload_queue"), "ingest_queue": about.get("ingest_queue")}
-        bucket = "ingest_bucket_name" if job.ingest_type == "volumetric" else "tile_bucket_name"
-        try:
-            return JoinedJob(
-                job=job,
-                access_key=keys["access_key"],
-                secret_key=keys["secret_key"],
-                session_token=keys.get("security_token"),
-                upload_queue=about["upload_queue"],
-                tile_index_queue=about.get("tile_index_queue"),
-                bucket=body[bucket],
-                parameters=queues | settings | {"resource": resource},
-                lookup_key=resource["lookup_key"],
-                datatype=resource["channel"]["datatype"],
-                base_resolution=resource["channel"].get("base_resolution", 0),
-            )
-        except (KeyError, TypeError, ValidationError):
-            raise UnexpectedResponse(
-                f"Ingest job {job_id}: the answer to the join lacks what an upload needs."
-            ) from None
+        return _joined(job, body)
 
-    def wait_until_ready(self, job_id: int, settings: PollSettings | None = None) -> JoinedJob:
-        """Wait until a job can be worked on.
+    def request_completion(self, job_id: int) -> float | None:
+        """Tell the server that all of a job is uploaded. Endpoint: `POST /ingest/{id}/complete`.
+
+        Safe to repeat. See `complete` of this package for the whole of it.
 
         Args:
             job_id: Number of the job.
-            settings: Interval and deadline; every 1 to 15 s for up to an hour by default.
 
         Returns:
-            Queues and keys.
+            Seconds after which the server wants to be asked again; None when the job is complete.
 
         Raises:
-            JobFailed: The job is over.
-            DeadlineExceeded: Still not ready.
-            BiomedError: As for `join`.
+            PlatformError: The server refuses; with code 1006 because messages wait in the upload queue, or because the
+                job was never begun or is over.
         """
-        self._refuse_over(job_id, self.counts(job_id).status)
-        looks = poll(
-            lambda: self.join(job_id),
-            settings or PollSettings(1, 1.5, 15, deadline_seconds=3600),
-            what=f"Ingest job {job_id}",
-            take_up_again=f"Join job {job_id} later.",
-        )
-        for joined in looks:
-            if joined is not None:
-                return joined
-        raise AssertionError("a poll ends only by an error")
-
-    def complete(self, job_id: int, settings: PollSettings | None = None) -> Completion:
-        """Complete a job: tell the server that all is uploaded, wait for its queues and for its verification.
-
-        Endpoints: `POST /ingest/{id}/complete` until the server verifies, then `GET /ingest/{id}/status`. Safe to
-        repeat at any time. Make sure first that nothing is in flight.
-
-        Args:
-            job_id: Number of the job.
-            settings: Interval of the looks, beside what the server asks for, and deadline for all; 1 to 15 s and six
-                hours by default.
-
-        Returns:
-            `COMPLETE`, or `RESUME` when tiles are missing and wait in the upload queue.
-
-        Raises:
-            JobFailed: The job was cancelled, failed, or was never begun.
-            DeadlineExceeded: Not finished in time; the server goes on.
-            BiomedError: As for `counts`.
-        """
-        settings = settings or PollSettings(1, 1.2, 15, deadline_seconds=6 * 3600, error_budget=20)
-        looks = poll(
-            lambda: self._complete_once(job_id),
-            settings,
-            what=f"Completion of ingest job {job_id}",
-            take_up_again=f"Complete job {job_id} again later.",
-        )
-        for outcome in looks:
-            if isinstance(outcome, Completion):
-                return outcome
-            sleep(outcome)  # the server says how long
-        raise AssertionError("a poll ends only by an error")
-
-    def _complete_once(self, job_id: int) -> Completion | float:
-        """One step: how it ended, or how many seconds the server wants us to wait."""
-        counts = self.counts(job_id)
-        if counts.status == JobStatus.COMPLETE:
-            return Completion(job_id=job_id, outcome="COMPLETE", status=counts.status)
-        if counts.status == JobStatus.COMPLETING:
-            return 0.0
-        if counts.status in (JobStatus.DELETED, JobStatus.FAILED, JobStatus.PREPARING):
-            raise JobFailed(f"Ingest job {job_id} is {counts.status.name} and cannot be completed.")
         response, body = self._http.json("POST", f"/ingest/{job_id}/complete")
         body = body if isinstance(body, dict) else {}
         if response.status_code == 204:
-            return Completion(job_id=job_id, outcome="COMPLETE", status=JobStatus.COMPLETE)
+            return None
         if response.status_code in (200, 202, 400) and ("wait_secs" in body or "job_status" in body):
             logger.info("Ingest job %d: completion goes on (%s)", job_id, body.get("info") or body.get("job_status"))
-            return max(0.0, min(float(body.get("wait_secs") or 0.0), 900.0))
-        if response.status_code == 400 and body.get("code") == 1006:
-            after = self.counts(job_id)
-            if after.status in (JobStatus.UPLOADING, JobStatus.WAIT_ON_QUEUES):
-                missing = max(after.visible, 1)
-                return Completion(job_id=job_id, outcome="RESUME", status=after.status, missing=missing)
+            return float(body.get("wait_secs") or 0.0)
         _raise_for_error(response, body, f"ingest job {job_id}")
         raise UnexpectedResponse(f"Completion of ingest job {job_id}: HTTP {response.status_code}.")
 
@@ -475,9 +290,8 @@ class BossClient:
         Raises:
             NotFoundError: One of them does not exist; the message names it.
         """
-        parent = f"/collection/{quote(collection, safe='')}/experiment/{quote(experiment, safe='')}"
-        about = self._ask("GET", parent + "/", what=f"experiment {experiment}")
-        leaf = self._ask("GET", f"{parent}/channel/{quote(channel, safe='')}/", what=f"channel {channel}")
+        about = self._ask("GET", _resource(collection, experiment), what=f"experiment {experiment}")
+        leaf = self._ask("GET", _resource(collection, experiment, channel), what=f"channel {channel}")
         frame = self._ask("GET", f"/coord/{quote(str(about.get('coord_frame')), safe='')}/", what="coordinate frame")
         try:
             return Channel(
@@ -495,125 +309,41 @@ class BossClient:
         except (KeyError, ValidationError):
             raise UnexpectedResponse(f"The description of channel {channel} lacks what was expected.") from None
 
-    def create_resources(
-        self,
-        config: IngestConfig,
-        *,
-        datatype: str,
-        kind: Literal["image", "annotation"] = "image",
-        voxel_size: tuple[float, float, float] = (1.0, 1.0, 1.0),
-        voxel_unit: str = "nanometers",
-        bounds: Mapping[Literal["x", "y", "z"], Range] | None = None,
-        time_samples: int | None = None,
-    ) -> list[str]:
-        """Make collection, coordinate frame, experiment and channel of a configuration where they are missing.
+    def exists(self, *names: str) -> bool:
+        """Tell whether there is a collection, an experiment in it, or a channel in that, by their names.
 
-        Endpoints: `POST` to the address of each. Safe to repeat: what exists is left as it is.
+        Endpoint: `GET /collection/{c}/experiment/{e}/channel/{ch}/`, or its parents.
+        """
+        return self._is_there(_resource(*names))
+
+    def children(self, *names: str) -> list[str]:
+        """List the collections, the experiments of a collection, or the channels of an experiment.
+
+        Endpoint: `GET /collection/`, `GET /collection/{c}/`, `GET /collection/{c}/experiment/{e}/`.
+        """
+        path = _resource(*names) if names else "/collection/"
+        return [str(name) for name in _field(self._ask("GET", path), f"{_KINDS[len(names)]}s", list, path)]
+
+    def make(self, *names: str, about: Mapping[str, Any]) -> bool:
+        """Make a collection, an experiment or a channel unless it is there.
+
+        Endpoint: `POST` to its address. Safe to repeat: what exists is left as it is.
 
         Args:
-            config: Names them, and gives the default bounds.
-            datatype: dtype of the channel.
-            kind: Type of the channel.
-            voxel_size: Size of a voxel in x, y, z.
-            voxel_unit: Unit of these.
-            bounds: Half-open ranges of the coordinate frame; the extent of the job, from 0, by default.
-            time_samples: Samples of the experiment; those of the extent by default.
+            *names: Names of the collection, and of the experiment and the channel in it.
+            about: The fields that describe it.
 
         Returns:
-            What was made, as `kind name`.
+            Whether it was made.
 
         Raises:
             PermissionDeniedError: The role `resource-manager` is missing.
-            PlatformError: The server refused one.
         """
-        names, extent = config.database, config.ingest_job.extent
-        ranges: Mapping[Literal["x", "y", "z"], Range] = bounds or {
-            "x": (0, extent.x[1]),
-            "y": (0, extent.y[1]),
-            "z": (0, extent.z[1]),
-        }
-        frame_name = f"{names.experiment}-frame"
-        frame: dict[str, Any] = {"voxel_unit": voxel_unit, "description": ""}
-        axes: tuple[Literal["x", "y", "z"], ...] = ("x", "y", "z")
-        for axis, size in zip(axes, voxel_size, strict=True):
-            low, high = ranges[axis]
-            frame |= {f"{axis}_start": low, f"{axis}_stop": high, f"{axis}_voxel_size": size}
-        experiment = {
-            "coord_frame": frame_name,
-            "num_hierarchy_levels": 1,
-            "hierarchy_method": "anisotropic",
-            "num_time_samples": time_samples or extent.t[1],
-            "description": "",
-        }
-        collection_url = f"/collection/{quote(names.collection, safe='')}"
-        experiment_url = f"{collection_url}/experiment/{quote(names.experiment, safe='')}"
-        channel_url = f"{experiment_url}/channel/{quote(names.channel, safe='')}"
-        channel = {"type": kind, "datatype": datatype, "description": ""}
-        steps: list[tuple[str, str, dict[str, Any]]] = [
-            (f"collection {names.collection}", collection_url, {"description": ""}),
-            (f"coordinate frame {frame_name}", f"/coord/{quote(frame_name, safe='')}", frame),
-            (f"experiment {names.experiment}", experiment_url, experiment),
-            (f"channel {names.channel}", channel_url, channel),
-        ]
-        made = []
-        for what, path, body in steps:
-            if what.startswith("coordinate frame") and self._exists(experiment_url + "/"):
-                continue  # an experiment that exists has its own frame
-            if not self._exists(path + "/"):
-                self._ask("POST", path + "/", json_body=body, what=what)
-                made.append(what)
-        return made
+        return self._make(_resource(*names), f"{_KINDS[len(names) - 1]} {names[-1]}", about)
 
-    def preflight(self, config: IngestConfig) -> Channel:
-        """Compare a configuration with what the server has.
-
-        Args:
-            config: To be posted.
-
-        Returns:
-            The channel that it writes to.
-
-        Raises:
-            PreflightFailed: With one sentence for each problem.
-        """
-        names, extent = config.database, config.ingest_job.extent
-        missing = self._missing_resource(config)
-        if missing:
-            raise PreflightFailed(f"Ingest into {config.channel_path}", [missing])
-        channel = self.channel(names.collection, names.experiment, names.channel)
-        found = []
-        for axis, (low, high) in (("x", extent.x), ("y", extent.y), ("z", extent.z)):
-            start, stop = channel.bounds[axis]
-            if low < start or high > stop:
-                found.append(
-                    f"extent.{axis} [{low}, {high}) leaves the coordinate frame [{start}, {stop}); what lies outside "
-                    "could never be read."
-                )
-        if extent.t[1] > channel.time_samples:
-            found.append(
-                f"extent.t ends at {extent.t[1]}, but the experiment has {channel.time_samples} time samples; the "
-                "others could never be read."
-            )
-        reason = None if config.volumetric else images.check_datatype(channel.datatype)
-        if reason:
-            found.append(reason[0].upper() + reason[1:] + ".")
-        if found:
-            raise PreflightFailed(f"Ingest into {config.channel_path}", found)
-        if config.client.backend.host != self.host:
-            logger.warning(
-                "The configuration was written for %s; requests go to %s, the host of the credentials",
-                config.client.backend.host,
-                self.host,
-            )
-        if channel.base_resolution != config.ingest_job.resolution:
-            logger.warning(
-                "The configuration says resolution %d; the Boss writes to the channel's base resolution %d",
-                config.ingest_job.resolution,
-                channel.base_resolution,
-            )
-        for note in config.warnings:
-            logger.warning("%s", note)
-        return channel
+    def make_frame(self, name: str, about: Mapping[str, Any]) -> bool:
+        """Make a coordinate frame unless it is there; as `make`."""
+        return self._make(f"/coord/{quote(name, safe='')}/", f"coordinate frame {name}", about)
 
     def cutout(self, channel_path: str, resolution: int, x: Range, y: Range, z: Range, t: int = 0) -> Cutout:
         """Read pixels back. Endpoint: `GET /cutout/…` as `application/npygz`.
@@ -641,7 +371,7 @@ class BossClient:
                 _raise_for_error(response, _json_or_none(self._http.read_text(response)), channel_path)
             packed = b"".join(self._http.chunks(response))
         shape = (z[1] - z[0], y[1] - y[0], x[1] - x[0])
-        return _unpack(packed, shape)
+        return unpack(packed, shape)
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -651,46 +381,18 @@ class BossClient:
             _raise_for_error(response, body, what)
         return body
 
-    def _exists(self, path: str) -> bool:
+    def _is_there(self, path: str) -> bool:
         try:
             self._ask("GET", path)
         except NotFoundError:
             return False
         return True
 
-    def _missing_resource(self, config: IngestConfig) -> str | None:
-        names = config.database
-        collection = f"/collection/{quote(names.collection, safe='')}"
-        experiment = f"{collection}/experiment/{quote(names.experiment, safe='')}"
-        steps = (
-            ("collection", names.collection, "/collection/", "collections", collection + "/"),
-            ("experiment", names.experiment, collection + "/", "experiments", experiment + "/"),
-            (
-                "channel",
-                names.channel,
-                experiment + "/",
-                "channels",
-                f"{experiment}/channel/{quote(names.channel, safe='')}/",
-            ),
-        )
-        for kind, name, parent, field, path in steps:
-            if not self._exists(path):
-                return f"There is no {kind} {name!r}{self._nearest(parent, field, name)}"
-        return None
-
-    def _nearest(self, parent: str, field: str, name: str) -> str:
-        try:
-            there = [str(item) for item in self._ask("GET", parent).get(field, [])]
-        except BiomedError:
-            return "."
-        near = difflib.get_close_matches(name, there, n=3, cutoff=0.4) or sorted(there)[:5]
-        return f". The nearest are: {', '.join(near)}." if near else " and no other either. create_resources makes it."
-
-    def _refuse_over(self, job_id: int, status: JobStatus) -> None:
-        if status == JobStatus.COMPLETE:
-            raise JobFailed(f"Ingest job {job_id} is complete: there is nothing left to upload.")
-        if status.is_terminal:
-            raise JobFailed(f"Ingest job {job_id} is {status.name}. Create another one.")
+    def _make(self, path: str, what: str, about: Mapping[str, Any]) -> bool:
+        if self._is_there(path):
+            return False
+        self._ask("POST", path, json_body=dict(about), what=what)
+        return True
 
     def _job(self, body: Any) -> IngestJob:
         try:
@@ -707,6 +409,11 @@ class BossClient:
             )
         except (KeyError, TypeError, ValueError):
             raise UnexpectedResponse("The server described an ingest job in an unknown way.") from None
+
+
+def _resource(*names: str) -> str:
+    """Address of a collection, of an experiment in it, or of a channel in that."""
+    return "".join(f"/{kind}/{quote(name, safe='')}" for kind, name in zip(_KINDS, names, strict=False)) + "/"
 
 
 def _raise_for_error(response: requests.Response, body: Any, what: str) -> None:
@@ -729,6 +436,30 @@ def _raise_for_error(response: requests.Response, body: Any, what: str) -> None:
     raise UnexpectedResponse(f"{what}: HTTP {status} was not expected.", **about)
 
 
+def _joined(job: IngestJob, body: dict[str, Any]) -> JoinedJob:
+    about, keys = body["ingest_job"], body["credentials"]
+    resource = _field(body, "resource", dict, "/ingest/{id}")
+    settings = {key: body.get(key, {}) for key in ("KVIO_SETTINGS", "STATEIO_CONFIG", "OBJECTIO_CONFIG")}
+    queues = {"upload_queue": about.get("upload_queue"), "ingest_queue": about.get("ingest_queue")}
+    bucket = "ingest_bucket_name" if job.ingest_type == "volumetric" else "tile_bucket_name"
+    try:
+        return JoinedJob(
+            job=job,
+            access_key=keys["access_key"],
+            secret_key=keys["secret_key"],
+            session_token=keys.get("security_token"),
+            upload_queue=about["upload_queue"],
+            tile_index_queue=about.get("tile_index_queue"),
+            bucket=body[bucket],
+            parameters=queues | settings | {"resource": resource},
+            lookup_key=resource["lookup_key"],
+            datatype=resource["channel"]["datatype"],
+            base_resolution=resource["channel"].get("base_resolution", 0),
+        )
+    except (KeyError, TypeError, ValidationError):
+        raise UnexpectedResponse(f"Ingest job {job.id}: the answer to the join lacks what an upload needs.") from None
+
+
 def _field(body: Any, name: str, kind: type, path: str) -> Any:
     value = body.get(name) if isinstance(body, dict) else None
     if not isinstance(value, kind):
@@ -741,23 +472,3 @@ def _json_or_none(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return None
-
-
-def _unpack(packed: bytes, shape: tuple[int, int, int]) -> Cutout:
-    """Read a gzipped NumPy file without NumPy. The format is that of `numpy.lib.format`, version 1."""
-    try:
-        content = zlib.decompressobj(wbits=31).decompress(packed, _MAX_CUTOUT_BYTES)
-        if content[:6] != b"\x93NUMPY":
-            raise ValueError("no NumPy file")
-        length, start = (int.from_bytes(content[8:10], "little"), 10)
-        if content[6] > 1:
-            length, start = (int.from_bytes(content[8:12], "little"), 12)
-        header = ast.literal_eval(content[start : start + length].decode("latin-1"))
-        descr, values = str(header["descr"]), content[start + length :]
-        size = int(descr[2:])
-        fits = math.prod(header["shape"]) == math.prod(shape) and math.prod(shape) * size == len(values)
-        if descr[0] not in "<|" or descr[1] != "u" or header["fortran_order"] or not fits:
-            raise ValueError(f"{descr} of shape {header['shape']}")
-    except (ValueError, KeyError, TypeError, IndexError, SyntaxError, zlib.error) as error:
-        raise UnexpectedResponse(f"The Boss's cutout cannot be read ({error}).") from None
-    return Cutout(shape, f"uint{8 * size}", values)

@@ -29,7 +29,21 @@ if TYPE_CHECKING:
 
     Array: TypeAlias = npt.NDArray[np.generic]
 
-__all__ = ["DecodeCache", "ImageWindow", "TileFormat", "blank", "from_array", "from_bytes", "from_window", "pixels"]
+__all__ = [
+    "ITEM_BYTES",
+    "DecodeCache",
+    "ImageWindow",
+    "TileFormat",
+    "blank",
+    "check_datatype",
+    "from_array",
+    "from_bytes",
+    "from_window",
+    "pixels",
+]
+
+ITEM_BYTES = {"uint8": 1, "uint16": 2, "uint32": 4}
+"""Bytes of one value, by dtype; of others there are no tiles."""
 
 # Modes whose values all fit the channel, by dtype; the first is the one we write.
 _MODES = {

@@ -17,9 +17,10 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.errors import LedgerError
 
-__all__ = ["Ledger", "LedgerEntry", "TileState", "default_folder"]
+__all__ = ["Ledger", "LedgerEntry", "Quarantined", "TileState", "default_folder", "open_ledger"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -208,3 +209,25 @@ class Ledger:
                 return self._connection.execute(statement, tuple(values)).fetchall()
             except sqlite3.Error as error:
                 raise LedgerError(f"The ledger {self.path} cannot be read ({error}).") from None
+
+
+def open_ledger(client: BossClient, job_id: int, tile_count: int, folder: Path | None = None) -> Ledger:
+    """Open the ledger of a job on this machine.
+
+    Args:
+        client: Client of the Boss; asked when the job was made, which tells it from one of the same number elsewhere.
+        job_id: Number of the job.
+        tile_count: Its number of tiles.
+        folder: Folder of ledgers; `default_folder` by default.
+
+    Raises:
+        LedgerError: It is damaged.
+    """
+    made = next((item.created_on for item in client.list_jobs() if item.id == job_id), None)
+    identity: dict[str, str | int] = {
+        "host": client.host,
+        "job": job_id,
+        "created": made.isoformat() if made else "",
+        "tiles": tile_count,
+    }
+    return Ledger(folder or default_folder(), identity)

@@ -13,29 +13,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.boss.config import IngestConfig
-from prefect_biomed.clients.boss.ledger import TileState
-from prefect_biomed.clients.boss.models import UploadReport
-from prefect_biomed.clients.boss.uploader import Uploader, UploadProgress, UploadSettings, open_ledger
-from prefect_biomed.clients.errors import BiomedError
+from prefect_biomed.clients.boss.errors import ProcessFailed
+from prefect_biomed.clients.boss.ledger import TileState, open_ledger
+from prefect_biomed.clients.boss.models import UploadProgress, UploadReport, UploadSettings
+from prefect_biomed.clients.boss.monitoring import wait_until_ready
+from prefect_biomed.clients.boss.uploader import Uploader
 
-__all__ = ["ProcessFailed", "upload"]
+__all__ = ["upload"]
 
 logger = logging.getLogger(__name__)
 
 _SUMMED = ("received", "put", "put_bytes", "indexed", "deleted", "requeued", "duplicates", "abandoned", "joins")
 _LISTED = ("blank", "skipped", "quarantined")
 
-
-class ProcessFailed(BiomedError):
-    """One of several processes of an upload failed; the others finished what they had in hand."""
-
-    def __init__(self, message: str, *, transient: bool = False) -> None:
-        super().__init__(message)
-        self.transient = transient
+_Lines: TypeAlias = queue.SimpleQueue[tuple[int, dict[str, Any] | None]]
+"""Number of the process and what it told; None at its end."""
 
 
 def upload(
@@ -79,7 +75,25 @@ def upload(
             return uploader.run()
         finally:
             uploader.close()
-    joined = client.wait_until_ready(job_id)
+    report, dead = _upload_in_children(client, config, job_id, settings, processes, ledger_folder, on_progress, stop)
+    if dead:
+        note = f"{len(dead)} of {processes} processes died ({dead}); what they held came back to the others."
+        report = report.model_copy(update={"warnings": (*report.warnings, note)})
+    return report
+
+
+def _upload_in_children(
+    client: BossClient,
+    config: IngestConfig,
+    job_id: int,
+    settings: UploadSettings,
+    processes: int,
+    ledger_folder: Path | None,
+    on_progress: Callable[[UploadProgress], None] | None,
+    stop: threading.Event | None,
+) -> tuple[UploadReport, list[int]]:
+    """Upload by several processes; returns what they did and the exit codes of those that died."""
+    joined = wait_until_ready(client, job_id)
     order = {
         "client": client.arguments(),
         "config": config.body(),
@@ -91,53 +105,72 @@ def upload(
     with open_ledger(client, job_id, joined.job.tile_count, ledger_folder) as ledger:
         ledger.forget_failed()
         before = ledger.count(TileState.FINISHED)
-        reports: list[UploadReport] = []
-        errors: list[tuple[str, bool]] = []
         with _children(processes, order) as (children, lines):
-            open_ends = len(children)
-            latest: dict[int, UploadProgress] = {}
-            told_to_stop = False
-            while open_ends:
-                try:
-                    number, line = lines.get(timeout=0.5)
-                except queue.Empty:
-                    number, line = -1, {}
-                if line is None:
-                    open_ends -= 1
-                elif "report" in line:
-                    reports.append(UploadReport.model_validate(line["report"]))
-                elif "error" in line:
-                    errors.append((line["error"], line["transient"]))
-                elif "progress" in line:
-                    latest[number] = UploadProgress(*line["progress"])
-                    if on_progress:
-                        on_progress(_together(list(latest.values())))
-                if stop and stop.is_set() and not told_to_stop:
-                    told_to_stop = True
-                    for child in children:
-                        _close_stdin(child)
+            told = _Told(on_progress)
+            told.listen(lines, children, stop)
             dead = [child.returncode for child in children if child.wait() != 0]
-        if errors:
-            transient = all(can_help for _, can_help in errors)
-            raise ProcessFailed(f"Ingest job {job_id}: {'; '.join(text for text, _ in errors)}", transient=transient)
-        if not reports:
-            raise ProcessFailed(f"Ingest job {job_id}: all processes died ({dead}).", transient=True)
+        reports = told.reports_of(job_id, dead)
         failed = ledger.failed()
         if any(report.exhausted for report in reports):
             before += ledger.count(TileState.INDEXED)
-    report = _merged(reports, before, failed, time.monotonic() - begun)
-    if dead:
-        note = f"{len(dead)} of {processes} processes died ({dead}); what they held came back to the others."
-        report = report.model_copy(update={"warnings": (*report.warnings, note)})
-    return report
+    return _merged(reports, before, failed, time.monotonic() - begun), dead
+
+
+class _Told:
+    """What the processes tell."""
+
+    def __init__(self, on_progress: Callable[[UploadProgress], None] | None) -> None:
+        self._on_progress = on_progress
+        self._latest: dict[int, UploadProgress] = {}
+        self._reports: list[UploadReport] = []
+        self._errors: list[tuple[str, bool]] = []
+
+    def listen(self, lines: _Lines, children: list[subprocess.Popen[str]], stop: threading.Event | None) -> None:
+        """Listen until all have ended; let them stop politely when that is wanted."""
+        open_ends, told_to_stop = len(children), False
+        while open_ends:
+            try:
+                number, line = lines.get(timeout=0.5)
+            except queue.Empty:
+                number, line = -1, {}
+            if line is None:
+                open_ends -= 1
+            else:
+                self._take(number, line)
+            if stop and stop.is_set() and not told_to_stop:
+                told_to_stop = True
+                for child in children:
+                    _close_stdin(child)
+
+    def reports_of(self, job_id: int, dead: list[int]) -> list[UploadReport]:
+        """Hand out the reports.
+
+        Raises:
+            ProcessFailed: A process failed, or none has reported.
+        """
+        if self._errors:
+            transient = all(can_help for _, can_help in self._errors)
+            reasons = "; ".join(text for text, _ in self._errors)
+            raise ProcessFailed(f"Ingest job {job_id}: {reasons}", transient=transient)
+        if not self._reports:
+            raise ProcessFailed(f"Ingest job {job_id}: all processes died ({dead}).", transient=True)
+        return self._reports
+
+    def _take(self, number: int, line: dict[str, Any]) -> None:
+        if "report" in line:
+            self._reports.append(UploadReport.model_validate(line["report"]))
+        elif "error" in line:
+            self._errors.append((line["error"], line["transient"]))
+        elif "progress" in line:
+            self._latest[number] = UploadProgress(*line["progress"])
+            if self._on_progress:
+                self._on_progress(_together(list(self._latest.values())))
 
 
 @contextmanager
-def _children(
-    count: int, order: dict[str, Any]
-) -> Iterator[tuple[list[subprocess.Popen[str]], queue.SimpleQueue[tuple[int, dict[str, Any] | None]]]]:
+def _children(count: int, order: dict[str, Any]) -> Iterator[tuple[list[subprocess.Popen[str]], _Lines]]:
     """Start the processes; they stop politely when their standard input ends, thus also when we are killed."""
-    lines: queue.SimpleQueue[tuple[int, dict[str, Any] | None]] = queue.SimpleQueue()
+    lines: _Lines = queue.SimpleQueue()
     children: list[subprocess.Popen[str]] = []
 
     def read(number: int, child: subprocess.Popen[str]) -> None:

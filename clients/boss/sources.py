@@ -12,6 +12,7 @@ from prefect_biomed.clients.boss import images
 from prefect_biomed.clients.boss._keys import CUBOID_X, CUBOID_Y, CUBOID_Z, Position
 from prefect_biomed.clients.boss.config import IngestConfig
 from prefect_biomed.clients.boss.images import DecodeCache, ImageWindow, TileFormat
+from prefect_biomed.clients.boss.models import UploadSettings
 from prefect_biomed.clients.boss.plugins import base
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError, SourceUnreadable
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     Array: TypeAlias = npt.NDArray[np.generic]
 
-__all__ = ["ChunkSource", "TileSource"]
+__all__ = ["ChunkSource", "TileSource", "open_source"]
 
 _BLOSC_MAX = 2**31 - 17
 
@@ -196,6 +197,32 @@ class ChunkSource(_Paths):
             padded[: part.shape[0], : part.shape[1], : part.shape[2]] = part
             part = padded
         return compress(np.ascontiguousarray(part).tobytes(), int(chunk.dtype.itemsize))
+
+
+def open_source(config: IngestConfig, datatype: str, settings: UploadSettings) -> TileSource | ChunkSource:
+    """Open the source of a job.
+
+    Args:
+        config: Configuration of the job.
+        datatype: dtype of the channel.
+        settings: How tiles are to be made.
+
+    Returns:
+        The source of tiles, or of chunks where the job is volumetric.
+
+    Raises:
+        ConfigurationError: The channel cannot hold tiles or the fill value, or a plugin cannot be loaded.
+    """
+    if config.volumetric:
+        return ChunkSource(config, datatype, settings.fill)
+    reason = images.check_datatype(datatype)
+    if reason:
+        raise ConfigurationError(f"{config.channel_path}: {reason}.")
+    if settings.fill >= 2 ** (8 * images.ITEM_BYTES[datatype]):
+        raise ConfigurationError(f"The fill value {settings.fill} does not fit a {datatype} channel.")
+    size = config.piece_size
+    tile = TileFormat(size["x"], size["y"], datatype, settings.colour, settings.fill, settings.encoding)
+    return TileSource(config, tile, settings.cache_bytes)
 
 
 def compress(content: bytes, item_size: int) -> bytes:

@@ -7,7 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from harness.ingest_lab import SOON, Lab, volume
-from prefect_biomed.clients.boss import BossClient, IngestConfig, JobStatus
+from prefect_biomed.clients.boss import (
+    BossClient,
+    IngestConfig,
+    JobStatus,
+    complete,
+    create_resources,
+    wait_until_ready,
+)
 from prefect_biomed.clients.errors import (
     AuthenticationError,
     JobFailed,
@@ -53,7 +60,7 @@ def test_two_bad_gateways_are_bridged(lab: Lab, config: IngestConfig) -> None:
     lab.boss.faults.add(
         Fault(method="GET", path=f"/ingest/{job.id}$", calls=[1, 2], status=502, body="<html>Bad Gateway</html>")
     )
-    assert lab.client.wait_until_ready(job.id, SOON).job.id == job.id
+    assert wait_until_ready(lab.client, job.id, SOON).job.id == job.id
 
 
 def test_a_long_outage_is_transient(lab: Lab, config: IngestConfig) -> None:
@@ -67,7 +74,7 @@ def test_waiting_asks_by_joins_not_by_status(make_lab: Callable[..., Lab]) -> No
     lab = make_lab(unready_joins=3)
     job = lab.client.create(IngestConfig.load(lab.config()))
     lab.boss.journal.clear()
-    joined = lab.client.wait_until_ready(job.id, SOON)
+    joined = wait_until_ready(lab.client, job.id, SOON)
     assert joined.job.status == JobStatus.UPLOADING
     assert joined.access_key.get_secret_value() not in repr(joined)
     paths = [entry.path.rsplit("/", 1)[-1] for entry in lab.boss.journal]
@@ -78,7 +85,7 @@ def test_waiting_asks_by_joins_not_by_status(make_lab: Callable[..., Lab]) -> No
 def test_a_join_without_keys_is_repeated(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(null_credentials_joins=2)
     job = lab.client.create(IngestConfig.load(lab.config()))
-    assert lab.client.wait_until_ready(job.id, SOON).access_key.get_secret_value()
+    assert wait_until_ready(lab.client, job.id, SOON).access_key.get_secret_value()
     assert lab.boss.job(job.id).observed.joins >= 3
 
 
@@ -87,7 +94,7 @@ def test_a_complete_tile_job_is_reported_and_not_joined_again(lab: Lab) -> None:
     lab.complete(number)
     lab.boss.journal.clear()
     with pytest.raises(JobFailed, match="complete: there is nothing left"):
-        lab.client.wait_until_ready(number)
+        wait_until_ready(lab.client, number)
     assert [entry.path.rsplit("/", 1)[-1] for entry in lab.boss.journal] == ["status"]
     with pytest.raises(JobFailed, match="complete"):
         lab.client.join(number)
@@ -97,7 +104,7 @@ def test_a_complete_volumetric_job_is_reported(lab: Lab) -> None:
     extent = {"x": [0, 512], "y": [0, 512], "z": [0, 16], "t": [0, 1]}
     config = IngestConfig.load(lab.volumetric("a.b", {}, extent))
     job = lab.client.create(config)
-    lab.client.wait_until_ready(job.id, SOON)
+    wait_until_ready(lab.client, job.id, SOON)
     lab.boss.service._close(lab.boss.job(job.id), type(lab.boss.job(job.id).status)(2))
     with pytest.raises(JobFailed, match="is complete"):
         lab.client.join(job.id)
@@ -107,19 +114,19 @@ def test_waits_that_the_server_asks_for_are_honoured(make_lab: Callable[..., Lab
     lab = make_lab(quiet_seconds=1.2, completing_seconds=0.3)
     number = uploaded(lab)
     lab.boss.journal.clear()
-    completion = lab.client.complete(number, SOON)
+    completion = complete(lab.client, number, SOON)
     assert (completion.outcome, completion.status) == ("COMPLETE", JobStatus.COMPLETE)
     posts = [entry for entry in lab.boss.journal if entry.method == "POST"]
     assert posts[0].status == posts[-1].status == 202
     assert posts[1].time - posts[0].time >= 1.1
     assert len(posts) <= 4
-    assert lab.client.complete(number, SOON).outcome == "COMPLETE"
+    assert complete(lab.client, number, SOON).outcome == "COMPLETE"
 
 
 def test_a_queue_that_is_not_empty_means_resume(lab: Lab) -> None:
     lab.write_stack(volume((16, 512, 512)))
     config, job = lab.create(lab.config())
-    lab.client.wait_until_ready(job.id, SOON)
+    wait_until_ready(lab.client, job.id, SOON)
     completion = lab.complete(job.id)
     assert (completion.outcome, completion.missing) == ("RESUME", 16)
     lab.upload(config, job.id)
@@ -132,14 +139,14 @@ def test_a_job_that_cannot_be_completed_is_an_error_not_a_loop(lab: Lab, config:
     theirs = lab.boss.job(job.id)
     theirs.status = type(theirs.status)[state]
     with pytest.raises((JobFailed, NotFoundError)):
-        lab.client.complete(job.id, SOON)
+        complete(lab.client, job.id, SOON)
 
 
 def test_a_job_whose_queue_cannot_be_filled_is_given_up(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(fail_population=True)
     job = lab.client.create(IngestConfig.load(lab.config()))
     with pytest.raises(JobFailed, match="never will"):
-        lab.client.wait_until_ready(job.id, SOON)
+        wait_until_ready(lab.client, job.id, SOON)
     assert "was cancelled" in lab.client.cancel(job.id)
 
 
@@ -169,7 +176,7 @@ def test_resources_are_made_once(lab: Lab) -> None:
     changed = lab.config()
     changed["database"] = {"collection": "c", "experiment": "e", "channel": "ch"}
     config = IngestConfig.load(changed)
-    assert len(lab.client.create_resources(config, datatype="uint16")) == 4
-    assert lab.client.create_resources(config, datatype="uint16") == []
+    assert len(create_resources(lab.client, config, datatype="uint16")) == 4
+    assert create_resources(lab.client, config, datatype="uint16") == []
     assert lab.client.channel("c", "e", "ch").datatype == "uint16"
     assert lab.client.channel("c", "e", "ch").bounds["z"] == (0, 16)

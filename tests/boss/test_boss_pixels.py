@@ -161,7 +161,7 @@ def test_one_large_image_is_cut_into_tiles_and_decoded_once(lab: Lab) -> None:
     config, job = lab.create(lab.config(extent=extent, **chosen))
     uploader = lab.uploader(config, job.id)
     uploader.run()
-    assert uploader._source.cache.decoded == 1
+    assert uploader._line.pieces.putting.source.cache.decoded == 1
     uploader.close()
     assert lab.complete(job.id).outcome == "COMPLETE"
     assert np.array_equal(lab.read((1, 1500, 2048)), pixels)

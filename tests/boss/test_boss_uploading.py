@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from harness.ingest_lab import QUICK, SOON, Lab, volume
-from prefect_biomed.clients.boss import IngestConfig, JobStatus, UploadSettings, account
+from prefect_biomed.clients.boss import IngestConfig, JobStatus, UploadSettings, account, wait_until_ready
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError, JobFailed, PreflightFailed
 from prefect_biomed.sandbox import Fault
 from prefect_biomed.sandbox.boss import AwsFault
@@ -49,7 +49,7 @@ def test_a_thousand_tiles_are_put_indexed_and_deleted_once(lab: Lab) -> None:
 def test_a_tampered_message_is_quarantined_and_not_put(lab: Lab) -> None:
     lab.write_stack(volume((16, 512, 512)))
     config, job = lab.create(lab.config())
-    lab.client.wait_until_ready(job.id, SOON)
+    wait_until_ready(lab.client, job.id, SOON)
     upload_queue = lab.boss.job(job.id).upload_queue
     assert upload_queue is not None
     ids = [int(part) for part in lab.boss.job(job.id).lookup_key.split("&")]
@@ -72,7 +72,7 @@ def test_a_tampered_message_is_quarantined_and_not_put(lab: Lab) -> None:
 def test_a_duplicate_delivery_after_indexing_is_only_deleted(lab: Lab) -> None:
     lab.write_stack(volume((16, 512, 512)))
     config, job = lab.create(lab.config())
-    lab.client.wait_until_ready(job.id, SOON)
+    wait_until_ready(lab.client, job.id, SOON)
     lab.boss.switches.aws_faults = [AwsFault(operation="DeleteMessageBatch", code="AccessDenied", status=403, times=3)]
     # The first run can index but not delete; its messages come back.
     with pytest.raises(BiomedError, match=r"denies|refused"):
@@ -93,7 +93,7 @@ def test_a_crash_between_put_and_index_puts_again_and_indexes_once(lab: Lab) -> 
     lab.write_stack(volume((16, 512, 512)))
     config, job = lab.create(lab.config())
     uploader = lab.uploader(config, job.id)
-    uploader._index = lambda batch: (_ for _ in ()).throw(RuntimeError("crash"))  # type: ignore[method-assign]
+    uploader._line.indexing.deal_with = lambda batch: (_ for _ in ()).throw(RuntimeError("crash"))  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="crash"):
         uploader.run()
     uploader.close()
@@ -199,21 +199,22 @@ def test_no_tile_outlives_its_lease_and_slow_sources_get_longer_ones(lab: Lab, m
     loaded, job = lab.create(lab.config(extent=extent, tile_size={"x": 64, "y": 64, "z": 1, "t": 1}))
     settings = UploadSettings(threads=2, min_lease_seconds=4)
     uploader = lab.uploader(loaded, job.id, settings)
-    read = uploader._source.read
+    putting = uploader._line.pieces.putting
+    read = putting.source.read
     begun_with: list[float] = []
 
     def slow(position: Any, path: Any = None) -> Any:
         time.sleep(1.1 if len(begun_with) < 6 else 0.0)
         return read(position, path)
 
-    put_tile = uploader._put_tile
+    put_tile = putting.put
 
     def watched(item: Any, content: bytes) -> None:
         begun_with.append(item.message.left_seconds)
         put_tile(item, content)
 
-    monkeypatch.setattr(uploader._source, "read", slow)
-    monkeypatch.setattr(uploader, "_put_tile", watched)
+    monkeypatch.setattr(putting.source, "read", slow)
+    monkeypatch.setattr(putting, "put", watched)
     report = uploader.run()
     uploader.close()
     assert min(begun_with) > -1.2  # begun within the lease; one slow read may end after it
@@ -397,7 +398,7 @@ def test_what_a_killed_run_had_deleted_is_counted_by_the_next(lab: Lab, monkeypa
     def crash(items: Any) -> None:
         raise RuntimeError("crash")
 
-    monkeypatch.setattr(uploader, "_finished", crash)  # after the deletion, before it is written down
+    monkeypatch.setattr(uploader._line.deleting, "finish", crash)  # after the deletion, before it is written down
     with pytest.raises(RuntimeError, match="crash"):
         uploader.run()
     uploader.close()

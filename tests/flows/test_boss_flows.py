@@ -22,7 +22,7 @@ from pydantic import SecretStr
 
 from harness.ingest_lab import QUICK, Lab, lab, make_lab, volume
 from prefect_biomed.blocks import BossCredentials
-from prefect_biomed.clients.boss import IngestConfig, IngestIncomplete, JobStatus, UploadSettings
+from prefect_biomed.clients.boss import IngestConfig, IngestIncomplete, JobStatus, UploadSettings, wait_until_ready
 from prefect_biomed.clients.errors import (
     JobFailed,
     LaunchInDoubt,
@@ -158,7 +158,7 @@ def test_a_chunk_that_others_lost_is_named_although_the_boss_says_complete(
 ) -> None:
     lab.write_stack(volume((32, 512, 512)))
     config, job = lab.create(lab.config(extent={"x": [0, 512], "y": [0, 512], "z": [0, 32], "t": [0, 1]}))
-    lab.client.wait_until_ready(job.id)
+    wait_until_ready(lab.client, job.id)
     queue = lab.boss.job(job.id).upload_queue
     kept = []
     for _ in range(4):
@@ -182,7 +182,7 @@ def test_a_lost_chunk_of_a_volumetric_job_is_named(lab: Lab, credentials: BossCr
     extent = {"x": [0, 2048], "y": [0, 512], "z": [0, 32], "t": [0, 1]}
     plugin = "prefect_biomed.clients.boss.plugins.arrays.Array"
     config, job = lab.create(lab.volumetric(plugin, {"filename": str(lab.folder / "v.npy")}, extent))
-    lab.client.wait_until_ready(job.id)
+    wait_until_ready(lab.client, job.id)
     queue = lab.boss.job(job.id).upload_queue
     [lost] = queue.receive(1)
     queue.delete(queue.handle(lost))

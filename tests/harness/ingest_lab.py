@@ -19,6 +19,8 @@ from prefect_biomed.clients.boss import (
     Uploader,
     UploadReport,
     UploadSettings,
+    complete,
+    wait_until_ready,
 )
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.sandbox import Sandbox
@@ -107,7 +109,7 @@ class Lab:
 
     def uploader(self, config: IngestConfig, job_id: int, settings: UploadSettings = QUICK, **more: Any) -> Uploader:
         """An uploader with a ledger in the test's folder, on a job that is ready."""
-        joined = self.client.wait_until_ready(job_id, SOON)
+        joined = wait_until_ready(self.client, job_id, SOON)
         more = {"ledger_folder": self.folder / "ledgers"} | more
         return Uploader(self.client, config, job_id, settings, joined=joined, **more)
 
@@ -121,7 +123,7 @@ class Lab:
 
     def complete(self, job_id: int) -> Completion:
         """Complete a job."""
-        return self.client.complete(job_id, SOON)
+        return complete(self.client, job_id, SOON)
 
     def ingest(self, config: dict[str, Any], settings: UploadSettings = QUICK) -> tuple[UploadReport, Job]:
         """All of it: create, upload, complete."""

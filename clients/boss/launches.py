@@ -7,7 +7,7 @@ size that was not is the one that an unanswered request has made.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from prefect_biomed.clients.errors import (
     PlatformError,
     ServerUnavailable,
 )
-from prefect_biomed.clients.transfer import atomic_write
+from prefect_biomed.clients.files import atomic_write
 
 __all__ = ["create_once", "job_of_intent"]
 
@@ -80,9 +80,9 @@ def create_once(
         others = {item.job_id for item in _all(folder) if item.host == client.host and item.job_id is not None}
         found = None
         if intent:
-            found = client.find_created(config, known=intent.known, claimed=others)
+            found = _find_created(client, config, known=intent.known, claimed=others)
         elif not_before:
-            found = client.find_created(config, claimed=others, not_before=not_before)
+            found = _find_created(client, config, claimed=others, not_before=not_before)
         if found:
             _write(folder, _intent(token, client, config, known=(), job_id=found.id))
             return found
@@ -95,7 +95,7 @@ def create_once(
         except ConnectionFailed:
             raise
         except (NetworkError, ServerUnavailable) as error:
-            found = client.find_created(config, known=intent.known, claimed=others)
+            found = _find_created(client, config, known=intent.known, claimed=others)
             if found is None:
                 raise LaunchInDoubt(
                     f"The Boss did not answer whether it made the job on {config.channel_path} ({error}). No new job "
@@ -173,3 +173,51 @@ def _locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         yield
+
+
+def _find_created(
+    client: BossClient,
+    config: IngestConfig,
+    *,
+    known: Collection[int] = (),
+    claimed: Collection[int] = (),
+    not_before: datetime | None = None,
+) -> IngestJob | None:
+    """Look for a job that an earlier, unanswered `create` has made.
+
+    The Boss has no names for jobs, so the job is known by its channel, type and number of tiles, and by not
+    having been there before.
+
+    Args:
+        client: Client of the Boss.
+        config: What was posted.
+        known: Jobs that were there before the post.
+        claimed: Jobs that are known to belong to others of our intents.
+        not_before: Jobs made before this moment are not meant, by the server's clock.
+
+    Returns:
+        The job; None when there is none.
+
+    Raises:
+        LaunchInDoubt: Several could be meant.
+    """
+    kind = config.ingest_job.ingest_type
+    names = (config.database.collection, config.database.experiment, config.database.channel)
+    found = []
+    for job in client.list_jobs():
+        if job.id in known or job.id in claimed or job.status.is_terminal:
+            continue
+        if (job.collection, job.experiment, job.channel) != names or job.ingest_type != kind:
+            continue
+        if not_before and job.created_on and job.created_on < not_before:
+            continue
+        counts = client.counts(job.id)
+        if counts.tile_count == config.tile_count:
+            found.append(job.model_copy(update={"tile_count": counts.tile_count, "status": counts.status}))
+    if len(found) > 1:
+        numbers = ", ".join(str(job.id) for job in found)
+        raise LaunchInDoubt(
+            f"Jobs {numbers} on {config.channel_path} could each be the one that was just made. Cancel those that "
+            "are not wanted, or give job_id."
+        )
+    return found[0] if found else None

@@ -1,0 +1,72 @@
+"""What can go wrong with the Boss beyond what every platform has."""
+
+from __future__ import annotations
+
+from prefect_biomed.clients.boss.models import JobStatus, UploadReport
+from prefect_biomed.clients.errors import BiomedError, JobFailed
+
+__all__ = ["ChunkFailed", "IngestIncomplete", "ProcessFailed", "QueueGone", "refuse_over"]
+
+
+class QueueGone(JobFailed):
+    """The queue was deleted: somebody completed or cancelled the job."""
+
+
+class ChunkFailed(BiomedError):
+    """Cuboids of a chunk were refused for good."""
+
+
+class ProcessFailed(BiomedError):
+    """One of several processes of an upload failed; the others finished what they had in hand."""
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+class IngestIncomplete(JobFailed):
+    """Some tiles are not in the Boss.
+
+    Attributes:
+        report: Which, and why; None where only the message was handed on.
+    """
+
+    def __init__(self, message: str, report: UploadReport | None = None) -> None:
+        super().__init__(message)
+        self.report = report
+
+    @classmethod
+    def of(cls, report: UploadReport, reason: str = "") -> IngestIncomplete:
+        """Make the error of a report.
+
+        Args:
+            report: Which tiles, and why.
+            reason: What it means and what to do; that the sources need to be mended when empty.
+
+        Returns:
+            An error whose message names the first tiles.
+        """
+        shown = [f"  - {tile}: {why}" for tile, why in list(report.failed.items())[:20]]
+        shown += [f"  - {tile}: not there" for tile in report.holes[:20]]
+        shown += [f"  - {tile}: skipped" for tile in report.skipped[:20]]
+        reason = reason or (
+            "The sources of these tiles are missing or damaged; all others were uploaded. Mend them and run it again, "
+            "or choose another on_bad_source. The job stays open."
+        )
+        return cls(f"{report.summary()} {reason}\n" + "\n".join(shown), report)
+
+
+def refuse_over(job_id: int, status: JobStatus) -> None:
+    """Refuse to go on with a job that is over.
+
+    Args:
+        job_id: Number of the job.
+        status: Its state.
+
+    Raises:
+        JobFailed: Nothing can be uploaded any more.
+    """
+    if status == JobStatus.COMPLETE:
+        raise JobFailed(f"Ingest job {job_id} is complete: there is nothing left to upload.")
+    if status.is_terminal:
+        raise JobFailed(f"Ingest job {job_id} is {status.name}. Create another one.")

@@ -1,0 +1,229 @@
+"""What follows a tile that is in the bucket: the Boss is told of it, then its upload message is deleted.
+
+Each step has one thread and works in batches of ten, as many as SQS takes at once. Everything that a crash could make
+ambiguous is written to the ledger before it is sent.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+
+from prefect_biomed.clients.boss._aws import BATCH, JobQueues, Pauses, batches
+from prefect_biomed.clients.boss.ledger import Ledger, TileState
+from prefect_biomed.clients.boss.messages import Messages, Work
+from prefect_biomed.clients.boss.putting import KEPT_LEASE_SECONDS
+from prefect_biomed.clients.boss.tally import Course, Setbacks, Tally
+from prefect_biomed.clients.errors import BiomedError, ConnectionFailed, JobFailed, NetworkError, is_transient
+
+__all__ = ["Deleting", "Indexing"]
+
+_COLLECT_SECONDS = 0.03
+
+
+class _Step(ABC):
+    """A thread that deals with batches of what others give it."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+
+    def take(self, item: Work) -> None:
+        """Take a tile over."""
+        self._waiting.put(item)
+
+    def end(self) -> None:
+        """Let `run` return when all that was taken is dealt with."""
+        self._waiting.put(None)
+
+    def run(self) -> None:
+        """Deal with batches until `end`."""
+        for batch in self._batches():
+            self.deal_with(batch)
+
+    @abstractmethod
+    def deal_with(self, batch: list[Work]) -> None:
+        """Deal with up to ten tiles."""
+
+    def _batches(self) -> Iterator[list[Work]]:
+        """Yield batches of up to ten; a batch waits a moment to fill."""
+        ended = False
+        while not ended:
+            item = self._waiting.get()
+            batch: list[Work] = []
+            deadline = time.monotonic() + _COLLECT_SECONDS
+            while item is not None:
+                batch.append(item)
+                left = deadline - time.monotonic()
+                if len(batch) == BATCH:
+                    break
+                try:
+                    item = self._waiting.get(timeout=left) if left > 0 else self._waiting.get_nowait()
+                except queue.Empty:
+                    break
+            ended = item is None
+            if batch:
+                yield batch
+
+
+class Indexing(_Step):
+    """Tells the Boss of tiles that are in the bucket.
+
+    The intent is written down first. After a crash in between nobody knows whether the message was sent; sending it
+    again is harmless while the chunk is incomplete, but makes the Boss ask for a finished chunk again.
+
+    Args:
+        queues: The queues of the job.
+        ledger: The ledger of the job.
+        messages: Writes the index messages.
+        setbacks: Told of what could not be sent.
+        tally: Of this upload.
+        course: Of this upload.
+        forward: Takes what is indexed.
+    """
+
+    def __init__(
+        self,
+        queues: JobQueues,
+        ledger: Ledger,
+        messages: Messages,
+        *,
+        setbacks: Setbacks,
+        tally: Tally,
+        course: Course,
+        forward: Callable[[Work], None],
+    ) -> None:
+        super().__init__()
+        self._queues = queues
+        self._ledger = ledger
+        self._messages = messages
+        self._setbacks = setbacks
+        self._tally = tally
+        self._course = course
+        self._forward = forward
+
+    def deal_with(self, batch: list[Work]) -> None:
+        """Send the index messages of a batch."""
+        to_send: list[Work] = []
+        for item in batch:
+            if item.message.left_seconds <= 0:
+                self._tally.count(abandoned=1)  # somebody else has it by now
+                self._course.let_go()
+            elif self._is_surely_indexed(item):
+                self._tally.count(duplicates=1)
+                self._forward(item)
+            else:
+                to_send.append(item)
+        self._ledger.mark([item.row for item in to_send], TileState.INDEXING)
+        bodies = [self._messages.index_body(item) for item in to_send]
+        for positions in batches(bodies):
+            self._send([to_send[position] for position in positions], [bodies[position] for position in positions])
+
+    def _send(self, items: list[Work], bodies: list[str]) -> None:
+        """Send messages until all are accepted, or their leases end."""
+        pauses = Pauses(min(item.message.leased_at + item.message.lease_seconds for item in items))
+        while True:
+            refused, error = self._send_once(items, bodies)
+            sent = [item for position, item in enumerate(items) if position not in refused]
+            self._tally.count(indexed=len(sent))
+            self._ledger.mark([item.row for item in sent], TileState.INDEXED)
+            for item in sent:
+                self._forward(item)
+            items, bodies = [items[position] for position in refused], [bodies[position] for position in refused]
+            if not items:
+                return
+            if not pauses.take():
+                for item in items:
+                    self._setbacks.troubled(
+                        item.tile, error or BiomedError("The index queue does not accept the message.")
+                    )
+                return
+
+    def _send_once(self, items: list[Work], bodies: list[str]) -> tuple[list[int], BiomedError | None]:
+        """Send messages once; returns the positions of those that have to be sent again, and the error if any."""
+        try:
+            return sorted(self._queues.send_index(bodies)), None
+        except BiomedError as error:
+            if not is_transient(error):
+                raise
+            if isinstance(error, NetworkError) and not isinstance(error, ConnectionFailed):
+                # No answer: it may have arrived. What could belong to a finished chunk must not be sent twice.
+                return [position for position, item in enumerate(items) if not self._is_settled(item)], error
+            return list(range(len(items))), error
+
+    def _is_surely_indexed(self, item: Work) -> bool:
+        """Whether an index message that is in doubt must not be sent again.
+
+        It is sent again while the chunk cannot be finished. When all tiles of the chunk were sent or are in doubt, the
+        completion finds out what is missing and queues it again, provided that one tile of the chunk arrived for sure.
+        """
+        entry = item.entry
+        if entry is None or entry.message != item.message.id or entry.state != TileState.INDEXING:
+            return False
+        return self._is_settled(item)
+
+    def _is_settled(self, item: Work) -> bool:
+        tiles = int(item.chunk.split("&")[1])
+        sure, doubtful = self._ledger.chunk_counts(item.chunk)
+        return sure >= 1 and sure + doubtful >= tiles
+
+
+class Deleting(_Step):
+    """Deletes the upload messages of tiles that the Boss knows of, and writes down that they are finished.
+
+    Args:
+        queues: The queues of the job.
+        ledger: The ledger of the job.
+        tally: Of this upload.
+        course: Of this upload.
+    """
+
+    def __init__(self, queues: JobQueues, ledger: Ledger, *, tally: Tally, course: Course) -> None:
+        super().__init__()
+        self._queues = queues
+        self._ledger = ledger
+        self._tally = tally
+        self._course = course
+
+    def deal_with(self, batch: list[Work]) -> None:
+        """Delete the messages of a batch."""
+        until = max(item.message.leased_at + item.message.lease_seconds for item in batch)
+        pauses, waiting = Pauses(until), batch
+        while waiting:
+            try:
+                refused = self._delete(waiting, until)
+            except JobFailed:
+                refused = {}  # somebody completed or cancelled the job; there is nothing left to delete
+            self.finish([item for position, item in enumerate(waiting) if position not in refused])
+            # A handle that SQS calls invalid cannot be mended: the message comes back and is known as a duplicate.
+            self._course.let_go(sum(not can_help for can_help in refused.values()))
+            waiting = [waiting[position] for position, can_help in refused.items() if can_help]
+            if waiting and not pauses.take():
+                self._course.let_go(len(waiting))
+                return
+
+    def finish(self, items: Sequence[Work]) -> None:
+        """Write down that tiles are finished."""
+        if not items:
+            return
+        known = self._ledger.entries([item.tile for item in items])
+        self._ledger.mark([item.row for item in items], TileState.FINISHED)
+        for item in items:
+            if item.message.lease_seconds == KEPT_LEASE_SECONDS:
+                self._ledger.release(item.message.id)
+            state = known[item.tile].state if item.tile in known else None
+            if item.is_requeued:
+                self._tally.count(requeued=1)
+            elif state != TileState.FINISHED:
+                self._tally.count(deleted=1)
+        self._tally.finished(len(items))
+        self._course.let_go(len(items))
+
+    def _delete(self, items: Sequence[Work], until: float) -> dict[int, bool]:
+        """Delete up to ten messages; returns the positions of those that failed. Kept messages are gone already."""
+        queued = [position for position, item in enumerate(items) if item.message.handle]
+        if not queued:
+            return {}
+        failed = self._queues.delete([items[position].message.handle for position in queued], until)
+        return {queued[position]: can_help for position, can_help in failed.items()}

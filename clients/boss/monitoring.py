@@ -1,0 +1,118 @@
+"""Waiting for what the Boss does: filling a job's queue, and verifying that all of it arrived."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from prefect_biomed.clients.boss.client import BossClient
+from prefect_biomed.clients.boss.errors import refuse_over
+from prefect_biomed.clients.boss.models import Completion, JobStatus, JoinedJob
+from prefect_biomed.clients.errors import JobFailed, PlatformError
+from prefect_biomed.clients.polling import PollSettings, poll
+
+__all__ = ["complete", "wait_until_ready"]
+
+logger = logging.getLogger(__name__)
+
+_NOT_EMPTY = 1006
+_LONGEST_WAIT_SECONDS = 900.0
+
+
+def wait_until_ready(client: BossClient, job_id: int, settings: PollSettings | None = None) -> JoinedJob:
+    """Wait until a job can be worked on.
+
+    Args:
+        client: Client of the Boss.
+        job_id: Number of the job.
+        settings: Interval and deadline; every 1 to 15 s for up to an hour by default.
+
+    Returns:
+        Queues and keys.
+
+    Raises:
+        JobFailed: The job is over.
+        DeadlineExceeded: Still not ready.
+        BiomedError: As for `BossClient.join`.
+    """
+    refuse_over(job_id, client.counts(job_id).status)
+    looks = poll(
+        lambda: client.join(job_id),
+        settings or PollSettings(1, 1.5, 15, deadline_seconds=3600),
+        done=lambda joined: joined is not None,
+        what=f"Ingest job {job_id}",
+        take_up_again=f"Join job {job_id} later.",
+    )
+    *_, joined = looks
+    assert joined is not None
+    return joined
+
+
+def complete(client: BossClient, job_id: int, settings: PollSettings | None = None) -> Completion:
+    """Complete a job: tell the server that all is uploaded, wait for its queues and for its verification.
+
+    Endpoints: `POST /ingest/{id}/complete` until the server verifies, then `GET /ingest/{id}/status`. Safe to repeat at
+    any time. Make sure first that nothing is in flight.
+
+    Args:
+        client: Client of the Boss.
+        job_id: Number of the job.
+        settings: Interval of the looks, beside what the server asks for, and deadline for all; 1 to 15 s and six hours
+            by default.
+
+    Returns:
+        `COMPLETE`, or `RESUME` when tiles are missing and wait in the upload queue.
+
+    Raises:
+        JobFailed: The job was cancelled, failed, or was never begun.
+        DeadlineExceeded: Not finished in time; the server goes on.
+        BiomedError: As for `BossClient.counts`.
+    """
+    looks = poll(
+        _Completing(client, job_id).look,
+        settings or PollSettings(1, 1.2, 15, deadline_seconds=6 * 3600, error_budget=20),
+        done=lambda completion: completion is not None,
+        what=f"Completion of ingest job {job_id}",
+        take_up_again=f"Complete job {job_id} again later.",
+    )
+    *_, completion = looks
+    assert completion is not None
+    return completion
+
+
+class _Completing:
+    """Asks the server to complete a job, not more often than it wants to be asked."""
+
+    def __init__(self, client: BossClient, job_id: int) -> None:
+        self._client = client
+        self._job_id = job_id
+        self._not_before = time.monotonic()
+
+    def look(self) -> Completion | None:
+        """Take one step; None while the server wants us to wait."""
+        if time.monotonic() < self._not_before:
+            return None
+        job_id, status = self._job_id, self._client.counts(self._job_id).status
+        if status == JobStatus.COMPLETE:
+            return Completion(job_id=job_id, outcome="COMPLETE", status=status)
+        if status == JobStatus.COMPLETING:
+            return None
+        if status in (JobStatus.DELETED, JobStatus.FAILED, JobStatus.PREPARING):
+            raise JobFailed(f"Ingest job {job_id} is {status.name} and cannot be completed.")
+        try:
+            seconds = self._client.request_completion(job_id)
+        except PlatformError as error:
+            if error.code != _NOT_EMPTY:
+                raise
+            return self._to_resume(error)
+        if seconds is None:
+            return Completion(job_id=job_id, outcome="COMPLETE", status=JobStatus.COMPLETE)
+        self._not_before = time.monotonic() + min(seconds, _LONGEST_WAIT_SECONDS)
+        return None
+
+    def _to_resume(self, refusal: PlatformError) -> Completion:
+        counts = self._client.counts(self._job_id)
+        if counts.status not in (JobStatus.UPLOADING, JobStatus.WAIT_ON_QUEUES):
+            raise refusal
+        missing = max(counts.visible, 1)
+        return Completion(job_id=self._job_id, outcome="RESUME", status=counts.status, missing=missing)
