@@ -20,8 +20,9 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Each file has a server and workers of its own, hence file by file.
 slow: $(STAMP)
-	$(BIN)/python -m pytest -m 'slow and not endurance' --reruns 1
+	$(BIN)/python -m pytest -m 'slow and not endurance' -n 2 --dist loadfile --reruns 1
 
 endurance: $(STAMP)
 	$(BIN)/python -m pytest -m endurance

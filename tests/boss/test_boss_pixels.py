@@ -25,6 +25,9 @@ from prefect_biomed.clients.errors import ConfigurationError, SourceUnreadable
 BUILT_IN = "prefect_biomed.clients.boss.plugins"
 WIDE = {"x": [0, 700], "y": [0, 600], "z": [0, 18], "t": [0, 1]}
 SHAPE = (18, 600, 700)
+# Cut off at the edge in each axis; the large one has several messages besides several cuboids.
+VOLUMES = [(20, 512, 600), pytest.param((40, 600, 1100), marks=pytest.mark.slow)]
+SAME_UNDER_ANOTHER_NAME = [pytest.param(name, marks=pytest.mark.slow) for name in ("tiff", "jpeg")]
 
 
 def plugins(module: str, name: str, params: dict[str, Any], path: str | None = None) -> dict[str, Any]:
@@ -32,6 +35,11 @@ def plugins(module: str, name: str, params: dict[str, Any], path: str | None = N
         "path_processor": {"class": f"{module}.{path or name}PathProcessor", "params": params},
         "tile_processor": {"class": f"{module}.{name}TileProcessor", "params": params},
     }
+
+
+def whole(shape: tuple[int, int, int]) -> dict[str, list[int]]:
+    z, y, x = shape
+    return {"x": [0, x], "y": [0, y], "z": [0, z], "t": [0, 1]}
 
 
 def write(pixels: np.ndarray, name: Any, tile: int = 512) -> None:
@@ -43,7 +51,7 @@ def write(pixels: np.ndarray, name: Any, tile: int = 512) -> None:
                 Image.fromarray(plane[y : y + tile, x : x + tile]).save(path)
 
 
-@pytest.mark.parametrize("datatype", ["uint8", "uint16"])
+@pytest.mark.parametrize("datatype", ["uint8", pytest.param("uint16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("classes", "layout"),
     [
@@ -100,7 +108,10 @@ def test_catmaid_behind_a_web_server_with_a_tile_missing(lab: Lab) -> None:
     assert np.array_equal(np.delete(read, 3, 0), np.delete(pixels, 3, 0))
 
 
-@pytest.mark.parametrize(("extension", "datatype"), [("png", "uint8"), ("tif", "uint16"), ("tif", "uint32")])
+@pytest.mark.parametrize(
+    ("extension", "datatype"),
+    [("png", "uint8"), pytest.param("tif", "uint16", marks=pytest.mark.slow), ("tif", "uint32")],
+)
 def test_a_stack_of_whole_slices_is_cut_and_padded(lab: Lab, extension: str, datatype: str) -> None:
     pixels = volume(SHAPE, datatype) // (2 if datatype == "uint32" else 1)
     for z, plane in enumerate(pixels):
@@ -167,7 +178,7 @@ def test_one_large_image_is_cut_into_tiles_and_decoded_once(lab: Lab) -> None:
     assert np.array_equal(lab.read((1, 1500, 2048)), pixels)
 
 
-@pytest.mark.parametrize("datatype", ["uint8", "uint16"])
+@pytest.mark.parametrize("datatype", [pytest.param("uint8", marks=pytest.mark.slow), "uint16"])
 def test_hdf5_in_one_file(lab: Lab, datatype: str) -> None:
     pixels = volume(SHAPE, datatype)
     with h5py.File(lab.folder / "v.h5", "w") as file:
@@ -219,24 +230,24 @@ def test_hdf5_blocks_and_a_missing_one(lab: Lab) -> None:
     assert np.array_equal(lab.read((16, 512, 512)), pixels[:, :, :512])
 
 
-def test_hdf5_volumetric(lab: Lab) -> None:
-    pixels = volume((40, 512, 1100), "uint16")
+@pytest.mark.parametrize("shape", VOLUMES)
+def test_hdf5_volumetric(lab: Lab, shape: tuple[int, int, int]) -> None:
+    pixels = volume(shape, "uint16")
     with h5py.File(lab.folder / "v.h5", "w") as file:
         file["img"] = pixels
     params = {"filename": str(lab.folder / "v.h5"), "data_name": "img"}
-    extent = {"x": [0, 1100], "y": [0, 512], "z": [0, 40], "t": [0, 1]}
-    config = lab.volumetric(f"{BUILT_IN}.hdf5.Hdf5Volume", params, extent, channel="uint16")
+    config = lab.volumetric(f"{BUILT_IN}.hdf5.Hdf5Volume", params, whole(shape), channel="uint16")
     config["client"]["path_processor"]["class"] = f"{BUILT_IN}.hdf5.Hdf5SingleFilePathProcessor"
     lab.ingest(config)
     assert np.array_equal(lab.read(pixels.shape, "uint16"), pixels)
 
 
-def test_zarr_volumetric(lab: Lab) -> None:
-    pixels = volume((40, 600, 1100), "uint64")
+@pytest.mark.parametrize("shape", VOLUMES)
+def test_zarr_volumetric(lab: Lab, shape: tuple[int, int, int]) -> None:
+    pixels = volume(shape, "uint64")
     zarr.open_group(str(lab.folder / "z.zarr"), mode="w").create_array("raw", data=pixels, chunks=(16, 256, 256))
     params = {"cloud_path": str(lab.folder / "z.zarr"), "volume_name": "raw"}
-    extent = {"x": [0, 1100], "y": [0, 600], "z": [0, 40], "t": [0, 1]}
-    config = lab.volumetric("ingestclient.plugins.zarr.Zarr", params, extent, channel="labels")
+    config = lab.volumetric("ingestclient.plugins.zarr.Zarr", params, whole(shape), channel="labels")
     report, _ = lab.ingest(config)
     assert report.balanced
     assert np.array_equal(lab.read(pixels.shape, "labels"), pixels)
@@ -281,21 +292,23 @@ def test_cuboids_that_are_refused_for_good_keep_the_message(lab: Lab) -> None:
     assert np.array_equal(lab.read((32, 512, 1024)), volume((32, 512, 1024)))
 
 
-def test_all_four_orders_give_equal_cuboids(lab: Lab) -> None:
+@pytest.mark.parametrize(
+    "order", ["xyzt", *(pytest.param(order, marks=pytest.mark.slow) for order in ("zyx", "xyz", "tzyx"))]
+)
+def test_every_order_of_the_axes_gives_equal_cuboids(lab: Lab, order: str) -> None:
     pixels = volume((32, 512, 1024))
     extent = {"x": [0, 1024], "y": [0, 512], "z": [0, 32], "t": [0, 1]}
-    for order in ("zyx", "xyz", "xyzt", "tzyx"):
-        axes = {"z": 0, "y": 1, "x": 2}
-        array = pixels.transpose([axes[axis] for axis in order if axis != "t"])
-        if "t" in order:
-            array = np.expand_dims(array, order.index("t"))
-        np.save(lab.folder / f"{order}.npy", array)
-        params = {"filename": str(lab.folder / f"{order}.npy"), "order": order}
-        lab.boss.service._volumes._channels.clear()
-        lab.ingest(lab.volumetric(f"{BUILT_IN}.arrays.Array", params, extent))
-        assert np.array_equal(lab.read(pixels.shape), pixels), order
+    axes = {"z": 0, "y": 1, "x": 2}
+    array = pixels.transpose([axes[axis] for axis in order if axis != "t"])
+    if "t" in order:
+        array = np.expand_dims(array, order.index("t"))
+    np.save(lab.folder / "v.npy", array)
+    params = {"filename": str(lab.folder / "v.npy"), "order": order}
+    lab.ingest(lab.volumetric(f"{BUILT_IN}.arrays.Array", params, extent))
+    assert np.array_equal(lab.read(pixels.shape), pixels)
 
 
+@pytest.mark.slow
 def test_without_blosc_a_plain_frame_is_sent_and_accepted(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "blosc", None)
     assert compress(b"abcd", 2)[16:] == b"abcd"
@@ -420,7 +433,7 @@ def test_a_small_edge_tile_is_padded_with_the_fill_value(datatype: str, fill: in
         images.from_bytes(encoded(Image.fromarray(volume((60, 64)))), TILE, "f")
 
 
-@pytest.mark.parametrize("filetype", ["tif", "tiff", "jpg", "jpeg", "png"])
+@pytest.mark.parametrize("filetype", ["tif", *SAME_UNDER_ANOTHER_NAME, "jpg", "png"])
 def test_all_file_types_of_the_documentation_are_taken(lab: Lab, filetype: str) -> None:
     smooth = np.add.outer(np.arange(512), np.arange(512)).astype("uint16") // 8
     root = lab.folder / "s"

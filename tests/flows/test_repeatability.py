@@ -55,6 +55,7 @@ def posts(vip: Sandbox) -> int:
     return len(vip.vip.journal.entries("POST", "/rest/executions"))
 
 
+@pytest.mark.slow
 def test_noisy_and_exact_pipelines_on_one_upload(
     vip: Sandbox, arguments: dict[str, Any], tmp_path: Path, events: list[dict[str, Any]]
 ) -> None:
