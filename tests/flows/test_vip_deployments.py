@@ -11,6 +11,7 @@ import pytest
 import requests
 
 from examples.lab import Laboratory
+from harness.documented import commands
 from harness.laboratory import FlowRun, Remote, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -179,3 +180,21 @@ def test_resume_and_collect_through_their_deployments(
 def test_single_tasks_in_a_flow_of_ones_own(laboratory: Laboratory, where: tuple[str, ...]) -> None:
     printed = laboratory.run("python", "-m", "examples.own_flow", *where)
     assert [f"'threshold': '{threshold}'" in printed for threshold in (0.2, 0.35, 0.5)] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        "prefect block register",
+        "prefect deployment schedule ls",
+        "prefect flow-run ls",
+        "prefect work-pool set-concurrency-limit",
+        "prefect work-queue pause",
+        "prefect work-queue set-concurrency-limit",
+    ],
+)
+def test_what_the_documents_tell_to_type_works(laboratory: Laboratory, begin: str) -> None:
+    documented = [words for command, words in commands().items() if command.startswith(begin)]
+    assert documented
+    for words in documented:
+        laboratory.run(*words)

@@ -8,10 +8,13 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from prefect import Flow
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +44,41 @@ def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name.removeprefix("prefect_biomed/") for name in archive.namelist() if "dist-info" not in name}
     assert packed == set(tracked)
+
+
+def requirements() -> list[Requirement]:
+    """What the package asks for, with all extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    return [found for found in map(Requirement, asked) if found.name != project["name"]]
+
+
+def pins() -> dict[str, str]:
+    """Versions of constraints.txt that this python gets, by name."""
+    lines = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    found = [line for line in lines if line.marker is None or line.marker.evaluate()]
+    assert len({line.name for line in found}) == len(found), "two pins of one package"
+    return {canonicalize_name(line.name): str(line.specifier).removeprefix("==") for line in found}
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_the_pin_is_what_the_package_asks_for(requirement: Requirement) -> None:
+    assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
+
+
+@pytest.mark.parametrize("name", ["prefect", "prefect-dask"])
+def test_pins_are_what_prefect_asks_for(name: str) -> None:
+    asked = [Requirement(line) for line in metadata.requires(name) or ()]
+    if metadata.version(name) != pins()[name]:
+        pytest.skip(f"this environment was not made with constraints.txt: {name} {metadata.version(name)}")
+    for requirement in asked:
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)]), str(requirement)
+
+
+def test_no_prefect_whose_schedules_do_not_fire_is_taken() -> None:
+    (prefect,) = [found for found in requirements() if found.name == "prefect"]
+    assert not prefect.specifier.contains("3.8.8")
 
 
 def deployed() -> set[str]:

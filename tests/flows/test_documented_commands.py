@@ -1,0 +1,73 @@
+"""Each command that the documentation tells people to type is run by a suite, or is named here with a reason."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from harness.documented import ROOT, commands
+
+# Words of a command, by the file that runs it in some suite.
+RUN_BY = {
+    "pip install -c constraints.txt": "Makefile",
+    "prefect deploy --prefect-file deployments/prefect.yaml --all": "examples/lab.py",
+    "prefect deployment run": "tests/flows/test_vip_deployments.py",
+    "prefect deployment schedule resume": "tests/flows/test_schedules.py",
+    "prefect flow-run retry": "tests/harness/laboratory.py",
+    "prefect work-pool create": "examples/lab.py",
+    "prefect worker start --pool": "examples/lab.py",
+    "python -m prefect_biomed.sandbox": "examples/lab.py",
+    "python deployments/automations.py": "tests/flows/test_schedules.py",
+    "python deployments/automations.py --notify": "tests/flows/test_repeatability_schedule.py",
+    "python deployments/setup.py --name": "tests/flows/test_vip_deployments.py",
+    # These are run word for word.
+    "prefect block register": "tests/flows/test_vip_deployments.py",
+    "prefect deployment schedule ls": "tests/flows/test_vip_deployments.py",
+    "prefect flow-run ls": "tests/flows/test_vip_deployments.py",
+    "prefect work-pool set-concurrency-limit": "tests/flows/test_vip_deployments.py",
+    "prefect work-queue pause": "tests/flows/test_vip_deployments.py",
+    "prefect work-queue set-concurrency-limit": "tests/flows/test_vip_deployments.py",
+}
+UNTRIED = {
+    "make chaos": "the suite is not there yet",
+    "pip install .": "without constraints it takes what is newest on the day; the suites run with constraints.txt",
+    "pip install 'prefect-biomed[analysis]'": "the package is on no index",
+    "pip install 'prefect-biomed[girder]'": "the package is on no index",
+    "prefect deploy": "named as a word, without what it is to deploy",
+    "prefect flow-run execute": "the document says that it is taken from Prefect's documentation",
+    "python tests/harness/drawing.py": "draws a picture of the documentation",
+}
+
+
+def run_by(command: str) -> str | None:
+    """The most particular entry that the command begins with."""
+    fitting = [begin for begin in RUN_BY if command == begin or command.startswith(begin + " ")]
+    return max(fitting, key=len, default=None)
+
+
+@pytest.mark.parametrize("command", [command for command in commands() if not command.startswith("make ")])
+def test_a_suite_runs_it(command: str) -> None:
+    if command in UNTRIED:
+        assert run_by(command) is None
+        return
+    begin = run_by(command)
+    assert begin, "let a suite run it, and name the file in RUN_BY"
+    text = (ROOT / RUN_BY[begin]).read_text().replace("sys.executable", "python").replace("(BIN)/python -m pip", "pip")
+    between = r"""(?:[\s"',=]|--no-prompt|--quiet|--disable-pip-version-check)+"""
+    assert re.search(between.join(re.escape(word) for word in begin.split()), text), (
+        f"{RUN_BY[begin]} does not run it any more"
+    )
+
+
+def test_reasons_are_for_commands_that_are_documented() -> None:
+    assert set(UNTRIED) <= set(commands())
+    assert {run_by(command) for command in commands()} - {None} == set(RUN_BY)
+
+
+@pytest.mark.parametrize(
+    "command", [command for command in commands() if command.startswith("make ") and command not in UNTRIED]
+)
+def test_make_has_the_target(command: str) -> None:
+    target = command.split()[1]
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
