@@ -138,9 +138,20 @@ class RestClient:
             return read_body(shape, self._http.read_text(response), response, about=about)
 
     def tell(self, method: str, path: str, *, about: str = "", **request: Any) -> None:
-        """Send a request whose answer says nothing beyond its status; arguments and errors as for `ask`."""
-        with self.opened(method, path, about=about, **request):
-            pass
+        """Send a request whose answer says nothing beyond its status; arguments and errors as for `ask`.
+
+        A page for people is not an answer: something before the platform has sent it.
+        """
+        with self.opened(method, path, about=about, **request) as response:
+            text = self._http.read_text(response)
+            if _is_page(text):
+                url, subject = bare(response.url), f"{about}: " if about else ""
+                raise UnexpectedResponse(
+                    f"{subject}{url} answered HTTP {response.status_code} with an HTML page, so it is not known "
+                    "whether the platform did it. Check the URL of the platform and what lies between.",
+                    status=response.status_code,
+                    url=url,
+                )
 
     @contextmanager
     def opened(self, method: str, path: str, *, about: str = "", **request: Any) -> Iterator[requests.Response]:
@@ -305,9 +316,13 @@ def _unspoken(status: int, url: str, text: str, subject: str, *, later: bool) ->
 def _kind_of(text: str) -> str:
     if not text.strip():
         return "nothing"
-    if "<html" in text[:2000].lower():
+    if _is_page(text):
         return "an HTML page"
     return "something that is not JSON" if _decoded(text) is None else "JSON"
+
+
+def _is_page(text: str) -> bool:
+    return "<html" in text[:2000].lower()
 
 
 def _decoded(text: str) -> Any:

@@ -161,6 +161,14 @@ def test_refusal_in_the_platforms_words(server: Server, client: Client, status: 
     assert (caught.value.status, caught.value.code, caught.value.spoken) == (status, 3, True)
 
 
+def test_page_is_no_answer_even_where_nothing_is_asked_for(server: Server, client: Client) -> None:
+    server.status, server.body = 200, b"<!doctype html><HTML>Maintenance</HTML>"
+    with pytest.raises(UnexpectedResponse, match=r"job 1: .* with an HTML page, so it is not known whether"):
+        client.tell("GET", "/jobs/1", about="job 1")
+    server.body = b'"done"'
+    client.tell("GET", "/jobs/1", about="job 1")
+
+
 def test_code_of_the_platform_wins_over_the_status(server: Server, client: Client) -> None:
     server.status, server.body = 400, b'{"error": "full", "code": 7}'
     with pytest.raises(CapacityError, match=r"full \(HTTP 400, code 7\)\. Wait\."):
