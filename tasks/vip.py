@@ -41,7 +41,7 @@ from prefect_biomed.clients.vip.girder import girder_path
 from prefect_biomed.clients.vip.girder_sessions import note_runs
 from prefect_biomed.clients.vip.session_file import VIP_HOME, SessionFile
 from prefect_biomed.tasks._reporting import Progress, artifact_key, link, markdown, state_event, table
-from prefect_biomed.tasks.policies import ONCE, RETRY, intent_token
+from prefect_biomed.tasks.policies import ONCE, RETRY, circumstances, intent_token
 from prefect_biomed.tasks.suspension import FlowRunOutlook, resume, suspend, suspendable_flow_run
 
 __all__ = [
@@ -339,7 +339,7 @@ def launch_pipeline(
     session: VipSession,
     repetition: int = 1,
     max_jobs: int = 1000,
-    doubt_seconds: float = 120.0,
+    settle_seconds: float | None = None,
     queue_timeout_seconds: float | None = None,
     queue_interval_seconds: float = 30.0,
 ) -> Workflow:
@@ -354,7 +354,8 @@ def launch_pipeline(
         session: The session; its inputs are on the platform.
         repetition: Number of the run, from 1. Two runs of one session differ in it.
         max_jobs: The platform's limit of jobs in one workflow.
-        doubt_seconds: How long to look for a run whose answer was lost.
+        settle_seconds: The longest time after which a launch that was sent may still take effect; the client's when
+            None.
         queue_timeout_seconds: How long to wait for capacity; for ever when None.
         queue_interval_seconds: Seconds between the first tries while waiting; they grow to ten times as much.
 
@@ -379,9 +380,10 @@ def launch_pipeline(
             session,
             repetition,
             max_jobs=max_jobs,
-            doubt_seconds=doubt_seconds,
+            settle_seconds=settle_seconds,
             capacity=capacity,
             started_by=flow_run.root_flow_run_id,
+            circumstances=circumstances("vip", "execution"),
         )
     get_run_logger().info("Run %d of %s is %s", repetition, session.session_name, workflow.identifier)
     link(

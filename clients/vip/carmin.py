@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
+from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 
 import requests
 
 from prefect_biomed.clients.errors import PlatformError, UnexpectedResponse
+from prefect_biomed.clients.rest import pages_of
 from prefect_biomed.clients.vip.models import InputValue, PathEntry, Pipeline, Workflow
 
 __all__ = ["ENDED", "PLAYED_ALREADY", "compare_digest", "list_pages", "name_files_by_url", "workflow_from_results"]
@@ -35,26 +38,27 @@ def list_pages(page: Callable[..., list[Workflow]], newest: int | None) -> list[
         The executions, in the order of the pages.
 
     Raises:
-        UnexpectedResponse: The platform cannot list its executions at all.
+        UnexpectedResponse: The platform cannot list its executions at all, or does so without end.
     """
-    found: list[Workflow] = []
-    while newest is None or len(found) < newest:
-        try:
-            more = page(offset=len(found), limit=_PAGE_SIZE)
-        except PlatformError as error:
-            if error.status != requests.codes.internal_server_error:
-                raise
-            raise UnexpectedResponse(
-                f"The platform cannot list its executions ({error}). CARMIN-server as published cannot once one of "
-                "them has ended. Delete the ended ones, or ask its administrators.",
-                status=error.status,
-                code=error.code,
-                url=error.url,
-            ) from error
-        found += more
-        if len(more) < _PAGE_SIZE:
-            break
-    return found[:newest]
+
+    def numbered(number: int) -> tuple[list[Workflow], bool]:
+        entries = page(offset=(number - 1) * _PAGE_SIZE, limit=_PAGE_SIZE)
+        return entries, len(entries) >= _PAGE_SIZE
+
+    try:
+        return list(
+            islice(pages_of(numbered, identity=attrgetter("identifier"), what="The list of executions"), newest)
+        )
+    except PlatformError as error:
+        if error.status != requests.codes.internal_server_error:
+            raise
+        raise UnexpectedResponse(
+            f"The platform cannot list its executions ({error}). CARMIN-server as published cannot once one of "
+            "them has ended. Delete the ended ones, or ask its administrators.",
+            status=error.status,
+            code=error.code,
+            url=error.url,
+        ) from error
 
 
 def workflow_from_results(identifier: str, results: Callable[[str], list[PathEntry]], cause: PlatformError) -> Workflow:

@@ -3,44 +3,76 @@
 from __future__ import annotations
 
 import base64
-import json
 import logging
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
 import requests
+from pydantic import Field
 
 from prefect_biomed.clients.errors import (
     ConfigurationError,
     NotFoundError,
     PlatformError,
+    ServerUnavailable,
     UnexpectedResponse,
 )
-from prefect_biomed.clients.http import HttpSession, Timeouts, not_the_platform
+from prefect_biomed.clients.http import HttpSession, Timeouts, bare
+from prefect_biomed.clients.rest import Answered, Refusal, RestClient
 from prefect_biomed.clients.vip import carmin
-from prefect_biomed.clients.vip.errors import GenericVipError, raise_for
+from prefect_biomed.clients.vip.errors import GenericVipError, read_refusal
 from prefect_biomed.clients.vip.girder import GirderStorage
-from prefect_biomed.clients.vip.models import PathEntry, Pipeline, Platform, Workflow, without_tokens
+from prefect_biomed.clients.vip.models import Descriptor, PathEntry, Pipeline, Platform, Workflow, without_tokens
 from prefect_biomed.clients.vip.profiles import Profile
 
 __all__ = ["VipClient"]
 
 logger = logging.getLogger(__name__)
 
-# VIP serialises the launches of all its users behind one lock.
+# VIP serialises the launches of all its users behind one lock, and goes on with those nobody waits for any more.
 _LAUNCH_SECONDS = 300.0
+_LAUNCH_LOCK_SECONDS = 120.0
 # Fetching metadata of many outputs takes one or two storage calls each.
 _RESULTS_SECONDS = 900.0
 # VIP lists no more executions than this, whatever is asked for.
 _LONGEST_LIST = 500
 
 
-class VipClient:
+class _Named(Platform):
+    """A platform that names its modules, as every CARMIN platform does; other JSON is not from one."""
+
+    supported_modules: tuple[str, ...]
+
+
+class _Login(Answered):
+    key: str = Field(validation_alias="httpHeaderValue", repr=False)
+
+
+class _ExternalKey(Answered):
+    storage_id: str = Field(validation_alias="storageIdentifier")
+
+
+class _Existence(Answered):
+    exists: bool
+
+
+class _Digest(Answered):
+    md5: str
+
+
+class _Api(RestClient):
+    """REST as VIP and other CARMIN platforms speak it."""
+
+    def _refusal(self, status: int, body: Any) -> Refusal | None:
+        return read_refusal(status, body)
+
+
+class VipClient(_Api):
     """One account on a CARMIN platform.
 
     Args:
@@ -51,6 +83,7 @@ class VipClient:
         read_seconds: Limit for each read. VIP blocks up to 50 s for a transfer.
         parallelism: Number of transfers at once, 1 to 10. VIP shares about 20 among all users.
         girder: The user's account on the Girder that VIP knows as an external storage; closed with the client.
+        settle_seconds: The longest time after which a launch that was sent may still take effect.
     """
 
     MAX_PARALLELISM = 10
@@ -65,11 +98,13 @@ class VipClient:
         read_seconds: float = 90.0,
         parallelism: int = 8,
         girder: GirderStorage | None = None,
+        settle_seconds: float = _LAUNCH_SECONDS + _LAUNCH_LOCK_SECONDS,
     ) -> None:
         if not 1 <= parallelism <= self.MAX_PARALLELISM:
             raise ConfigurationError(f"parallelism is {parallelism}; choose 1 to {self.MAX_PARALLELISM}.")
         self.parallelism = parallelism
         self.girder = girder
+        self.settle_seconds = settle_seconds
         self.url = url.rstrip("/")
         self._key = api_key if callable(api_key) else lambda: api_key
         self._session_settings: dict[str, Any] = {
@@ -115,9 +150,9 @@ class VipClient:
             AuthenticationError: It is not. Asked once, never retried.
         """
         if self.profile.checks_keys:
-            self._json("PUT", "/platform")
+            self.ask(Platform, "PUT", "/platform")
         else:
-            self._json("GET", "/pipelines")
+            self.pipelines()
 
     @classmethod
     def authenticate(cls, url: str, username: str, password: str, **settings: Any) -> Self:
@@ -136,10 +171,9 @@ class VipClient:
             AuthenticationError: The login was refused.
         """
         anonymous = cls(url, "", **settings)
-        answer = anonymous._json(
-            "POST", "/authenticate", json_body={"username": username, "password": password}, authenticate=False
-        )
-        return cls(url, str(answer["httpHeaderValue"]), **settings)
+        login = {"username": username, "password": password}
+        answer = anonymous.ask(_Login, "POST", "/authenticate", json_body=login, authenticate=False)
+        return cls(url, answer.key, **settings)
 
     def _connect(self) -> tuple[HttpSession, Platform]:
         with self._lock:
@@ -154,12 +188,7 @@ class VipClient:
         for base in bases:
             http = HttpSession(base, **self._session_settings)
             try:
-                response, body = http.json("GET", "/platform", authenticate=False)
-                if response.ok and isinstance(body, dict) and "supportedModules" in body:
-                    return http, Platform.model_validate(body)
-                if response.ok:
-                    raise UnexpectedResponse("The answer is JSON, but does not describe a CARMIN platform.", url=base)
-                raise_for(response, body)
+                return http, _Api(http).ask(_Named, "GET", "/platform", authenticate=False)
             except (UnexpectedResponse, NotFoundError) as error:
                 tried.append(error)
                 http.close()
@@ -177,7 +206,7 @@ class VipClient:
         Returns:
             Identifiers of storages. The keys, which VIP tells too, are dropped here.
         """
-        return [str(entry["storageIdentifier"]) for entry in self._json("GET", "/user/externalKeys")]
+        return [entry.storage_id for entry in self.ask(list[_ExternalKey], "GET", "/user/externalKeys")]
 
     def set_external_key(self, storage_id: str, key: str) -> None:
         """Leave a key of an external storage on VIP, so that executions can read and write there. Safe to repeat.
@@ -191,7 +220,7 @@ class VipClient:
         Raises:
             GenericVipError: VIP knows no storage of this name.
         """
-        self._json(
+        self.tell(
             "PUT",
             "/user/externalKeys",
             json_body={"storageIdentifier": storage_id, "apiKey": key},
@@ -204,7 +233,7 @@ class VipClient:
         Args:
             storage_id: Identifier of the storage on VIP.
         """
-        self._json("DELETE", f"/user/externalKeys/{_part(storage_id)}", about=f"key of the storage {storage_id!r}")
+        self.tell("DELETE", f"/user/externalKeys/{_part(storage_id)}", about=f"key of the storage {storage_id!r}")
 
     # -- pipelines -----------------------------------------------------------------------------------------------------
 
@@ -214,7 +243,7 @@ class VipClient:
         Returns:
             All visible pipelines; on VIP without their parameters.
         """
-        return [Pipeline.model_validate(entry) for entry in self._json("GET", "/pipelines")]
+        return self.ask(list[Pipeline], "GET", "/pipelines")
 
     def pipeline(self, identifier: str) -> Pipeline:
         """Describe one pipeline (`GET /pipelines/{identifier}`).
@@ -230,36 +259,22 @@ class VipClient:
             PermissionDeniedError: It belongs to a group the user is not in; the message says how to join.
         """
         path = "/pipelines/" + quote(identifier, safe="/")
-        definition = self._json("GET", path, about=f"pipeline {identifier!r}")
-        self._add_descriptor(definition, path)
-        return Pipeline.model_validate(definition)
-
-    def _add_descriptor(self, definition: dict[str, Any], path: str) -> None:
-        """Add what only the Boutiques descriptor tells of lists; without one, lists count as crossed."""
+        pipeline = self.ask(Pipeline, "GET", path, about=f"pipeline {identifier!r}")
         try:
-            descriptor = self._json("GET", path + self.profile.descriptor)
+            descriptor = self.ask(Descriptor, "GET", path + self.profile.descriptor)
+        except ServerUnavailable:
+            raise
         except PlatformError as error:
-            logger.debug("No Boutiques descriptor: %s", error)
-            return
-        inputs = descriptor.get("inputs") if isinstance(descriptor, dict) else None
-        if not inputs:
-            return
-        custom = descriptor.get("custom") or {}
-        described = {key: entry for entry in inputs for key in (entry.get("id"), entry.get("name")) if key}
-        for field, key in (("dot_parameters", "vip:dot"), ("counted_parameters", "vip:intIteratorInputs")):
-            ids = set(custom.get(key) or [])
-            definition[field] = ids | {described[item]["name"] for item in ids if item in described}
-        for parameter in definition.get("parameters") or []:
-            entry = described.get(parameter.get("id") or parameter["name"])
-            if entry and entry.get("list"):
-                parameter["list_of_files"] = entry.get("type") == "File"
+            logger.debug("No Boutiques descriptor, so lists count as crossed: %s", error)
+            return pipeline
+        return pipeline.described_by(descriptor)
 
     # -- workflows -----------------------------------------------------------------------------------------------------
 
     def launch(
         self, *, name: str, pipeline_id: str, input_values: dict[str, Any], results_location: str | None
     ) -> Workflow:
-        """Launch an execution (`POST /executions`), and play it where the platform wants that. Never repeated here.
+        """Launch an execution (`POST /executions`). Never repeated here; see `play` for platforms that need it.
 
         Args:
             name: Execution name: letters, digits, `-`, `_` and space.
@@ -279,12 +294,14 @@ class VipClient:
         body: dict[str, Any] = {"name": name, "pipelineIdentifier": pipeline_id, "inputValues": input_values}
         if results_location is not None:
             body["resultsLocation"] = results_location
-        answer = self._json(
-            "POST", "/executions", json_body=body, read_seconds=_LAUNCH_SECONDS, about=f"launch of {pipeline_id!r}"
+        return self.ask(
+            Workflow,
+            "POST",
+            "/executions",
+            json_body=body,
+            read_seconds=_LAUNCH_SECONDS,
+            about=f"launch of {pipeline_id!r}",
         )
-        workflow = Workflow.model_validate(answer)
-        self.play(workflow)
-        return workflow
 
     def play(self, workflow: Workflow) -> None:
         """Start an execution that was created but does not start by itself (`PUT /executions/{id}/play`).
@@ -295,7 +312,7 @@ class VipClient:
         if not self.profile.plays_launches or workflow.status != "Initializing":
             return
         try:
-            self._json("PUT", f"/executions/{_part(workflow.identifier)}/play")
+            self.tell("PUT", f"/executions/{_part(workflow.identifier)}/play")
         except PlatformError as error:
             if error.code != carmin.PLAYED_ALREADY:
                 raise
@@ -316,8 +333,20 @@ class VipClient:
             return carmin.list_pages(self._workflow_page, newest)
         return self._workflow_page(limit=min(newest or _LONGEST_LIST, _LONGEST_LIST))
 
+    def is_cut_off(self, listed: Sequence[Workflow]) -> bool:
+        """Tell whether there may be more executions than a list of the newest holds.
+
+        Args:
+            listed: What `workflows` gave.
+
+        Returns:
+            True when the platform lists no older ones.
+        """
+        longest = min(_LONGEST_LIST, self.platform.default_limit_list_executions)
+        return not self.profile.lists_in_pages and len(listed) >= longest
+
     def _workflow_page(self, **params: int) -> list[Workflow]:
-        return [Workflow.model_validate(entry) for entry in self._json("GET", "/executions", params=params)]
+        return self.ask(list[Workflow], "GET", "/executions", params=params)
 
     def workflow(self, identifier: str) -> Workflow:
         """Describe one execution (`GET /executions/{id}`).
@@ -334,7 +363,7 @@ class VipClient:
         """
         path = f"/executions/{_part(identifier)}"
         try:
-            return Workflow.model_validate(self._json("GET", path, about=f"workflow {identifier}"))
+            return self.ask(Workflow, "GET", path, about=f"workflow {identifier}")
         except PlatformError as error:
             if error.status != requests.codes.internal_server_error or self.profile.describes_ended_executions:
                 raise
@@ -349,13 +378,13 @@ class VipClient:
         Returns:
             Files and folders; deleted ones have `exists` False on VIP.
         """
-        entries = self._json(
+        return self.ask(
+            list[PathEntry],
             "GET",
             f"/executions/{_part(identifier)}/results",
             read_seconds=_RESULTS_SECONDS,
             about=f"results of workflow {identifier}",
         )
-        return [_entry(entry) for entry in entries]
 
     def log(self, identifier: str, *, stream: str = "stdout", job: str | None = None) -> str:
         """Read a log (`GET /executions/{id}/stdout` or `/stderr`).
@@ -369,10 +398,9 @@ class VipClient:
             The text, at most 64 MiB, without tokens of Girder.
         """
         where = f"/jobs/{_part(job)}" if job is not None else ""
-        response, text = self._http.text("GET", f"/executions/{_part(identifier)}{where}/{stream}")
-        if response.status_code != requests.codes.ok:
-            raise_for(response, _decoded(response, text), about=f"{stream} of workflow {identifier}")
-        return without_tokens(text)
+        path = f"/executions/{_part(identifier)}{where}/{stream}"
+        with self.opened("GET", path, about=f"{stream} of workflow {identifier}") as response:
+            return without_tokens(self._http.read_text(response))
 
     def kill(self, identifier: str) -> None:
         """Kill an execution (`PUT /executions/{id}/kill`).
@@ -385,7 +413,7 @@ class VipClient:
         if self.workflow(identifier).status.is_terminal:
             return
         try:
-            self._json("PUT", f"/executions/{_part(identifier)}/kill", about=f"kill of workflow {identifier}")
+            self.tell("PUT", f"/executions/{_part(identifier)}/kill", about=f"kill of workflow {identifier}")
         except PlatformError as error:
             if error.code not in carmin.ENDED:
                 raise
@@ -401,9 +429,9 @@ class VipClient:
         """
         path = f"/executions/{_part(identifier)}"
         if self.profile.deletes_with_put:
-            self._json("PUT", path + "/delete", json_body={"deleteFiles": delete_files})
+            self.tell("PUT", path + "/delete", json_body={"deleteFiles": delete_files})
         else:
-            self._json("DELETE", path, params={"deleteFiles": str(delete_files).lower()})
+            self.tell("DELETE", path, params={"deleteFiles": str(delete_files).lower()})
 
     def examples(self) -> list[Workflow]:
         """List the public example executions (`GET /executions/examples`).
@@ -411,7 +439,7 @@ class VipClient:
         Returns:
             Executions whose inputs may serve as a model.
         """
-        return [Workflow.model_validate(entry) for entry in self._json("GET", "/executions/examples")]
+        return self.ask(list[Workflow], "GET", "/executions/examples")
 
     # -- paths ---------------------------------------------------------------------------------------------------------
 
@@ -425,7 +453,7 @@ class VipClient:
             Its description; `exists` is False when there is nothing.
         """
         try:
-            return _entry(self._json("GET", _path(path), params={"action": "properties"}, about=path))
+            return self.ask(PathEntry, "GET", _path(path), params={"action": "properties"}, about=path)
         except NotFoundError:
             return PathEntry(path=path, exists=False)
 
@@ -439,10 +467,9 @@ class VipClient:
             True for files and folders.
         """
         try:
-            answer = self._json("GET", _path(path), params={"action": "exists"}, about=path)
+            return self.ask(_Existence, "GET", _path(path), params={"action": "exists"}, about=path).exists
         except NotFoundError:
             return False
-        return bool(answer["exists"])
 
     def list_folder(self, path: str) -> list[PathEntry]:
         """List a folder, not its sub-folders (`GET /path/{path}?action=list`).
@@ -457,8 +484,7 @@ class VipClient:
             NotFoundError: There is no such folder, on platforms that say so.
             GenericVipError: There is no such folder, or another reason VIP does not give.
         """
-        entries = self._json("GET", _path(path), params={"action": "list"}, about=path)
-        return [_entry(entry) for entry in entries]
+        return self.ask(list[PathEntry], "GET", _path(path), params={"action": "list"}, about=path)
 
     def md5(self, path: str) -> str:
         """Read the MD5 of a file (`GET /path/{path}?action=md5`), which VIP does not offer.
@@ -469,7 +495,7 @@ class VipClient:
         Returns:
             32 hexadecimal digits.
         """
-        return str(self._json("GET", _path(path), params={"action": "md5"}, about=path)["md5"])
+        return self.ask(_Digest, "GET", _path(path), params={"action": "md5"}, about=path).md5
 
     def make_folder(self, path: str) -> None:
         """Make a folder and what it lies in (`PUT /path/{path}` without a body). Safe to repeat.
@@ -524,9 +550,9 @@ class VipClient:
             self._put(path, encoded, content_type="application/carmin+json")
 
     def _put(self, path: str, body: Any, content_type: str = "application/octet-stream") -> None:
-        response, text = self._http.text("PUT", _path(path), body=body, headers={"Content-Type": content_type})
-        if response.status_code != requests.codes.created:
-            raise_for(response, _decoded(response, text), about=path)
+        headers = {"Content-Type": content_type}
+        with self.opened("PUT", _path(path), about=path, body=body, headers=headers) as response:
+            _require(response, {requests.codes.created}, path)
 
     @contextmanager
     def open_file(self, path: str, *, start: int = 0) -> Iterator[tuple[requests.Response, Iterator[bytes]]]:
@@ -545,9 +571,8 @@ class VipClient:
         """
         # A coded body would have another length than the one announced.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-        with self._http.open("GET", _path(path), params={"action": "content"}, headers=headers) as response:
-            if response.status_code not in {requests.codes.ok, requests.codes.partial_content}:
-                raise_for(response, _decoded(response, self._http.read_text(response)), about=path)
+        with self.opened("GET", _path(path), about=path, params={"action": "content"}, headers=headers) as response:
+            _require(response, {requests.codes.ok, requests.codes.partial_content}, path)
             yield response, self._http.chunks(response)
 
     def path_url(self, path: str) -> str:
@@ -586,7 +611,7 @@ class VipClient:
             path: Absolute path on the platform. One that is gone already is no error.
         """
         try:
-            self._json("DELETE", _path(path), about=path)
+            self.tell("DELETE", _path(path), about=path)
         except (NotFoundError, GenericVipError):
             if self.exists(path):
                 raise
@@ -597,12 +622,6 @@ class VipClient:
     def _http(self) -> HttpSession:
         return self._connect()[0]
 
-    def _json(self, method: str, path: str, *, about: str = "", **request: Any) -> Any:
-        response, body = self._http.json(method, path, **request)
-        if not response.ok:
-            raise_for(response, body, about=about)
-        return body
-
 
 def _path(path: str) -> str:
     return "/path" + quote(path, safe="/")
@@ -612,14 +631,11 @@ def _part(identifier: str) -> str:
     return quote(identifier, safe="")
 
 
-def _entry(answer: dict[str, Any]) -> PathEntry:
-    return PathEntry.model_validate(answer)
-
-
-def _decoded(response: requests.Response, text: str) -> Any:
-    if not text.strip():
-        return None
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise not_the_platform(response, text) from None
+def _require(response: requests.Response, statuses: set[int], about: str) -> None:
+    if response.status_code not in statuses:
+        url = bare(response.url)
+        raise UnexpectedResponse(
+            f"{about}: {url} answered HTTP {response.status_code}, which says nothing.",
+            status=response.status_code,
+            url=url,
+        )

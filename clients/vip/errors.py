@@ -1,9 +1,9 @@
-"""Errors of VIP and other CARMIN platforms, and the table from the platform's error codes to the error tree."""
+"""Errors of VIP and other CARMIN platforms, and what their error codes stand for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import requests
 
@@ -11,22 +11,25 @@ from prefect_biomed.clients.errors import (
     AuthenticationError,
     BiomedError,
     CapacityError,
+    HeldElsewhere,
     JobFailed,
-    LedgerError,
     NotFoundError,
     PermissionDeniedError,
     PlatformError,
-    ServerUnavailable,
-    UnexpectedResponse,
 )
+from prefect_biomed.clients.http import UNAVAILABLE
+from prefect_biomed.clients.rest import Refusal
 from prefect_biomed.clients.vip.models import Workflow, without_tokens
 
-__all__ = ["GenericVipError", "SessionLocked", "StillNeeded", "StillRunning", "WorkflowFailed", "raise_for"]
-
-_BAD_KEY = frozenset({8002, 8003, 8004, 20, 25, 30})
-_NOT_FOUND = frozenset({8007, 8015, 56, 105})
-_NOT_ALLOWED = frozenset({8008, 8013, 45, 50})
-_CAPACITY = frozenset({2000, 2001})
+__all__ = [
+    "NO_REASON",
+    "GenericVipError",
+    "SessionLocked",
+    "StillNeeded",
+    "StillRunning",
+    "WorkflowFailed",
+    "read_refusal",
+]
 
 
 class GenericVipError(PlatformError):
@@ -47,10 +50,8 @@ class WorkflowFailed(JobFailed):
         self.workflows = tuple(workflows)
 
 
-class SessionLocked(LedgerError):
+class SessionLocked(HeldElsewhere):
     """Another process works on the same session; it can be tried again when that one has ended."""
-
-    transient = True
 
 
 class StillRunning(BiomedError):
@@ -69,40 +70,41 @@ class StillNeeded(BiomedError):
     """A session cannot be removed because other sessions use its inputs. Nothing was removed."""
 
 
-def raise_for(response: requests.Response, body: Any, *, about: str = "") -> NoReturn:
-    """Raise the typed error of an answer. VIP's clients decide on the code; the message is for people."""
-    status, url = response.status_code, response.url.split("?", 1)[0]
+NO_REASON = 8000
+"""VIP's error code for nearly everything."""
+# With these the status says more than VIP's generic code.
+_SPEAKING = frozenset({requests.codes.unauthorized, requests.codes.forbidden, requests.codes.not_found})
+_NEW_KEY = "Put a valid API key into the credentials; nothing is lost, run it again then."
+_ELSEWHERE = "The path or object is outside what this account may use."
+_JOIN = "It belongs to a group you are not in. Join the group on the portal: your account, Join group."
+_KINDS: dict[int, tuple[type[PlatformError], str]] = {
+    **dict.fromkeys((8002, 8003, 8004, 20, 25, 30), (AuthenticationError, _NEW_KEY)),
+    **dict.fromkeys((8007, 8015, 56, 105), (NotFoundError, "Check the name.")),
+    **dict.fromkeys((8013, 45, 50), (PermissionDeniedError, _ELSEWHERE)),
+    8008: (PermissionDeniedError, _JOIN),
+    **dict.fromkeys((2000, 2001), (CapacityError, "Too many executions are running.")),
+}
+"""By error code, of VIP and of CARMIN-server; the code counts more than the status: 401 can mean a missing file."""
+
+
+def read_refusal(status: int, body: Any) -> Refusal | None:
+    """Read an error as VIP and other CARMIN platforms tell it. The code decides; the message is for people.
+
+    Args:
+        status: HTTP status of the answer.
+        body: The decoded body.
+
+    Returns:
+        What it says; None when it has no error code.
+    """
     code = body.get("errorCode") if isinstance(body, dict) else None
-    said = without_tokens(str(body.get("errorMessage", "")))[:500] if isinstance(body, dict) else ""
-    subject = f"{about}: " if about else ""
-    detail = f"{said} (HTTP {status}, code {code})" if code is not None else f"HTTP {status}"
-
-    def error(kind: type[PlatformError], advice: str) -> BiomedError:
-        return kind(f"{subject}{detail}. {advice}".strip(), status=status, code=code, url=url)
-
-    if code in _NOT_FOUND:
-        raise error(NotFoundError, "Check the name.")
-    if code == 8008:
-        raise error(
-            PermissionDeniedError,
-            "It belongs to a group you are not in. Join the group on the portal: your account, Join group.",
-        )
-    if code in _NOT_ALLOWED:
-        raise error(PermissionDeniedError, "The path or object is outside what this account may use.")
-    if code in _BAD_KEY or status == requests.codes.unauthorized:
-        raise error(
-            AuthenticationError, "Put a valid API key into the credentials; nothing is lost, run it again then."
-        )
-    if code in _CAPACITY:
-        raise error(CapacityError, "Too many executions are running.")
-    if status == requests.codes.not_found:
-        raise error(NotFoundError, f"{url} is not there.")
-    if status == requests.codes.forbidden:
-        raise error(PermissionDeniedError, "The account lacks the role for this.")
-    if status in {429, 502, 503, 504}:
-        raise error(ServerUnavailable, "The server is out of order for the moment.")
-    if code == 8000:
-        raise error(GenericVipError, "VIP gives no reason.")
-    if response.ok or status < 400:
-        raise UnexpectedResponse(f"{subject}{url} answered HTTP {status}, which says nothing.", status=status, url=url)
-    raise error(PlatformError, "")
+    if not isinstance(code, int):
+        return None
+    said = without_tokens(str(body.get("errorMessage") or ""))
+    kind, advice = _KINDS.get(code, (None, ""))
+    if status in UNAVAILABLE:
+        # Later counts more than why.
+        kind, advice = None, ""
+    elif code == NO_REASON and status not in _SPEAKING:
+        kind, advice = GenericVipError, "VIP gives no reason."
+    return Refusal(said, code, kind, advice)

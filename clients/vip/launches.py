@@ -1,37 +1,30 @@
-"""Launching executions exactly once."""
+"""Launching executions exactly once: what VIP and CARMIN platforms bring to the protocol of `clients.once`."""
 
 from __future__ import annotations
 
 import logging
-import time
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from itertools import chain, repeat
+from typing import Any
 
-from prefect_biomed.clients.errors import (
-    BiomedError,
-    CapacityError,
-    ConnectionFailed,
-    DeadlineExceeded,
-    LaunchInDoubt,
-    LedgerError,
-    NetworkError,
-    PlatformError,
-    ServerUnavailable,
-    UnexpectedResponse,
-    is_transient,
-)
-from prefect_biomed.clients.polling import PollSettings, sleep
+from prefect_biomed.clients.errors import BiomedError, CapacityError, LedgerError, PlatformError
+from prefect_biomed.clients.once import Circumstances, Intent, IntentFolder, IntentStore, Launch, once
+from prefect_biomed.clients.polling import PollSettings, now, poll
 from prefect_biomed.clients.vip.carmin import name_files_by_url
 from prefect_biomed.clients.vip.client import VipClient
-from prefect_biomed.clients.vip.errors import GenericVipError
+from prefect_biomed.clients.vip.errors import NO_REASON, GenericVipError
 from prefect_biomed.clients.vip.girder_sessions import make_run_folder, note_runs
 from prefect_biomed.clients.vip.models import InputValue, VipSession, Workflow, WorkflowStatus
-from prefect_biomed.clients.vip.monitoring import find
 from prefect_biomed.clients.vip.preflight import preflight
-from prefect_biomed.clients.vip.session_file import Launch, SessionFile, SessionRecord
+from prefect_biomed.clients.vip.session_file import LOCKS, LaunchRecord, SessionFile, SessionRecord
 
 __all__ = ["launch"]
 
 logger = logging.getLogger(__name__)
+
+_QUEUE = PollSettings(interval_seconds=30.0, growth=1.5, max_interval_seconds=300.0)
 
 
 def launch(
@@ -40,24 +33,28 @@ def launch(
     repetition: int,
     *,
     max_jobs: int = 1000,
-    doubt_seconds: float = 120.0,
+    settle_seconds: float | None = None,
     capacity: PollSettings | None = None,
     started_by: str | None = None,
+    circumstances: Circumstances | None = None,
 ) -> Workflow:
-    """Launch one repetition, once and never twice.
+    """Launch one repetition, once and never twice (`POST /executions`).
 
     The intent is written down, the platform is searched for its name, and only when nothing carries it the launch is
-    sent. When the answer is lost, the name is looked for again. Safe to repeat, also after a kill between the launch
-    and the writing of its identifier, and on another machine: the name is what counts.
+    sent. When the answer is lost, the name is looked for again. Safe to repeat, also after a kill at any moment, by two
+    processes at once, and on another machine: the name is what counts. A repetition that finds an intent of which
+    nobody knows how it ended looks until that request can take effect no more before it sends another one.
 
     Args:
         client: The account.
         session: The session; its inputs are on the platform.
         repetition: Number of the run, from 1.
         max_jobs: The platform's limit of jobs in one workflow.
-        doubt_seconds: How long to look for an execution whose answer was lost.
+        settle_seconds: The longest time after which a launch that was sent may still take effect; that of the client
+            when None.
         capacity: How to wait while the platform's limit of running executions is reached; for ever when None.
         started_by: What launches it, to be written down with the intent.
+        circumstances: What the caller knows of earlier attempts and of other machines.
 
     Returns:
         The execution, new or found.
@@ -66,56 +63,258 @@ def launch(
         PreflightFailed: The settings do not fit the pipeline; nothing was sent.
         LaunchInDoubt: The answer was lost and no execution of that name has appeared. Repeating looks again first.
         DeadlineExceeded: No capacity became free in time; nothing was launched.
+        SessionLocked: Another process is launching this repetition.
         PlatformError: The launch was refused.
     """
-    with SessionFile(session, client).exclusive(f"launch-{repetition}"):
-        workflow = _launch_or_find(client, session, repetition, max_jobs, doubt_seconds, capacity, started_by)
-        note_runs(client, session, [workflow])
+    if session.pipeline_id is None:
+        raise LedgerError(f"Session {session.session_name!r} has no pipeline_id. Give one.")
+    run = _Run(client, session, session.pipeline_id, repetition, max_jobs, started_by)
+    plan = Launch(
+        what=run.name,
+        token=run.name,
+        settle_seconds=client.settle_seconds if settle_seconds is None else settle_seconds,
+        find=run.find,
+        prepare=run.prepare,
+        send=run.send,
+        get=run.get,
+        identify=lambda workflow: workflow.identifier,
+        end=lambda workflow: client.kill(workflow.identifier),
+        says_no=lambda error: error.code != NO_REASON,
+    )
+    with _leased(circumstances or Circumstances(), run.name) as attempts:
+        workflow = _when_there_is_room(run.name, lambda: _made(run, plan, next(attempts)), capacity or _QUEUE)
+    client.play(workflow)
+    note_runs(client, session, [workflow])
     return workflow
 
 
-def _launch_or_find(
-    client: VipClient,
-    session: VipSession,
-    repetition: int,
-    max_jobs: int,
-    doubt_seconds: float,
-    capacity: PollSettings | None,
-    started_by: str | None,
-) -> Workflow:
-    file = SessionFile(session, client)
-    name = session.workflow_name(repetition)
-    record = file.read()
-    known = record.ledger.launches.get(name)
-    if known and known.workflow_id:
-        return client.workflow(known.workflow_id)
-    location = session.run_dir(repetition)
-    workflow = find(client, name)
-    if workflow is not None:
-        logger.info("Run %d is %s already, launched as %s", repetition, workflow.identifier, name)
-        client.play(workflow)
-    else:
-        pinned = _with_files_of_first_run(session, record)
-        plan = preflight(client, pinned, max_jobs=max_jobs, inputs_uploaded=True)
+@contextmanager
+def _leased(circumstances: Circumstances, token: str) -> Iterator[Iterator[Circumstances]]:
+    """Hold the lease while the launch is queued: no other machine may come in between two tries.
+
+    Yields:
+        The circumstances of each try; only the first has to ask what came before.
+    """
+    with circumstances.lease(token) as open_since:
+        first = replace(circumstances, lease=lambda _: nullcontext(open_since))
+        again = Circumstances(on_duplicates=circumstances.on_duplicates)
+        yield chain([first], repeat(again))
+
+
+def _when_there_is_room(name: str, attempt: Callable[[], Workflow], queue: PollSettings) -> Workflow:
+    """Repeat a launch as long as it is refused because of the platform's limit of running executions."""
+    refusals: list[CapacityError] = []
+
+    def look() -> Workflow | BiomedError | None:
+        try:
+            return attempt()
+        except CapacityError as error:
+            logger.info("%s is queued: %s", name, error)
+            refusals.append(error)
+            return None
+        except BiomedError as error:
+            # Raised outside the queue, which would take it for a look that failed.
+            return error
+
+    for outcome in poll(
+        look,
+        queue,
+        what=f"The queue for {name}",
+        take_up_again="Run this again when executions have ended.",
+        at_deadline=lambda: f"{name} was not launched: {refusals[-1]}",
+    ):
+        if isinstance(outcome, Workflow):
+            return outcome
+        if outcome is not None:
+            raise outcome
+    raise AssertionError("a queue ends with an outcome")
+
+
+def _made(run: _Run, plan: Launch[Workflow], circumstances: Circumstances) -> Workflow:
+    """Make the execution, or say what an answer means after which nothing can be done about it."""
+    try:
+        workflow = once(plan, run.store, circumstances)
+    except GenericVipError as error:
+        if error is not run.answer:
+            raise
+        raise PlatformError(
+            f"{run.name} was refused: {error} Its name did not appear. Check pipeline and inputs, or ask the "
+            "platform's support whether its engine is enabled.",
+            status=error.status,
+            code=error.code,
+            url=error.url,
+            spoken=True,
+        ) from error
+    if run.leaves_behind and isinstance(run.answer, PlatformError) and run.answer.spoken:
+        raise PlatformError(
+            f"The platform refused {run.name} and left execution {workflow.identifier} behind ({run.answer}). "
+            "Correct the settings and start a new session; nothing is repeated.",
+            status=run.answer.status,
+            code=run.answer.code,
+            url=run.answer.url,
+            spoken=True,
+        ) from run.answer
+    return workflow
+
+
+class _Run:
+    """One repetition of a session: how its execution is found and sent, and the intent of it in the session file.
+
+    Attributes:
+        name: Name of the execution, and identity of the intent.
+        answer: How the last request of this process failed; None when none did.
+    """
+
+    def __init__(
+        self,
+        client: VipClient,
+        session: VipSession,
+        pipeline_id: str,
+        repetition: int,
+        max_jobs: int,
+        started_by: str | None,
+    ) -> None:
+        self.name = session.workflow_name(repetition)
+        self.answer: BiomedError | None = None
+        self._client = client
+        self._session = session
+        self._pipeline_id = pipeline_id
+        self._repetition = repetition
+        self._max_jobs = max_jobs
+        self._started_by = started_by
+        self._file = SessionFile(session, client)
+        self._values: dict[str, InputValue] = {}
+        self._location: str | None = None
+        self._settings: dict[str, InputValue] | None = None
+        self._seen: dict[str, Workflow] = {}
+
+    @property
+    def leaves_behind(self) -> bool:
+        """Whether an error of the platform's own can leave an execution behind, which is not what was wanted."""
+        return self._client.profile.keeps_refused_launches
+
+    @property
+    def store(self) -> IntentStore:
+        """Where the intent is kept: with the session, or in a folder beside its locks when that is kept nowhere."""
+        if self._session.backup is None:
+            return IntentFolder(self._session.output_dir / LOCKS / "intents")
+        return self
+
+    # -- the execution -------------------------------------------------------------------------------------------------
+
+    def find(self, intent: Intent) -> list[Workflow]:
+        """Look for executions of this name, oldest first."""
+        listed = self._client.workflows()
+        self._check_reach(listed, intent)
+        # One that failed before it began was refused, and never runs.
+        failed = WorkflowStatus.INITIALIZATION_FAILED
+        return [
+            self._noticed(workflow)
+            for workflow in reversed(listed)
+            if workflow.name == self.name and workflow.status != failed
+        ]
+
+    def get(self, identifier: str) -> Workflow:
+        """Describe the execution."""
+        return self._client.workflow(identifier)
+
+    def prepare(self, intent: Intent) -> dict[str, Any]:
+        """Check the settings against the pipeline and make the folder of the results."""
+        client, session = self._client, self._session
+        pinned = _with_files_of_first_run(session, self._file.read())
+        plan = preflight(client, pinned, max_jobs=self._max_jobs, inputs_uploaded=True)
+        if pinned is session:
+            self._settings = {**session.input_settings, **plan.settings}
+        self._values = plan.input_values
+        if client.profile.takes_files_as_urls:
+            self._values = name_files_by_url(self._values, client.pipeline(self._pipeline_id), client.path_url)
+        location = session.run_dir(self._repetition)
         if session.girder_output_dir is not None:
-            location = make_run_folder(client, session, repetition)
-        with file.edit() as record:
-            record.pipeline_id = session.pipeline_id
-            if pinned is session:
-                record.input_settings = {**session.input_settings, **plan.settings}
-            record.ledger.note_girder(session)
-            record.ledger.launches[name] = Launch(
-                intended=datetime.now(UTC),
-                results_location=location,
-                girder_inputs=plan.girder_inputs or (known.girder_inputs if known else {}),
-                started_by=started_by,
+            location = make_run_folder(client, session, self._repetition)
+        elif client.profile.takes_results_location:
+            client.make_folder(location)
+        self._location = location if client.profile.takes_results_location else None
+        asked = {"results_location": location, "girder_inputs": plan.girder_inputs, "started_by": self._started_by}
+        return {**intent.asked, **{key: value for key, value in asked.items() if value}}
+
+    def send(self) -> Workflow:
+        """Send the launch that was prepared."""
+        self.answer = None
+        try:
+            workflow = self._client.launch(
+                name=self.name,
+                pipeline_id=self._pipeline_id,
+                input_values=self._values,
+                results_location=self._location,
             )
-        workflow = _send(client, session, name, location, plan.input_values, doubt_seconds, capacity)
-    with file.edit() as record:
-        intent = record.ledger.launches.get(name) or Launch(intended=datetime.now(UTC), results_location=location)
-        record.ledger.launches[name] = intent.model_copy(update={"workflow_id": workflow.identifier})
-        record.note_workflow(workflow)
-    return workflow
+        except BiomedError as error:
+            self.answer = error
+            raise
+        return self._noticed(workflow)
+
+    def _noticed(self, workflow: Workflow) -> Workflow:
+        self._seen[workflow.identifier] = workflow
+        return workflow
+
+    def _check_reach(self, listed: Sequence[Workflow], intent: Intent) -> None:
+        """Refuse to take an execution for missing when the list does not go back to when it would have begun."""
+        if intent.intended_at is None or not self._client.is_cut_off(listed):
+            return
+        oldest = listed[-1].start_date
+        if oldest is None or oldest > intent.intended_at:
+            raise LedgerError(
+                f"It is not known whether {self.name} was launched on {intent.intended_at:%Y-%m-%d %H:%M} UTC: the "
+                f"platform lists only its {len(listed)} newest executions, and all of them began later. Look for the "
+                "name on the portal. When it is not there, start a new session."
+            )
+
+    # -- the intent in the session file --------------------------------------------------------------------------------
+
+    @contextmanager
+    def exclusive(self, token: str, seconds: float) -> Iterator[None]:
+        """Keep other processes from launching this repetition."""
+        with self._file.exclusive(f"launch-{self._repetition}", seconds):
+            yield
+
+    def read(self, token: str) -> Intent | None:
+        """Read the intent."""
+        ledger = self._file.read().ledger
+        known = ledger.launches.get(token)
+        if known is None:
+            return Intent(token=token) if token in ledger.begun else None
+        asked = known.model_dump(mode="json", include=_ASKED)
+        return Intent(token=token, intended_at=known.intended, id=known.workflow_id, asked=asked)
+
+    def write(self, intent: Intent) -> None:
+        """Write the intent down."""
+        with self._file.edit() as record:
+            ledger = record.ledger
+            if intent.token not in ledger.begun:
+                ledger.begun.append(intent.token)
+            if intent.id is None and intent.intended_at is None:
+                ledger.launches.pop(intent.token, None)
+                return
+            ledger.launches[intent.token] = LaunchRecord.model_validate(
+                {
+                    "results_location": self._session.run_dir(self._repetition),
+                    **intent.asked,
+                    "intended": intent.intended_at or now(),
+                    "workflow_id": intent.id,
+                }
+            )
+            if intent.id in self._seen:
+                record.note_workflow(self._seen[intent.id])
+            if intent.is_in_doubt:
+                self._note_what_is_asked(record)
+
+    def _note_what_is_asked(self, record: SessionRecord) -> None:
+        record.pipeline_id = self._pipeline_id
+        if self._settings is not None:
+            record.input_settings = self._settings
+        record.ledger.note_girder(self._session)
+
+
+_ASKED = {"results_location", "girder_inputs", "started_by"}
 
 
 def _with_files_of_first_run(session: VipSession, record: SessionRecord) -> VipSession:
@@ -125,101 +324,3 @@ def _with_files_of_first_run(session: VipSession, record: SessionRecord) -> VipS
         if first is not None and first.girder_inputs:
             return session.model_copy(update={"input_settings": {**session.input_settings, **first.girder_inputs}})
     return session
-
-
-def _send(
-    client: VipClient,
-    session: VipSession,
-    name: str,
-    location: str,
-    values: dict[str, InputValue],
-    doubt_seconds: float,
-    capacity: PollSettings | None,
-) -> Workflow:
-    if session.pipeline_id is None:
-        raise LedgerError(f"Session {session.session_name!r} has no pipeline_id. Give one.")
-    if client.profile.takes_files_as_urls:
-        values = name_files_by_url(values, client.pipeline(session.pipeline_id), client.path_url)
-    results_location = location if client.profile.takes_results_location else None
-    if results_location is not None and session.girder_output_dir is None:
-        client.make_folder(location)
-    started = time.monotonic()
-    capacity = capacity or PollSettings(interval_seconds=30.0, growth=1.5, max_interval_seconds=300.0)
-    pause = capacity.interval_seconds
-    while True:
-        try:
-            return client.launch(
-                name=name, pipeline_id=session.pipeline_id, input_values=values, results_location=results_location
-            )
-        except CapacityError as error:
-            waited = time.monotonic() - started
-            if capacity.deadline_seconds is not None and waited + pause > capacity.deadline_seconds:
-                raise DeadlineExceeded(
-                    f"{name} was not launched: after {waited:.0f} s {error} Run this again when executions have ended."
-                ) from error
-            logger.info("%s is queued: %s", name, error)
-            sleep(pause)
-            _refresh(client)
-            pause = min(pause * capacity.growth, capacity.max_interval_seconds or pause)
-        except ConnectionFailed:
-            raise
-        except (NetworkError, GenericVipError, ServerUnavailable, UnexpectedResponse) as error:
-            return _look_for(client, name, error, doubt_seconds)
-        except PlatformError as error:
-            if (error.status or 0) < 500:
-                raise
-            return _look_for(client, name, error, doubt_seconds)
-
-
-def _refresh(client: VipClient) -> None:
-    """VIP counts an execution as running until somebody looks at it."""
-    try:
-        client.workflows()
-    except BiomedError as error:
-        if not is_transient(error):
-            raise
-        logger.warning("Look at the running executions failed: %s", error)
-
-
-def _look_for(client: VipClient, name: str, doubt: BiomedError, seconds: float) -> Workflow:
-    """Settle a launch in doubt by looking. An answer that is an error is a refusal once nothing has appeared."""
-    logger.warning("The launch of %s is in doubt, looking for it: %s", name, doubt)
-    deadline = time.monotonic() + seconds
-    pause = 1.0
-    looked = False
-    while True:
-        try:
-            workflow = find(client, name)
-            looked = True
-        except BiomedError as error:
-            if not is_transient(error):
-                raise
-            logger.warning("Look for %s failed: %s", name, error)
-        else:
-            if workflow is not None and workflow.status != WorkflowStatus.INITIALIZATION_FAILED:
-                if client.profile.keeps_refused_launches and isinstance(doubt, PlatformError):
-                    raise PlatformError(
-                        f"The platform refused {name} and left execution {workflow.identifier} behind ({doubt}). "
-                        "Correct the settings and start a new session; nothing is repeated.",
-                        status=doubt.status,
-                        code=doubt.code,
-                        url=doubt.url,
-                    ) from doubt
-                client.play(workflow)
-                return workflow
-        if time.monotonic() >= deadline:
-            break
-        sleep(min(pause, max(0.05, deadline - time.monotonic())))
-        pause = min(2 * pause, 15.0)
-    if looked and isinstance(doubt, GenericVipError):
-        raise PlatformError(
-            f"{name} was refused: {doubt} Its name did not appear within {seconds:.0f} s. Check pipeline and inputs, "
-            "or ask the platform's support whether its engine is enabled.",
-            status=doubt.status,
-            code=doubt.code,
-            url=doubt.url,
-        ) from doubt
-    raise LaunchInDoubt(
-        f"It is not known whether {name} was launched ({doubt}). It did not appear within {seconds:.0f} s. "
-        "Run this again: it looks for the name before it launches."
-    ) from doubt

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    AliasChoices,
+    AliasPath,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
+from prefect_biomed.clients.rest import Answered, OpenEnum
 from prefect_biomed.clients.vip.profiles import CARMIN, VIP, Profile
 
 __all__ = [
+    "Descriptor",
     "InputValue",
     "Job",
     "JobStatus",
@@ -32,8 +45,6 @@ __all__ = [
     "is_on_girder",
     "without_tokens",
 ]
-
-logger = logging.getLogger(__name__)
 
 
 def without_tokens(text: str) -> str:
@@ -65,6 +76,22 @@ def _told(value: Any) -> Any:
     return without_tokens(value) if isinstance(value, str) else value
 
 
+def _or(default: object) -> WrapValidator:
+    """For fields that are not needed: one of another shape counts as not told."""
+
+    def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            return default
+
+    return WrapValidator(validate)
+
+
+_Text = Annotated[str, _or("")]
+_TextOrNone = Annotated[str | None, _or(None)]
+
+
 def _path_as_text(value: Any) -> Any:
     """Write paths so that they stay recognisable as paths: absolute, or starting with `./`."""
     if isinstance(value, list | tuple):
@@ -89,21 +116,11 @@ _TOKEN_HEADER = re.compile(r"(girder-token[\"']?\s*[:=]\s*[\"']?)[^\s\"']+", re.
 _MILLISECONDS_FROM = 100_000_000_000
 
 
-class _Status(StrEnum):
-    """A status that keeps values this version does not know; they are not terminal."""
+class WorkflowStatus(OpenEnum, StrEnum):
+    """Status of an execution as the platform names it, and `Removed`, which vip-client adds.
 
-    @classmethod
-    def _missing_(cls, value: object) -> Self | None:
-        if not isinstance(value, str):
-            return None
-        logger.warning("Unknown %s %r; it counts as not finished", cls.__name__, value)
-        member = str.__new__(cls, value)
-        member._name_ = member._value_ = value
-        return member
-
-
-class WorkflowStatus(_Status):
-    """Status of an execution as the platform names it, and `Removed`, which vip-client adds."""
+    One that is unknown here is kept; it is not terminal.
+    """
 
     INITIALIZING = "Initializing"
     INITIALIZATION_FAILED = "InitializationFailed"
@@ -137,7 +154,7 @@ _TERMINAL = frozenset(
 )
 
 
-class JobStatus(_Status):
+class JobStatus(OpenEnum, StrEnum):
     """Status of one job of a workflow."""
 
     SUCCESSFULLY_SUBMITTED = "SUCCESSFULLY_SUBMITTED"
@@ -170,15 +187,17 @@ class JobStatus(_Status):
         return self.value.startswith(("ERROR", "STALLED", "CANCELLED", "DELETED", "KILL"))
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, populate_by_name=True, alias_generator=to_camel, extra="ignore")
+class _Model(Answered):
+    model_config = ConfigDict(populate_by_name=True, alias_generator=to_camel)
 
 
-def _platform_path(value: str) -> str:
+def _platform_path(value: Any) -> str:
     """Paths of outputs are paths on VIP, addresses with a token on Girder, and URLs elsewhere.
 
     CARMIN-server encodes nothing in its URLs.
     """
+    if not isinstance(value, str):
+        raise ValueError("a path must be a text")
     if is_on_girder(value):
         return without_tokens(value)
     return "/" + value.partition("://")[2].partition("/path/")[2] if "://" in value else value
@@ -195,11 +214,11 @@ class Platform(_Model):
         supported_api_version: Version of CARMIN.
     """
 
-    platform_name: str = ""
-    max_size_direct_transfer: int | None = None
-    default_limit_list_executions: int = 500
+    platform_name: _Text = ""
+    max_size_direct_transfer: Annotated[int | None, _or(None)] = None
+    default_limit_list_executions: Annotated[int, _or(500)] = 500
     unsupported_methods: tuple[str, ...] = ()
-    supported_api_version: str = Field(
+    supported_api_version: _Text = Field(
         "", validation_alias=AliasChoices("supportedAPIVersion", "supported_api_version")
     )
 
@@ -209,7 +228,7 @@ class Platform(_Model):
         return VIP if "playExecution" in self.unsupported_methods else CARMIN
 
 
-class ParameterType(_Status):
+class ParameterType(OpenEnum, StrEnum):
     """Type of a pipeline parameter. `List` is a list of anything, files included."""
 
     FILE = "File"
@@ -242,7 +261,7 @@ class Parameter(_Model):
         str | bool | int | float | list[Any] | None,
         BeforeValidator(lambda value: None if value in ("", *_NO_DEFAULT) else value),
     ] = None
-    description: str | None = None
+    description: _TextOrNone = None
     id: str | None = None
     list_of_files: bool | None = None
 
@@ -284,10 +303,10 @@ class Pipeline(_Model):
     """
 
     identifier: str
-    name: str = ""
-    version: str = ""
-    description: str | None = None
-    can_execute: bool = True
+    name: _Text = ""
+    version: _Text = ""
+    description: _TextOrNone = None
+    can_execute: Annotated[bool, _or(True)] = True
     parameters: tuple[Parameter, ...] = ()
     dot_parameters: frozenset[str] = frozenset()
     counted_parameters: frozenset[str] = frozenset()
@@ -296,6 +315,61 @@ class Pipeline(_Model):
     def inputs(self) -> tuple[Parameter, ...]:
         """The parameters that are not outputs."""
         return tuple(parameter for parameter in self.parameters if not parameter.is_returned_value)
+
+    def described_by(self, descriptor: Descriptor) -> Pipeline:
+        """Add what only the Boutiques descriptor tells of lists.
+
+        Args:
+            descriptor: The descriptor of this pipeline.
+
+        Returns:
+            The pipeline with it.
+        """
+        described = {key: entry for entry in descriptor.inputs for key in (entry.id, entry.name) if key}
+
+        def keys(ids: frozenset[str]) -> frozenset[str]:
+            return ids | {name for item in ids if item in described and (name := described[item].name)}
+
+        return self.model_copy(
+            update={
+                "dot_parameters": keys(descriptor.dot),
+                "counted_parameters": keys(descriptor.counted),
+                "parameters": tuple(
+                    parameter.model_copy(update={"list_of_files": entry.type == "File"})
+                    if (entry := described.get(parameter.id or parameter.name)) and entry.is_list
+                    else parameter
+                    for parameter in self.parameters
+                ),
+            }
+        )
+
+
+class _Input(Answered):
+    id: str | None = None
+    name: str | None = None
+    type: _Text = ""
+    is_list: Annotated[bool, _or(False)] = Field(False, validation_alias="list")
+
+
+_Keys = Annotated[frozenset[str], BeforeValidator(lambda value: value or ())]
+
+
+class Descriptor(Answered):
+    """What the Boutiques descriptor of a pipeline tells of its inputs beyond the CARMIN description.
+
+    Attributes:
+        inputs: Its inputs.
+        dot: Identifiers of inputs whose lists are combined element by element.
+        counted: Identifiers of inputs for which a number N stands for the list 0 … N-1.
+    """
+
+    inputs: tuple[_Input, ...]
+    dot: Annotated[frozenset[str], BeforeValidator(lambda value: value or ())] = Field(
+        frozenset(), validation_alias=AliasPath("custom", "vip:dot")
+    )
+    counted: Annotated[frozenset[str], BeforeValidator(lambda value: value or ())] = Field(
+        frozenset(), validation_alias=AliasPath("custom", "vip:intIteratorInputs")
+    )
 
 
 class Job(_Model):
@@ -310,8 +384,8 @@ class Job(_Model):
 
     id: str
     status: JobStatus
-    exit_code: int | None = None
-    exit_message: Annotated[str | None, BeforeValidator(_told)] = None
+    exit_code: Annotated[int | None, _or(None)] = None
+    exit_message: Annotated[str | None, BeforeValidator(_told), _or(None)] = None
 
 
 class PathEntry(_Model):
@@ -326,10 +400,10 @@ class PathEntry(_Model):
     """
 
     path: Annotated[str, BeforeValidator(_platform_path)] = Field(validation_alias=AliasChoices("path", "platformPath"))
-    is_directory: Annotated[bool, BeforeValidator(bool)] = False
+    is_directory: Annotated[bool, BeforeValidator(lambda value: value or False)] = False
     exists: bool = True
     size: int | None = None
-    execution_id: str | None = None
+    execution_id: _TextOrNone = None
 
     @property
     def name(self) -> str:
@@ -340,7 +414,30 @@ class PathEntry(_Model):
 def _when(value: Any) -> datetime | None:
     if not isinstance(value, (int, float)):
         return datetime.fromisoformat(value) if isinstance(value, str) else value
-    return datetime.fromtimestamp(value / 1000 if value >= _MILLISECONDS_FROM else value, tz=UTC)
+    try:
+        return datetime.fromtimestamp(value / 1000 if value >= _MILLISECONDS_FROM else value, tz=UTC)
+    except (OverflowError, OSError) as error:
+        raise ValueError("no date") from error
+
+
+def _returned(answer: Any) -> tuple[str, ...]:
+    """Paths of outputs, which come as a list, or by the name of the output."""
+    lists = answer.values() if isinstance(answer, Mapping) else [answer]
+    paths: list[str] = []
+    for entry in lists:
+        if not isinstance(entry, str | list | None):
+            raise ValueError("outputs must be paths")
+        paths += [_platform_path(path) for path in ([entry] if isinstance(entry, str) else entry or [])]
+    return tuple(dict.fromkeys(paths))
+
+
+def _by_number(jobs: Any) -> Any:
+    """Jobs come by their number."""
+    if not isinstance(jobs, Mapping):
+        return jobs or ()
+    if not all(isinstance(job, Mapping) for job in jobs.values()):
+        raise ValueError("jobs must be objects")
+    return tuple({**job, "id": number} for number, job in jobs.items())
 
 
 class Workflow(_Model):
@@ -359,27 +456,19 @@ class Workflow(_Model):
 
     identifier: str
     name: str = ""
-    pipeline_identifier: str = ""
+    pipeline_identifier: _Text = ""
     status: WorkflowStatus = WorkflowStatus.UNKNOWN
-    start_date: Annotated[datetime | None, BeforeValidator(_when)] = None
-    end_date: Annotated[datetime | None, BeforeValidator(_when)] = None
+    start_date: Annotated[datetime | None, BeforeValidator(_when), _or(None)] = None
+    end_date: Annotated[datetime | None, BeforeValidator(_when), _or(None)] = None
     outputs: tuple[Annotated[str, BeforeValidator(_platform_path)], ...] = ()
-    jobs: tuple[Job, ...] = ()
+    jobs: Annotated[tuple[Job, ...], BeforeValidator(_by_number)] = ()
 
     @model_validator(mode="before")
     @classmethod
     def _from_answer(cls, answer: Any) -> Any:
         if not isinstance(answer, Mapping) or "returnedFiles" not in answer:
             return answer
-        returned = answer["returnedFiles"] or []
-        lists = returned.values() if isinstance(returned, Mapping) else [returned]
-        paths = (path for paths in lists for path in ([paths] if isinstance(paths, str) else paths or []))
-        jobs = answer.get("jobs") or {}
-        return {
-            **answer,
-            "outputs": tuple(dict.fromkeys(_platform_path(path) for path in paths)),
-            "jobs": tuple({**job, "id": number} for number, job in jobs.items()),
-        }
+        return {**answer, "outputs": _returned(answer["returnedFiles"])}
 
     @property
     def failed_jobs(self) -> tuple[Job, ...]:

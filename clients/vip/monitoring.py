@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from prefect_biomed.clients.errors import (
-    DeadlineExceeded,
+    BiomedError,
     JobFailed,
     LedgerError,
     NetworkError,
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _DETAILS_EVERY_SECONDS = 300.0
 _LOG_LINES = 15
+_KILL_SECONDS = 300.0
 
 
 def find(client: VipClient, name: str) -> Workflow | None:
@@ -108,7 +109,8 @@ def monitor(
         All watched executions after each look; the last time all have ended, with their jobs.
 
     Raises:
-        DeadlineExceeded: Some run still; the message names the jobs that are held.
+        DeadlineExceeded: Some run still, or the platform could not be asked at the deadline; the message names the jobs
+            that are held, what was killed and what could not be.
         PollingFailed: Too many looks in a row failed. The executions go on.
         JobFailed: The platform has no trace of an execution for longer than the grace.
     """
@@ -119,38 +121,58 @@ def monitor(
         raise LedgerError(f"Session {session.session_name!r} has no executions to watch. Launch it first.")
     watch = _Watch(client, record, ids, unknown_grace_seconds)
     noted: dict[str, WorkflowStatus] = {}
-    take_up = f"vip_resume with session_name={session.session_name!r} takes it up again."
+    for workflows in poll(
+        watch.look,
+        settings,
+        done=_all_ended,
+        what=f"Session {session.session_name!r}",
+        take_up_again=f"vip_resume with session_name={session.session_name!r} takes it up again.",
+        at_deadline=lambda: _end_watch(client, session, watch.open_ids, kill_at_deadline),
+    ):
+        changed = [workflow for workflow in workflows if noted.get(workflow.identifier) != workflow.status]
+        noted.update({workflow.identifier: workflow.status for workflow in changed})
+        _note(file, changed)
+        if _all_ended(workflows) or any(workflow.status.is_terminal for workflow in changed):
+            # What Girder says stays; so at the end it has to be right.
+            note_runs(client, session, workflows, strict=_all_ended(workflows))
+        yield workflows
+
+
+def _all_ended(workflows: Sequence[Workflow]) -> bool:
+    return all(workflow.status.is_terminal for workflow in workflows)
+
+
+def _end_watch(client: VipClient, session: VipSession, open_ids: Sequence[str], kill_them: bool) -> str:
+    """Say at the deadline what holds executions up, and kill them when that was asked for."""
+    held = _held_in_words(client, open_ids)
+    if not kill_them:
+        return f"Nothing was stopped remotely.{held}"
+    refused = _send_kills(client, open_ids)
+    sent = [identifier for identifier in open_ids if identifier not in refused]
+    said = f"Killed: {', '.join(sent)}." if sent else "Nothing was killed."
+    if refused:
+        reasons = "; ".join(f"{identifier} ({error})" for identifier, error in refused.items())
+        said += f" These could not be killed, kill them by hand: {reasons}."
     try:
-        for workflows in poll(watch.look, settings, what=f"Session {session.session_name!r}", take_up_again=take_up):
-            changed = [workflow for workflow in workflows if noted.get(workflow.identifier) != workflow.status]
-            noted.update({workflow.identifier: workflow.status for workflow in changed})
-            ended = all(workflow.status.is_terminal for workflow in workflows)
-            _note(file, changed)
-            if ended or any(workflow.status.is_terminal for workflow in changed):
-                # What Girder says stays; so at the end it has to be right.
-                note_runs(client, session, workflows, strict=ended)
-            yield workflows
-            if ended:
-                return
-    except DeadlineExceeded as error:
-        running = [client.workflow(identifier) for identifier in watch.open_ids]
-        held = "; ".join(f"{w.identifier} {_jobs_in_words(w.failed_jobs)}" for w in running if w.failed_jobs)
-        told = f" Held in error: {held}." if held else ""
-        if not kill_at_deadline:
-            raise DeadlineExceeded(f"{error}{told}") from error
-        _kill_and_note(client, session, running, ids)
-        killed = ", ".join(workflow.identifier for workflow in running)
-        raise DeadlineExceeded(
-            f"Session {session.session_name!r} did not end within {settings.deadline_seconds:.0f} s. Killed: {killed}."
-            f"{told} What had finished can be downloaded."
-        ) from error
+        killed = _await_end(client, sent, _KILL_SECONDS)
+        _note(SessionFile(session, client), killed)
+        note_runs(client, session, killed)
+    except BiomedError as error:
+        said += f" It was not seen to take effect: {error}"
+    return f"{said}{held} What had finished can be downloaded."
 
 
-def _kill_and_note(client: VipClient, session: VipSession, running: Sequence[Workflow], ids: Sequence[str]) -> None:
-    kill(client, [workflow.identifier for workflow in running])
-    left = [client.workflow(identifier) for identifier in ids]
-    _note(SessionFile(session, client), left)
-    note_runs(client, session, left)
+def _held_in_words(client: VipClient, ids: Sequence[str]) -> str:
+    held = []
+    for identifier in ids:
+        try:
+            workflow = client.workflow(identifier)
+        except BiomedError as error:
+            logger.warning("It is not known which jobs of %s are held: %s", identifier, error)
+            continue
+        if workflow.failed_jobs:
+            held.append(f"{identifier} {_jobs_in_words(workflow.failed_jobs)}")
+    return f" Held in error: {'; '.join(held)}." if held else ""
 
 
 def _note(file: SessionFile, workflows: Sequence[Workflow]) -> None:
@@ -215,7 +237,7 @@ def _details(client: VipClient, identifier: str, record: SessionRecord) -> Workf
         return Workflow(identifier=identifier, status=WorkflowStatus.REMOVED)
 
 
-def kill(client: VipClient, workflow_ids: Iterable[str], *, timeout_seconds: float = 300.0) -> list[Workflow]:
+def kill(client: VipClient, workflow_ids: Iterable[str], *, timeout_seconds: float = _KILL_SECONDS) -> list[Workflow]:
     """Kill executions that still run and wait until they are killed. Safe to repeat; ended ones are left alone.
 
     Args:
@@ -228,24 +250,46 @@ def kill(client: VipClient, workflow_ids: Iterable[str], *, timeout_seconds: flo
 
     Raises:
         DeadlineExceeded: Some are still running.
+        BiomedError: Some could not be killed; the others were.
     """
     ids = list(workflow_ids)
+    refused = _send_kills(client, ids)
+    killed = _await_end(client, [identifier for identifier in ids if identifier not in refused], timeout_seconds)
+    for error in refused.values():
+        raise error
+    return killed
+
+
+def _send_kills(client: VipClient, ids: Sequence[str]) -> dict[str, BiomedError]:
+    """Kill executions; one that cannot be killed does not spare the others."""
+    refused: dict[str, BiomedError] = {}
     for identifier in ids:
-        client.kill(identifier)
+        try:
+            client.kill(identifier)
+        except BiomedError as error:
+            logger.error("%s could not be killed: %s", identifier, error)
+            refused[identifier] = error
+    return refused
+
+
+def _await_end(client: VipClient, ids: Sequence[str], timeout_seconds: float) -> list[Workflow]:
     states: dict[str, Workflow] = {}
 
-    def look() -> list[str]:
+    def look() -> list[Workflow]:
         for identifier in ids:
             if identifier not in states or not states[identifier].status.is_terminal:
                 states[identifier] = client.workflow(identifier)
-        return [identifier for identifier in ids if not states[identifier].status.is_terminal]
+        return [states[identifier] for identifier in ids]
 
-    settings = PollSettings(
-        interval_seconds=1.0, growth=1.5, max_interval_seconds=15.0, deadline_seconds=timeout_seconds
-    )
-    for running in poll(look, settings, what=f"Kill of {', '.join(ids)}", take_up_again="Kill them again."):
-        if not running:
-            break
+    for _ in poll(
+        look,
+        PollSettings(1.0, 1.5, 15.0, timeout_seconds),
+        done=_all_ended,
+        what=f"Kill of {', '.join(ids)}",
+        take_up_again="Kill them again.",
+        at_deadline=lambda: "The kill was accepted and may still take effect.",
+    ):
+        pass
     return [states[identifier] for identifier in ids]
 
 

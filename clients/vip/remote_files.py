@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import logging
-import time
+import operator
 from pathlib import Path
 
 from prefect_biomed.clients.errors import (
     AuthenticationError,
-    BiomedError,
-    DeadlineExceeded,
     NetworkError,
     NotFoundError,
     PermissionDeniedError,
     PlatformError,
-    is_transient,
 )
-from prefect_biomed.clients.polling import sleep
+from prefect_biomed.clients.polling import PollSettings, looks, poll
 from prefect_biomed.clients.vip.carmin import compare_digest
 from prefect_biomed.clients.vip.client import VipClient
 
 __all__ = ["delete_and_wait", "list_folder_or_nothing", "put_and_verify"]
 
 logger = logging.getLogger(__name__)
-
-_LOOK_SECONDS = 1.0
-_MAX_LOOK_SECONDS = 10.0
 
 
 def list_folder_or_nothing(client: VipClient, path: str) -> dict[str, int | None]:
@@ -56,19 +50,19 @@ def delete_and_wait(client: VipClient, path: str, *, timeout_seconds: float) -> 
         timeout_seconds: How long to wait.
 
     Raises:
-        DeadlineExceeded: It is still there. The deletion may still happen.
+        DeadlineExceeded: It is still there, or nobody can tell. The deletion may still happen.
     """
     client.delete(path)
-    deadline = time.monotonic() + timeout_seconds
-    pause = _LOOK_SECONDS / 4
-    while client.exists(path):
-        if time.monotonic() >= deadline:
-            raise DeadlineExceeded(
-                f"{path} is still there {timeout_seconds:.0f} s after its deletion was accepted. "
-                "Run this again later; what is gone is not deleted twice."
-            )
-        sleep(pause)
-        pause = min(2 * pause, _MAX_LOOK_SECONDS)
+    settings = PollSettings(0.25, 2.0, 10.0, timeout_seconds)
+    for _ in poll(
+        lambda: client.exists(path),
+        settings,
+        done=operator.not_,
+        what=f"The deletion of {path}",
+        take_up_again="Run this again later; what is gone is not deleted twice.",
+        at_deadline=lambda: "It was accepted and may still happen.",
+    ):
+        pass
 
 
 def put_and_verify(
@@ -88,7 +82,7 @@ def put_and_verify(
         attempts: How often to send it at most.
 
     Raises:
-        BiomedError: The last failure, after the last attempt.
+        BiomedError: The last failure, after the last attempt; or what is there cannot be looked at.
         UnexpectedResponse: The file that arrived is not the one that was sent.
     """
     size = local.stat().st_size
@@ -121,19 +115,10 @@ def put_and_verify(
 
 
 def _settles(client: VipClient, path: str, size: int, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    pause = _LOOK_SECONDS
-    while True:
-        try:
-            entry = client.entry(path)
-        except BiomedError as error:
-            if not is_transient(error):
-                raise
-            logger.warning("Look at %s failed: %s", path, error)
-        else:
-            if entry.exists and entry.size == size:
-                return True
-        if time.monotonic() >= deadline:
-            return False
-        sleep(min(pause, max(0.05, deadline - time.monotonic())))
-        pause = min(1.5 * pause, _MAX_LOOK_SECONDS)
+    """Whether the platform shows a file of this size within some time."""
+
+    def look() -> bool | None:
+        entry = client.entry(path)
+        return True if entry.exists and entry.size == size else None
+
+    return looks(look, seconds=seconds, what=path, interval_seconds=1.0) is not None

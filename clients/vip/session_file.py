@@ -9,16 +9,24 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from filelock import FileLock, Timeout
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
-from prefect_biomed.clients.errors import LedgerError
-from prefect_biomed.clients.transfer import atomic_write
+from prefect_biomed.clients.errors import HeldElsewhere, LedgerError
+from prefect_biomed.clients.files import atomic_write, exclusive, on_disk
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.errors import SessionLocked
 from prefect_biomed.clients.vip.models import (
@@ -31,11 +39,13 @@ from prefect_biomed.clients.vip.models import (
 )
 from prefect_biomed.clients.vip.remote_files import delete_and_wait, put_and_verify
 
-__all__ = ["Launch", "SessionFile", "SessionRecord", "UploadedFile", "WorkflowRecord", "open_session"]
+__all__ = ["LaunchRecord", "SessionFile", "SessionRecord", "UploadedFile", "WorkflowRecord", "open_session"]
 
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "session_data.json"
+VERSION = 1
+"""Version of the layout of our part of a session file."""
 VIP_HOME = "/vip/Home/API"
 LOCKS = ".locks"
 _MAX_BYTES = 64 * 1024 * 1024
@@ -57,7 +67,7 @@ class UploadedFile(BaseModel):
     sha256: str
 
 
-class Launch(BaseModel):
+class LaunchRecord(BaseModel):
     """The intent to launch one repetition, written before the request.
 
     Attributes:
@@ -69,7 +79,7 @@ class Launch(BaseModel):
         started_by: What launched it, for instance a flow run; to trace it back.
     """
 
-    intended: datetime
+    intended: AwareDatetime
     results_location: str
     girder_inputs: dict[str, InputValue] = Field(default_factory=dict)
     workflow_id: str | None = None
@@ -83,7 +93,8 @@ class Ledger(BaseModel):
         version: Version of this layout.
         token: Token of the intent that made the session.
         nb_runs: Number of runs the session is to have.
-        launches: Intents by execution name.
+        begun: Names of executions whose launch was begun, whatever came of it.
+        launches: Intents of which a request may have been sent, by execution name. One that was refused is none.
         uploads: Files sent, by path relative to the input folder.
         downloaded: Workflows whose outputs are all here.
         girder_output_dir: See `VipSession`.
@@ -94,10 +105,11 @@ class Ledger(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    version: Literal[1] = 1
+    version: int = VERSION
     token: str
     nb_runs: int = 1
-    launches: dict[str, Launch] = Field(default_factory=dict)
+    begun: list[str] = Field(default_factory=list)
+    launches: dict[str, LaunchRecord] = Field(default_factory=dict)
     uploads: dict[str, UploadedFile] = Field(default_factory=dict)
     downloaded: list[str] = Field(default_factory=list)
     girder_output_dir: str | None = None
@@ -144,7 +156,10 @@ class WorkflowRecord(BaseModel):
 
 
 class SessionRecord(BaseModel):
-    """The content of `session_data.json`; the keys are vip-client's but for the last."""
+    """The content of `session_data.json`; the keys are vip-client's but for the last.
+
+    One of a later version of the package is refused with `LedgerError`: it may hold what must not be lost.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -157,6 +172,18 @@ class SessionRecord(BaseModel):
     input_settings: dict[str, InputValue] | None
     workflows: dict[str, WorkflowRecord]
     prefect_biomed: Ledger | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_later_version(cls, content: Any) -> Any:
+        ours = content.get("prefect_biomed") if isinstance(content, dict) else None
+        version = ours.get("version") if isinstance(ours, dict) else None
+        if isinstance(version, int) and version > VERSION:
+            raise LedgerError(
+                f"The record of session {content.get('session_name')!r} was written by a later version of "
+                "prefect-biomed. Update the package on this machine. The record was left as it is."
+            )
+        return content
 
     @classmethod
     def of(cls, session: VipSession) -> SessionRecord:
@@ -265,11 +292,13 @@ class SessionFile:
             The record.
 
         Raises:
-            LedgerError: The file is damaged or belongs to another session. It is left as it is.
+            LedgerError: The file is damaged, of a later version of the package, or belongs to another session. It is
+                left as it is.
+            LocalStorageError: It cannot be read.
         """
         match self.session.backup:
             case "local":
-                text = self.path.read_bytes() if self.path.is_file() else None
+                text = _read_local(self.path)
             case "vip":
                 text = self._read_vip()
             case _:
@@ -295,11 +324,12 @@ class SessionFile:
             self._write(record)
 
     @contextmanager
-    def exclusive(self, step: str) -> Iterator[None]:
+    def exclusive(self, step: str, seconds: float | None = None) -> Iterator[None]:
         """Keep other processes from doing the same step of this session at the same time.
 
         Args:
             step: Name of the step.
+            seconds: How long to wait for another process; as for the class when None.
 
         Yields:
             Nothing.
@@ -307,7 +337,7 @@ class SessionFile:
         Raises:
             SessionLocked: Another process does it.
         """
-        with self._locked(step):
+        with self._locked(step, seconds):
             yield
 
     @property
@@ -315,21 +345,18 @@ class SessionFile:
         return self._vip_path if self.session.backup == "vip" else str(self.path)
 
     @contextmanager
-    def _locked(self, what: str) -> Iterator[None]:
-        folder = self.session.output_dir / LOCKS
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{what}.lock", timeout=self._lock_seconds)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise SessionLocked(
-                f"{self._where} is locked: another process holds {what!r} of session {self.session.session_name!r} "
-                f"for more than {self._lock_seconds:.0f} s. Wait for it, or stop it, and run this again."
-            ) from None
-        try:
+    def _locked(self, what: str, seconds: float | None = None) -> Iterator[None]:
+        lock = self.session.output_dir / LOCKS / f"{what}.lock"
+        patience = self._lock_seconds if seconds is None else seconds
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(exclusive(lock, seconds=patience, what=what))
+            except HeldElsewhere:
+                raise SessionLocked(
+                    f"{self._where} is locked: another process holds {what!r} of session {self.session.session_name!r} "
+                    f"for more than {patience:.0f} s. Wait for it, or stop it, and run this again."
+                ) from None
             yield
-        finally:
-            lock.release()
 
     def _belonging(self, record: SessionRecord) -> SessionRecord:
         if record.session_name != self.session.session_name:
@@ -343,7 +370,7 @@ class SessionFile:
         content = json.dumps(record.model_dump(mode="json", exclude_none=False), indent=4).encode()
         match self.session.backup:
             case "local":
-                with atomic_write(self.path) as file:
+                with atomic_write(self.path, mode=0o600) as file:
                     file.write(content)
             case "vip":
                 self._write_vip(content)
@@ -355,16 +382,16 @@ class SessionFile:
         return client.read_file(self._vip_path, max_bytes=_MAX_BYTES)
 
     def _write_vip(self, content: bytes) -> None:
-
         client = self._needed_client()
         copy = self.session.output_dir / f".{FILE_NAME}.vip"
-        with atomic_write(copy) as file:
+        with atomic_write(copy, mode=0o600) as file:
             file.write(content)
         client.make_folder(self.session.vip_output_dir)
         if client.exists(self._vip_path):
             delete_and_wait(client, self._vip_path, timeout_seconds=_DELETE_SECONDS)
         put_and_verify(client, copy, self._vip_path)
-        copy.unlink()
+        with on_disk(copy.parent):
+            copy.unlink()
 
     def _from_platform(self) -> SessionRecord:
         """Without a file the names of the executions tell what the session has launched."""
@@ -392,12 +419,23 @@ def parse(text: bytes, where: str) -> SessionRecord:
         The record.
 
     Raises:
-        LedgerError: It is not JSON, or lacks what vip-client writes.
+        LedgerError: It is not JSON, lacks what vip-client writes, or is of a later version of the package.
     """
     try:
         return SessionRecord.model_validate_json(text)
     except ValidationError as error:
         raise _damaged(where, error) from None
+    except LedgerError as error:
+        raise LedgerError(f"{where}: {error}") from None
+
+
+def _read_local(path: Path) -> bytes | None:
+    """The content of a file; None when there is none."""
+    with on_disk(path.parent):
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
 
 
 def _damaged(where: str, error: ValidationError) -> LedgerError:
@@ -429,10 +467,8 @@ def open_session(
         LedgerError: There is no file, it is damaged, or it belongs to another session.
     """
     path = output_dir / FILE_NAME
-    where, text, backup = str(path), None, "local"
-    if path.is_file():
-        text = path.read_bytes()
-    elif client is not None and session_name is not None:
+    where, text, backup = str(path), _read_local(path), "local"
+    if text is None and client is not None and session_name is not None:
         where, backup = f"{vip_home}/{session_name}/OUTPUTS/{FILE_NAME}", "vip"
         text = client.read_file(where, max_bytes=_MAX_BYTES) if client.exists(where) else None
     if text is None:

@@ -275,7 +275,7 @@ def test_outputs_of_killed_runs_can_be_wanted(
 
 def test_more_runs_than_the_platform_allows_are_queued(vip: Sandbox, arguments: dict[str, Any]) -> None:
     vip.vip.switches.max_running_user = 1
-    vip.vip.switches.job_seconds = 0.5
+    vip.vip.switches.job_seconds = 3
 
     @flow
     def five() -> int:

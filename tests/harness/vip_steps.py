@@ -35,7 +35,7 @@ def send(client: VipClient, session: VipSession, **settings: Any) -> UploadSumma
 
 def start(client: VipClient, session: VipSession, **settings: Any) -> list[Workflow]:
     """Launch all runs of a session."""
-    settings = {"capacity": QUICK, "doubt_seconds": 5.0, **settings}
+    settings = {"capacity": QUICK, "settle_seconds": 5.0, **settings}
     return [launch(client, session, repetition, **settings) for repetition in range(1, session.nb_runs + 1)]
 
 

@@ -173,7 +173,8 @@ def test_many_executions_are_listed_page_by_page(client: VipClient, new_session:
     """The server gives ten unless asked for more; all are found, newest first."""
     session = new_session(EVERY_TYPE, {"text": "x"})
     for number in range(53):
-        client.launch(name=f"n{number}", pipeline_id=EVERY_TYPE, input_values={"text": "x"}, results_location=None)
+        name = f"n{number}"
+        client.play(client.launch(name=name, pipeline_id=EVERY_TYPE, input_values={"text": "x"}, results_location=None))
     assert [workflow.name for workflow in client.workflows()] == [f"n{number}" for number in range(52, -1, -1)]
     assert [workflow.name for workflow in client.workflows(newest=3)] == ["n52", "n51", "n50"]
     start(client, session)

@@ -205,11 +205,13 @@ def test_doubt_that_looking_cannot_settle_is_left_to_a_retry(
         Fault.model_validate({"method": "GET", "path": EXECUTIONS, "skip": 1, **NO_REASON}),
     )
     session = new_session("EveryType/1.0", {"text": "x"})
-    with pytest.raises(LaunchInDoubt, match="not known whether session-r001-t0k3n was launched") as caught:
-        start(client, session, doubt_seconds=0.2)
+    with pytest.raises(
+        LaunchInDoubt, match=r"not known whether session-r001-t0k3n was made .* cannot be looked for now"
+    ) as caught:
+        start(client, session, settle_seconds=0.2)
     assert is_transient(caught.value)
     with pytest.raises(GenericVipError):
-        start(client, session)  # a look that fails is no reason to post
+        start(client, session, settle_seconds=0.5)  # a look that fails is no reason to post
     assert len(vip.vip.journal.entries("POST", EXECUTIONS)) == 1
     vip.vip.faults.clear()
     (workflow,) = start(client, session)
@@ -235,8 +237,8 @@ def test_launch_that_was_never_accepted_is_in_doubt_and_then_done_once(
     """The connection broke before the server saw it: nothing appears, the retry launches."""
     vip.vip.faults.add(Fault(method="POST", path=EXECUTIONS, drop="before", calls=[1]))
     session = new_session("EveryType/1.0", {"text": "x"})
-    with pytest.raises(LaunchInDoubt, match="it looks for the name before it launches") as caught:
-        start(client, session, doubt_seconds=0.1)
+    with pytest.raises(LaunchInDoubt, match="Run this again: it looks before it sends") as caught:
+        start(client, session, settle_seconds=0.1)
     assert is_transient(caught.value)
     start(client, session)
     assert executions(client, session) == ["session-r001-t0k3n"]

@@ -565,7 +565,7 @@ def test_live_tokens_reach_neither_models_nor_session_file(
     launched = launch(client, mine, 1)
     wait(client, mine)
     download(client, mine)
-    raw = client._json("GET", f"/executions/{launched.identifier}")
+    raw = client.ask(dict[str, object], "GET", f"/executions/{launched.identifier}")
     live = set(re.findall(r"token=(\w+)", json.dumps(raw)))
     assert live, "the sandbox has given a token, as VIP does"
     assert all(vip.vip.girder.user_of(token) for token in live)

@@ -385,7 +385,7 @@ def test_deletion_that_takes_too_long_is_told_and_taken_up_again(
     session = new_session("EveryType/1.0", {"text": "x", "file": "a.txt"}, files={"a.txt": b"1"})
     run(client, session)
     vip.vip.switches.lose_deletes = 1
-    with pytest.raises(DeadlineExceeded, match=r"is still there .* Run this again later"):
+    with pytest.raises(DeadlineExceeded, match=r"deletion of .*: not finished .* happen. Run this again later"):
         finish(client, session, timeout_seconds=0.2)
     assert SessionFile(session).read().workflow_ids("Removed") == []
     assert finish(client, session).removed

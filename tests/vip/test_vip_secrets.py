@@ -94,7 +94,7 @@ def test_key_is_nowhere_after_a_session_full_of_errors(
     send(client, session, settle_seconds=0.05)
     broken(method="POST", path=EXECUTIONS, drop="before")
     with evidence.collected():
-        start(client, session, doubt_seconds=0.05)
+        start(client, session, settle_seconds=0.05)
     broken(method="POST", path=EXECUTIONS, drop="after", calls=[1])
     (workflow,) = start(client, session)
     for fault in (

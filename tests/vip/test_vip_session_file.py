@@ -15,7 +15,7 @@ import pytest
 from prefect_biomed.clients.errors import LedgerError, is_transient
 from prefect_biomed.clients.vip.models import PathEntry, VipSession, Workflow
 from prefect_biomed.clients.vip.session_file import (
-    Launch,
+    LaunchRecord,
     SessionFile,
     SessionLocked,
     SessionRecord,
@@ -213,6 +213,21 @@ def test_failed_change_is_not_written(session: VipSession) -> None:
 # -- files that cannot be used -----------------------------------------------------------------------------------------
 
 
+def test_record_of_a_later_version_asks_for_the_newer_package(tmp_path: Path, session: VipSession) -> None:
+    """It may hold what this version would lose, whatever else has changed in it."""
+    session = session.model_copy(update={"output_dir": tmp_path})
+    path = put(tmp_path, json.dumps({**of_vip_client(Path()), "prefect_biomed": {"version": 2, "intents": []}}))
+    before = path.read_bytes()
+    later = r"session_data\.json: .*'brains' was written by a later version of prefect-biomed\. Update the package"
+    with pytest.raises(LedgerError, match=later):
+        SessionFile(session).read()
+    with pytest.raises(LedgerError, match=later), SessionFile(session).edit():
+        raise AssertionError
+    with pytest.raises(LedgerError, match=later):
+        open_session(tmp_path)
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -227,7 +242,7 @@ def test_failed_change_is_not_written(session: VipSession) -> None:
         json.dumps({**of_vip_client(Path()), "workflows": {"w": {"start": "x"}}}),
         json.dumps({**of_vip_client(Path()), "session_name": None}),
         json.dumps({key: value for key, value in of_vip_client(Path()).items() if key != "vip_output_dir"}),
-        json.dumps({**of_vip_client(Path()), "prefect_biomed": {"version": 2, "token": "abcd"}}),
+        json.dumps({**of_vip_client(Path()), "prefect_biomed": {"version": "one", "token": "abcd"}}),
         json.dumps({**of_vip_client(Path()), "prefect_biomed": {"version": 1}}),
     ],
 )
@@ -343,7 +358,7 @@ def test_kill_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
 def test_changes_of_many_threads_are_all_kept(session: VipSession) -> None:
     def add(number: int) -> None:
         with SessionFile(session).edit() as record:
-            record.ledger.launches[str(number)] = Launch.model_validate(
+            record.ledger.launches[str(number)] = LaunchRecord.model_validate(
                 {"intended": "2026-01-01T00:00:00Z", "results_location": "/vip"}
             )
 
