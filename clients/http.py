@@ -422,31 +422,38 @@ def not_the_platform(response: requests.Response, text: str) -> BiomedError:
 
 @contextmanager
 def _converted(method: str, url: str) -> Iterator[None]:
-    what = f"{method} {bare(url)}"
     try:
         yield
-    except requests.exceptions.SSLError as error:
-        raise ConfigurationError(
-            f"{what}: the server's TLS certificate was not accepted ({_reason(error)}). "
-            "Check the URL, or give the certificate authority in REQUESTS_CA_BUNDLE."
-        ) from None
-    except requests.ConnectTimeout as error:
-        raise ConnectionFailed(f"{what}: no connection ({_reason(error)}).") from None
-    except (requests.Timeout, urllib3.exceptions.ReadTimeoutError, TimeoutError):
-        raise RequestTimedOut(f"{what}: no answer in time.") from None
-    except requests.ConnectionError as error:
-        # requests says "connection error" of a timeout too, when it came in the body or on the last repetition.
-        if isinstance(_wrapped(error), urllib3.exceptions.ReadTimeoutError):
-            raise RequestTimedOut(f"{what}: no answer in time.") from None
-        never_connected = isinstance(_wrapped(error), urllib3.exceptions.NewConnectionError)
-        kind = ConnectionFailed if never_connected else NetworkError
-        raise kind(f"{what}: the connection failed ({_reason(error)}).") from None
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-        if isinstance(error, requests.exceptions.InvalidURL):
-            raise ConfigurationError(f"{what}: not a valid URL.") from None
         if isinstance(error, OSError) and error.filename is not None:
             raise
-        raise NetworkError(f"{what}: the connection broke ({_reason(error)}).") from None
+        if isinstance(error, requests.RequestException):
+            # They hold the request with its key, and go with our error wherever a library pickles that.
+            error.request = error.response = None
+        raise _failure(f"{method} {bare(url)}", error) from None
+
+
+def _failure(what: str, error: Exception) -> BiomedError:
+    """Make our error of what `requests` says."""
+    wrapped = _wrapped(error)
+    if isinstance(error, requests.exceptions.SSLError):
+        return ConfigurationError(
+            f"{what}: the server's TLS certificate was not accepted ({_reason(error)}). "
+            "Check the URL, or give the certificate authority in REQUESTS_CA_BUNDLE."
+        )
+    if isinstance(error, requests.exceptions.InvalidURL):
+        return ConfigurationError(f"{what}: not a valid URL.")
+    if isinstance(error, requests.ConnectTimeout):
+        return ConnectionFailed(f"{what}: no connection ({_reason(error)}).")
+    late = (requests.Timeout, urllib3.exceptions.ReadTimeoutError, TimeoutError)
+    # requests says "connection error" of a timeout too, when it came in the body or on the last repetition.
+    if isinstance(error, late) or isinstance(wrapped, urllib3.exceptions.ReadTimeoutError):
+        return RequestTimedOut(f"{what}: no answer in time.")
+    if isinstance(wrapped, urllib3.exceptions.NewConnectionError):
+        return ConnectionFailed(f"{what}: the connection failed ({_reason(error)}).")
+    if isinstance(error, requests.ConnectionError):
+        return NetworkError(f"{what}: the connection failed ({_reason(error)}).")
+    return NetworkError(f"{what}: the connection broke ({_reason(error)}).")
 
 
 def _origin(url: str) -> tuple[str, str]:
