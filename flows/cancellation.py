@@ -18,7 +18,7 @@ __all__ = ["ending_remote_jobs"]
 def ending_remote_jobs(
     kind: str, end: Callable[[Any, str, LoggingAdapter], Sequence[str]], *, named_by: str
 ) -> FlowStateHook[..., Any]:
-    """Make the hook that ends what a cancelled flow run has launched, when its parameter `cancel_remote` is true.
+    """Make the hook that ends what a cancelled flow run has launched, when `cancel_remote` of its `waiting` is true.
 
     The hook may run in a new process, so what was launched is found again by the token of the intent. Safe to repeat.
 
@@ -34,7 +34,8 @@ def ending_remote_jobs(
 
     def end_remote_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
         parameters = flow.validate_parameters(flow_run.parameters)
-        if not parameters.get("cancel_remote"):
+        waiting = parameters.get("waiting")
+        if not (waiting.cancel_remote if waiting else parameters.get("cancel_remote")):
             return
         token = token_of_flow_run(flow_run.id, kind, explicit=parameters.get(named_by))
         logger = flow_run_logger(flow_run, flow)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
 from prefect import flow, get_run_logger
@@ -48,23 +48,16 @@ def what_is_running(
         ConfigurationError: No credentials were given.
         BiomedError: A platform could not be asked; the artifact shows the others.
     """
-    if vip is None and vantage6 is None and boss is None:
-        raise ConfigurationError("Give the credentials of at least one platform.")
-    found: list[Leftover] = []
-    problems: list[str] = []
-
-    def ask(platform: str, look: Callable[[], list[Leftover]]) -> None:
-        try:
-            found.extend(look())
-        except BiomedError as error:
-            problems.append(f"{platform}: {error}")
-
+    looks: dict[str, Callable[[], list[Leftover]]] = {}
     if vip is not None:
-        ask("VIP", lambda: steps.vip_leftovers(vip, vip_home))
+        looks["VIP"] = lambda: steps.vip_leftovers(vip, vip_home)
     if vantage6 is not None:
-        ask("vantage6", lambda: steps.vantage6_leftovers(vantage6))
+        looks["vantage6"] = lambda: steps.vantage6_leftovers(vantage6)
     if boss is not None:
-        ask("Boss", lambda: steps.boss_leftovers(boss))
+        looks["Boss"] = lambda: steps.boss_leftovers(boss)
+    if not looks:
+        raise ConfigurationError("Give the credentials of at least one platform.")
+    found, problems = _ask_all(looks)
     table("what-is-running", [_row(one) for one in found], "What our runs have left on the platforms")
     get_run_logger().info("%d things are on the platforms", len(found))
     if problems:
@@ -122,6 +115,18 @@ def remove_leftovers(
     if boss is not None:
         done += [cancel_ingest_job(boss, job_id) for job_id in ingest_jobs]
     return done
+
+
+def _ask_all(looks: Mapping[str, Callable[[], list[Leftover]]]) -> tuple[list[Leftover], list[str]]:
+    """Ask every platform; one that cannot be asked does not hide the others."""
+    found: list[Leftover] = []
+    problems: list[str] = []
+    for platform, look in looks.items():
+        try:
+            found += look()
+        except BiomedError as error:
+            problems.append(f"{platform}: {error}")
+    return found, problems
 
 
 def _row(one: Leftover) -> dict[str, object]:

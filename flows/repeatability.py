@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -15,16 +15,35 @@ from prefect_biomed.analysis import Experiment, Report, Rules
 from prefect_biomed.analysis.models import PipelineReport
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import ConfigurationError, JobFailed
-from prefect_biomed.clients.vip import VipSession, Workflow
-from prefect_biomed.clients.vip.session_file import VIP_HOME
-from prefect_biomed.flows.vip import RefreshTime, SessionName, Settings, Timeout, kill_remote_workflows
+from prefect_biomed.clients.vip import VipSession
+from prefect_biomed.flows.parameters import (
+    ExperimentWaiting,
+    Group,
+    RefreshTime,
+    Removal,
+    SessionName,
+    Settings,
+    Upload,
+)
+from prefect_biomed.flows.vip import PipelineRun, finish_session, kill_remote_workflows, session_on_inputs_of
 from prefect_biomed.tasks import repeatability as experiments
 from prefect_biomed.tasks import vip as steps
 
-__all__ = ["compare_folders", "repeatability_experiment"]
+__all__ = ["Assessment", "compare_folders", "repeatability_experiment"]
 
 Repetitions = Annotated[int, Field(ge=1, le=100, title="Repetitions")]
-Level = Annotated[float, Field(gt=0, lt=0.5, title="Level")]
+
+
+class Assessment(Group):
+    """How runs are compared, judged and reported."""
+
+    title: str | None = Field(default=None, title="Title of the report")
+    """Title of the report; one that says what the flow does when empty. Reports of one title are versions of one
+    artifact."""
+    level: float = Field(default=0.05, gt=0, lt=0.5, title="Probability of a false alarm")
+    """Probability of a false alarm of each judgement."""
+    rules: Rules = Field(default=Rules(), title="Rules")
+    """What is left out of the comparison, and tolerances by pattern of file names."""
 
 
 @flow(name="repeatability-experiment", on_cancellation=[kill_remote_workflows])
@@ -36,18 +55,12 @@ def repeatability_experiment(
     input_dir: Path | None = None,
     repetitions: Repetitions = 5,
     baseline: str | None = None,
-    title: str = "Repeatability experiment",
-    level: Level = 0.05,
-    rules: Rules = Rules(),  # noqa: B008  # frozen, and so the form shows the defaults
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
     session_name: SessionName | None = None,
     refresh_time: RefreshTime = 30.0,
-    timeout_seconds: Timeout | None = None,
-    queue_timeout_seconds: Timeout | None = None,
-    finish: bool = True,
-    cancel_remote: bool = False,
-    vip_home: str = VIP_HOME,
+    upload: Upload | None = None,
+    removal: Removal | None = None,
+    waiting: ExperimentWaiting | None = None,
+    assessment: Assessment | None = None,
 ) -> Report:
     """Run pipelines several times on the same input and tell what differs, and whether it differs more than before.
 
@@ -65,18 +78,13 @@ def repeatability_experiment(
         baseline: Series that later ones are judged by: the name of one, or an absolute path of a folder whose
             sub-folders are reference runs. When empty, the first with the same settings and inputs and at least three
             runs that succeeded.
-        title: Title of the report. Reports of one title are versions of one artifact.
-        level: Probability of a false alarm of each judgement.
-        rules: What is left out of the comparison, and tolerances by pattern of file names.
-        include: Patterns of files to upload, relative to `input_dir`; all when empty.
-        exclude: Patterns of files not to upload.
         session_name: Name of the session that owns the inputs; made up when empty.
         refresh_time: Seconds between two looks at the runs.
-        timeout_seconds: Stop waiting for the runs after this time; they go on.
-        queue_timeout_seconds: Stop waiting for capacity after this time.
-        finish: Whether the folders on the platform are removed at the end.
-        cancel_remote: Whether cancelling this flow run kills what it has launched.
-        vip_home: Folder on the platform that holds the folders of sessions.
+        upload: Which inputs are sent, and where to; all of `input_dir` when empty.
+        removal: What is removed from the platform at the end; everything when empty.
+        waiting: How long to wait for capacity and for the runs, and whether a cancellation kills them; to the end, and
+            it does not, when empty.
+        assessment: Title of the report, probability of a false alarm, and rules of the comparison.
 
     Returns:
         What is reported; the files are in `reports/<series>` of the experiment folder.
@@ -86,73 +94,28 @@ def repeatability_experiment(
         JobFailed: No run succeeded. The failed runs are written down and reported.
         DeadlineExceeded: The runs have not ended in time; a retry of this flow run goes on waiting.
     """
+    upload, removal, waiting = upload or Upload(), removal or Removal(), waiting or ExperimentWaiting()
     owner = steps.new_session(
-        input_dir=input_dir, output_dir=experiment_dir, session_name=session_name, vip_home=vip_home
+        input_dir=input_dir, output_dir=experiment_dir, session_name=session_name, vip_home=upload.vip_home
     )
     experiment = Experiment(owner.output_dir)
     series = experiment.open_series(owner.token)
-    sessions = [
-        owner.model_copy(
-            update={
-                "session_name": f"{owner.session_name}-{number}",
-                "pipeline_id": pipeline,
-                "input_settings": input_settings,
-                "nb_runs": repetitions,
-                "output_dir": experiment.output_dir(series, pipeline),
-                "vip_output_dir": f"{vip_home}/{owner.session_name}-{number}/OUTPUTS",
-            }
-        )
-        for number, pipeline in enumerate(dict.fromkeys(pipelines), start=1)
-    ]
-    owner = owner.model_copy(update={"output_dir": experiment.folder / "series" / series})
-    steps.check_sessions(credentials, sessions, include=include, exclude=exclude)
+    owner, sessions = _sessions(owner, pipelines, input_settings, repetitions, experiment, series)
+    steps.check_sessions(credentials, sessions, include=upload.include, exclude=upload.exclude)
     if input_dir is not None:
-        steps.upload_inputs(credentials, owner, include=include, exclude=exclude)
-        sessions = [steps.get_inputs(credentials, session, owner) for session in sessions]
-    # Repetition by repetition, so that what changes on the platform meanwhile hits all pipelines alike.
-    launched: dict[str, list[Workflow]] = {session.session_name: [] for session in sessions}
-    for repetition in range(1, repetitions + 1):
-        for session in sessions:
-            launched[session.session_name].append(
-                steps.launch_pipeline(credentials, session, repetition, queue_timeout_seconds=queue_timeout_seconds)
-            )
+        sessions = _upload_for_all(credentials, owner, sessions, upload)
+    launched = _launch_in_turn(credentials, sessions, repetitions, waiting)
     for session in sessions:
-        _collect(
-            credentials,
-            session,
-            launched[session.session_name],
-            experiment=experiment,
-            series=series,
-            rules=rules,
-            refresh_time=refresh_time,
-            timeout_seconds=timeout_seconds,
-            finish=finish,
-        )
-    if finish and input_dir is not None:
-        steps.finish(credentials, owner)
-    report = experiments.assess_series(experiment.folder, series, title, baseline, rules, level)
-    records = [record for record in experiment.records() if record.series == series]
-    runs = {
-        session.pipeline_id or "": experiment.runs(r for r in records if r.pipeline == session.pipeline_id)
-        for session in sessions
-    }
-    experiments.write_report(report, experiment.report_dir(series), runs, rules)
-    if not any(record.succeeded for record in records):
-        raise JobFailed(
-            f"None of the {len(records)} runs of series {series} succeeded: {records[0].message}. They are written "
-            f"down in {experiment.folder}; start a new flow run when the cause is mended."
-        )
-    return _ended(report)
+        _collect(credentials, session, launched, experiment, series, assessment, refresh_time, waiting.timeout_seconds)
+        finish_session(credentials, session, removal)
+    if input_dir is not None:
+        finish_session(credentials, owner, removal)
+    return _report(experiment, series, sessions, baseline, assessment)
 
 
 @flow(name="compare-folders")
 def compare_folders(
-    runs_dir: Path,
-    output_dir: Path,
-    baseline_dir: Path | None = None,
-    title: str = "Comparison of runs",
-    level: Level = 0.05,
-    rules: Rules = Rules(),  # noqa: B008  # frozen, and so the form shows the defaults
+    runs_dir: Path, output_dir: Path, baseline_dir: Path | None = None, assessment: Assessment | None = None
 ) -> Report:
     """Compare runs that were made elsewhere, and judge them by reference runs when there are some.
 
@@ -160,9 +123,7 @@ def compare_folders(
         runs_dir: Folder whose sub-folders hold one run each.
         output_dir: Folder of the report.
         baseline_dir: Folder whose sub-folders hold one reference run each; at least three of them.
-        title: Title of the report.
-        level: Probability of a false alarm of the judgement.
-        rules: What is left out of the comparison, and tolerances by pattern of file names.
+        assessment: Title of the report, probability of a false alarm, and rules of the comparison.
 
     Returns:
         What is reported.
@@ -170,45 +131,115 @@ def compare_folders(
     Raises:
         ConfigurationError: A folder does not exist or has no sub-folders.
     """
+    assessment = assessment or Assessment()
     runs = _sub_folders(runs_dir)
-    comparison = experiments.compare_runs(runs, rules)
-    part = PipelineReport(pipeline=runs_dir.name, comparison=comparison)
+    part = PipelineReport(pipeline=runs_dir.name, comparison=experiments.compare_runs(runs, assessment.rules))
     if baseline_dir is not None:
-        judgement = experiments.judge_runs(_sub_folders(baseline_dir), runs, rules, level)
+        judgement = experiments.judge_runs(_sub_folders(baseline_dir), runs, assessment.rules, assessment.level)
         part = part.model_copy(update={"baseline": str(baseline_dir), "against_baseline": judgement})
-    now = datetime.now(UTC)
-    report = Report(title=title, series=runs_dir.name, created=now, level=level, pipelines=(part,))
-    experiments.write_report(report, output_dir.expanduser().absolute(), {part.pipeline: runs}, rules)
+    report = Report(
+        title=assessment.title or "Comparison of runs",
+        series=runs_dir.name,
+        created=datetime.now(UTC),
+        level=assessment.level,
+        pipelines=(part,),
+    )
+    experiments.write_report(report, output_dir.expanduser().absolute(), {part.pipeline: runs}, assessment.rules)
     return _ended(report)
+
+
+def _sessions(
+    owner: VipSession,
+    pipelines: Sequence[str],
+    input_settings: Settings,
+    repetitions: int,
+    experiment: Experiment,
+    series: str,
+) -> tuple[VipSession, list[VipSession]]:
+    """One session for each pipeline, and the one that owns their inputs."""
+    runs = [
+        PipelineRun(pipeline_id=pipeline, input_settings=input_settings, nb_runs=repetitions)
+        for pipeline in dict.fromkeys(pipelines)
+    ]
+    sessions = [
+        session_on_inputs_of(owner, number, run, experiment.output_dir(series, run.pipeline_id))
+        for number, run in enumerate(runs, start=1)
+    ]
+    return owner.model_copy(update={"output_dir": experiment.folder / "series" / series}), sessions
+
+
+def _upload_for_all(
+    credentials: VipCredentials, owner: VipSession, sessions: Sequence[VipSession], upload: Upload
+) -> list[VipSession]:
+    steps.upload_inputs(
+        credentials, owner, include=upload.include, exclude=upload.exclude, update_files=upload.update_files
+    )
+    return [steps.get_inputs(credentials, session, owner) for session in sessions]
+
+
+def _launch_in_turn(
+    credentials: VipCredentials, sessions: Sequence[VipSession], repetitions: int, waiting: ExperimentWaiting
+) -> dict[str, list[str]]:
+    """Launch repetition by repetition, so that what changes on the platform meanwhile hits all pipelines alike."""
+    launched: dict[str, list[str]] = {session.session_name: [] for session in sessions}
+    for repetition in range(1, repetitions + 1):
+        for session in sessions:
+            workflow = steps.launch_pipeline(
+                credentials, session, repetition, queue_timeout_seconds=waiting.queue_timeout_seconds
+            )
+            launched[session.session_name].append(workflow.identifier)
+    return launched
 
 
 def _collect(
     credentials: VipCredentials,
     session: VipSession,
-    launched: Sequence[Workflow],
-    *,
+    launched: Mapping[str, list[str]],
     experiment: Experiment,
     series: str,
-    rules: Rules,
+    assessment: Assessment | None,
     refresh_time: float,
     timeout_seconds: float | None,
-    finish: bool,
 ) -> None:
-    """Wait for the runs of one pipeline, fetch what succeeded, write down everything, leave nothing behind."""
-    ids = [workflow.identifier for workflow in launched]
+    """Wait for the runs of one pipeline, fetch what succeeded, write down everything."""
+    rules = (assessment or Assessment()).rules
+    workflow_ids = launched[session.session_name]
     workflows = steps.monitor_workflows(
         credentials,
         session,
-        workflow_ids=ids,
+        workflow_ids=workflow_ids,
         refresh_time=refresh_time,
         timeout_seconds=timeout_seconds,
         raise_on_failure=False,
     )
     # Archives stay packed: they are evidence, and the comparison looks into them.
-    downloaded = steps.download_outputs(credentials, session, workflow_ids=ids, unzip=False)
+    downloaded = steps.download_outputs(credentials, session, workflow_ids=workflow_ids, unzip=False)
     experiments.record_runs(experiment.folder, series, session, workflows, downloaded, credentials.url, rules)
-    if finish:
-        steps.finish(credentials, session)
+
+
+def _report(
+    experiment: Experiment,
+    series: str,
+    sessions: Sequence[VipSession],
+    baseline: str | None,
+    assessment: Assessment | None,
+) -> Report:
+    """Assess the series and write its report, also when no run has succeeded."""
+    assessment = assessment or Assessment()
+    title = assessment.title or "Repeatability experiment"
+    report = experiments.assess_series(experiment.folder, series, title, baseline, assessment.rules, assessment.level)
+    records = [record for record in experiment.records() if record.series == series]
+    runs = {
+        session.pipeline_id or "": experiment.runs(r for r in records if r.pipeline == session.pipeline_id)
+        for session in sessions
+    }
+    experiments.write_report(report, experiment.report_dir(series), runs, assessment.rules)
+    if not any(record.succeeded for record in records):
+        raise JobFailed(
+            f"None of the {len(records)} runs of series {series} succeeded: {records[0].message}. They are written "
+            f"down in {experiment.folder}; start a new flow run when the cause is mended."
+        )
+    return _ended(report)
 
 
 def _sub_folders(folder: Path) -> dict[str, Path]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.vantage6 import DatabaseInput
 from prefect_biomed.clients.vip import InputValue, SessionResult
 from prefect_biomed.flows.boss import boss_ingest
+from prefect_biomed.flows.parameters import Outputs, SessionUpload
 from prefect_biomed.flows.vantage6 import Analysis, federated_analysis
 from prefect_biomed.flows.vip import vip_session
 from prefect_biomed.tasks import research_pipeline as steps
@@ -147,53 +149,69 @@ def research_pipeline(
         ConfigurationError: A stage lacks its account, or nothing to do.
         BiomedError: What the flows of the platforms raise. What was finished stays.
     """
-    for name, stage, account in (("images", images, vip), ("table", table, vantage6), ("ingest", ingest, boss)):
-        if stage is not None and account is None:
-            raise ConfigurationError(f"The stage {name!r} has no account. Give its credentials, or leave it out.")
+    _check_accounts(images=(images, vip), table=(table, vantage6), ingest=(ingest, boss))
     session = analysis = report = None
     seconds: dict[str, float] = {}
-    began = time.monotonic()
     if images is not None and vip is not None:
-        session = vip_session(
-            vip,
-            images.pipeline_id,
-            {**images.input_settings, images.parameter: list(images.images)},
-            input_dir=images.input_dir,
-            output_dir=output_dir / "images",
-            refresh_time=images.refresh_time,
-            include=images.images,
-            strict=True,
-        )
-        began = _note(seconds, "images", began)
+        with _timed("images", seconds):
+            session = _measure(vip, images, output_dir)
     files = [path for paths in session.files.values() for path in paths] if session else []
     if table is not None and vantage6 is not None:
-        if images is not None and table.tables:
-            steps.publish_measures(files, images.images, table.tables, table.sites, table.measures)
-        analysis = federated_analysis(
-            vantage6,
-            table.collaboration,
-            table.image,
-            table.method,
-            organizations=table.organizations,
-            arguments=table.arguments,
-            databases=table.databases,
-            central=table.central,
-        )
-        began = _note(seconds, "table", began)
+        with _timed("table", seconds):
+            analysis = _analyse(vantage6, table, images, files)
     if ingest is not None and boss is not None:
-        report = _ingest(boss, ingest, files, output_dir)
-        _note(seconds, "ingest", began)
+        with _timed("ingest", seconds):
+            report = _publish(boss, ingest, files, output_dir)
     return ResearchResult(session=session, analysis=analysis, ingest=report, seconds=seconds)
 
 
-def _note(seconds: dict[str, float], stage: str, began: float) -> float:
-    now = time.monotonic()
-    seconds[stage] = now - began
+def _check_accounts(**stages: tuple[_Stage | None, object | None]) -> None:
+    for name, (stage, account) in stages.items():
+        if stage is not None and account is None:
+            raise ConfigurationError(f"The stage {name!r} has no account. Give its credentials, or leave it out.")
+
+
+@contextmanager
+def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Note how long a stage took that has succeeded."""
+    began = time.monotonic()
+    yield
+    seconds[stage] = time.monotonic() - began
     get_run_logger().info("Stage %s took %.1f s", stage, seconds[stage])
-    return now
 
 
-def _ingest(credentials: BossCredentials, stage: IngestStage, files: Sequence[Path], output_dir: Path) -> UploadReport:
+def _measure(credentials: VipCredentials, stage: ImageStage, output_dir: Path) -> SessionResult:
+    return vip_session(
+        credentials,
+        stage.pipeline_id,
+        {**stage.input_settings, stage.parameter: list(stage.images)},
+        input_dir=stage.input_dir,
+        output_dir=output_dir / "images",
+        refresh_time=stage.refresh_time,
+        upload=SessionUpload(include=tuple(stage.images)),
+        outputs=Outputs(strict=True),
+    )
+
+
+def _analyse(
+    credentials: Vantage6Credentials, stage: TableStage, images: ImageStage | None, files: Sequence[Path]
+) -> Analysis:
+    """Bring the measures to the tables of the nodes, when images were measured, and analyse them there."""
+    if images is not None and stage.tables:
+        steps.publish_measures(files, images.images, stage.tables, stage.sites, stage.measures)
+    return federated_analysis(
+        credentials,
+        stage.collaboration,
+        stage.image,
+        stage.method,
+        organizations=stage.organizations,
+        arguments=stage.arguments,
+        databases=stage.databases,
+        central=stage.central,
+    )
+
+
+def _publish(credentials: BossCredentials, stage: IngestStage, files: Sequence[Path], output_dir: Path) -> UploadReport:
     """Cut the volume into slices and ingest them as a stack."""
     volumes = [stage.source] if stage.source else sorted(path for path in files if path.match(stage.volume))
     if not volumes:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, NamedTuple
 
 from prefect import flow, get_run_logger
 from prefect.logging.loggers import LoggingAdapter
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError
 from prefect_biomed.clients.vip import (
-    InputValue,
     Pipeline,
     SessionResult,
     VipSession,
@@ -25,27 +24,35 @@ from prefect_biomed.clients.vip import (
 )
 from prefect_biomed.clients.vip.session_file import FILE_NAME, VIP_HOME, SessionFile
 from prefect_biomed.flows.cancellation import ending_remote_jobs
+from prefect_biomed.flows.parameters import (
+    CollectedOutputs,
+    Girder,
+    GirderSession,
+    Outputs,
+    RefreshTime,
+    Removal,
+    Runs,
+    SessionName,
+    SessionUpload,
+    SessionWaiting,
+    Settings,
+    Upload,
+    Waiting,
+)
 from prefect_biomed.tasks import vip as steps
 from prefect_biomed.tasks._reporting import artifact_key, markdown, table
 
 __all__ = [
     "PipelineRun",
+    "finish_session",
     "kill_remote_workflows",
+    "session_on_inputs_of",
     "vip_collect",
     "vip_resume",
     "vip_session",
     "vip_shared_inputs",
     "vip_show_pipeline",
 ]
-
-Runs = Annotated[int, Field(ge=1, le=1000, title="Number of runs")]
-RefreshTime = Annotated[float, Field(gt=0, le=86400, title="Refresh time", json_schema_extra={"unit": "s"})]
-Timeout = Annotated[float, Field(gt=0, title="Timeout")]
-SessionName = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+$", max_length=200)]
-GirderFolder = Annotated[str, Field(pattern=r"^(girder:)?/(collection|user)/[^/]+(/[^/]+)*/?$")]
-Status = Literal["Finished", "ExecutionFailed", "Killed"]
-Settings = dict[str, InputValue]
-Wait = bool | Literal["suspend"]
 
 
 def _kill_workflows(credentials: VipCredentials, token: str, logger: LoggingAdapter) -> list[str]:
@@ -69,26 +76,11 @@ def vip_session(
     session_name: SessionName | None = None,
     nb_runs: Runs = 1,
     refresh_time: RefreshTime = 30.0,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    update_files: bool = True,
-    inputs_of: str | None = None,
-    get_status: Sequence[Status] = ("Finished",),
-    unzip: bool = True,
-    keep_archives: bool = False,
-    strict: bool = False,
-    wait: Wait = True,
-    finish: bool = True,
-    keep_input: bool = False,
-    keep_output: bool = False,
-    timeout_seconds: Timeout | None = None,
-    queue_timeout_seconds: Timeout | None = None,
-    cancel_remote: bool = False,
-    backup_location: Literal["local", "vip"] | None = "local",
-    vip_home: str = VIP_HOME,
-    girder_output: GirderFolder | None = None,
-    girder_metadata: dict[str, JsonValue] | None = None,
-    girder_download: bool = False,
+    upload: SessionUpload | None = None,
+    outputs: Outputs | None = None,
+    removal: Removal | None = None,
+    girder: Girder | None = None,
+    waiting: SessionWaiting | None = None,
 ) -> SessionResult:
     """Run a pipeline on VIP: upload, launch, monitor, download, finish.
 
@@ -106,29 +98,14 @@ def vip_session(
         session_name: Name of the session: letters, digits, `-` and `_`. Made up when empty.
         nb_runs: How often the pipeline is run with the same settings.
         refresh_time: Seconds between two looks at the runs.
-        include: Patterns of files to upload, relative to `input_dir`; all when empty.
-        exclude: Patterns of files not to upload.
-        update_files: Whether inputs that are on the platform already are compared with the local files.
-        inputs_of: Folder of another session whose uploaded inputs are used.
-        get_status: Statuses whose outputs are downloaded and that count as success.
-        unzip: Whether archives are replaced by a folder with their content.
-        keep_archives: Whether archives stay beside that folder.
-        strict: Whether a run of which some jobs failed makes the session fail.
-        wait: True watches the runs. False launches now; collect later with the deployment vip-collect or vip-resume.
-            `suspend` gives the worker slot back after the launch; vip-collect resumes this flow run when all runs have
-            ended. Without a schedule of vip-collect nobody does.
-        finish: Whether the session's folders are removed from the platform at the end. They stay after a failure.
-        keep_input: Whether the inputs stay on the platform all the same.
-        keep_output: Whether the outputs stay on the platform all the same.
-        timeout_seconds: Stop watching the runs after this time; they go on. The time of a suspension does not count.
-        queue_timeout_seconds: Stop waiting for capacity after this time.
-        cancel_remote: Whether cancelling this flow run kills what it has launched.
-        backup_location: Where the session file is kept: `local`, `vip`, or nowhere when empty.
-        vip_home: Folder on the platform that holds the folders of sessions.
-        girder_output: Folder on Girder, `/collection/…`, in which the session gets a folder for its outputs, with one
-            in it for each run. They go to `output_dir` when empty.
-        girder_metadata: Metadata for the folder of each run on Girder.
-        girder_download: Whether outputs on Girder are downloaded to `output_dir` too.
+        upload: Which inputs are sent or taken from another session, and where the session is kept; all of `input_dir`
+            when empty.
+        outputs: Which outputs are downloaded, in which shape, and what counts as success; those of finished runs,
+            unpacked, when empty.
+        removal: What is removed from the platform at the end; all of the session when empty. All stays after a failure.
+        girder: Where outputs go on Girder; they stay on VIP and go to `output_dir` when empty.
+        waiting: Whether and how long to wait for capacity and for the runs, and whether a cancellation kills them; to
+            the end, and it does not, when empty.
 
     Returns:
         The runs and the local files.
@@ -139,46 +116,22 @@ def vip_session(
         WorkflowFailed: Some runs failed. What succeeded is downloaded, nothing is removed from the platform.
         DeadlineExceeded: The runs have not ended in time; `vip_resume` takes the session up again.
     """
-    session = steps.new_session(
-        pipeline_id=pipeline_id,
-        input_settings=input_settings,
-        input_dir=input_dir,
-        output_dir=output_dir,
-        session_name=session_name,
-        nb_runs=nb_runs,
-        backup_location=backup_location,
-        vip_home=vip_home,
-        girder_output=girder_output,
-        girder_metadata=girder_metadata,
-        girder_download=girder_download,
+    upload, waiting = upload or SessionUpload(), waiting or SessionWaiting()
+    session = _new_session(
+        upload, girder or Girder(), pipeline_id, input_settings, input_dir, output_dir, session_name, nb_runs
     )
-    if wait == "suspend":
+    if waiting.wait == "suspend":
         steps.prepare_suspension(session)
-    if inputs_of is not None:
-        session = steps.get_inputs(credentials, session, open_session(Path(inputs_of).expanduser()))
-    steps.upload_inputs(
-        credentials, session, include=include, exclude=exclude, update_files=update_files and not inputs_of
-    )
-    launched = _launch(credentials, session, queue_timeout_seconds)
+    if upload.inputs_of is not None:
+        session = steps.get_inputs(credentials, session, open_session(upload.inputs_of.expanduser()))
+    _upload(credentials, session, upload)
+    launched = _launch(credentials, session, waiting)
     workflow_ids = [workflow.identifier for workflow in launched]
-    if wait == "suspend":
+    if waiting.wait == "suspend":
         steps.suspend_session(credentials, session, workflow_ids)
-    elif not wait:
+    elif not waiting.wait:
         return SessionResult(session=session, workflows=tuple(launched))
-    return _collect(
-        credentials,
-        session,
-        workflow_ids=workflow_ids,
-        refresh_time=refresh_time,
-        timeout_seconds=timeout_seconds,
-        get_status=get_status,
-        unzip=unzip,
-        keep_archives=keep_archives,
-        strict=strict,
-        finish=finish,
-        keep_input=keep_input,
-        keep_output=keep_output,
-    )
+    return _collect(credentials, session, refresh_time, outputs, removal, waiting, workflow_ids=workflow_ids)
 
 
 @flow(name="vip-resume")
@@ -187,15 +140,11 @@ def vip_resume(
     session_name: SessionName | None = None,
     output_dir: Path | None = None,
     refresh_time: RefreshTime = 30.0,
-    get_status: Sequence[Status] = ("Finished",),
-    unzip: bool = True,
-    keep_archives: bool = False,
-    strict: bool = False,
-    finish: bool = True,
-    timeout_seconds: Timeout | None = None,
     vip_home: str = VIP_HOME,
-    girder_folder: GirderFolder | None = None,
-    girder_download: bool = False,
+    outputs: Outputs | None = None,
+    removal: Removal | None = None,
+    girder: GirderSession | None = None,
+    waiting: Waiting | None = None,
 ) -> SessionResult:
     """Continue a session from its name or folder alone, whoever began it and wherever it stopped.
 
@@ -207,15 +156,12 @@ def vip_resume(
             is kept on the platform.
         output_dir: Folder that holds the session's `session_data.json`.
         refresh_time: Seconds between two looks at the runs.
-        get_status: Statuses whose outputs are downloaded and that count as success.
-        unzip: Whether archives are replaced by a folder with their content.
-        keep_archives: Whether archives stay beside that folder.
-        strict: Whether a run of which some jobs failed makes the session fail.
-        finish: Whether the session's folders are removed from the platform at the end.
-        timeout_seconds: Stop waiting for the runs after this time; they go on.
         vip_home: Folder on the platform that holds the folders of sessions.
-        girder_folder: Folder of the session on Girder; enough alone when its outputs are there.
-        girder_download: Whether outputs on Girder are downloaded too, also when they were not wanted before.
+        outputs: Which outputs are downloaded, in which shape, and what counts as success; those of finished runs,
+            unpacked, when empty.
+        removal: What is removed from the platform at the end; all of the session when empty. All stays after a failure.
+        girder: Where the session is on Girder, and whether its outputs are downloaded; not needed with a local folder.
+        waiting: How long to wait for capacity and for the runs; to the end when empty.
 
     Returns:
         The runs and the local files.
@@ -223,31 +169,13 @@ def vip_resume(
     Raises:
         LedgerError: There is no session file, it is damaged, or it belongs to another session.
         WorkflowFailed: Some runs failed. What succeeded is downloaded, nothing is removed from the platform.
+        DeadlineExceeded: The runs have not ended in time; they go on.
     """
-    if session_name is None and output_dir is None and girder_folder is None:
-        raise ConfigurationError("Give session_name or output_dir, or girder_folder.")
-    name = session_name or (girder_folder or "").rstrip("/").rpartition("/")[2]
-    folder = (output_dir or steps.default_output_dir(name)).expanduser().absolute()
-    with credentials.get_client() as client:
-        if girder_folder is not None:
-            session = open_girder_session(client, girder_folder, folder, download=girder_download)
-        else:
-            session = open_session(folder, session_name=session_name, client=client, vip_home=vip_home)
-            session = session.model_copy(update={"girder_download": session.girder_download or girder_download})
-        record = SessionFile(session, client).read()
-    if not record.is_adopted or not record.workflows:
-        _launch(credentials, session, None)
-    return _collect(
-        credentials,
-        session,
-        refresh_time=refresh_time,
-        timeout_seconds=timeout_seconds,
-        get_status=get_status,
-        unzip=unzip,
-        keep_archives=keep_archives,
-        strict=strict,
-        finish=finish,
-    )
+    waiting = waiting or Waiting()
+    session, is_complete = _open_session(credentials, session_name, output_dir, vip_home, girder or GirderSession())
+    if not is_complete:
+        _launch(credentials, session, waiting)
+    return _collect(credentials, session, refresh_time, outputs, removal, waiting)
 
 
 class PipelineRun(BaseModel):
@@ -274,13 +202,10 @@ def vip_shared_inputs(
     output_dir: Path | None = None,
     session_name: SessionName | None = None,
     refresh_time: RefreshTime = 30.0,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    get_status: Sequence[Status] = ("Finished",),
-    strict: bool = False,
-    finish: bool = True,
-    timeout_seconds: Timeout | None = None,
-    vip_home: str = VIP_HOME,
+    upload: Upload | None = None,
+    outputs: Outputs | None = None,
+    removal: Removal | None = None,
+    waiting: Waiting | None = None,
 ) -> list[SessionResult]:
     """Run several parameter sets or pipelines on one upload.
 
@@ -293,13 +218,11 @@ def vip_shared_inputs(
         output_dir: Local folder; each parameter set gets a sub-folder. `vip_outputs/<session_name>` when empty.
         session_name: Name of the session that owns the inputs; made up when empty.
         refresh_time: Seconds between two looks at the runs.
-        include: Patterns of files to upload, relative to `input_dir`; all when empty.
-        exclude: Patterns of files not to upload.
-        get_status: Statuses whose outputs are downloaded and that count as success.
-        strict: Whether a run of which some jobs failed makes the session fail.
-        finish: Whether the sessions' folders are removed from the platform at the end.
-        timeout_seconds: Stop waiting for the runs after this time; they go on.
-        vip_home: Folder on the platform that holds the folders of sessions.
+        upload: Which inputs are sent, and where to; all of `input_dir` when empty.
+        outputs: Which outputs are downloaded, in which shape, and what counts as success; those of finished runs,
+            unpacked, when empty.
+        removal: What is removed from the platform at the end; all of the sessions when empty. What failed stays.
+        waiting: How long to wait for capacity and for the runs; to the end when empty.
 
     Returns:
         The result of each parameter set, in their order.
@@ -307,49 +230,25 @@ def vip_shared_inputs(
     Raises:
         PreflightFailed: All problems found before anything was sent.
         WorkflowFailed: Some runs failed. The others are downloaded; their inputs stay for those that failed.
+        DeadlineExceeded: Some runs have not ended in time; they go on.
     """
-    owner = steps.new_session(input_dir=input_dir, output_dir=output_dir, session_name=session_name, vip_home=vip_home)
+    upload, removal, waiting = upload or Upload(), removal or Removal(), waiting or Waiting()
+    owner = steps.new_session(
+        input_dir=input_dir, output_dir=output_dir, session_name=session_name, vip_home=upload.vip_home
+    )
     sessions = [
-        owner.model_copy(
-            update={
-                "session_name": f"{owner.session_name}-{number}",
-                "pipeline_id": run.pipeline_id,
-                "input_settings": run.input_settings,
-                "nb_runs": run.nb_runs,
-                "output_dir": owner.output_dir / str(number),
-                "vip_output_dir": f"{vip_home}/{owner.session_name}-{number}/OUTPUTS",
-            }
-        )
+        session_on_inputs_of(owner, number, run, owner.output_dir / str(number))
         for number, run in enumerate(runs, start=1)
     ]
-    steps.check_sessions(credentials, sessions, include=include, exclude=exclude)
-    steps.upload_inputs(credentials, owner, include=include, exclude=exclude)
+    steps.check_sessions(credentials, sessions, include=upload.include, exclude=upload.exclude)
+    _upload(credentials, owner, upload)
     sessions = [steps.get_inputs(credentials, session, owner) for session in sessions]
     for session in sessions:
-        _launch(credentials, session, None)
-    results: list[SessionResult] = []
-    failed: list[WorkflowFailed] = []
-    for session in sessions:
-        try:
-            results.append(
-                _collect(
-                    credentials,
-                    session,
-                    refresh_time=refresh_time,
-                    timeout_seconds=timeout_seconds,
-                    get_status=get_status,
-                    strict=strict,
-                    finish=finish,
-                )
-            )
-        except WorkflowFailed as error:
-            failed.append(error)
-    if finish:
-        steps.finish(credentials, owner)
+        _launch(credentials, session, waiting)
+    results, failed = _collect_each(credentials, sessions, refresh_time, outputs, removal, waiting)
+    finish_session(credentials, owner, removal)
     if failed:
-        raise WorkflowFailed(
-            "\n".join(map(str, failed)), [workflow for error in failed for workflow in error.workflows]
-        )
+        raise WorkflowFailed("\n".join(map(str, failed)), [w for error in failed for w in error.workflows])
     return results
 
 
@@ -357,9 +256,8 @@ def vip_shared_inputs(
 def vip_collect(
     credentials: VipCredentials,
     folder: Path,
-    get_status: Sequence[Status] = ("Finished", "Killed"),
-    unzip: bool = True,
-    finish: bool = True,
+    outputs: CollectedOutputs | None = None,
+    removal: Removal | None = None,
 ) -> list[SessionResult]:
     """Finish every open session of a folder in one pass: what has ended is downloaded, what runs is left alone.
 
@@ -369,9 +267,9 @@ def vip_collect(
     Args:
         credentials: The account.
         folder: Folder whose sub-folders hold a `session_data.json`.
-        get_status: Statuses whose outputs are downloaded.
-        unzip: Whether archives are replaced by a folder with their content.
-        finish: Whether the folders of sessions that have ended are removed from the platform.
+        outputs: Which outputs are downloaded, and in which shape; those of finished and killed runs, unpacked, when
+            empty.
+        removal: What is removed from the platform of sessions that have ended; all of them when empty.
 
     Returns:
         The sessions collected in this pass.
@@ -379,46 +277,16 @@ def vip_collect(
     Raises:
         BiomedError: Some sessions could not be collected; the others were.
     """
-    logger = get_run_logger()
-    collected: list[SessionResult] = []
-    problems: list[str] = []
-    rows: list[dict[str, object]] = []
-    for path in sorted(folder.expanduser().absolute().glob(f"*/{FILE_NAME}")):
-        try:
-            session = open_session(path.parent)
-            if not SessionFile(session).read().workflow_ids():
-                continue
-            workflows = steps.monitor_workflows(credentials, session, wait=False, raise_on_failure=False)
-            running = [workflow.identifier for workflow in workflows if not workflow.status.is_terminal]
-            outlook = "over" if running else steps.resume_session(session)
-            if not running and outlook == "over":
-                collected.append(
-                    _collect(
-                        credentials,
-                        session,
-                        refresh_time=1.0,
-                        get_status=get_status,
-                        unzip=unzip,
-                        finish=finish,
-                        accept_failures=True,
-                    )
-                )
-            rows.append(
-                {
-                    "session": session.session_name,
-                    "runs": len(workflows),
-                    "still running": len(running),
-                    "flow run": "" if outlook == "over" else outlook,
-                }
-            )
-        except BiomedError as error:
-            logger.error("%s: %s", path.parent, error)
-            problems.append(f"{path.parent}: {error}")
-            rows.append({"session": path.parent.name, "error": str(error)})
-    table(artifact_key("vip-collect", folder.name), rows, f"Open sessions of {folder}")
+    wanted = Outputs(**(outputs or CollectedOutputs()).model_dump())
+    paths = sorted(folder.expanduser().absolute().glob(f"*/{FILE_NAME}"))
+    passed = [_pass(credentials, path.parent, wanted, removal or Removal()) for path in paths]
+    table(
+        artifact_key("vip-collect", folder.name), [one.row for one in passed if one.row], f"Open sessions of {folder}"
+    )
+    problems = [one.problem for one in passed if one.problem]
     if problems:
         raise BiomedError(f"{len(problems)} sessions were not collected:\n" + "\n".join(problems))
-    return collected
+    return [one.result for one in passed if one.result]
 
 
 @flow(name="vip-show-pipeline")
@@ -438,9 +306,108 @@ def vip_show_pipeline(credentials: VipCredentials, pipeline_id: str | None = Non
     return steps.show_pipeline(credentials, pipeline_id)
 
 
-def _launch(credentials: VipCredentials, session: VipSession, queue_timeout_seconds: float | None) -> list[Workflow]:
+def session_on_inputs_of(owner: VipSession, number: int, run: PipelineRun, output_dir: Path) -> VipSession:
+    """Describe one of several sessions that are to use the inputs of another. Nothing is sent.
+
+    Args:
+        owner: The session that uploads the inputs.
+        number: Number of the session among them, from 1.
+        run: What it runs.
+        output_dir: Local folder of its outputs.
+
+    Returns:
+        The session; `tasks.vip.get_inputs` lets it hold the inputs.
+    """
+    name = f"{owner.session_name}-{number}"
+    return owner.model_copy(
+        update={
+            "session_name": name,
+            "pipeline_id": run.pipeline_id,
+            "input_settings": run.input_settings,
+            "nb_runs": run.nb_runs,
+            "output_dir": output_dir,
+            "vip_output_dir": f"{PurePosixPath(owner.vip_dir).parent}/{name}/OUTPUTS",
+        }
+    )
+
+
+def finish_session(credentials: VipCredentials, session: VipSession, removal: Removal) -> None:
+    """Remove a session from the platform as far as wanted.
+
+    Args:
+        credentials: The account.
+        session: The session.
+        removal: What is removed.
+
+    Raises:
+        StillRunning: Some runs have not ended; nothing was removed.
+        DeadlineExceeded: A deletion takes longer; finishing again goes on with it.
+    """
+    if removal.finish:
+        steps.finish(credentials, session, keep_input=removal.keep_input, keep_output=removal.keep_output)
+
+
+def _new_session(
+    upload: SessionUpload,
+    girder: Girder,
+    pipeline_id: str,
+    input_settings: Settings,
+    input_dir: Path | None,
+    output_dir: Path | None,
+    session_name: str | None,
+    nb_runs: int,
+) -> VipSession:
+    return steps.new_session(
+        pipeline_id=pipeline_id,
+        input_settings=input_settings,
+        input_dir=input_dir,
+        output_dir=output_dir,
+        session_name=session_name,
+        nb_runs=nb_runs,
+        backup_location=upload.backup_location,
+        vip_home=upload.vip_home,
+        girder_output=girder.output,
+        girder_metadata=girder.metadata,
+        girder_download=girder.download,
+    )
+
+
+def _open_session(
+    credentials: VipCredentials,
+    session_name: str | None,
+    output_dir: Path | None,
+    vip_home: str,
+    girder: GirderSession,
+) -> tuple[VipSession, bool]:
+    """Find a session, and whether it was launched by vip-client, so that nothing is missing from it."""
+    if session_name is None and output_dir is None and girder.folder is None:
+        raise ConfigurationError("Give session_name or output_dir, or girder with the folder of the session.")
+    name = session_name or (girder.folder or "").rstrip("/").rpartition("/")[2]
+    folder = (output_dir or steps.default_output_dir(name)).expanduser().absolute()
+    with credentials.get_client() as client:
+        if girder.folder is not None:
+            session = open_girder_session(client, girder.folder, folder, download=girder.download)
+        else:
+            session = open_session(folder, session_name=session_name, client=client, vip_home=vip_home)
+            session = session.model_copy(update={"girder_download": session.girder_download or girder.download})
+        record = SessionFile(session, client).read()
+    return session, record.is_adopted and bool(record.workflows)
+
+
+def _upload(credentials: VipCredentials, session: VipSession, upload: Upload) -> None:
+    is_borrowed = isinstance(upload, SessionUpload) and upload.inputs_of is not None
+    steps.upload_inputs(
+        credentials,
+        session,
+        include=upload.include,
+        exclude=upload.exclude,
+        update_files=upload.update_files and not is_borrowed,
+    )
+
+
+def _launch(credentials: VipCredentials, session: VipSession, waiting: Waiting) -> list[Workflow]:
     return [
-        steps.launch_pipeline(credentials, session, repetition, queue_timeout_seconds=queue_timeout_seconds)
+        steps.launch_pipeline(credentials, session, repetition, queue_timeout_seconds=waiting.queue_timeout_seconds)
         for repetition in range(1, session.nb_runs + 1)
     ]
 
@@ -448,41 +415,37 @@ def _launch(credentials: VipCredentials, session: VipSession, queue_timeout_seco
 def _collect(
     credentials: VipCredentials,
     session: VipSession,
-    *,
     refresh_time: float,
-    get_status: Sequence[Status],
+    outputs: Outputs | None,
+    removal: Removal | None,
+    waiting: Waiting,
+    *,
     workflow_ids: list[str] | None = None,
-    timeout_seconds: float | None = None,
-    unzip: bool = True,
-    keep_archives: bool = False,
-    strict: bool = False,
-    finish: bool = True,
-    keep_input: bool = False,
-    keep_output: bool = False,
     accept_failures: bool = False,
 ) -> SessionResult:
     """Monitor, download, finish. Outputs are fetched before a failed run is reported."""
+    outputs, removal = outputs or Outputs(), removal or Removal()
     workflows = steps.monitor_workflows(
         credentials,
         session,
         workflow_ids=workflow_ids,
         refresh_time=refresh_time,
-        timeout_seconds=timeout_seconds,
+        timeout_seconds=waiting.timeout_seconds,
         raise_on_failure=False,
     )
     downloaded = steps.download_outputs(
         credentials,
         session,
         workflow_ids=workflow_ids,
-        get_status=get_status,
-        unzip=unzip,
-        keep_archives=keep_archives,
+        get_status=outputs.get_status,
+        unzip=outputs.unzip,
+        keep_archives=outputs.keep_archives,
     )
-    accepted = {*get_status, WorkflowStatus.REMOVED}
-    failed = [w for w in workflows if w.status not in accepted or (strict and w.failed_jobs)]
-    is_finished = finish and (accept_failures or not failed)
+    accepted = {*outputs.get_status, WorkflowStatus.REMOVED}
+    failed = [w for w in workflows if w.status not in accepted or (outputs.strict and w.failed_jobs)]
+    is_finished = removal.finish and (accept_failures or not failed)
     if is_finished:
-        steps.finish(credentials, session, keep_input=keep_input, keep_output=keep_output)
+        finish_session(credentials, session, removal)
     result = SessionResult(session=session, workflows=tuple(workflows), files=downloaded.files, is_finished=is_finished)
     markdown(artifact_key("vip-session", session.session_name), _summary(result), f"Session {session.session_name}")
     if failed and not accept_failures:
@@ -490,10 +453,62 @@ def _collect(
             f"{len(failed)} of {len(workflows)} runs of {session.session_name} failed: "
             + ", ".join(f"{workflow.identifier} {workflow.status.value}" for workflow in failed)
             + f". The logs above say why. What succeeded is in {session.output_dir}; nothing was removed from the "
-            "platform. Start a new run, or remove the rest with vip_resume and get_status set to accept these.",
+            "platform. Start a new run, or remove the rest with vip_resume and get_status of outputs set to accept "
+            "these.",
             failed,
         )
     return result
+
+
+def _collect_each(
+    credentials: VipCredentials,
+    sessions: Sequence[VipSession],
+    refresh_time: float,
+    outputs: Outputs | None,
+    removal: Removal,
+    waiting: Waiting,
+) -> tuple[list[SessionResult], list[WorkflowFailed]]:
+    """Collect all sessions; one that failed does not keep the others from it."""
+    results: list[SessionResult] = []
+    failed: list[WorkflowFailed] = []
+    for session in sessions:
+        try:
+            results.append(_collect(credentials, session, refresh_time, outputs, removal, waiting))
+        except WorkflowFailed as error:
+            failed.append(error)
+    return results, failed
+
+
+class _Passed(NamedTuple):
+    """What one pass of `vip_collect` has found of a session."""
+
+    row: dict[str, object] | None = None
+    result: SessionResult | None = None
+    problem: str | None = None
+
+
+def _pass(credentials: VipCredentials, folder: Path, outputs: Outputs, removal: Removal) -> _Passed:
+    """Collect a session unless some run goes on, or a suspended flow run will do it."""
+    try:
+        session = open_session(folder)
+        if not SessionFile(session).read().workflow_ids():
+            return _Passed()
+        workflows = steps.monitor_workflows(credentials, session, wait=False, raise_on_failure=False)
+        running = [workflow.identifier for workflow in workflows if not workflow.status.is_terminal]
+        outlook = "over" if running else steps.resume_session(session)
+        result = None
+        if not running and outlook == "over":
+            result = _collect(credentials, session, 1.0, outputs, removal, Waiting(), accept_failures=True)
+    except BiomedError as error:
+        get_run_logger().error("%s: %s", folder, error)
+        return _Passed(row={"session": folder.name, "error": str(error)}, problem=f"{folder}: {error}")
+    row: dict[str, object] = {
+        "session": session.session_name,
+        "runs": len(workflows),
+        "still running": len(running),
+        "flow run": "" if outlook == "over" else outlook,
+    }
+    return _Passed(row=row, result=result)
 
 
 def _summary(result: SessionResult) -> str:

@@ -20,6 +20,7 @@ from prefect_biomed.clients.boss import IngestConfig
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError
 from prefect_biomed.clients.vip import StillNeeded
 from prefect_biomed.flows.operations import remove_leftovers, what_is_running
+from prefect_biomed.flows.parameters import Removal, SessionUpload, SessionWaiting
 from prefect_biomed.flows.vip import vip_session
 from prefect_biomed.sandbox import Sandbox
 from prefect_biomed.sandbox.vantage6 import CLINICAL
@@ -31,6 +32,7 @@ __all__ = ["lab", "make_lab"]
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
 TOKEN = "abcdefghij"
+LAUNCH = SessionWaiting(wait=False)
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def test_executions_and_folders_of_vip_are_shown_and_removed(
     vip: Sandbox, account: VipCredentials, arguments: dict[str, Any]
 ) -> None:
     vip.vip.switches.job_seconds = 60.0
-    state = vip_session(**arguments, session_name="left", nb_runs=2, wait=False, return_state=True)
+    state = vip_session(**arguments, session_name="left", nb_runs=2, waiting=LAUNCH, return_state=True)
     found = what_is_running(vip=account)
     assert [(one.kind, one.name) for one in found if one.kind == "session folder"] == [("session folder", "left")]
     executions = [one for one in found if one.kind == "execution"]
@@ -115,12 +117,12 @@ def test_executions_and_folders_of_vip_are_shown_and_removed(
 def test_a_session_whose_inputs_another_one_uses_is_not_removed(
     account: VipCredentials, arguments: dict[str, Any], tmp_path: Path
 ) -> None:
-    vip_session(**arguments, session_name="owner", wait=False)
+    vip_session(**arguments, session_name="owner", waiting=LAUNCH)
     vip_session(
         **arguments | {"output_dir": tmp_path / "user"},
         session_name="user",
-        inputs_of=str(arguments["output_dir"]),
-        wait=False,
+        upload=SessionUpload(inputs_of=arguments["output_dir"]),
+        waiting=LAUNCH,
     )
     with pytest.raises(StillNeeded, match="user"):
         remove_leftovers(vip=account, sessions=["owner"])
@@ -152,7 +154,7 @@ def test_one_table_over_all_platforms(
     arguments: dict[str, Any],
 ) -> None:
     vip.vip.switches.job_seconds = 60.0
-    vip_session(**arguments, session_name="mixed", wait=False)
+    vip_session(**arguments, session_name="mixed", waiting=LAUNCH)
     config = IngestConfig.model_validate(lab.config())
     job = boss_steps.create_ingest_job(boss, config, TOKEN)
     task = vantage6_steps.create_task(
@@ -182,7 +184,7 @@ def test_one_table_over_all_platforms(
 def test_a_platform_that_is_down_does_not_hide_the_others(
     vip: Sandbox, account: VipCredentials, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vip_session(**arguments, session_name="seen", wait=False)
+    vip_session(**arguments, session_name="seen", waiting=LAUNCH)
     wrong = BossCredentials(token=SecretStr("x" * 40), host="127.0.0.1:9", protocol="http")
     monkeypatch.setattr("prefect_biomed.tasks.operations.boss_leftovers.retries", 0)
     with pytest.raises(BiomedError, match=r"Not all platforms could be asked.\nBoss: "):
@@ -200,6 +202,6 @@ def test_wrong_requests_are_refused_before_anything_is_done(account: VipCredenti
 
 
 def test_repetitions_of_one_session_are_one_folder(account: VipCredentials, arguments: dict[str, Any]) -> None:
-    vip_session(**arguments, session_name="three", nb_runs=3, keep_input=True)
+    vip_session(**arguments, session_name="three", nb_runs=3, removal=Removal(keep_input=True))
     found = what_is_running(vip=account)
     assert [(one.kind, one.name, one.flow_run_id is not None) for one in found] == [("session folder", "three", True)]

@@ -154,7 +154,9 @@ def test_a_suspended_session_is_collected_by_the_schedule(
     remote.reset()
     remote.switch(job_seconds=20.0)
     folder = tmp_path / "sessions"
-    run = FlowRun(laboratory, "vip-session/vip-session", session(input_dir, folder / "slept", wait="suspend"))
+    run = FlowRun(
+        laboratory, "vip-session/vip-session", session(input_dir, folder / "slept", waiting={"wait": "suspend"})
+    )
     assert run.wait("PAUSED", "FAILED", "CRASHED", "COMPLETED") == "PAUSED", run.logs()
     assert not list(folder.rglob("measures.csv"))
     turn_on(

@@ -11,12 +11,14 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import Artifact
+from prefect.exceptions import ParameterTypeError
 from pydantic import SecretStr
 
 from harness.laboratory import wait_until
 from prefect_biomed.blocks import VipCredentials
 from prefect_biomed.clients.errors import AuthenticationError, ConfigurationError, LedgerError, PreflightFailed
 from prefect_biomed.clients.vip import JobStatus, StillRunning, VipSession, WorkflowFailed, WorkflowStatus
+from prefect_biomed.flows.parameters import Outputs, Removal, SessionUpload, SessionWaiting, Upload
 from prefect_biomed.flows.vip import (
     PipelineRun,
     kill_remote_workflows,
@@ -85,7 +87,9 @@ def test_launch_now_and_collect_later(vip: Sandbox, credentials: VipCredentials,
     vip.vip.switches.job_seconds = 8.0
     folder = arguments["output_dir"] / "sessions"
     for name in ("one", "two"):
-        launched = vip_session(**arguments | {"output_dir": folder / name}, session_name=name, wait=False)
+        launched = vip_session(
+            **arguments | {"output_dir": folder / name}, session_name=name, waiting=SessionWaiting(wait=False)
+        )
         assert not launched.files
     assert vip_collect(credentials, folder) == []
     assert sorted(home_of_sessions(vip, credentials)) == ["one", "two"]
@@ -100,7 +104,7 @@ def test_launch_now_and_collect_later(vip: Sandbox, credentials: VipCredentials,
 
 def test_only_a_run_of_a_deployment_can_be_suspended(vip: Sandbox, arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="Only a run of a deployment"):
-        vip_session(**arguments, wait="suspend")
+        vip_session(**arguments, waiting=SessionWaiting(wait="suspend"))
     assert vip.vip.journal.entries("PUT", "") == []
     assert posts(vip) == 0
 
@@ -137,7 +141,8 @@ def test_resume_from_a_name_alone_when_the_file_is_kept_on_the_platform(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    vip_session(**arguments, session_name="remote", backup_location="vip", wait=False)
+    upload = SessionUpload(backup_location="vip")
+    vip_session(**arguments, session_name="remote", upload=upload, waiting=SessionWaiting(wait=False))
     assert not (arguments["output_dir"] / "session_data.json").exists()
     monkeypatch.chdir(tmp_path)
     result = vip_resume(credentials, session_name="remote", refresh_time=0.2)
@@ -150,7 +155,7 @@ def test_resume_from_a_name_alone_when_the_file_is_kept_on_the_platform(
 def test_without_a_backup_nothing_is_written_and_all_works(
     vip: Sandbox, credentials: VipCredentials, arguments: dict[str, Any]
 ) -> None:
-    result = vip_session(**arguments, backup_location=None)
+    result = vip_session(**arguments, upload=SessionUpload(backup_location=None))
     assert result.is_finished
     assert [len(files) for files in result.files.values()] == [3]
     assert not (arguments["output_dir"] / "session_data.json").exists()
@@ -159,13 +164,15 @@ def test_without_a_backup_nothing_is_written_and_all_works(
 def test_a_session_of_vip_client_is_never_launched_again(
     vip: Sandbox, credentials: VipCredentials, arguments: dict[str, Any]
 ) -> None:
-    vip_session(**arguments, session_name="theirs", wait=False)
+    vip_session(**arguments, session_name="theirs", waiting=SessionWaiting(wait=False))
     path = arguments["output_dir"] / "session_data.json"
     record = json.loads(path.read_text())
     del record["prefect_biomed"]
     path.write_text(json.dumps(record))
     for _ in range(2):
-        result = vip_resume(credentials, output_dir=arguments["output_dir"], refresh_time=0.2, finish=False)
+        result = vip_resume(
+            credentials, output_dir=arguments["output_dir"], refresh_time=0.2, removal=Removal(finish=False)
+        )
         assert len(result.workflows) == 1
     assert posts(vip) == 1
 
@@ -192,12 +199,51 @@ def test_shared_inputs_are_sent_once_and_removed_by_the_last(
     assert home_of_sessions(vip, credentials) == []
 
 
+def test_shared_inputs_and_their_shape_as_wanted(
+    vip: Sandbox, credentials: VipCredentials, arguments: dict[str, Any]
+) -> None:
+    (arguments["input_dir"] / "notes.txt").write_text("not for the platform")
+    (result,) = vip_shared_inputs(
+        credentials,
+        [PipelineRun(pipeline_id="GreyMatter/1.0", input_settings={"t1": "anatomical.nii"})],
+        arguments["input_dir"],
+        arguments["output_dir"],
+        session_name="shared",
+        refresh_time=0.2,
+        upload=Upload(exclude=("*.txt",), vip_home="/vip/Home/elsewhere"),
+        outputs=Outputs(unzip=False),
+        removal=Removal(keep_input=True),
+    )
+    ((archive,),) = result.files.values()
+    assert archive.name == "anatomical_greymatter.tar.gz"
+    assert home_of_sessions(vip, credentials) == []
+    with credentials.get_client() as client:
+        inputs = [entry.name for entry in client.list_folder("/vip/Home/elsewhere/shared/INPUTS")]
+        assert not client.exists("/vip/Home/elsewhere/shared/OUTPUTS")
+        assert not client.exists("/vip/Home/elsewhere/shared-1/OUTPUTS")
+    assert "anatomical.nii" in inputs
+    assert "notes.txt" not in inputs
+
+
+def test_groups_can_be_given_as_mappings_and_refuse_what_they_do_not_have(
+    vip: Sandbox, credentials: VipCredentials, arguments: dict[str, Any]
+) -> None:
+    given: dict[str, Any] = {"upload": {"include": ["anatomical.nii"]}, "waiting": {"wait": False}, "outputs": None}
+    launched = vip_session(**arguments, **given)
+    assert [workflow.status.is_terminal for workflow in launched.workflows] == [False]
+    for wrong in ({"waiting": {"wiat": False}}, {"waiting": {"timeout_seconds": 0}}, {"removal": {"finish": "later"}}):
+        with pytest.raises(ParameterTypeError):
+            vip_session(**arguments | wrong)
+    assert posts(vip) == 1
+
+
 def test_an_owner_that_finishes_first_leaves_the_inputs_to_the_borrower(
     vip: Sandbox, credentials: VipCredentials, arguments: dict[str, Any]
 ) -> None:
-    vip_session(**arguments, session_name="owner", finish=False)
+    vip_session(**arguments, session_name="owner", removal=Removal(finish=False))
     borrower = arguments | {"output_dir": arguments["output_dir"].parent / "borrower"}
-    vip_session(**borrower, session_name="borrower", inputs_of=str(arguments["output_dir"]), finish=False)
+    upload = SessionUpload(inputs_of=arguments["output_dir"])
+    vip_session(**borrower, session_name="borrower", upload=upload, removal=Removal(finish=False))
     vip_resume(credentials, output_dir=arguments["output_dir"], refresh_time=0.2)
     with credentials.get_client() as client:
         assert client.exists("/vip/Home/API/owner/INPUTS/anatomical.nii")
@@ -219,12 +265,12 @@ def test_all_problems_of_shared_inputs_at_once(
     assert not vip.vip.journal.entries("PUT")
 
 
-def test_some_jobs_failed(vip: Sandbox, credentials: VipCredentials, arguments: dict[str, Any]) -> None:
+def test_some_jobs_failed(arguments: dict[str, Any], tmp_path: Path) -> None:
     partial = arguments | {
         "pipeline_id": "SliceStatistics/2.0",
         "input_settings": {"image": ["anatomical.nii"], "slice": [3, 7, 11], "fail_on": 7},
     }
-    result = vip_session(**partial, session_name="partial", finish=False)
+    result = vip_session(**partial, session_name="partial", removal=Removal(finish=False))
     (workflow,) = result.workflows
     assert workflow.status is WorkflowStatus.FINISHED
     assert [job.status for job in workflow.jobs].count(JobStatus.COMPLETED) == 2
@@ -232,7 +278,7 @@ def test_some_jobs_failed(vip: Sandbox, credentials: VipCredentials, arguments: 
     assert "2 of 3 jobs" in report
     assert "slice=7" in report
     with pytest.raises(WorkflowFailed, match="1 of 1 runs"):
-        vip_session(**partial | {"output_dir": arguments["output_dir"].parent / "strict"}, strict=True)
+        vip_session(**partial | {"output_dir": tmp_path / "strict"}, outputs=Outputs(strict=True))
 
 
 def test_a_failed_run_is_reported_with_its_log_and_stays_on_the_platform(
@@ -257,7 +303,7 @@ def test_outputs_of_killed_runs_can_be_wanted(
         "input_settings": {"image": ["anatomical.nii"], "slice": [3, 7]},
     }
     vip.vip.switches.held_jobs = [1]
-    launched = vip_session(**slow, session_name="killed", wait=False)
+    launched = vip_session(**slow, session_name="killed", waiting=SessionWaiting(wait=False))
 
     @flow
     def kill() -> list[WorkflowStatus]:
@@ -268,7 +314,8 @@ def test_outputs_of_killed_runs_can_be_wanted(
         return [workflow.status for workflow in steps.kill_workflows(credentials, launched.session)]
 
     assert kill() == [WorkflowStatus.KILLED]
-    result = vip_resume(credentials, output_dir=arguments["output_dir"], get_status=["Finished", "Killed"])
+    wanted = Outputs(get_status=("Finished", "Killed"))
+    result = vip_resume(credentials, output_dir=arguments["output_dir"], outputs=wanted)
     assert [len(files) > 0 for files in result.files.values()] == [True]
     assert result.is_finished
 
@@ -296,7 +343,7 @@ def test_more_runs_than_the_platform_allows_are_queued(vip: Sandbox, arguments: 
 
 
 def test_wrong_key_is_tried_once_and_the_session_is_kept(vip: Sandbox, arguments: dict[str, Any]) -> None:
-    launched = vip_session(**arguments, session_name="kept", wait=False)
+    launched = vip_session(**arguments, session_name="kept", waiting=SessionWaiting(wait=False))
     vip.vip.switches.key_generation += 1
     vip.vip.journal.clear()
     with pytest.raises(AuthenticationError, match="valid API key"):
@@ -321,9 +368,8 @@ def test_the_cancellation_hook_kills_only_when_asked(vip: Sandbox, arguments: di
     vip.vip.switches.job_seconds = 30.0
     for asked in (False, True):
         output_dir = arguments["output_dir"].parent / str(asked)
-        state = vip_session(
-            **arguments | {"output_dir": output_dir}, wait=False, cancel_remote=asked, return_state=True
-        )
+        waiting = SessionWaiting(wait=False, cancel_remote=asked)
+        state = vip_session(**arguments | {"output_dir": output_dir}, waiting=waiting, return_state=True)
         with get_client(sync_client=True) as client:
             run = client.read_flow_run(state.state_details.flow_run_id)
         # What the server stored of a block that was not saved is masked; a deployment stores a reference.

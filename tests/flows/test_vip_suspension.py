@@ -54,7 +54,7 @@ def start(laboratory: Laboratory, input_dir: Path, folder: Path, name: str, wait
             "output_dir": str(folder / name),
             "session_name": name,
             "refresh_time": 1,
-            "wait": wait,
+            "waiting": {"wait": wait},
         },
     )
 
@@ -70,7 +70,7 @@ def executions(remote: Remote, prefix: str) -> list[dict[str, Any]]:
 
 def test_the_form_offers_all_three_ways_to_wait(laboratory: Laboratory) -> None:
     answer = requests.get(f"{laboratory.api_url}/deployments/name/vip-session/vip-session", timeout=30).json()
-    field = answer["parameter_openapi_schema"]["properties"]["wait"]
+    field = answer["parameter_openapi_schema"]["definitions"]["SessionWaiting"]["properties"]["wait"]
     assert field["default"] is True
     assert {tuple(sorted(choice.items())) for choice in field["anyOf"]} == {
         (("type", "boolean"),),

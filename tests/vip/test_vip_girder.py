@@ -47,6 +47,7 @@ from prefect_biomed.clients.vip import (
 from prefect_biomed.clients.vip.download import Output, fetch_file
 from prefect_biomed.clients.vip.girder import local_names
 from prefect_biomed.clients.vip.girder_sessions import note_runs
+from prefect_biomed.flows.parameters import Girder, GirderSession, SessionWaiting
 from prefect_biomed.flows.vip import vip_collect, vip_resume, vip_session
 from prefect_biomed.sandbox import Fault, Sandbox
 from prefect_biomed.tasks import vip as steps
@@ -598,9 +599,7 @@ def test_session_through_the_flow_and_no_secret_anywhere(
         "output_dir": tmp_path / "out",
         "nb_runs": 2,
         "refresh_time": 0.2,
-        "girder_output": f"girder:{RESULTS}/weekly/",
-        "girder_metadata": {"study": "demo"},
-        "girder_download": True,
+        "girder": Girder(output=f"girder:{RESULTS}/weekly/", metadata={"study": "demo"}, download=True),
     }
     with caplog.at_level(logging.DEBUG):
         result = vip_session(**arguments, session_name="flow")
@@ -665,10 +664,9 @@ def test_resume_from_the_folder_on_girder_alone(
     stopped = stops_after_one_of_two()
     result = vip_resume(
         credentials,
-        girder_folder=f"{RESULTS}/stopped",
         output_dir=tmp_path / "second",
-        girder_download=True,
         refresh_time=0.2,
+        girder=GirderSession(folder=f"{RESULTS}/stopped", download=True),
     )
     assert result.session.token == stopped.token
     assert launches(vip) == 2
@@ -689,16 +687,17 @@ def test_finished_session_can_still_be_downloaded_and_is_not_collected_again(
         {"t1": f"girder:{INPUTS}/one.nii"},
         output_dir=folder / "one",
         session_name="one",
-        girder_output=RESULTS,
         refresh_time=0.2,
-        wait=False,
+        girder=Girder(output=RESULTS),
+        waiting=SessionWaiting(wait=False),
     )
     while not (collected := vip_collect(credentials, folder)):
         pass
     assert collected[0].is_finished
     assert collected[0].files == {}
     assert vip_collect(credentials, folder) == []
-    result = vip_resume(credentials, output_dir=folder / "one", girder_download=True, refresh_time=0.2)
+    girder = GirderSession(download=True)
+    result = vip_resume(credentials, output_dir=folder / "one", girder=girder, refresh_time=0.2)
     ((_, files),) = result.files.items()
     assert "measures.csv" in {path.name for path in files}
     assert launches(vip) == 1

@@ -1,0 +1,149 @@
+"""Parameters of flows: the types of single ones, and the groups of those that most runs leave alone.
+
+Each group is an optional parameter of a flow and folded in its form; nothing given means the defaults. What is left out
+of a group has its default too. A group has the same name on every flow that has it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from prefect_biomed.clients.vip import InputValue
+from prefect_biomed.clients.vip.session_file import VIP_HOME
+
+__all__ = [
+    "CollectedOutputs",
+    "ExperimentWaiting",
+    "Girder",
+    "GirderSession",
+    "Group",
+    "Outputs",
+    "RefreshTime",
+    "Removal",
+    "Runs",
+    "SessionName",
+    "SessionUpload",
+    "SessionWaiting",
+    "Settings",
+    "Upload",
+    "Waiting",
+]
+
+_SECONDS = {"unit": "s"}
+
+Runs = Annotated[int, Field(ge=1, le=1000, title="Number of runs")]
+RefreshTime = Annotated[float, Field(gt=0, le=86400, title="Refresh time (s)", json_schema_extra=_SECONDS)]
+SessionName = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+$", max_length=200, title="Session name")]
+Settings = dict[str, InputValue]
+GirderFolder = Annotated[str, Field(pattern=r"^(girder:)?/(collection|user)/[^/]+(/[^/]+)*/?$")]
+Seconds = Annotated[float, Field(gt=0, json_schema_extra=_SECONDS)]
+Status = Literal["Finished", "ExecutionFailed", "Killed"]
+
+
+class Group(BaseModel):
+    """Parameters that belong together."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Upload(Group):
+    """Which inputs are sent to VIP, and where to."""
+
+    include: tuple[str, ...] = Field(default=(), title="Files to send")
+    """Patterns of files to upload, relative to `input_dir`; all when empty."""
+    exclude: tuple[str, ...] = Field(default=(), title="Files not to send")
+    """Patterns of files not to upload."""
+    update_files: bool = Field(default=True, title="Compare what is there already")
+    """Whether inputs that are on the platform already are compared with the local files."""
+    vip_home: str = Field(default=VIP_HOME, title="Folder on VIP")
+    """Folder on the platform that holds the folders of sessions, for inputs and outputs."""
+
+
+class SessionUpload(Upload):
+    """Which inputs a session uses, and where the session is kept."""
+
+    inputs_of: Path | None = Field(default=None, title="Inputs of another session")
+    """Local folder of another session whose uploaded inputs are used."""
+    backup_location: Literal["local", "vip"] | None = Field(default="local", title="Place of the session file")
+    """Where the session file is kept, by which the session is resumed: `local`, `vip`, or nowhere when empty."""
+
+
+class CollectedOutputs(Group):
+    """Which outputs are downloaded, and in which shape."""
+
+    get_status: tuple[Status, ...] = Field(default=("Finished", "Killed"), title="Wanted statuses")
+    """Statuses whose outputs are downloaded."""
+    unzip: bool = Field(default=True, title="Unpack archives")
+    """Whether archives are replaced by a folder with their content."""
+    keep_archives: bool = Field(default=False, title="Keep archives")
+    """Whether archives stay beside that folder."""
+
+
+class Outputs(CollectedOutputs):
+    """Which outputs are downloaded, in which shape, and what counts as success."""
+
+    get_status: tuple[Status, ...] = Field(default=("Finished",), title="Wanted statuses")
+    """Statuses whose outputs are downloaded and that count as success."""
+    strict: bool = Field(default=False, title="Every job has to succeed")
+    """Whether a run of which some jobs failed makes the session fail."""
+
+
+class Removal(Group):
+    """What is removed from VIP at the end. After a failure everything stays."""
+
+    finish: bool = Field(default=True, title="Remove at the end")
+    """Whether the session's folders are removed from the platform at the end."""
+    keep_input: bool = Field(default=False, title="Keep inputs")
+    """Whether the inputs stay on the platform all the same."""
+    keep_output: bool = Field(default=False, title="Keep outputs")
+    """Whether the outputs stay on the platform all the same."""
+
+
+class Girder(Group):
+    """Outputs that go to Girder."""
+
+    output: GirderFolder | None = Field(default=None, title="Folder on Girder")
+    """Folder on Girder, `/collection/…`, in which the session gets a folder for its outputs, with one in it for each
+    run. They go to VIP when empty."""
+    metadata: dict[str, JsonValue] = Field(default_factory=dict, title="Metadata of the runs")
+    """Metadata for the folder of each run on Girder."""
+    download: bool = Field(default=False, title="Download too")
+    """Whether outputs on Girder are downloaded to `output_dir` too."""
+
+
+class GirderSession(Group):
+    """A session whose outputs are on Girder."""
+
+    folder: GirderFolder | None = Field(default=None, title="Folder of the session")
+    """Folder of the session on Girder; enough alone when its outputs are there."""
+    download: bool = Field(default=False, title="Download too")
+    """Whether outputs on Girder are downloaded too, also when they were not wanted before."""
+
+
+class Waiting(Group):
+    """How long to wait for capacity and for the runs."""
+
+    timeout_seconds: Seconds | None = Field(default=None, title="Stop watching after (s)")
+    """Seconds after which the runs are not watched any more; they go on. Never when empty. The time of a suspension
+    does not count."""
+    queue_timeout_seconds: Seconds | None = Field(default=None, title="Stop waiting for capacity after (s)")
+    """Seconds after which a launch stops waiting for capacity; nothing is launched then. Never when empty."""
+
+
+class ExperimentWaiting(Waiting):
+    """How long to wait for capacity and for the runs, and what ends them."""
+
+    cancel_remote: bool = Field(default=False, title="Cancelling kills the runs")
+    """Whether cancelling this flow run kills what it has launched."""
+
+
+class SessionWaiting(ExperimentWaiting):
+    """Whether and how long to wait for capacity and for the runs, and what ends them."""
+
+    wait: bool | Literal["suspend"] = Field(default=True, title="Wait for the runs")
+    """True watches the runs. False launches now; collect later with the deployment vip-collect or vip-resume. `suspend`
+    gives the worker slot back after the launch; vip-collect resumes this flow run when all runs have ended. Without a
+    schedule of vip-collect nobody does."""

@@ -1,0 +1,92 @@
+"""The parameters of flows: few, in groups that are the same everywhere, and a form that can be filled in."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import textwrap
+from typing import Any
+
+import pytest
+from prefect import Flow
+from prefect.utilities.callables import parameter_schema
+
+from prefect_biomed import flows
+
+GROUPS = {"upload", "outputs", "removal", "girder", "waiting"}
+CARD = {
+    "vip-session": "pipeline_id input_settings input_dir output_dir session_name nb_runs refresh_time",
+    "vip-resume": "session_name output_dir refresh_time",
+}
+PER_FLOW = 12
+STATEMENTS_PER_FLOW = 15
+
+
+def flows_of_package() -> dict[str, Flow[..., Any]]:
+    modules = [
+        importlib.import_module(f"{flows.__name__}.{found.name}") for found in pkgutil.iter_modules(flows.__path__)
+    ]
+    public = [getattr(module, name) for module in modules for name in getattr(module, "__all__", ())]
+    return {one.name: one for one in public if isinstance(one, Flow)}
+
+
+OTHER_PLATFORMS = {"federated-analysis", "federated-session", "boss-ingest", "boss-join-ingest"}
+FLOWS = {name: one for name, one in flows_of_package().items() if name not in OTHER_PLATFORMS}
+every_flow = pytest.mark.parametrize("name", FLOWS)
+
+
+def form(name: str) -> dict[str, Any]:
+    return parameter_schema(FLOWS[name].fn).model_dump()
+
+
+def statements(flow: Flow[..., Any]) -> int:
+    """Statements of the body, nested ones too; the docstring is none."""
+    (function,) = ast.parse(textwrap.dedent(inspect.getsource(flow.fn))).body
+    return sum(isinstance(node, ast.stmt) for node in ast.walk(function)) - 2
+
+
+@every_flow
+def test_a_form_has_few_fields_and_a_body_reads_as_the_protocol(name: str) -> None:
+    fields = [field for field in form(name)["properties"] if field != "credentials"]
+    assert len(fields) <= PER_FLOW
+    assert statements(FLOWS[name]) <= STATEMENTS_PER_FLOW
+
+
+@pytest.mark.parametrize("name", CARD)
+def test_the_words_of_the_field_stay_flat(name: str) -> None:
+    properties = form(name)["properties"]
+    for word in CARD[name].split():
+        assert "#/definitions" not in str(properties[word]), word
+
+
+@every_flow
+def test_a_group_is_folded_and_its_fields_say_what_they_are(name: str) -> None:
+    schema = form(name)
+    for group in GROUPS & schema["properties"].keys():
+        field = schema["properties"][group]
+        assert field["default"] is None
+        assert field["description"]
+        reference, nothing = field["anyOf"]
+        assert nothing == {"type": "null"}
+        folded = schema["definitions"][reference["$ref"].removeprefix("#/definitions/")]
+        assert folded["additionalProperties"] is False
+        assert not folded.get("required")
+        assert folded["description"]
+        for inner, shown in folded["properties"].items():
+            assert shown["description"], f"{group}.{inner}"
+            assert shown["title"] != inner.replace("_", " ").title(), f"{group}.{inner}"
+            if inner.endswith("_seconds"):
+                assert shown["title"].endswith("(s)"), f"{group}.{inner}"
+
+
+def test_a_field_of_a_group_means_the_same_on_every_flow() -> None:
+    meanings: dict[str, set[str]] = {}
+    for name in FLOWS:
+        schema = form(name)
+        for group in GROUPS & schema["properties"].keys():
+            reference = schema["properties"][group]["anyOf"][0]["$ref"].removeprefix("#/definitions/")
+            for inner, shown in schema["definitions"][reference]["properties"].items():
+                meanings.setdefault(f"{group}.{inner}", set()).add(shown["title"])
+    assert {field: titles for field, titles in meanings.items() if len(titles) > 1} == {}
