@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("platforms", nargs="*", metavar="PLATFORM", help=f"{', '.join(PLATFORMS)}; default: all")
     parser.add_argument("--state", type=Path, help="file for the ready line, removed at exit")
+    parser.add_argument("--state-dir", type=Path, help="folder in which all state is kept for a later start")
     parser.add_argument("--latency", type=float, default=0.0, metavar="MS", help="per request")
     parser.add_argument("--faults", type=Path, help='JSON file: {"vip": [{"status": 502}]}')
     parser.add_argument("--seed", type=int, default=0, help="of ids, keys and noise; default 0")
@@ -58,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
             latency_ms=options.latency,
             faults=options.faults,
             state=options.state,
+            state_dir=options.state_dir,
             port=options.port,
             **_switches([*options.set, *([f"vantage6.generation={options.v6}"] if options.v6 else [])]),
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,8 +31,8 @@ class Platform:
     """Base of one emulated platform.
 
     A subclass names itself and its `Switches`, builds `app` in its constructor, and may override
-    `start`, `stop`, `went_down`, `came_back` and `ready`. The core wraps `app` with latency, journal
-    and faults and serves it on a loopback port of its own.
+    `start`, `stop`, `went_down`, `came_back`, `constants`, `frozen`, `restore` and `ready`. The core
+    wraps `app` with latency, journal and faults and serves it on a loopback port of its own.
 
     Attributes:
         name: what it is called in the ready line and on the command line.
@@ -40,7 +42,7 @@ class Platform:
         journal: the requests received.
         faults: the faults to apply.
         url: root under which it is served; empty until it is.
-        directory: an empty folder of its own, removed at the end.
+        directory: a folder of its own; empty, and removed at the end, unless the state is kept.
         seed: ids, keys and noise are derived from it.
     """
 
@@ -73,6 +75,22 @@ class Platform:
 
     def came_back(self) -> None:
         """Take note that its server is back, under the same URL."""
+
+    def constants(self) -> dict[str, object]:
+        """Return the objects that its state refers to and that a new process makes itself, by lasting names."""
+        return {}
+
+    @contextmanager
+    def frozen(self) -> Iterator[Any]:
+        """Give what a new process needs to go on, with nothing changing it while the context is open."""
+        yield None
+
+    def restore(self, state: Any) -> None:
+        """Go on from the state of an earlier process; called before `start`, with the files still in `directory`.
+
+        Args:
+            state: a copy of what `frozen` gave.
+        """
 
     def ready(self) -> dict[str, Any]:
         """Return the facts a user needs: URL, keys, users, ids. Must be JSON."""

@@ -16,16 +16,23 @@ from starlette.types import Message, Receive, Scope, Send
 from prefect_biomed.sandbox._core import Platform, annotate
 from prefect_biomed.sandbox._faults import Fault
 from prefect_biomed.sandbox._journal import Entry
+from prefect_biomed.sandbox._state import Keeper
 
 _CONTROL = "/_sandbox"
 _SECRET = re.compile(r"(?i)((?:^|&)[^=&]*(?:key|token|password|signature|secret|credential)[^=&]*=)[^&]*")
 
 
 class Gate:
-    """What every request of a platform passes first: control, latency, journal, faults."""
+    """What every request of a platform passes first: control, latency, journal, faults.
 
-    def __init__(self, platform: Platform) -> None:
+    Args:
+        platform: behind the gate.
+        keeper: keeps its state before each answer; None when nobody wants it kept.
+    """
+
+    def __init__(self, platform: Platform, keeper: Keeper | None = None) -> None:
         self._platform = platform
+        self._keeper = keeper
         self._control = _control_app(platform)
         self._held: set[asyncio.Task[None]] = set()
 
@@ -35,6 +42,8 @@ class Gate:
         path: str = scope["path"]
         if path == _CONTROL or path.startswith(_CONTROL + "/"):
             await self._control(scope, receive, send)
+            if self._keeper is not None:
+                await self._keeper.keep()
             return
         method: str = scope["method"]
         query = scope["query_string"].decode("latin-1")
@@ -76,6 +85,8 @@ class Gate:
             if message["type"] == "http.response.start":
                 entry.answered = message["status"]
                 entry.effect = message["status"] < 400
+                if self._keeper is not None:
+                    await self._keeper.keep()
             await send(message)
 
         await self._platform.app(scope, receive, noting_send)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import importlib
 import json
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -22,6 +24,7 @@ from pydantic import TypeAdapter
 from prefect_biomed.sandbox._core import Platform
 from prefect_biomed.sandbox._faults import Fault
 from prefect_biomed.sandbox._gate import Gate
+from prefect_biomed.sandbox._state import Keeper, Saved
 
 if TYPE_CHECKING:
     from prefect_biomed.sandbox.vip import VipSandbox
@@ -45,15 +48,21 @@ class Sandbox:
         faults: by platform name, a list of `Fault` (or what makes one); or a JSON file of that.
         state: a file to which the ready line is written atomically and which is removed at the
             end, so that other processes find the sandbox.
-        port: 0 takes free ports; otherwise the first platform gets this one, the next the one
-            after it, and so on.
+        state_dir: a folder in which all state is kept, so that a later sandbox with this folder goes on from
+            there, at the same ports, also when this one was killed. Made when it is not there. Only the
+            death of the process is survived, not that of the machine. It holds pickles: use none that
+            somebody else has written. Without it everything is removed at the end.
+        port: 0 takes free ports, or those kept in `state_dir`; otherwise the first platform gets this
+            one, the next the one after it, and so on.
         vip: switches of the platform of that name.
         vantage6: switches of the platform of that name.
         boss: switches of the platform of that name.
 
     Raises:
-        ValueError: an unknown platform or switch, a fault that makes no sense.
-        OSError: a port that is taken, a state file that cannot be written.
+        ValueError: an unknown platform or switch, a fault that makes no sense, a `state_dir` that was made
+            with another seed, by another version, or with another value of a switch that cannot be changed.
+        OSError: a port that is taken, a state file that cannot be written, a `state_dir` that another
+            sandbox uses.
     """
 
     def __init__(
@@ -63,6 +72,7 @@ class Sandbox:
         latency_ms: float = 0.0,
         faults: Mapping[str, Sequence[Fault | Mapping[str, Any]]] | Path | str | None = None,
         state: Path | str | None = None,
+        state_dir: Path | str | None = None,
         port: int = 0,
         vip: Mapping[str, Any] | None = None,
         vantage6: Mapping[str, Any] | None = None,
@@ -76,22 +86,18 @@ class Sandbox:
                 raise ValueError(f"no platform {given!r}: there are {', '.join(PLATFORMS)}")
             if given not in names:
                 raise ValueError(f"switches or faults for {given!r}, which is not served")
-        self._directory = tempfile.TemporaryDirectory(prefix="prefect-biomed-sandbox-")
+        self._folder = _Folder(None if state_dir is None else Path(state_dir))
         self._state = None if state is None else Path(state)
         self._first_port = port
         self._platforms: dict[str, Platform] = {}
         self._servers: list[_Server] = []
         try:
             for name in names:
-                module, class_name = PLATFORMS[name]
-                kind: type[Platform] = getattr(importlib.import_module(module), class_name)
-                directory = Path(self._directory.name, name)
-                directory.mkdir()
-                own = {"latency_ms": latency_ms, **(switches[name] or {})}
-                self._platforms[name] = kind(seed=seed, directory=directory, **own)
+                own = {"latency_ms": latency_ms} if latency_ms else {}
+                self._platforms[name] = self._folder.platform(name, seed, {**own, **(switches[name] or {})})
                 self._platforms[name].faults.add(*plan.get(name, []))
         except BaseException:
-            self._directory.cleanup()
+            self._folder.close()
             raise
 
     @property
@@ -123,8 +129,8 @@ class Sandbox:
         """Serve, and return once every platform answers."""
         try:
             for offset, platform in enumerate(self._platforms.values()):
-                port = self._first_port + offset if self._first_port else 0
-                server = _Server(platform, port)
+                port = self._first_port + offset if self._first_port else self._folder.port(platform.name)
+                server = _Server(platform, port, self._folder.file(platform.name))
                 self._servers.append(server)
                 server.start()
             if self._state is not None:
@@ -135,12 +141,12 @@ class Sandbox:
         return self
 
     def stop(self) -> None:
-        """End serving, and remove the state file and all that was stored. Safe to repeat."""
+        """End serving, and remove the state file and, without `state_dir`, all that was stored. Safe to repeat."""
         if self._state is not None and self._servers:
             self._state.unlink(missing_ok=True)
         while self._servers:
             self._servers.pop().stop()
-        self._directory.cleanup()
+        self._folder.close()
 
     def restart(self, name: str, *, down_seconds: float = 0.0) -> None:
         """Take a platform down and bring it back, and return once it answers again: see `outage`.
@@ -206,6 +212,67 @@ def _write_atomically(path: Path, text: str) -> None:
     part.replace(path)
 
 
+class _Folder:
+    """Where the platforms keep their files, and their state when it is to be kept.
+
+    Args:
+        path: where it is kept; None for a folder that is removed at the end.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._temporary = None
+        if path is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="prefect-biomed-sandbox-")
+            path = Path(self._temporary.name)
+        self._path = path.resolve()
+        self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._saved: dict[str, Saved] = {}
+        self._lock = (self._path / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise OSError(f"another sandbox uses {self._path}: stop it, or take another folder") from error
+
+    def file(self, name: str) -> Path | None:
+        """Return where the state of a platform is kept, if it is."""
+        return None if self._temporary else self._path / f"{name}.state"
+
+    def port(self, name: str) -> int:
+        """Return the port on which a platform was served, 0 when it was not."""
+        return self._saved[name].port if name in self._saved else 0
+
+    def platform(self, name: str, seed: int, switches: Mapping[str, Any]) -> Platform:
+        """Make a platform, in the state in which an earlier process left it."""
+        module, class_name = PLATFORMS[name]
+        kind: type[Platform] = getattr(importlib.import_module(module), class_name)
+        path = self.file(name)
+        saved = None if path is None else Saved.read(path)
+        directory = self._path / name
+        if saved is None:
+            # What is there without a state was never served.
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir()
+            return kind(seed=seed, directory=directory, **switches)
+        if saved.seed != seed:
+            raise ValueError(f"{self._path} was made with seed {saved.seed}, not {seed}")
+        for switch, value in switches.items():
+            field = kind.switches_type.model_fields.get(switch)
+            before = saved.switches.get(switch)
+            if field is not None and field.frozen and before != value:
+                raise ValueError(f"{self._path} was made with {name}.{switch}={before}, not {value}")
+        platform = kind(seed=seed, directory=directory, **{**saved.switches, **switches})
+        saved.give_to(platform)
+        self._saved[name] = saved
+        return platform
+
+    def close(self) -> None:
+        """Let others use it, or remove it. Safe to repeat."""
+        self._lock.close()
+        if self._temporary:
+            self._temporary.cleanup()
+
+
 class _Uvicorn(uvicorn.Server):
     """Ends at once when told to, as a process that is killed does."""
 
@@ -227,9 +294,11 @@ class _Uvicorn(uvicorn.Server):
 class _Server:
     """One platform on one loopback port, in a thread of its own."""
 
-    def __init__(self, platform: Platform, port: int) -> None:
+    def __init__(self, platform: Platform, port: int, file: Path | None) -> None:
         self.platform = platform
         self._started = False
+        self._file = file
+        self._keeper: Keeper | None = None
         self._listen(port)
 
     def _listen(self, port: int) -> None:
@@ -238,9 +307,11 @@ class _Server:
         # waits 40 ms for an acknowledgement.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._address: tuple[str, int] = self._socket.getsockname()
+        if self._file is not None:
+            self._keeper = Keeper(self.platform, self._file, self._address[1])
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
-                Gate(self.platform),
+                Gate(self.platform, self._keeper),
                 http="h11",
                 ws="none",
                 lifespan="off",
@@ -264,6 +335,8 @@ class _Server:
         host, port = self._address
         self._started = True
         self.platform.start(f"http://{host}:{port}")
+        if self._keeper is not None:
+            self._keeper.write()
 
     def _serve(self) -> None:
         self._thread.start()
@@ -286,6 +359,9 @@ class _Server:
     def stop(self) -> None:
         self._end()
         if self._started:
+            # Before what runs is ended: a later process goes on with it.
+            if self._keeper is not None:
+                self._keeper.write()
             self.platform.stop()
 
     def _end(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,6 +43,20 @@ class BossSandbox(Platform):
     def stop(self) -> None:
         """Stop the lambdas and drop what was uploaded."""
         self.service.stop()
+
+    def constants(self) -> dict[str, object]:
+        """What lambdas that are to run later belong to."""
+        return {"service": self.service}
+
+    @contextmanager
+    def frozen(self) -> Iterator[Any]:
+        """All jobs, queues, keys, resources and what was ingested; the objects are in the folder."""
+        with self.service.frozen() as state:
+            yield state
+
+    def restore(self, state: Any) -> None:
+        """Go on from the state of an earlier process."""
+        self.service.restore(state)
 
     def ready(self) -> dict[str, Any]:
         """URL, tokens of the users, names of what is there, and how far each job is."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import heapq
-import itertools
 import threading
 import time
 import uuid
@@ -40,13 +39,16 @@ class Queue:
     Args:
         name: Last part of the queue's URL.
         visibility_seconds: Lease of a received message when the receiver names none.
+
+    Attributes:
+        lock: Nothing changes while it is held.
     """
 
     def __init__(self, name: str, visibility_seconds: float = DEFAULT_VISIBILITY_SECONDS) -> None:
         self.name = name
         self.visibility_seconds = visibility_seconds
-        self._lock = threading.Lock()
-        self._serial = itertools.count()
+        self.lock = threading.Lock()
+        self._serial = 0
         self._messages: dict[str, Message] = {}
         self._visible: deque[str] = deque()
         self._leased: dict[str, float] = {}
@@ -55,7 +57,7 @@ class Queue:
     def send(self, body: str) -> Message:
         """Put one message at the end of the queue."""
         message = Message(str(uuid.uuid4()), body, time.time())
-        with self._lock:
+        with self.lock:
             self._messages[message.id] = message
             self._visible.append(message.id)
         return message
@@ -64,8 +66,8 @@ class Queue:
         """Lease up to `count` visible messages; never waits."""
         lease = self.visibility_seconds if visibility_seconds is None else visibility_seconds
         received: list[Message] = []
-        with self._lock:
-            now = time.monotonic()
+        with self.lock:
+            now = time.time()
             self._expire(now)
             while self._visible and len(received) < count:
                 message = self._messages.get(self._visible.popleft())
@@ -75,7 +77,8 @@ class Queue:
                 if message.receives == 1:
                     message.first_received = time.time()
                 self._leased[message.id] = now + lease
-                heapq.heappush(self._expiries, (now + lease, next(self._serial), message.id))
+                self._serial += 1
+                heapq.heappush(self._expiries, (now + lease, self._serial, message.id))
                 received.append(message)
         return received
 
@@ -100,7 +103,7 @@ class Queue:
             number = int(receives)
         except (ValueError, UnicodeDecodeError) as error:
             raise ReceiptHandleIsInvalid(handle[:20]) from error
-        with self._lock:
+        with self.lock:
             message = self._messages.get(identity)
             if message is None or message.receives != number:
                 return False
@@ -108,26 +111,34 @@ class Queue:
             self._leased.pop(identity, None)
             return True
 
+    def clear(self) -> None:
+        """Forget all messages."""
+        with self.lock:
+            self._messages.clear()
+            self._visible.clear()
+            self._leased.clear()
+
     def counts(self) -> tuple[int, int]:
         """How many messages are visible and how many are leased."""
-        with self._lock:
-            self._expire(time.monotonic())
+        with self.lock:
+            self._expire(time.time())
             leased = len(self._leased)
             return len(self._messages) - leased, leased
 
     def bodies(self) -> list[str]:
         """The bodies of all messages, visible or leased."""
-        with self._lock:
+        with self.lock:
             return [message.body for message in self._messages.values()]
 
     def expire_leases(self) -> None:
         """Make every leased message visible again at once, as if its lease had run out."""
-        with self._lock:
+        with self.lock:
             for identity in self._leased:
                 self._leased[identity] = 0.0
-                self._expiries.append((0.0, next(self._serial), identity))
+                self._serial += 1
+                self._expiries.append((0.0, self._serial, identity))
             heapq.heapify(self._expiries)
-            self._expire(time.monotonic())
+            self._expire(time.time())
 
     def _expire(self, now: float) -> None:
         while self._expiries and self._expiries[0][0] <= now:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,13 +32,13 @@ class Resources:
     frames: dict[str, dict[str, Any]] = field(default_factory=dict)
     experiments: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     channels: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
-    _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(4))
+    _last_id: int = 3
     numbers: dict[tuple[str, ...], int] = field(default_factory=dict)
 
     def add_collection(self, creator: str, name: str, description: str = "") -> dict[str, Any]:
         """Make a collection."""
         self._check_new(name, name in self.collections)
-        self.numbers[(name,)] = next(self._ids)
+        self.numbers[(name,)] = self._next_id()
         self.collections[name] = {
             "name": name,
             "public": False,
@@ -68,7 +67,7 @@ class Resources:
         self._check_new(name, (collection, name) in self.experiments)
         frame = str(body.get("coord_frame"))
         self.frame(frame)
-        self.numbers[(collection, name)] = next(self._ids)
+        self.numbers[(collection, name)] = self._next_id()
         self.experiments[collection, name] = {
             "channels": [],
             "name": name,
@@ -96,7 +95,7 @@ class Resources:
             raise BossProblem(400, 1003, f"datatype: one of {', '.join(DATATYPES)} is required.")
         if body.get("type") not in ("image", "annotation"):
             raise BossProblem(400, 1003, "type: image or annotation is required.")
-        self.numbers[(collection, experiment, name)] = next(self._ids)
+        self.numbers[(collection, experiment, name)] = self._next_id()
         self.channels[collection, experiment, name] = {
             "name": name,
             "public": False,
@@ -116,6 +115,10 @@ class Resources:
         }
         self.experiments[collection, experiment]["channels"].append(name)
         return self.channels[collection, experiment, name]
+
+    def _next_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
 
     def collection(self, name: str) -> dict[str, Any]:
         """Look up; 404/4000 when there is none."""

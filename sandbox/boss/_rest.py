@@ -154,7 +154,6 @@ def _rest_app(service: Service) -> FastAPI:
 
 
 def _add_resources(service: Service, route: Route, user_of: UserOf, json_body: JsonBody) -> None:
-    resources = service.resources
     collection = "/collection/{collection}"
     experiment = collection + "/experiment/{experiment}"
     channel = experiment + "/channel/{channel}"
@@ -162,61 +161,61 @@ def _add_resources(service: Service, route: Route, user_of: UserOf, json_body: J
     @route("GET", "/collection")
     async def list_collections(request: Request) -> Response:
         user_of(request)
-        return JSONResponse({"collections": sorted(resources.collections)})
+        return JSONResponse({"collections": sorted(service.resources.collections)})
 
     @route("GET", "/coord")
     async def list_frames(request: Request) -> Response:
         user_of(request)
-        return JSONResponse({"coords": sorted(resources.frames)})
+        return JSONResponse({"coords": sorted(service.resources.frames)})
 
     @route("GET", collection)
     async def get_collection(request: Request) -> Response:
         _signed_in(user_of(request))
-        return JSONResponse(resources.collection(request.path_params["collection"]))
+        return JSONResponse(service.resources.collection(request.path_params["collection"]))
 
     @route("GET", experiment)
     async def get_experiment(request: Request) -> Response:
         _signed_in(user_of(request))
         path = request.path_params
-        return JSONResponse(resources.experiment(path["collection"], path["experiment"]))
+        return JSONResponse(service.resources.experiment(path["collection"], path["experiment"]))
 
     @route("GET", channel)
     async def get_channel(request: Request) -> Response:
         _signed_in(user_of(request))
         path = request.path_params
-        found = resources.channel(path["collection"], path["experiment"], path["channel"])
+        found = service.resources.channel(path["collection"], path["experiment"], path["channel"])
         return JSONResponse(found)
 
     @route("GET", "/coord/{frame}")
     async def get_frame(request: Request) -> Response:
         _signed_in(user_of(request))
-        return JSONResponse(resources.frame(request.path_params["frame"]))
+        return JSONResponse(service.resources.frame(request.path_params["frame"]))
 
     @route("POST", collection)
     async def add_collection(request: Request) -> Response:
         user, name = user_of(request), request.path_params["collection"]
         body = await json_body(request)
-        made = resources.add_collection(user or "", name, body.get("description", ""))
+        made = service.resources.add_collection(user or "", name, body.get("description", ""))
         return JSONResponse(made, status_code=201)
 
     @route("POST", "/coord/{frame}")
     async def add_frame(request: Request) -> Response:
         user, name = user_of(request), request.path_params["frame"]
-        made = resources.add_frame(user or "", name, await json_body(request))
+        made = service.resources.add_frame(user or "", name, await json_body(request))
         return JSONResponse(made, status_code=201)
 
     @route("POST", experiment)
     async def add_experiment(request: Request) -> Response:
         user, path = user_of(request), request.path_params
         body = await json_body(request)
-        made = resources.add_experiment(user or "", path["collection"], path["experiment"], body)
+        made = service.resources.add_experiment(user or "", path["collection"], path["experiment"], body)
         return JSONResponse(made, status_code=201)
 
     @route("POST", channel)
     async def add_channel(request: Request) -> Response:
         user, path = user_of(request), request.path_params
         names = (path["collection"], path["experiment"], path["channel"])
-        made = resources.add_channel(user or "", *names, await json_body(request))
+        made = service.resources.add_channel(user or "", *names, await json_body(request))
         return JSONResponse(made, status_code=201)
 
     def _signed_in(user: str | None) -> None:

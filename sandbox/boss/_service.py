@@ -8,6 +8,8 @@ import random
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ TILE_BUCKET = "tiles.sandbox.boss"
 INGEST_BUCKET = "ingest.sandbox.boss"
 ACCOUNT = "000000000000"
 _RETRIES_BEFORE_DEAD_LETTER = 3
+_KEPT = ("resources", "jobs", "keys", "queues", "_later", "_fault_calls")
 
 _log = logging.getLogger(__name__)
 
@@ -142,6 +145,28 @@ class Service:
             self._thread.join(timeout=10)
         self._blobs.close()
 
+    @contextmanager
+    def frozen(self) -> Iterator[dict[str, Any]]:
+        """Give what a new process needs to go on, and change nothing meanwhile."""
+        self._blobs.keep_all()
+        with ExitStack() as held:
+            held.enter_context(self.lock)
+            for queue, _, _ in list(self.queues.values()):
+                held.enter_context(queue.lock)
+            volumes = held.enter_context(self._volumes.frozen())
+            yield {name: getattr(self, name) for name in _KEPT} | {"volumes": volumes, "end": self._blobs.end}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `frozen` gave; queues that were being filled are filled anew."""
+        for name in _KEPT:
+            setattr(self, name, state[name])
+        self._volumes.restore(state["volumes"])
+        self._blobs.continue_from(state["end"])
+        for job in self.jobs.values():
+            if job.status == Status.PREPARING and not job.filled and job.upload_queue:
+                job.upload_queue.clear()
+                self._begin_to_fill(job)
+
     # -- jobs --------------------------------------------------------------------------------
 
     def create(self, user: str, config: Any) -> Job:
@@ -176,9 +201,12 @@ class Service:
             text = f"Unable to create the upload and ingest queue.{cause}"
             raise BossProblem(400, 9001, text) from error
         self._open_queues(job)
+        self._begin_to_fill(job)
+        return job
+
+    def _begin_to_fill(self, job: Job) -> None:
         if not self.switches.fail_population:
             threading.Thread(target=self._fill, args=(job,), daemon=True).start()
-        return job
 
     def _open_queues(self, job: Job) -> None:
         seconds = self.switches.visibility_seconds
@@ -272,7 +300,7 @@ class Service:
         if self.switches.null_credentials_joins > 0:
             self.switches.null_credentials_joins -= 1
             return None
-        now = time.monotonic()
+        now = time.time()
         start = now + self.switches.key_delay_seconds
         number = len(self.keys) + 1
         end, generation = now + self.switches.key_seconds, self.switches.key_generation
@@ -282,7 +310,7 @@ class Service:
 
     def valid_key(self, access: str) -> Key | None:
         """The issued key of that name, if AWS knows it now."""
-        key, now = self.keys.get(access), time.monotonic()
+        key, now = self.keys.get(access), time.time()
         if key is None or key.generation < self.switches.key_generation or not key.valid_from <= now < key.valid_until:
             return None
         return key
@@ -304,7 +332,7 @@ class Service:
             internal = [queue for queue in (job.index_queue, job.ingest_queue) if queue]
             if any(queue.counts()[0] for queue in internal):
                 return 400, {"wait_secs": wait, "info": "Internal queues not empty yet"}
-            now = time.monotonic()
+            now = time.time()
             if job.status == Status.UPLOADING:
                 job.status, job.wait_until = Status.WAIT_ON_QUEUES, now + wait
                 return 202, {"job_status": int(job.status), "wait_secs": wait}
@@ -334,7 +362,7 @@ class Service:
                 job.status = Status.UPLOADING
             elif full:
                 job.status = Status.WAIT_ON_QUEUES
-                job.wait_until = time.monotonic() + self.switches.quiet_seconds
+                job.wait_until = time.time() + self.switches.quiet_seconds
             else:
                 self._close(job, Status.COMPLETE)
                 job.completed_on = now_text()
@@ -364,20 +392,22 @@ class Service:
 
     def call_later(self, seconds: float, function: Any, *arguments: Any) -> None:
         """Have the lambda thread call something after a while."""
-        self._later.append((time.monotonic() + seconds, function, arguments))
+        with self.lock:
+            self._later.append((time.time() + seconds, function, arguments))
         self._wake.set()
 
     def _run(self) -> None:
         while not self._stopping:
             self._wake.wait(0.02)
             self._wake.clear()
-            now = time.monotonic()
+            now = time.time()
             for _ in range(len(self._later)):
-                item = self._later.popleft()
-                if item[0] <= now:
-                    self._call(item[1], item[2])
-                else:
-                    self._later.append(item)
+                with self.lock:
+                    item = self._later.popleft()
+                    if item[0] <= now:
+                        self._call(item[1], item[2])
+                    else:
+                        self._later.append(item)
             for job in list(self.jobs.values()):
                 if job.index_queue and job.status not in (Status.COMPLETE, Status.DELETED):
                     self._drain_index(job)
@@ -500,7 +530,7 @@ class Service:
         """Keep one uploaded object; a cuboid is ingested at once, as its S3 trigger does."""
         reference = self._blobs.put(content)
         with self.lock:
-            now = time.monotonic()
+            now = time.time()
             job.observed.first_put = job.observed.first_put or now
             job.observed.last_put = now
             job.observed.puts[key] += 1

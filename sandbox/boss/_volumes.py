@@ -11,7 +11,8 @@ import io
 import struct
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,12 +31,13 @@ class Blobs:
     """Bytes by the thousand: in memory up to a bound, then in one file, so that the sandbox stays small.
 
     Args:
-        path: The file.
-        memory_bytes: How much is kept in memory.
+        path: The file; gone on with when it exists.
+        memory_bytes: How much is kept in memory and lost with the process.
     """
 
     def __init__(self, path: Path, memory_bytes: int = 512 * 1024 * 1024) -> None:
-        self._file = path.open("w+b")
+        # Unbuffered: what was put survives the process.
+        self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
         self._lock = threading.Lock()
         self._end = 0
         self._memory: dict[int, bytes] = {}
@@ -50,8 +52,7 @@ class Blobs:
                 self._memory[reference[0]] = content
                 self._left -= len(content)
             else:
-                self._file.seek(reference[0])
-                self._file.write(content)
+                self._write(reference[0], content)
         return reference
 
     def get(self, reference: BlobRef) -> bytes:
@@ -62,8 +63,29 @@ class Blobs:
             self._file.seek(reference[0])
             return self._file.read(reference[1])
 
+    @property
+    def end(self) -> int:
+        """Where the next content goes."""
+        return self._end
+
+    def continue_from(self, end: int) -> None:
+        """Go on where an earlier process was; what it wrote behind that is overwritten."""
+        self._end = end
+
+    def keep_all(self) -> None:
+        """Have everything in the file, also what comes from now on."""
+        with self._lock:
+            for start, content in self._memory.items():
+                self._write(start, content)
+            self._memory.clear()
+            self._left = -1
+
+    def _write(self, start: int, content: bytes) -> None:
+        self._file.seek(start)
+        self._file.write(content)
+
     def close(self) -> None:
-        """Forget everything."""
+        """Forget what is in memory."""
         self._memory.clear()
         self._file.close()
 
@@ -156,6 +178,16 @@ class Volumes:
         self._on_black = on_black
         self._lock = threading.Lock()
         self._channels: dict[str, Volume] = {}
+
+    @contextmanager
+    def frozen(self) -> Iterator[dict[str, Volume]]:
+        """Give what was ingested, and change nothing meanwhile."""
+        with self._lock:
+            yield self._channels
+
+    def restore(self, channels: dict[str, Volume]) -> None:
+        """Go on from what `frozen` gave."""
+        self._channels = channels
 
     def add(self, lookup_key: str, datatype: str, piece: TileChunk | Cuboid) -> None:
         """Write one chunk or cuboid; what was there before is overwritten."""

@@ -85,5 +85,7 @@ def split(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Path]]:
             files[name][label] = path
     for name in names:
         files[name][MEASURES] = folder / name / f"{MEASURES}.csv"
-        files[name][MEASURES].write_text("image\n", encoding="utf-8")
+        if not files[name][MEASURES].exists():
+            # It may have been filled before a restart.
+            files[name][MEASURES].write_text("image\n", encoding="utf-8")
     return files

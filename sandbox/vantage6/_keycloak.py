@@ -105,17 +105,36 @@ class Realm:
         self._clients: dict[str, RealmClient] = {}
         self._devices: dict[str, _Device] = {}
         private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        self._der = private.public_key().public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        pem = private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        self._key = RSAKey.import_key(
-            private.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
+        self._take_keys(pem, secrets.token_bytes(32))
+
+    def _take_keys(self, private: bytes, refresh: bytes) -> None:
+        self._secrets = (private, refresh)
+        self._key = RSAKey.import_key(private)
+        self._refresh_key = OctKey.import_key(refresh)
+        self._der = (
+            serialization.load_pem_private_key(private, password=None)
+            .public_key()
+            .public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
         )
-        self._refresh_key = OctKey.import_key(secrets.token_bytes(32))
+
+    def kept(self) -> dict[str, Any]:
+        """Return what a new process needs to go on with the same accounts and keys."""
+        return {
+            "users": self._users,
+            "clients": self._clients,
+            "devices": self._devices,
+            "source": self._source,
+            "secrets": self._secrets,
+        }
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Go on from what `kept` gave."""
+        self._users, self._clients, self._devices = kept["users"], kept["clients"], kept["devices"]
+        self._source = kept["source"]
+        self._take_keys(*kept["secrets"])
 
     # -- accounts ----------------------------------------------------------------------------------
 
@@ -256,7 +275,7 @@ class Realm:
         device = self._devices.get(form.get("device_code", ""))
         if device is None:
             return _oauth("invalid_grant", "Device code not valid")
-        now = time.monotonic()
+        now = time.time()
         if now > device.expires:
             return _oauth("expired_token", "Device code is expired")
         if device.denied:
@@ -277,7 +296,7 @@ class Realm:
         code = secrets.token_urlsafe(32)
         letters = "BCDFGHJKLMNPQRSTVWXZ"
         user_code = "-".join("".join(secrets.choice(letters) for _ in range(4)) for _ in range(2))
-        self._devices[code] = _Device(user_code, time.monotonic() + _DEVICE_SECONDS, self.device_interval)
+        self._devices[code] = _Device(user_code, time.time() + _DEVICE_SECONDS, self.device_interval)
         page = f"{self.url}/realms/{self.name}/device"
         return {
             "device_code": code,

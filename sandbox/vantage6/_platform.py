@@ -10,8 +10,9 @@ import secrets
 import struct
 import time
 from base64 import b32decode, b32encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -207,6 +208,31 @@ class Vantage6Sandbox(Platform):
         for node in self.nodes.values():
             node.close()
 
+    @contextmanager
+    def frozen(self) -> Iterator[dict[str, Any]]:
+        """Give the tables, the accounts of the realm and the mails; keys, cohorts and dataframes are in the folder."""
+        with self.registry.lock:
+            yield {
+                "tables": self.registry.tables,
+                "random": self._random,
+                "realm": self.realm.kept(),
+                "mails": self.mails,
+                "computing": [node for node in self.registry.nodes if node.name in self.nodes],
+                "service_secret": self._service_secret,
+            }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from the state of an earlier process; nodes take up what is open once they are online."""
+        self.registry.restore(state["tables"])
+        self.realm.restore(state["realm"])
+        self._random, self.mails = state["random"], state["mails"]
+        self._service_secret = state["service_secret"]
+        for node in self.registry.nodes:
+            node.status = None if node.status is None else "offline"
+        for stale in self.nodes.values():
+            stale.close()
+        self.nodes = {node.name: self._compute_node(node) for node in state["computing"]}
+
     def went_down(self) -> None:
         """Cut the nodes off; what they compute goes on."""
         self.down = True
@@ -335,6 +361,8 @@ class Vantage6Sandbox(Platform):
 
     def _make_keys(self, names: Sequence[str]) -> dict[str, KeyPair]:
         bits = self.switches.key_bits
+        if all(self._key_file(name).exists() for name in names):
+            return {name: KeyPair.from_pem(self._key_file(name).read_bytes()) for name in names}
         with ThreadPoolExecutor(max_workers=4) as pool:
             # Beyond the three that people use, one pair for all: making 25 takes a while.
             made = list(pool.map(lambda _: KeyPair.generate(bits), range(min(4, len(names)))))

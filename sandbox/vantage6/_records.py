@@ -235,7 +235,7 @@ class Table(Generic[R]):
 
     def __init__(self, sequence: Callable[[], int] | None = None) -> None:
         self._records: dict[int, R] = {}
-        self._sequence = sequence or counter()
+        self._sequence = sequence or Counter()
 
     def __iter__(self) -> Iterator[R]:
         return iter(list(self._records.values()))
@@ -265,16 +265,16 @@ class Table(Generic[R]):
         return [r for r in self if all(getattr(r, name) == value for name, value in values.items())]
 
 
-def counter() -> Callable[[], int]:
-    """Return a function that gives 1, 2, 3 and so on."""
-    last = 0
+class Counter:
+    """Gives 1, 2, 3 and so on."""
 
-    def following() -> int:
-        nonlocal last
-        last += 1
-        return last
+    def __init__(self) -> None:
+        self._last = 0
 
-    return following
+    def __call__(self) -> int:
+        """Return the next number."""
+        self._last += 1
+        return self._last
 
 
 Listener = Callable[[str, dict[str, Any]], None]
@@ -295,7 +295,7 @@ class Registry:
         # The servers take the time of their start as the default of some columns.
         self.started_at = now()
         self.organizations: Table[Organization] = Table()
-        members = counter()
+        members = Counter()
         self.users: Table[User] = Table(members)
         self.nodes: Table[Node] = Table(members)
         self.rules: Table[Rule] = Table()
@@ -308,6 +308,16 @@ class Registry:
         self.sessions: Table[Session] = Table()
         self.dataframes: Table[Dataframe] = Table()
         self._listeners: dict[int, Listener] = {}
+
+    @property
+    def tables(self) -> dict[str, Table[Any]]:
+        """All tables, by name."""
+        return {name: table for name, table in vars(self).items() if isinstance(table, Table)}
+
+    def restore(self, tables: dict[str, Table[Any]]) -> None:
+        """Take the tables of an earlier process."""
+        for name, table in tables.items():
+            setattr(self, name, table)
 
     # -- who belongs to what -------------------------------------------------------------------
 

@@ -28,6 +28,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,10 @@ class VipSandbox(Platform):
         self.girder.url = url
         if self.switches.profile == "carmin":
             return
+        self.storage.resume()
+        self.engine.resume()
+        if self.engine.examples():
+            return
         owner = next(user for user in self.users if user.name == "examples")
         values = {"text": ["an example"], "results-directory": [f"/vip/{owner.groups[0]} (group)/examples"]}
         self.engine.add_example(owner, PIPELINES["EveryType/1.0"], values, "Example of every type")
@@ -109,6 +115,32 @@ class VipSandbox(Platform):
         self.engine.stop()
         self.carmin.stop()
         self.storage.stop()
+
+    def constants(self) -> dict[str, object]:
+        """Return pipelines and users by name."""
+        pipelines: dict[str, object] = {f"pipeline {name}": pipeline for name, pipeline in PIPELINES.items()}
+        return pipelines | {f"user {user.name}": user for user in self.users}
+
+    @contextmanager
+    def frozen(self) -> Iterator[dict[str, Any]]:
+        """Give executions, resources of Girder, and keys for external storages; the files are in the folder."""
+        with (
+            self.engine.frozen() as engine,
+            self.girder.frozen() as girder,
+            self.storage.frozen() as storage,
+            self.carmin.frozen() as carmin,
+        ):
+            keys = {user.name: user.external_keys for user in self.users}
+            yield {"engine": engine, "girder": girder, "storage": storage, "carmin": carmin, "external_keys": keys}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from the state of an earlier process."""
+        self.engine.restore(state["engine"])
+        self.girder.restore(state["girder"])
+        self.storage.restore(state["storage"])
+        self.carmin.restore(state["carmin"])
+        for user in self.users:
+            user.external_keys.update(state["external_keys"][user.name])
 
     def came_back(self) -> None:
         """Go on; what was being launched when the portal went down is not launched."""

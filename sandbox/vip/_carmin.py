@@ -17,6 +17,8 @@ import threading
 import time
 import uuid
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,7 +124,7 @@ class CarminServer:
         self._threads: list[threading.Thread] = []
         self.pipelines = {identifier_of(one): one for one in PIPELINES.values() if one.visible}
         for user in users:
-            (self.root / user.name / _EXECUTIONS).mkdir(parents=True)
+            (self.root / user.name / _EXECUTIONS).mkdir(parents=True, exist_ok=True)
 
     def stop(self) -> None:
         """Kill everything and wait for it."""
@@ -131,6 +133,16 @@ class CarminServer:
                 execution.stopped.set()
         for thread in self._threads:
             thread.join()
+
+    @contextmanager
+    def frozen(self) -> Iterator[dict[str, Any]]:
+        """Give what a new process needs to go on, and change nothing meanwhile."""
+        with self._lock:
+            yield {"random": self._random, "executions": self._executions}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `frozen` gave. What ran ended with the server and says Running for ever."""
+        self._random, self._executions = state["random"], state["executions"]
 
     # Files
 

@@ -11,8 +11,9 @@ import string
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -95,7 +96,7 @@ class Execution:
     status: Status
     script: deque[Status]
     held_jobs: frozenset[int]
-    launched: float = field(default_factory=time.monotonic)
+    launched: float = field(default_factory=time.time)
     inputs: dict[str, str] = field(default_factory=dict)
     jobs: list[Job] = field(default_factory=list)
     planned: bool = False
@@ -146,6 +147,31 @@ class Engine:
             thread.join()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
+    @contextmanager
+    def frozen(self) -> Iterator[dict[str, Any]]:
+        """Give what a new process needs to go on, and change nothing meanwhile."""
+        with self._lock:
+            yield {"random": self._random, "executions": self._executions, "counts": self._counts}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `frozen` gave: jobs that had not ended are computed from their beginning."""
+        self._random, self._executions, self._counts = state["random"], state["executions"], state["counts"]
+        # What those jobs had copied and written so far.
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def resume(self) -> None:
+        """Take up what a process before this one was computing."""
+        with self._lock:
+            for execution in self._executions.values():
+                if execution.stopped.is_set() or execution.failed:
+                    continue
+                if not execution.planned:
+                    self._begin(execution)
+                for job in execution.jobs:
+                    if not job.ended and job.status != "ERROR_HELD":
+                        job.status = "QUEUED"
+                        self._pool.submit(self._run, execution, job)
+
     # What the portal asks for
 
     def check_capacity(self, owner: User) -> None:
@@ -172,10 +198,13 @@ class Engine:
             if self._switches.engine_unreachable:
                 raise refused("the engine is unreachable")
             execution = self._new(owner, pipeline, values, name)
-            thread = threading.Thread(target=self._drive, args=(execution,), name=f"sandbox-{execution.identifier}")
-            self._threads = [one for one in self._threads if one.is_alive()] + [thread]
-            thread.start()
+            self._begin(execution)
             return execution
+
+    def _begin(self, execution: Execution) -> None:
+        thread = threading.Thread(target=self._drive, args=(execution,), name=f"sandbox-{execution.identifier}")
+        self._threads = [one for one in self._threads if one.is_alive()] + [thread]
+        thread.start()
 
     def _new(self, owner: User, pipeline: Pipeline, values: dict[str, list[str]], name: str) -> Execution:
         self._counts[pipeline.name] = self._counts.get(pipeline.name, 0) + 1
@@ -237,10 +266,10 @@ class Engine:
                 execution.status = execution.script.popleft() if execution.script else self._true_status(execution)
 
     def _true_status(self, execution: Execution) -> Status:
-        age = time.monotonic() - execution.launched
+        age = time.time() - execution.launched
         unknown = self._switches.unknown_seconds
         if execution.stopped.is_set():
-            over = time.monotonic() - execution.killed_at >= self._switches.kill_seconds
+            over = time.time() - execution.killed_at >= self._switches.kill_seconds
             return Status.KILLED if over else Status.UNKNOWN
         if age < unknown:
             return Status.UNKNOWN
@@ -268,7 +297,7 @@ class Engine:
                 raise refused("the engine is unreachable")
             execution.stopped.set()
             if runs:
-                execution.killed_at = time.monotonic()
+                execution.killed_at = time.time()
                 execution.script.clear()
                 if self._switches.kill_seconds:
                     execution.status = Status.UNKNOWN
@@ -297,7 +326,7 @@ class Engine:
             returned: dict[str, list[str]] | None = {name: list(paths) for name, paths in execution.returned.items()}
         if not returned and execution.status not in (Status.FINISHED, Status.KILLED):
             returned = None
-        unnamed = time.monotonic() - execution.launched < self._switches.unnamed_seconds
+        unnamed = time.time() - execution.launched < self._switches.unnamed_seconds
         found: dict[str, Any] = {
             "identifier": execution.identifier,
             "name": execution.identifier if unnamed else execution.name,
@@ -324,8 +353,8 @@ class Engine:
     # What the engine does
 
     def _drive(self, execution: Execution) -> None:
-        lag = self._switches.unknown_seconds + self._switches.ready_seconds
-        if execution.stopped.wait(lag):
+        lag = execution.launched + self._switches.unknown_seconds + self._switches.ready_seconds - time.time()
+        if execution.stopped.wait(max(0.0, lag)):
             return
         self._schedule(execution)
 
@@ -478,7 +507,7 @@ class Engine:
         with self._lock:
             for output, path in returned:
                 execution.returned.setdefault(output, []).append(path)
-        self._end(execution, job, 0, "ok")
+            self._end(execution, job, 0, "ok")
 
     def _deliver(self, execution: Execution, results: Results) -> list[tuple[str, str]] | None:
         directory = execution.inputs[RESULTS_DIRECTORY]

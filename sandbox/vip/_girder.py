@@ -12,7 +12,8 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +30,7 @@ from prefect_biomed.sandbox.vip._model import User, Users, refused
 PREFIX = "/girder/api/v1"
 _PAGE = 50
 _TOKEN_DAYS = 180.0
+_KEPT = ("_random", "_tokens", "_resources", "_uploads", "_owners", "_user_ids")
 
 
 class GirderError(Exception):
@@ -65,7 +67,7 @@ class Girder:
     def __init__(self, seed: int, directory: Path, users: Users) -> None:
         self._seed = seed
         self._files = directory
-        self._files.mkdir(parents=True)
+        self._files.mkdir(parents=True, exist_ok=True)
         self._users = users
         self._random = random.Random(f"{seed}/girder")
         self._lock = threading.RLock()
@@ -81,6 +83,17 @@ class Girder:
         closed = self._add("collection", "Restricted", None)
         self._owners[closed["_id"]] = "bob"
         self._add("folder", "Data", closed)
+
+    @contextmanager
+    def frozen(self) -> Iterator[dict[str, Any]]:
+        """Give what a new process needs to go on, and change nothing meanwhile."""
+        with self._lock:
+            yield {name: getattr(self, name) for name in _KEPT}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `frozen` gave."""
+        for name in _KEPT:
+            setattr(self, name, state[name])
 
     @property
     def api_url(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import mimetypes
 import os
 import posixpath
@@ -11,8 +10,9 @@ import shutil
 import threading
 import time
 import unicodedata
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,13 @@ class Storage:
         self._groups = directory / "groups"
         self._spool = directory / "spool"
         self._cache = directory / "cache"
+        shutil.rmtree(self._cache, ignore_errors=True)
         for folder in (self._spool, self._cache):
-            folder.mkdir(parents=True)
-        self._numbers = itertools.count(1)
+            folder.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._last_number = 0
+        self._arriving: dict[Path, Path] = {}
+        self._leaving: list[Path] = []
         self._active_transfers = 0
         self._active_deletes = 0
         self._grid = _Grid()
@@ -92,6 +96,32 @@ class Storage:
     def stop(self) -> None:
         """Give up what is under way."""
         self._grid.stop()
+
+    @contextmanager
+    def frozen(self) -> Iterator[dict[str, Any]]:
+        """Give what a new process needs to go on, and change nothing of it meanwhile."""
+        with self._lock:
+            yield {"last_number": self._last_number, "arriving": self._arriving, "leaving": self._leaving}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `frozen` gave; what had not arrived whole is lost."""
+        self._last_number, self._arriving, self._leaving = state["last_number"], state["arriving"], state["leaving"]
+        for spooled in set(self._spool.iterdir()) - set(self._arriving):
+            spooled.unlink()
+
+    def resume(self) -> None:
+        """Take up the transfers and deletions that a process before this one had accepted."""
+        with self._lock:
+            arriving, leaving = dict(self._arriving), list(self._leaving)
+        for spooled, target in arriving.items():
+            self._grid.begin(self._try_again(spooled, target))
+        for place in leaving:
+            self._grid.begin(self._delete(place))
+
+    def _number(self) -> int:
+        with self._lock:
+            self._last_number += 1
+            return self._last_number
 
     def add_user(self, user: User) -> None:
         """Make the folders of a user and of the groups of that user."""
@@ -204,7 +234,7 @@ class Storage:
         name = stored_name(place.name) if self._switches.rewrite_names else place.name
         target = place.with_name(name) if name else None
         parent_present = self._present(place.parent) and place.parent.is_dir()
-        spooled = self._spool / str(next(self._numbers))
+        spooled = self._spool / str(self._number())
         size = 0
         try:
             with spooled.open("wb") as stream:
@@ -234,7 +264,7 @@ class Storage:
         name = stored_name(place.name) if self._switches.rewrite_names else place.name
         if not name or not place.parent.is_dir():
             raise refused("no parent directory")
-        spooled = self._spool / str(next(self._numbers))
+        spooled = self._spool / str(self._number())
         spooled.write_bytes(content)
         await self._store(spooled, place.with_name(name))
 
@@ -246,6 +276,8 @@ class Storage:
         return f"directory {target.name}"
 
     async def _store(self, spooled: Path, target: Path) -> None:
+        with self._lock:
+            self._arriving[spooled] = target
         if self._switches.reschedule_uploads > 0:
             self._switches.reschedule_uploads -= 1
             self._grid.begin(self._try_again(spooled, target))
@@ -257,7 +289,7 @@ class Storage:
 
     async def _transfer(self, spooled: Path, target: Path) -> None:
         await self._in_slot(self._switches.transfer_seconds)
-        if not _place(spooled, target):
+        if not self._place(spooled, target):
             self._grid.begin(self._try_again(spooled, target))
             raise refused("the file exists, or its directory is gone")
 
@@ -273,8 +305,24 @@ class Storage:
     async def _try_again(self, spooled: Path, target: Path) -> None:
         for _ in range(self._switches.storage_retries):
             await asyncio.sleep(self._switches.reschedule_seconds)
-            if _place(spooled, target):
+            if self._place(spooled, target):
                 return
+        self._forget(spooled)
+
+    def _place(self, spooled: Path, target: Path) -> bool:
+        """Give an upload its name unless something has that name; a link does both in one step."""
+        try:
+            os.link(spooled, target)
+        except OSError:
+            return False
+        self._forget(spooled)
+        # The link keeps the time of the upload's first byte; the storage knows only when it was complete.
+        os.utime(target, (time.time(), time.time()))
+        return True
+
+    def _forget(self, spooled: Path) -> None:
+        with self._lock:
+            self._arriving.pop(spooled, None)
         spooled.unlink(missing_ok=True)
 
     async def fetch(self, user: User, path: str) -> Path:
@@ -296,7 +344,7 @@ class Storage:
         key = (str(place), status.st_mtime_ns, status.st_size)
         if key not in self._fetched:
             # What was fetched can be sent though it is deleted or replaced meanwhile.
-            copy = self._cache / str(next(self._numbers))
+            copy = self._cache / str(self._number())
             try:
                 os.link(place, copy)
             except OSError as error:
@@ -322,6 +370,8 @@ class Storage:
         if self._switches.lose_deletes > 0:
             self._switches.lose_deletes -= 1
             return
+        with self._lock:
+            self._leaving.append(place)
         self._grid.begin(self._delete(place))
 
     async def _delete(self, place: Path) -> None:
@@ -334,6 +384,8 @@ class Storage:
                 await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
             else:
                 place.unlink(missing_ok=True)
+            with self._lock:
+                self._leaving.remove(place)
         finally:
             self._active_deletes -= 1
 
@@ -357,7 +409,7 @@ class Storage:
             return False
         if place.exists() and self._switches.result_collision == "fail":
             return False
-        part = self._spool / f"result-{next(self._numbers)}"
+        part = self._spool / f"result-{self._number()}"
         try:
             shutil.copyfile(source, part)
             part.replace(place)
@@ -365,18 +417,6 @@ class Storage:
             part.unlink(missing_ok=True)
             return False
         return True
-
-
-def _place(spooled: Path, target: Path) -> bool:
-    """Give an upload its name unless something has that name; a link does both in one step."""
-    try:
-        os.link(spooled, target)
-    except OSError:
-        return False
-    spooled.unlink()
-    # The link keeps the time of the upload's first byte; the storage knows only when it was complete.
-    os.utime(target, (time.time(), time.time()))
-    return True
 
 
 def _properties(
