@@ -92,7 +92,12 @@ def test_deploying_again_keeps_what_users_have_set(laboratory: Laboratory) -> No
     assert new[:2] == ("first-of-the-month", False)
     path = f"/deployments/{set_by_users(laboratory, monthly)['id']}"
     text = "{{ as it is }} and {{ prefect.variables.none }}"
-    parameters = {"credentials": CREDENTIALS, "repetitions": 7, "title": text, "pipelines": ["GreyMatter/1.0"]}
+    parameters = {
+        "credentials": CREDENTIALS,
+        "repetitions": 7,
+        "assessment": {"title": text},
+        "pipelines": ["GreyMatter/1.0"],
+    }
     api(laboratory, "PATCH", path, {"parameters": parameters})
     api(laboratory, "PATCH", path, {"paused": True})
     (schedule,) = api(laboratory, "GET", path)["schedules"]
