@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -32,7 +32,7 @@ from prefect_biomed.clients.errors import (
     is_transient,
 )
 from prefect_biomed.clients.files import atomic_write, exclusive, on_disk
-from prefect_biomed.clients.polling import looks, now
+from prefect_biomed.clients.polling import Uptime, looks, now, passed, uptime
 
 __all__ = ["Circumstances", "Intent", "IntentFolder", "IntentStore", "Launch", "leaves_doubt", "once"]
 
@@ -48,6 +48,7 @@ class Intent(BaseModel):
         version: Version of this layout.
         token: Identity of the intent.
         intended_at: When the last request was about to be sent; None when none was, or when it was refused.
+        uptime: The same moment by a clock that nobody can set, for processes of the same boot.
         asked: What was asked for, and what the platform needs to know its object again.
         id: The remote object, once it is known.
     """
@@ -57,6 +58,7 @@ class Intent(BaseModel):
     version: int = 1
     token: str
     intended_at: datetime | None = None
+    uptime: Uptime | None = None
     asked: dict[str, JsonValue] = Field(default_factory=dict)
     id: str | None = None
 
@@ -64,6 +66,10 @@ class Intent(BaseModel):
     def is_in_doubt(self) -> bool:
         """Whether a request may have been sent of which nobody knows how it ended."""
         return self.id is None and self.intended_at is not None
+
+    def from_now(self, asked: Mapping[str, JsonValue]) -> Intent:
+        """This intent with a request that may be sent at any moment from now."""
+        return self.model_copy(update={"intended_at": now(), "uptime": uptime(), "asked": dict(asked)})
 
 
 class IntentStore(Protocol):
@@ -197,8 +203,7 @@ def once(launch: Launch[T], store: IntentStore, circumstances: Circumstances | N
             store.write(intent)
         found = _look(launch, intent, circumstances)
         if found is None:
-            asked = dict(launch.prepare(intent))
-            intent = intent.model_copy(update={"intended_at": now(), "asked": asked})
+            intent = intent.from_now(launch.prepare(intent))
             store.write(intent)
             found = _send(launch, store, intent, circumstances)
         store.write(intent.model_copy(update={"id": launch.identify(found)}))
@@ -210,7 +215,8 @@ def _begun(intent: Intent | None, token: str, elsewhere_since: datetime | None) 
     if elsewhere_since is None:
         return Intent(token=token)
     # Another machine may have sent a request at any moment until now, whatever this one remembers.
-    return (intent or Intent(token=token)).model_copy(update={"intended_at": now()})
+    intent = intent or Intent(token=token)
+    return intent.from_now(intent.asked)
 
 
 def _look(launch: Launch[T], intent: Intent, circumstances: Circumstances) -> T | None:
@@ -218,8 +224,8 @@ def _look(launch: Launch[T], intent: Intent, circumstances: Circumstances) -> T 
     seconds = 0.0
     if intent.intended_at is not None:
         # A clock that was set back must not make the wait longer than a request can take.
-        left = intent.intended_at + timedelta(seconds=launch.settle_seconds) - now()
-        seconds = min(max(left.total_seconds(), 0.0), launch.settle_seconds)
+        left = launch.settle_seconds - passed(intent.intended_at, intent.uptime)
+        seconds = min(max(left, 0.0), launch.settle_seconds)
         logger.warning(
             "%s was begun before and it is not known how that ended; looking for it for %.0f s", launch.what, seconds
         )

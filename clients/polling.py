@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 from prefect_biomed.clients.errors import (
@@ -21,7 +23,7 @@ from prefect_biomed.clients.errors import (
     is_transient,
 )
 
-__all__ = ["PollSettings", "looks", "now", "poll", "sleep"]
+__all__ = ["PollSettings", "Uptime", "looks", "now", "passed", "poll", "sleep", "uptime"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ T = TypeVar("T")
 # Short naps let a timeout or a cancellation that arrives as an asynchronous exception end the wait.
 _NAP_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 300.0
+# Clocks of machines, or of one before and after a boot, may differ by so much.
+_CLOCKS_DIFFER_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,50 @@ class PollSettings:
 def now() -> datetime:
     """Tell the time of day, for what is written down and read by another process."""
     return datetime.fromtimestamp(time.time(), UTC)
+
+
+@dataclass(frozen=True)
+class Uptime:
+    """A moment by a clock that nobody can set, which another process of the same boot understands.
+
+    Attributes:
+        boot: Names the boot.
+        seconds: Since some moment that is the same during a boot.
+    """
+
+    boot: str
+    seconds: float
+
+
+def uptime() -> Uptime | None:
+    """Tell the time since this machine was booted; None where the system does not name its boots."""
+    boot = _boot()
+    return None if boot is None else Uptime(boot, time.monotonic())
+
+
+def passed(since: datetime, by_uptime: Uptime | None) -> float:
+    """Tell how much time has passed at least since a moment that was written down, perhaps by another process.
+
+    Args:
+        since: The moment by the clock of that machine.
+        by_uptime: The same moment by its uptime, where that is known.
+
+    Returns:
+        Seconds. The clock may have been set meanwhile, forward or back; where the uptime cannot tell, it is allowed to
+        be an hour fast.
+    """
+    here = uptime()
+    if here is not None and by_uptime is not None and here.boot == by_uptime.boot:
+        return here.seconds - by_uptime.seconds
+    return (now() - since).total_seconds() - _CLOCKS_DIFFER_SECONDS
+
+
+@cache
+def _boot() -> str | None:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
 
 
 def sleep(seconds: float) -> None:

@@ -40,10 +40,11 @@ class Clock:
 
     def __init__(self) -> None:
         self.seconds = 1_700_000_000.0
+        self.set_by = 0.0
         self.due: list[tuple[float, Callable[[], object]]] = []
 
     def time(self) -> float:
-        return self.seconds
+        return self.seconds + self.set_by
 
     def monotonic(self) -> float:
         return self.seconds
@@ -371,6 +372,37 @@ def test_killed_before_the_request_left_is_sent_when_the_window_has_passed(
     assert once(platform.launch(), store) == "job-1"
     assert clock.seconds - begun >= SETTLE
     assert platform.sent == 1
+
+
+@pytest.mark.parametrize("seconds", [-1_000_000.0, 1_000_000.0])
+def test_clock_that_is_set_while_a_request_is_on_its_way_does_not_end_the_wait(
+    store: IntentFolder, platform: Platform, clock: Clock, seconds: float
+) -> None:
+    killed(store, platform, SETTLE - 10.0)
+    clock.set_by = seconds
+    assert once(platform.launch(), store) == "job-1"
+    assert platform.sent == 0
+
+
+def test_clock_that_is_fast_after_a_boot_does_not_end_the_wait(
+    store: IntentFolder, platform: Platform, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(store, platform, SETTLE - 10.0)
+    monkeypatch.setattr("prefect_biomed.clients.polling._boot", lambda: "another")
+    clock.set_by = 1_800.0
+    assert once(platform.launch(), store) == "job-1"
+    assert platform.sent == 0
+
+
+def test_request_of_hours_before_a_boot_is_not_waited_for(
+    store: IntentFolder, platform: Platform, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(store, platform, None)
+    monkeypatch.setattr("prefect_biomed.clients.polling._boot", lambda: "another")
+    clock.sleep(2 * 3600.0)
+    begun = clock.seconds
+    once(platform.launch(), store)
+    assert clock.seconds == begun
 
 
 def test_clock_that_was_set_back_does_not_make_the_wait_longer(
