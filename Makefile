@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check slow endurance conformance bench up down clean
+.PHONY: demo test check slow endurance conformance chaos-protocol bench up down clean
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo
@@ -29,6 +29,9 @@ endurance: $(STAMP)
 
 conformance: $(STAMP)
 	$(BIN)/python -m pytest -m conformance -n 2 --dist loadfile --reruns 1 tests/conformance
+
+chaos-protocol: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m chaos.protocol --schedules $(or $(SCHEDULES),10000) --seed $(or $(SEED),0)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
