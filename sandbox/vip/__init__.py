@@ -68,14 +68,14 @@ class VipSandbox(Platform):
         super().__init__(seed=seed, directory=directory, **switches)
         self.users = Users(seed, self.switches)
         self.carmin = CarminServer(seed, directory / "carmin", self.users, self.switches)
-        self._carmin_api = _carmin.build(self.carmin, self.switches)
+        self._carmin_api = _carmin.build(self.carmin)
         self.storage = Storage(directory / "storage", self.switches)
         for user in self.users:
             self.storage.add_user(user)
         self.girder = Girder(seed, directory / "girder", self.users)
         self.engine = Engine(seed, directory / "jobs", self.switches, self.storage, self.girder)
         self._api = _api.SecuredApi(
-            self.users, _api.build(self.users, self.storage, self.engine, self.switches, self.girder)
+            self.users, _api.build(_api.Portal(self.users, self.storage, self.engine, self.switches, self.girder))
         )
         self._girder_api = _girder.build(self.girder)
         self.app = self._route

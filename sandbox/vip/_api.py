@@ -8,6 +8,7 @@ import binascii
 import json
 import re
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainT
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prefect_biomed.sandbox._core import annotate
+from prefect_biomed.sandbox._routes import Routes, client_went_away
 from prefect_biomed.sandbox.vip._engine import RESULTS_DIRECTORY, Engine, Execution, Job
 from prefect_biomed.sandbox.vip._girder import Girder
 from prefect_biomed.sandbox.vip._model import GIRDER_STORAGE, ApiError, Status, User, Users, VipSwitches, refused
@@ -185,329 +187,374 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def build(users: Users, storage: Storage, engine: Engine, switches: VipSwitches, girder: Girder) -> FastAPI:
-    """Build the API.
+@dataclass(frozen=True)
+class Portal:
+    """What the routes need.
 
-    Args:
+    Attributes:
         users: who may use it.
         storage: the files.
         engine: the executions.
         switches: of the sandbox.
         girder: known as an external storage.
     """
+
+    users: Users
+    storage: Storage
+    engine: Engine
+    switches: VipSwitches
+    girder: Girder
+
+
+routes: Routes[Portal] = Routes(_PREFIX)
+
+
+async def _api_error(request: Request, error: ApiError) -> JSONResponse:
+    for note in getattr(error, "__notes__", []):
+        annotate(request, note)
+    return error_response(error)
+
+
+async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+    return error_response(refused(str(error.detail), error.status_code))
+
+
+def build(portal: Portal) -> FastAPI:
+    """Build the API."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
+    app.exception_handler(ApiError)(_api_error)
+    app.exception_handler(HTTPException)(_http_error)
+    app.exception_handler(ClientDisconnect)(client_went_away)
+    return routes.put_into(app, portal)
 
-    @app.exception_handler(ApiError)
-    async def api_error(request: Request, error: ApiError) -> JSONResponse:
-        for note in getattr(error, "__notes__", []):
-            annotate(request, note)
-        return error_response(error)
 
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return error_response(refused(str(error.detail), error.status_code))
+def user_of(request: Request) -> User:
+    """Return who sent a request."""
+    user: User = request.state.user
+    return user
 
-    @app.exception_handler(ClientDisconnect)
-    async def gone(request: Request, error: ClientDisconnect) -> Response:
-        annotate(request, "the client went away")
-        return Response(status_code=400)
 
-    def user_of(request: Request) -> User:
-        user: User = request.state.user
-        return user
+# Platform and accounts
 
-    # Platform and accounts
 
-    @app.api_route(_PREFIX + "/platform", methods=_ANY)
-    async def platform() -> dict[str, Any]:
-        return {
-            "platformName": "VIP sandbox",
-            "APIErrorCodesAndMessages": [
-                {"errorCode": code, "errorMessage": message} for code, message in _MESSAGES.items()
-            ],
-            "supportedTransferProtocols": ["http", "https"],
-            "supportedModules": ["Processing", "Data"],
-            "defaultLimitListExecutions": _LIMIT,
-            "email": "support@example.org",
-            "platformDescription": "The Virtual Imaging Platform on loopback",
-            "unsupportedMethods": ["playExecution"],
-            "supportedAPIVersion": "0.3",
-            "maxSizeDirectTransfer": switches.max_direct_transfer_bytes,
-            "oidcLoginProviders": [],
+@routes.add("/platform", *_ANY)
+async def platform(portal: Portal, request: Request) -> dict[str, Any]:
+    return {
+        "platformName": "VIP sandbox",
+        "APIErrorCodesAndMessages": [
+            {"errorCode": code, "errorMessage": message} for code, message in _MESSAGES.items()
+        ],
+        "supportedTransferProtocols": ["http", "https"],
+        "supportedModules": ["Processing", "Data"],
+        "defaultLimitListExecutions": _LIMIT,
+        "email": "support@example.org",
+        "platformDescription": "The Virtual Imaging Platform on loopback",
+        "unsupportedMethods": ["playExecution"],
+        "supportedAPIVersion": "0.3",
+        "maxSizeDirectTransfer": portal.switches.max_direct_transfer_bytes,
+        "oidcLoginProviders": [],
+    }
+
+
+@routes.add("/authenticate", "POST")
+@routes.add("/session", "POST")
+async def authenticate(portal: Portal, request: Request) -> Response:
+    body = _fields(await read_json(request), "username", "password")
+    for user in portal.users:
+        if user.email == body["username"] and portal.users.password(user) == body["password"]:
+            return JSONResponse({"httpHeader": "apikey", "httpHeaderValue": portal.users.key(user)})
+    return error_response(ApiError(8002, _MESSAGES[8002], 401))
+
+
+@routes.add("/user/externalKeys", "GET")
+async def external_keys(portal: Portal, request: Request) -> list[dict[str, str]]:
+    user = user_of(request)
+    return [
+        {"storageIdentifier": storage_id, "userEmail": user.email, "apiKey": key}
+        for storage_id, key in user.external_keys.items()
+    ]
+
+
+@routes.add("/user/externalKeys", "PUT")
+async def add_external_key(portal: Portal, request: Request) -> Response:
+    body = _fields(await read_json(request), "storageIdentifier", "apiKey")
+    if body["storageIdentifier"] != GIRDER_STORAGE:
+        raise refused("no such external storage")
+    user_of(request).external_keys[body["storageIdentifier"]] = body["apiKey"]
+    return Response(status_code=204)
+
+
+@routes.add("/user/externalKeys/{storage_id}", "DELETE")
+async def remove_external_key(portal: Portal, request: Request, storage_id: str) -> Response:
+    user_of(request).external_keys.pop(storage_id, None)
+    return Response(status_code=204)
+
+
+@routes.add("/externalPlatforms", "GET")
+async def external_platforms(portal: Portal, request: Request) -> list[dict[str, Any]]:
+    return [
+        {
+            "identifier": GIRDER_STORAGE,
+            "type": "GIRDER",
+            "description": "The Girder of the sandbox",
+            "url": portal.girder.url + "/girder",
         }
+    ]
 
-    @app.post(_PREFIX + "/authenticate")
-    @app.post(_PREFIX + "/session")
-    async def authenticate(request: Request) -> Response:
-        body = _fields(await read_json(request), "username", "password")
-        for user in users:
-            if user.email == body["username"] and users.password(user) == body["password"]:
-                return JSONResponse({"httpHeader": "apikey", "httpHeaderValue": users.key(user)})
-        return error_response(ApiError(8002, _MESSAGES[8002], 401))
 
-    @app.get(_PREFIX + "/user/externalKeys")
-    async def external_keys(request: Request) -> list[dict[str, str]]:
-        user = user_of(request)
-        return [
-            {"storageIdentifier": storage_id, "userEmail": user.email, "apiKey": key}
-            for storage_id, key in user.external_keys.items()
-        ]
+# Pipelines
 
-    @app.put(_PREFIX + "/user/externalKeys")
-    async def add_external_key(request: Request) -> Response:
-        body = _fields(await read_json(request), "storageIdentifier", "apiKey")
-        if body["storageIdentifier"] != GIRDER_STORAGE:
-            raise refused("no such external storage")
-        user_of(request).external_keys[body["storageIdentifier"]] = body["apiKey"]
-        return Response(status_code=204)
 
-    @app.delete(_PREFIX + "/user/externalKeys/{storage_id}")
-    async def remove_external_key(request: Request, storage_id: str) -> Response:
-        user_of(request).external_keys.pop(storage_id, None)
-        return Response(status_code=204)
+@routes.add("/pipelines", *_ANY)
+async def pipelines(portal: Portal, request: Request) -> Any:
+    query = request.query_params
+    if "public" in query:
+        return [_brief(one) for one in PIPELINES.values() if one.visible and one.public]
+    if "pipelineId" in query:
+        return _definition(_usable(query["pipelineId"], user_of(request)), portal.switches)
+    groups = set(user_of(request).groups)
+    return [_brief(one) for one in PIPELINES.values() if one.visible and groups & set(one.groups)]
 
-    @app.get(_PREFIX + "/externalPlatforms")
-    async def external_platforms() -> list[dict[str, Any]]:
-        return [
-            {
-                "identifier": GIRDER_STORAGE,
-                "type": "GIRDER",
-                "description": "The Girder of the sandbox",
-                "url": girder.url + "/girder",
-            }
-        ]
 
-    # Pipelines
+@routes.add("/pipelines/{identifier:path}", *_ANY)
+async def pipeline(portal: Portal, request: Request, identifier: str) -> dict[str, Any]:
+    found = _usable(identifier, user_of(request))
+    if request.query_params.get("format") == "boutiques":
+        return found.boutiques()
+    return _definition(found, portal.switches)
 
-    @app.api_route(_PREFIX + "/pipelines", methods=_ANY)
-    async def pipelines(request: Request) -> Any:
-        query = request.query_params
-        if "public" in query:
-            return [_brief(one) for one in PIPELINES.values() if one.visible and one.public]
-        if "pipelineId" in query:
-            return _definition(_usable(query["pipelineId"], user_of(request)), switches)
-        groups = set(user_of(request).groups)
-        return [_brief(one) for one in PIPELINES.values() if one.visible and groups & set(one.groups)]
 
-    @app.api_route(_PREFIX + "/pipelines/{identifier:path}", methods=_ANY)
-    async def pipeline(request: Request, identifier: str) -> dict[str, Any]:
-        found = _usable(identifier, user_of(request))
-        if request.query_params.get("format") == "boutiques":
-            return found.boutiques()
-        return _definition(found, switches)
+# Paths
 
-    # Paths
 
-    @app.get(_PREFIX + "/path/{path:path}")
-    async def read_path(request: Request, path: str) -> Any:
-        user, path = user_of(request), "/" + path
-        action = request.query_params.get("action")
-        if action == "exists":
-            return {"exists": storage.exists(user, path)}
-        if action == "properties":
-            return storage.properties(user, path)
-        if action == "list":
-            return storage.listing(user, path)
-        if action == "content":
-            found = await storage.fetch(user, path)
-            return file_response(found, switches, "application/octet-stream")
-        if action == "md5":
-            raise refused("md5 is not implemented")
-        raise refused(f"no action {action!r}")
+@routes.add("/path/{path:path}", "GET")
+async def read_path(portal: Portal, request: Request, path: str) -> Any:
+    user, path = user_of(request), "/" + path
+    action = request.query_params.get("action")
+    if action == "exists":
+        return {"exists": portal.storage.exists(user, path)}
+    if action == "properties":
+        return portal.storage.properties(user, path)
+    if action == "list":
+        return portal.storage.listing(user, path)
+    if action == "content":
+        found = await portal.storage.fetch(user, path)
+        return file_response(found, portal.switches, "application/octet-stream")
+    if action == "md5":
+        raise refused("md5 is not implemented")
+    raise refused(f"no action {action!r}")
 
-    @app.put(_PREFIX + "/path/{path:path}")
-    async def write_path(request: Request, path: str) -> Response:
-        user, path = user_of(request), "/" + path
-        if "application/carmin+json" in request.headers.get("content-type", ""):
-            body = _fields(await read_json(request, media_type="carmin+json"), "base64Content", "type")
-            if body["type"] != "File":
-                raise refused("archives are not supported")
-            try:
-                content = base64.b64decode(body["base64Content"], validate=True)
-            except (binascii.Error, TypeError, ValueError) as error:
-                raise refused("not base64") from error
-            await storage.store_content(user, path, content)
-        else:
-            annotate(request, await storage.upload(user, path, _stream(request)))
-        return Response(status_code=201)
 
-    @app.delete(_PREFIX + "/path/{path:path}")
-    async def delete_path(request: Request, path: str) -> Response:
-        storage.delete(user_of(request), "/" + path)
-        return Response(status_code=204)
-
-    # Executions
-
-    def own(request: Request, identifier: str) -> Execution:
-        found = engine.find(identifier)
-        if found is None or found.owner is not user_of(request):
-            raise refused("no such execution, or of somebody else")
-        return found
-
-    def shown(execution: Execution) -> dict[str, Any]:
-        if not execution.cleaned:
-            engine.refresh(execution)
-        if execution.cleaned:
-            raise ApiError(8015, f"The execution {execution.identifier} does not exist any more.")
-        return engine.describe(execution, summary=False)
-
-    @app.post(_PREFIX + "/executions")
-    async def launch(request: Request) -> dict[str, Any]:
-        user = user_of(request)
-        body = _fields(await read_json(request), "name", "pipelineIdentifier")
-        given = body.get("inputValues", {})
-        if given is None:
-            raise ApiError(8009, "The field inputValues is not valid: it must be given.")
-        if not isinstance(given, dict):
-            raise refused("inputValues is not an object")
-        texts = {name: _checked(name, value) for name, value in given.items()}
-        if body.get("resultsLocation") is not None:
-            texts[RESULTS_DIRECTORY] = _text(body["resultsLocation"])
-        name = _execution_name(body["name"])
-        found = _usable(_text(body["pipelineIdentifier"]), user)
-        _complete(found, texts)
-        async with engine.launching:
-            await asyncio.sleep(switches.launch_seconds)
-            # The portal looks at the number of running executions before it looks at the files.
-            engine.check_capacity(user)
-            values = {
-                parameter: [transformed(found, user, parameter, one.strip()) for one in text.split(_LIST)]
-                for parameter, text in texts.items()
-            }
-            execution = engine.launch(user, found, values, name)
-        annotate(request, execution.identifier)
-        return shown(execution)
-
-    def transformed(found: Pipeline, user: User, name: str, value: str) -> str:
-        parameter = found.parameter(name)
-        if name != RESULTS_DIRECTORY and (parameter is None or parameter.kind != "File"):
-            return value
-        if re.match(r"\w+:", value):
-            storage_id, _, identifier = value.partition(":")
-            if storage_id == "file":
-                return value
-            if storage_id != GIRDER_STORAGE:
-                raise refused("no such external storage")
-            uri = girder.results_uri if name == RESULTS_DIRECTORY else girder.input_uri
-            return uri(user.external_keys.get(storage_id), identifier)
-        if not storage.may_be_input(user, value):
-            raise refused("an input of another user or group")
-        return value
-
-    @app.api_route(_PREFIX + "/executions", methods=[verb for verb in _ANY if verb != "POST"])
-    async def list_executions(request: Request) -> list[dict[str, Any]]:
-        query = request.query_params
-        if "offset" in query or "studyIdentifier" in query:
-            raise refused("offset and studyIdentifier are not supported")
+@routes.add("/path/{path:path}", "PUT")
+async def write_path(portal: Portal, request: Request, path: str) -> Response:
+    user, path = user_of(request), "/" + path
+    if "application/carmin+json" in request.headers.get("content-type", ""):
+        body = _fields(await read_json(request, media_type="carmin+json"), "base64Content", "type")
+        if body["type"] != "File":
+            raise refused("archives are not supported")
         try:
-            limit = int(query.get("limit", _LIMIT))
-        except ValueError as error:
-            raise refused("limit is not a number") from error
-        if limit > _LIMIT:
-            raise refused("limit is too high")
-        found = engine.of(user_of(request))
-        for execution in found:
-            engine.refresh(execution)
-        # The portal compares after adding: even a limit of 0 gives one.
-        return [engine.describe(one, summary=True) for one in found[: max(1, limit)]]
+            content = base64.b64decode(body["base64Content"], validate=True)
+        except (binascii.Error, TypeError, ValueError) as error:
+            raise refused("not base64") from error
+        await portal.storage.store_content(user, path, content)
+    else:
+        annotate(request, await portal.storage.upload(user, path, _stream(request)))
+    return Response(status_code=201)
 
-    @app.api_route(_PREFIX + "/executions/count", methods=_ANY)
-    async def count_executions(request: Request) -> Response:
-        if "studyIdentifier" in request.query_params:
-            raise refused("studyIdentifier is not supported")
-        found = engine.of(user_of(request))
-        for execution in found:
-            engine.refresh(execution)
-        return PlainTextResponse(str(len(found)))
 
-    @app.api_route(_PREFIX + "/executions/examples", methods=_ANY)
-    async def list_examples() -> list[dict[str, Any]]:
-        return [engine.describe(one, summary=True) for one in engine.examples()]
+@routes.add("/path/{path:path}", "DELETE")
+async def delete_path(portal: Portal, request: Request, path: str) -> Response:
+    portal.storage.delete(user_of(request), "/" + path)
+    return Response(status_code=204)
 
-    @app.api_route(_PREFIX + "/executions/examples/{identifier}", methods=_ANY)
-    async def example(identifier: str) -> dict[str, Any]:
-        found = engine.find(identifier)
-        if found is None:
-            raise refused("no such execution")
-        shown(found)
-        if not found.example:
-            raise ApiError(8016, f"The execution {identifier} is not an example.")
-        return engine.describe(found, summary=False)
 
-    @app.put(_PREFIX + "/executions/{identifier}")
-    async def rename(request: Request, identifier: str) -> dict[str, Any]:
-        body = _fields(await read_json(request), "name", "pipelineIdentifier")
-        found = own(request, identifier)
-        timeout = body.get("timeout") or 0
-        if not isinstance(timeout, int) or timeout > 0:
-            raise refused("the timeout cannot be changed")
-        found.name = _execution_name(body["name"])
-        return shown(found)
+# Executions
 
-    # DELETE comes here, too: it looks like a success and does nothing.
-    @app.api_route(_PREFIX + "/executions/{identifier}", methods=[verb for verb in _ANY if verb != "PUT"])
-    async def get_execution(request: Request, identifier: str) -> dict[str, Any]:
-        return shown(own(request, identifier))
 
-    @app.api_route(_PREFIX + "/executions/{identifier}/summary", methods=_ANY)
-    async def summary(identifier: str) -> dict[str, Any]:
-        found = engine.find(identifier)
-        if found is None:
-            raise refused("no such execution")
-        shown(found)
-        return engine.describe(found, summary=True)
+def own(portal: Portal, request: Request, identifier: str) -> Execution:
+    found = portal.engine.find(identifier)
+    if found is None or found.owner is not user_of(request):
+        raise refused("no such execution, or of somebody else")
+    return found
 
-    @app.api_route(_PREFIX + "/executions/{identifier}/results", methods=_ANY)
-    async def results(request: Request, identifier: str) -> list[dict[str, Any]]:
-        found = own(request, identifier)
-        paths = engine.results(found)
-        await asyncio.sleep(switches.results_seconds * len(paths))
-        return [storage.properties(user_of(request), path) for path in paths]
 
-    async def log(request: Request, identifier: str) -> Response:
-        jobs = own(request, identifier).jobs
-        if not jobs:
-            return PlainTextResponse("no log found")
-        if len(jobs) > 1:
-            return PlainTextResponse("there are several jobs: a job id is needed")
-        return PlainTextResponse(_log(jobs[0], request))
+def shown(portal: Portal, execution: Execution) -> dict[str, Any]:
+    if not execution.cleaned:
+        portal.engine.refresh(execution)
+    if execution.cleaned:
+        raise ApiError(8015, f"The execution {execution.identifier} does not exist any more.")
+    return portal.engine.describe(execution, summary=False)
 
-    async def job_log(request: Request, identifier: str, number: str) -> Response:
-        jobs = own(request, identifier).jobs
-        if not re.fullmatch(r"-?[0-9]+", number):
-            raise refused("the job id is not a number")
-        job = next((job for job in jobs if job.number == int(number)), None)
-        return PlainTextResponse("no log found for this job" if job is None else _log(job, request))
 
-    for stream in ("stdout", "stderr"):
-        app.add_api_route(_PREFIX + "/executions/{identifier}/" + stream, log, methods=_ANY)
-        app.add_api_route(_PREFIX + "/executions/{identifier}/jobs/{number}/" + stream, job_log, methods=_ANY)
+@routes.add("/executions", "POST")
+async def launch(portal: Portal, request: Request) -> dict[str, Any]:
+    user = user_of(request)
+    body = _fields(await read_json(request), "name", "pipelineIdentifier")
+    given = body.get("inputValues", {})
+    if given is None:
+        raise ApiError(8009, "The field inputValues is not valid: it must be given.")
+    if not isinstance(given, dict):
+        raise refused("inputValues is not an object")
+    texts = {name: _checked(name, value) for name, value in given.items()}
+    if body.get("resultsLocation") is not None:
+        texts[RESULTS_DIRECTORY] = _text(body["resultsLocation"])
+    name = _execution_name(body["name"])
+    found = _usable(_text(body["pipelineIdentifier"]), user)
+    _complete(found, texts)
+    async with portal.engine.launching:
+        await asyncio.sleep(portal.switches.launch_seconds)
+        # The portal looks at the number of running executions before it looks at the files.
+        portal.engine.check_capacity(user)
+        values = {
+            parameter: [transformed(portal, found, user, parameter, one.strip()) for one in text.split(_LIST)]
+            for parameter, text in texts.items()
+        }
+        execution = portal.engine.launch(user, found, values, name)
+    annotate(request, execution.identifier)
+    return shown(portal, execution)
 
-    @app.put(_PREFIX + "/executions/{identifier}/play")
-    async def play(identifier: str) -> Response:
-        raise ApiError(8001, "playExecution is not implemented.")
 
-    @app.put(_PREFIX + "/executions/{identifier}/kill")
-    async def kill(request: Request, identifier: str) -> Response:
-        engine.kill(own(request, identifier))
-        return Response(status_code=204)
+def transformed(portal: Portal, found: Pipeline, user: User, name: str, value: str) -> str:
+    parameter = found.parameter(name)
+    if name != RESULTS_DIRECTORY and (parameter is None or parameter.kind != "File"):
+        return value
+    if re.match(r"\w+:", value):
+        storage_id, _, identifier = value.partition(":")
+        if storage_id == "file":
+            return value
+        if storage_id != GIRDER_STORAGE:
+            raise refused("no such external storage")
+        uri = portal.girder.results_uri if name == RESULTS_DIRECTORY else portal.girder.input_uri
+        return uri(user.external_keys.get(storage_id), identifier)
+    if not portal.storage.may_be_input(user, value):
+        raise refused("an input of another user or group")
+    return value
 
-    @app.put(_PREFIX + "/executions/{identifier}/delete")
-    async def delete_execution(request: Request, identifier: str) -> Response:
-        body = _fields(await read_json(request), "deleteFiles")
-        found = own(request, identifier)
-        if found.cleaned or found.status not in (Status.FINISHED, Status.KILLED):
-            raise refused(f"status {found.status}")
-        engine.clean(found)
-        if body["deleteFiles"] is True:
-            for path in engine.results(found):
-                try:
-                    storage.delete(user_of(request), path)
-                except ApiError:
-                    annotate(request, f"{path} was gone")
-        return Response(status_code=204)
 
-    return app
+@routes.add("/executions", *[verb for verb in _ANY if verb != "POST"])
+async def list_executions(portal: Portal, request: Request) -> list[dict[str, Any]]:
+    query = request.query_params
+    if "offset" in query or "studyIdentifier" in query:
+        raise refused("offset and studyIdentifier are not supported")
+    try:
+        limit = int(query.get("limit", _LIMIT))
+    except ValueError as error:
+        raise refused("limit is not a number") from error
+    if limit > _LIMIT:
+        raise refused("limit is too high")
+    found = portal.engine.of(user_of(request))
+    for execution in found:
+        portal.engine.refresh(execution)
+    # The portal compares after adding: even a limit of 0 gives one.
+    return [portal.engine.describe(one, summary=True) for one in found[: max(1, limit)]]
+
+
+@routes.add("/executions/count", *_ANY)
+async def count_executions(portal: Portal, request: Request) -> Response:
+    if "studyIdentifier" in request.query_params:
+        raise refused("studyIdentifier is not supported")
+    found = portal.engine.of(user_of(request))
+    for execution in found:
+        portal.engine.refresh(execution)
+    return PlainTextResponse(str(len(found)))
+
+
+@routes.add("/executions/examples", *_ANY)
+async def list_examples(portal: Portal, request: Request) -> list[dict[str, Any]]:
+    return [portal.engine.describe(one, summary=True) for one in portal.engine.examples()]
+
+
+@routes.add("/executions/examples/{identifier}", *_ANY)
+async def example(portal: Portal, request: Request, identifier: str) -> dict[str, Any]:
+    found = portal.engine.find(identifier)
+    if found is None:
+        raise refused("no such execution")
+    shown(portal, found)
+    if not found.example:
+        raise ApiError(8016, f"The execution {identifier} is not an example.")
+    return portal.engine.describe(found, summary=False)
+
+
+@routes.add("/executions/{identifier}", "PUT")
+async def rename(portal: Portal, request: Request, identifier: str) -> dict[str, Any]:
+    body = _fields(await read_json(request), "name", "pipelineIdentifier")
+    found = own(portal, request, identifier)
+    timeout = body.get("timeout") or 0
+    if not isinstance(timeout, int) or timeout > 0:
+        raise refused("the timeout cannot be changed")
+    found.name = _execution_name(body["name"])
+    return shown(portal, found)
+
+
+# DELETE comes here, too: it looks like a success and does nothing.
+@routes.add("/executions/{identifier}", *[verb for verb in _ANY if verb != "PUT"])
+async def get_execution(portal: Portal, request: Request, identifier: str) -> dict[str, Any]:
+    return shown(portal, own(portal, request, identifier))
+
+
+@routes.add("/executions/{identifier}/summary", *_ANY)
+async def summary(portal: Portal, request: Request, identifier: str) -> dict[str, Any]:
+    found = portal.engine.find(identifier)
+    if found is None:
+        raise refused("no such execution")
+    shown(portal, found)
+    return portal.engine.describe(found, summary=True)
+
+
+@routes.add("/executions/{identifier}/results", *_ANY)
+async def results(portal: Portal, request: Request, identifier: str) -> list[dict[str, Any]]:
+    found = own(portal, request, identifier)
+    paths = portal.engine.results(found)
+    await asyncio.sleep(portal.switches.results_seconds * len(paths))
+    return [portal.storage.properties(user_of(request), path) for path in paths]
+
+
+@routes.add("/executions/{identifier}/stdout", *_ANY)
+@routes.add("/executions/{identifier}/stderr", *_ANY)
+async def log(portal: Portal, request: Request, identifier: str) -> Response:
+    jobs = own(portal, request, identifier).jobs
+    if not jobs:
+        return PlainTextResponse("no log found")
+    if len(jobs) > 1:
+        return PlainTextResponse("there are several jobs: a job id is needed")
+    return PlainTextResponse(_log(jobs[0], request))
+
+
+@routes.add("/executions/{identifier}/jobs/{number}/stdout", *_ANY)
+@routes.add("/executions/{identifier}/jobs/{number}/stderr", *_ANY)
+async def job_log(portal: Portal, request: Request, identifier: str, number: str) -> Response:
+    jobs = own(portal, request, identifier).jobs
+    if not re.fullmatch(r"-?[0-9]+", number):
+        raise refused("the job id is not a number")
+    job = next((job for job in jobs if job.number == int(number)), None)
+    return PlainTextResponse("no log found for this job" if job is None else _log(job, request))
+
+
+@routes.add("/executions/{identifier}/play", "PUT")
+async def play(portal: Portal, request: Request, identifier: str) -> Response:
+    raise ApiError(8001, "playExecution is not implemented.")
+
+
+@routes.add("/executions/{identifier}/kill", "PUT")
+async def kill(portal: Portal, request: Request, identifier: str) -> Response:
+    portal.engine.kill(own(portal, request, identifier))
+    return Response(status_code=204)
+
+
+@routes.add("/executions/{identifier}/delete", "PUT")
+async def delete_execution(portal: Portal, request: Request, identifier: str) -> Response:
+    body = _fields(await read_json(request), "deleteFiles")
+    found = own(portal, request, identifier)
+    if found.cleaned or found.status not in (Status.FINISHED, Status.KILLED):
+        raise refused(f"status {found.status}")
+    portal.engine.clean(found)
+    if body["deleteFiles"] is True:
+        for path in portal.engine.results(found):
+            try:
+                portal.storage.delete(user_of(request), path)
+            except ApiError:
+                annotate(request, f"{path} was gone")
+    return Response(status_code=204)
 
 
 async def _stream(request: Request) -> AsyncIterator[bytes]:

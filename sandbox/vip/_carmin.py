@@ -29,7 +29,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from prefect_biomed.sandbox._core import annotate
+from prefect_biomed.sandbox._routes import Routes, client_went_away
 from prefect_biomed.sandbox.vip._api import error_response, file_response
 from prefect_biomed.sandbox.vip._model import ApiError, Status, User, Users, VipSwitches, job_is_stopped
 from prefect_biomed.sandbox.vip._pipelines import PIPELINES, Call, Pipeline, Stamps, ToolFailed
@@ -116,7 +116,7 @@ class CarminServer:
         self.root = directory
         self.users = users
         self._seed = seed
-        self._switches = switches
+        self.switches = switches
         self._random = random.Random(f"{seed}/carmin")
         self._stamps = Stamps()
         self._lock = threading.RLock()
@@ -261,7 +261,7 @@ class CarminServer:
             values={name: _text(value) for name, value in _with_defaults(execution).items()},
             files=execution.files,
             folder=execution.folder,
-            switches=self._switches,
+            switches=self.switches,
             random=random.Random(f"{self._seed}/{execution.identifier}"),
             execution_number=execution.number,
             stopped=execution.stopped,
@@ -277,7 +277,7 @@ class CarminServer:
         timer = threading.Timer(execution.timeout or 16384, stop)
         timer.start()
         try:
-            if not job_is_stopped(execution.stopped, self._switches):
+            if not job_is_stopped(execution.stopped, self.switches):
                 for files in execution.pipeline.tool(call).values():
                     for name, source in files:
                         target = execution.folder / name.lstrip("/")
@@ -403,296 +403,323 @@ def _definition(identifier: str, pipeline: Pipeline) -> dict[str, Any]:
     }
 
 
-def build(server: CarminServer, switches: VipSwitches) -> FastAPI:
+routes: Routes[CarminServer] = Routes()
+
+
+async def _api_error(request: Request, error: ApiError) -> JSONResponse:
+    return error_response(error)
+
+
+async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+    if error.status_code == 404:
+        return error_response(_error(404, 404))
+    return JSONResponse({"message": str(error.detail)}, error.status_code)
+
+
+def build(server: CarminServer) -> FastAPI:
     """Build the API of the server."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
+    app.exception_handler(ApiError)(_api_error)
+    app.exception_handler(HTTPException)(_http_error)
+    app.exception_handler(ClientDisconnect)(client_went_away)
+    return routes.put_into(app, server)
 
-    @app.exception_handler(ApiError)
-    async def api_error(request: Request, error: ApiError) -> JSONResponse:
-        return error_response(error)
 
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        if error.status_code == 404:
-            return error_response(_error(404, 404))
-        return JSONResponse({"message": str(error.detail)}, error.status_code)
+def base(request: Request) -> str:
+    return str(request.base_url)
 
-    @app.exception_handler(ClientDisconnect)
-    async def gone(request: Request, error: ClientDisconnect) -> Response:
-        annotate(request, "the client went away")
-        return Response(status_code=400)
 
-    def base(request: Request) -> str:
-        return str(request.base_url)
+def user_of(server: CarminServer, request: Request) -> User:
+    key = request.headers.get("apikey")
+    if key is None:
+        raise _error(20, 401)
+    user = server.users.with_key(key)
+    if user is None:
+        raise _error(25, 401)
+    return user
 
-    def user_of(request: Request) -> User:
-        key = request.headers.get("apikey")
-        if key is None:
-            raise _error(20, 401)
-        user = server.users.with_key(key)
-        if user is None:
-            raise _error(25, 401)
-        return user
 
-    async def model(request: Request, **required: type) -> dict[str, Any]:
-        try:
-            body = json.loads(await request.body())
-        except ValueError:
-            body = None
-        if not isinstance(body, dict) or not body:
-            raise _error(10)
-        wrong = {
-            name: ["Missing data for required field." if name not in body else "Not a valid value."]
-            for name, kind in required.items()
-            if not isinstance(body.get(name), kind)
-        }
-        if wrong:
-            raise _error(10, detail=wrong)
-        return body
+async def model(request: Request, **required: type) -> dict[str, Any]:
+    try:
+        body = json.loads(await request.body())
+    except ValueError:
+        body = None
+    if not isinstance(body, dict) or not body:
+        raise _error(10)
+    wrong = {
+        name: ["Missing data for required field." if name not in body else "Not a valid value."]
+        for name, kind in required.items()
+        if not isinstance(body.get(name), kind)
+    }
+    if wrong:
+        raise _error(10, detail=wrong)
+    return body
 
-    # Platform
 
-    @app.get("/platform")
-    async def platform() -> dict[str, Any]:
-        return {
-            "platformName": "CARMIN sandbox",
-            # The server spells the name of this field so.
-            "APIErrorCodesAndMessage": [
-                {"errorCode": code, "errorMessage": message} for code, message in _MESSAGES.items()
-            ],
-            "supportedTransferProtocols": ["http", "https"],
-            "supportedModules": ["Processing", "Data", "AdvancedData"],
-            "defaultLimitListExecutions": _LIMIT,
-            "email": "support@example.org",
-            "platformDescription": "CARMIN-server on loopback",
-            "minAuthorizedExecutionTimeout": _MINIMUM_TIMEOUT,
-            "maxAuthorizedExecutionTimeout": 0,
-            "defaultExecutionTimeout": 16384,
-            "unsupportedMethods": ["Management", "Commercial"],
-            "supportedAPIVersion": "0.3",
-            "supportedPipelineProperties": [],
-        }
+# Platform
 
-    @app.post("/authenticate")
-    async def authenticate(request: Request) -> dict[str, str]:
-        body = await model(request, username=str, password=str)
-        user = server.users.named(body["username"])
-        if user is None or server.users.password(user) != body["password"]:
-            raise _error(30)
-        return {"httpHeader": "apiKey", "httpHeaderValue": server.users.key(user)}
 
-    # Pipelines
+@routes.add("/platform", "GET")
+async def platform(server: CarminServer, request: Request) -> dict[str, Any]:
+    return {
+        "platformName": "CARMIN sandbox",
+        # The server spells the name of this field so.
+        "APIErrorCodesAndMessage": [
+            {"errorCode": code, "errorMessage": message} for code, message in _MESSAGES.items()
+        ],
+        "supportedTransferProtocols": ["http", "https"],
+        "supportedModules": ["Processing", "Data", "AdvancedData"],
+        "defaultLimitListExecutions": _LIMIT,
+        "email": "support@example.org",
+        "platformDescription": "CARMIN-server on loopback",
+        "minAuthorizedExecutionTimeout": _MINIMUM_TIMEOUT,
+        "maxAuthorizedExecutionTimeout": 0,
+        "defaultExecutionTimeout": 16384,
+        "unsupportedMethods": ["Management", "Commercial"],
+        "supportedAPIVersion": "0.3",
+        "supportedPipelineProperties": [],
+    }
 
-    @app.get("/pipelines")
-    async def pipelines(request: Request) -> list[dict[str, Any]]:
-        user_of(request)
-        if "propertyValue" in request.query_params and "property" not in request.query_params:
-            raise _error(35)
-        if "property" in request.query_params:
-            return []
-        return [_definition(identifier, one) for identifier, one in server.pipelines.items()]
 
-    @app.get("/pipelines/{identifier}")
-    async def pipeline(request: Request, identifier: str) -> dict[str, Any]:
-        user_of(request)
-        if identifier not in server.pipelines:
-            raise _error(115)
-        return _definition(identifier, server.pipelines[identifier])
+@routes.add("/authenticate", "POST")
+async def authenticate(server: CarminServer, request: Request) -> dict[str, str]:
+    body = await model(request, username=str, password=str)
+    user = server.users.named(body["username"])
+    if user is None or server.users.password(user) != body["password"]:
+        raise _error(30)
+    return {"httpHeader": "apiKey", "httpHeaderValue": server.users.key(user)}
 
-    @app.get("/pipelines/{identifier}/boutiquesdescriptor")
-    async def descriptor(request: Request, identifier: str) -> dict[str, Any]:
-        user_of(request)
-        if identifier not in server.pipelines:
-            raise _error(115)
-        return server.pipelines[identifier].boutiques()
 
-    # Paths
+# Pipelines
 
-    @app.get("/path/{path:path}")
-    async def read_path(request: Request, path: str) -> Any:
-        user, place = user_of(request), server.place(path)
-        action = request.query_params.get("action", "").lower()
-        if not server.may_read(user, place):
-            raise _error(50, 401)
-        if action != "exists" and not place.exists():
-            raise _error(56, 401)
-        if not action:
-            raise _error(85)
-        if action == "content":
-            if place.is_dir():
-                packed = await asyncio.to_thread(_packed, place)
-                headers = {"Content-Disposition": f"attachment; filename={quote(place.name)}.tar.gz"}
-                return Response(packed, media_type="application/gzip", headers=headers)
-            kind = mimetypes.guess_type(place.name)[0] or "application/octet-stream"
-            return file_response(place, switches, kind)
-        if action == "properties":
-            return server.describe(place, base(request))
-        if action == "exists":
-            return {"exists": place.exists()}
-        if action == "list":
-            if not place.is_dir():
-                raise _error(70)
-            shown = (one for one in sorted(place.iterdir()) if not one.name.startswith("."))
-            return [server.describe(one, base(request)) for one in shown]
-        if action == "md5":
-            if place.is_dir():
-                raise _error(65)
-            return {"md5": await asyncio.to_thread(_md5, place)}
-        raise _error(60)
 
-    @app.put("/path/{path:path}")
-    async def write_path(request: Request, path: str) -> Response:
-        user, place = user_of(request), server.place(path)
-        kind = request.headers.get("content-type", "").lower()
-        # A form is parsed, not read: the server sees an empty body.
-        form = kind.startswith(("application/x-www-form-urlencoded", "multipart/form-data"))
-        body = b"" if form and await request.body() else await request.body()
-        if not server.may_write(user, place):
-            raise _error(50, 401)
-        if not body:
-            try:
-                place.mkdir()
-            except FileExistsError as error:
-                raise _error(55) from error
-            found = server.describe(place, base(request))
-            # JSON, but not announced as such.
-            return Response(
-                json.dumps(found), 201, media_type="text/html", headers={"Location": quote(found["platformPath"], ":/")}
-            )
-        if kind == "application/carmin+json":
-            await model(request, base64Content=str, type=str)
-            await asyncio.to_thread(_upload_encoded, place, json.loads(body))
-        else:
-            try:
-                # Bytes that are not UTF-8 are lost.
-                place.write_text(body.decode("utf-8", "ignore"), encoding="utf-8", newline="")
-            except OSError as error:
-                raise _error(50) from error
-        return JSONResponse(server.describe(place, base(request)), 201)
+@routes.add("/pipelines", "GET")
+async def pipelines(server: CarminServer, request: Request) -> list[dict[str, Any]]:
+    user_of(server, request)
+    if "propertyValue" in request.query_params and "property" not in request.query_params:
+        raise _error(35)
+    if "property" in request.query_params:
+        return []
+    return [_definition(identifier, one) for identifier, one in server.pipelines.items()]
 
-    @app.delete("/path/{path:path}")
-    async def delete_path(request: Request, path: str) -> Response:
-        user, place = user_of(request), server.place(path)
-        if not server.may_write(user, place) or place == server.root / user.name:
-            raise _error(45, 403)
+
+@routes.add("/pipelines/{identifier}", "GET")
+async def pipeline(server: CarminServer, request: Request, identifier: str) -> dict[str, Any]:
+    user_of(server, request)
+    if identifier not in server.pipelines:
+        raise _error(115)
+    return _definition(identifier, server.pipelines[identifier])
+
+
+@routes.add("/pipelines/{identifier}/boutiquesdescriptor", "GET")
+async def descriptor(server: CarminServer, request: Request, identifier: str) -> dict[str, Any]:
+    user_of(server, request)
+    if identifier not in server.pipelines:
+        raise _error(115)
+    return server.pipelines[identifier].boutiques()
+
+
+# Paths
+
+
+@routes.add("/path/{path:path}", "GET")
+async def read_path(server: CarminServer, request: Request, path: str) -> Any:
+    user, place = user_of(server, request), server.place(path)
+    action = request.query_params.get("action", "").lower()
+    if not server.may_read(user, place):
+        raise _error(50, 401)
+    if action != "exists" and not place.exists():
+        raise _error(56, 401)
+    if not action:
+        raise _error(85)
+    if action == "content":
         if place.is_dir():
-            await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
-        elif place.exists():
-            place.unlink()
-        else:
-            raise _error(56)
-        return Response(status_code=204)
+            packed = await asyncio.to_thread(_packed, place)
+            headers = {"Content-Disposition": f"attachment; filename={quote(place.name)}.tar.gz"}
+            return Response(packed, media_type="application/gzip", headers=headers)
+        kind = mimetypes.guess_type(place.name)[0] or "application/octet-stream"
+        return file_response(place, server.switches, kind)
+    if action == "properties":
+        return server.describe(place, base(request))
+    if action == "exists":
+        return {"exists": place.exists()}
+    if action == "list":
+        if not place.is_dir():
+            raise _error(70)
+        shown = (one for one in sorted(place.iterdir()) if not one.name.startswith("."))
+        return [server.describe(one, base(request)) for one in shown]
+    if action == "md5":
+        if place.is_dir():
+            raise _error(65)
+        return {"md5": await asyncio.to_thread(_md5, place)}
+    raise _error(60)
 
-    # Executions
 
-    def shown(execution: _Execution, user: User, request: Request) -> dict[str, Any]:
-        if execution.status in _COMPLETED and switches.carmin_stock:
-            raise _error(1, 500)
-        found = {
-            "identifier": execution.identifier,
-            "name": execution.name,
-            "pipelineIdentifier": identifier_of(execution.pipeline),
-            "timeout": execution.timeout,
-            "status": execution.status,
-            # The inputs are looked for below the directory of whoever asks.
-            "inputValues": execution.values
-            if execution.owner is user
-            else {"error": "Error retrieving inputs for execution."},
-            "returnedFiles": [server.describe(one, base(request))["platformPath"] for one in server.results(execution)]
-            if execution.status in _COMPLETED
-            else None,
-            "startDate": execution.started,
-            "endDate": execution.ended,
-        }
-        return {name: value for name, value in found.items() if value is not None}
+@routes.add("/path/{path:path}", "PUT")
+async def write_path(server: CarminServer, request: Request, path: str) -> Response:
+    user, place = user_of(server, request), server.place(path)
+    kind = request.headers.get("content-type", "").lower()
+    # A form is parsed, not read: the server sees an empty body.
+    form = kind.startswith(("application/x-www-form-urlencoded", "multipart/form-data"))
+    body = b"" if form and await request.body() else await request.body()
+    if not server.may_write(user, place):
+        raise _error(50, 401)
+    if not body:
+        try:
+            place.mkdir()
+        except FileExistsError as error:
+            raise _error(55) from error
+        found = server.describe(place, base(request))
+        # JSON, but not announced as such.
+        return Response(
+            json.dumps(found), 201, media_type="text/html", headers={"Location": quote(found["platformPath"], ":/")}
+        )
+    if kind == "application/carmin+json":
+        await model(request, base64Content=str, type=str)
+        await asyncio.to_thread(_upload_encoded, place, json.loads(body))
+    else:
+        try:
+            # Bytes that are not UTF-8 are lost.
+            place.write_text(body.decode("utf-8", "ignore"), encoding="utf-8", newline="")
+        except OSError as error:
+            raise _error(50) from error
+    return JSONResponse(server.describe(place, base(request)), 201)
 
-    def own(request: Request, identifier: str, *, administrator: bool = False) -> _Execution:
-        user = user_of(request)
-        execution = server.find(identifier)
-        if execution.owner is not user and not (administrator and user.service):
-            raise _error(45)
-        return execution
 
-    def whole(request: Request, name: str) -> int | None:
-        text = request.query_params.get(name, "")
-        return int(text) if text.isdecimal() else None
+@routes.add("/path/{path:path}", "DELETE")
+async def delete_path(server: CarminServer, request: Request, path: str) -> Response:
+    user, place = user_of(server, request), server.place(path)
+    if not server.may_write(user, place) or place == server.root / user.name:
+        raise _error(45, 403)
+    if place.is_dir():
+        await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+    elif place.exists():
+        place.unlink()
+    else:
+        raise _error(56)
+    return Response(status_code=204)
 
-    @app.get("/executions")
-    async def executions(request: Request) -> list[dict[str, Any]]:
-        user = user_of(request)
-        offset, limit = whole(request, "offset") or 0, whole(request, "limit") or _LIMIT
-        return [shown(one, user, request) for one in server.of(user)[offset : offset + limit]]
 
-    @app.get("/executions/count")
-    async def count(request: Request) -> int:
-        return len(server.of(user_of(request)))
+# Executions
 
-    @app.post("/executions")
-    async def create(request: Request) -> dict[str, Any]:
-        user = user_of(request)
-        body = await model(request, name=str, pipelineIdentifier=str, inputValues=dict)
-        return shown(server.create(user, body, base(request)), user, request)
 
-    @app.get("/executions/{identifier}")
-    async def execution(request: Request, identifier: str) -> dict[str, Any]:
-        user = user_of(request)
-        return shown(server.find(identifier), user, request)
+def shown(server: CarminServer, execution: _Execution, user: User, request: Request) -> dict[str, Any]:
+    if execution.status in _COMPLETED and server.switches.carmin_stock:
+        raise _error(1, 500)
+    found = {
+        "identifier": execution.identifier,
+        "name": execution.name,
+        "pipelineIdentifier": identifier_of(execution.pipeline),
+        "timeout": execution.timeout,
+        "status": execution.status,
+        # The inputs are looked for below the directory of whoever asks.
+        "inputValues": execution.values
+        if execution.owner is user
+        else {"error": "Error retrieving inputs for execution."},
+        "returnedFiles": [server.describe(one, base(request))["platformPath"] for one in server.results(execution)]
+        if execution.status in _COMPLETED
+        else None,
+        "startDate": execution.started,
+        "endDate": execution.ended,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
-    @app.put("/executions/{identifier}")
-    async def change(request: Request, identifier: str) -> Response:
-        user_of(request)
-        body = await model(request)
-        for name in ("identifier", "status"):
-            if body.get(name):
-                raise ApiError(125, f"The field {name} cannot be changed.")
-        found = server.find(identifier)
-        found.name = body.get("name") or found.name
-        found.timeout = body.get("timeout") or found.timeout
-        return Response(status_code=204)
 
-    @app.delete("/executions/{identifier}")
-    async def delete(request: Request, identifier: str) -> Response:
-        found = own(request, identifier)
-        files = request.query_params.get("deleteFiles", "").lower() in ("true", "1")
-        if not files or found.status is Status.RUNNING:
-            server.kill(found)
-        if files:
-            await asyncio.to_thread(server.remove, found)
-        return Response(status_code=204)
+def own(server: CarminServer, request: Request, identifier: str, *, administrator: bool = False) -> _Execution:
+    user = user_of(server, request)
+    execution = server.find(identifier)
+    if execution.owner is not user and not (administrator and user.service):
+        raise _error(45)
+    return execution
 
-    @app.put("/executions/{identifier}/play")
-    async def play(request: Request, identifier: str) -> Response:
-        server.play(own(request, identifier))
-        return Response(status_code=204)
 
-    @app.put("/executions/{identifier}/kill")
-    async def kill(request: Request, identifier: str) -> Response:
-        found = own(request, identifier, administrator=True)
-        if switches.carmin_stock:
-            raise _error(1, 500)
+def whole(request: Request, name: str) -> int | None:
+    text = request.query_params.get(name, "")
+    return int(text) if text.isdecimal() else None
+
+
+@routes.add("/executions", "GET")
+async def executions(server: CarminServer, request: Request) -> list[dict[str, Any]]:
+    user = user_of(server, request)
+    offset, limit = whole(request, "offset") or 0, whole(request, "limit") or _LIMIT
+    return [shown(server, one, user, request) for one in server.of(user)[offset : offset + limit]]
+
+
+@routes.add("/executions/count", "GET")
+async def count(server: CarminServer, request: Request) -> int:
+    return len(server.of(user_of(server, request)))
+
+
+@routes.add("/executions", "POST")
+async def create(server: CarminServer, request: Request) -> dict[str, Any]:
+    user = user_of(server, request)
+    body = await model(request, name=str, pipelineIdentifier=str, inputValues=dict)
+    return shown(server, server.create(user, body, base(request)), user, request)
+
+
+@routes.add("/executions/{identifier}", "GET")
+async def execution(server: CarminServer, request: Request, identifier: str) -> dict[str, Any]:
+    user = user_of(server, request)
+    return shown(server, server.find(identifier), user, request)
+
+
+@routes.add("/executions/{identifier}", "PUT")
+async def change(server: CarminServer, request: Request, identifier: str) -> Response:
+    user_of(server, request)
+    body = await model(request)
+    for name in ("identifier", "status"):
+        if body.get(name):
+            raise ApiError(125, f"The field {name} cannot be changed.")
+    found = server.find(identifier)
+    found.name = body.get("name") or found.name
+    found.timeout = body.get("timeout") or found.timeout
+    return Response(status_code=204)
+
+
+@routes.add("/executions/{identifier}", "DELETE")
+async def delete(server: CarminServer, request: Request, identifier: str) -> Response:
+    found = own(server, request, identifier)
+    files = request.query_params.get("deleteFiles", "").lower() in ("true", "1")
+    if not files or found.status is Status.RUNNING:
         server.kill(found)
-        return Response(status_code=204)
+    if files:
+        await asyncio.to_thread(server.remove, found)
+    return Response(status_code=204)
 
-    @app.get("/executions/{identifier}/results")
-    async def results(request: Request, identifier: str) -> list[dict[str, Any]]:
-        found = own(request, identifier, administrator=True)
-        if found.status not in _COMPLETED:
-            raise ApiError(155, f"The execution has not ended, its status is {found.status}.")
-        return [server.describe(one, base(request)) for one in server.results(found)]
 
-    async def log(request: Request, identifier: str) -> Response:
-        found = own(request, identifier, administrator=True)
-        if switches.carmin_stock and found.status in _COMPLETED:
-            raise _error(1, 500)
-        place = found.folder / _HIDDEN / (request.url.path.rpartition("/")[2] + ".txt")
-        if not place.exists():
-            raise _error(56)
-        return PlainTextResponse(place.read_text(encoding="utf-8"))
+@routes.add("/executions/{identifier}/play", "PUT")
+async def play(server: CarminServer, request: Request, identifier: str) -> Response:
+    server.play(own(server, request, identifier))
+    return Response(status_code=204)
 
-    for stream in ("stdout", "stderr"):
-        app.add_api_route("/executions/{identifier}/" + stream, log, methods=["GET"])
 
-    return app
+@routes.add("/executions/{identifier}/kill", "PUT")
+async def kill(server: CarminServer, request: Request, identifier: str) -> Response:
+    found = own(server, request, identifier, administrator=True)
+    if server.switches.carmin_stock:
+        raise _error(1, 500)
+    server.kill(found)
+    return Response(status_code=204)
+
+
+@routes.add("/executions/{identifier}/results", "GET")
+async def results(server: CarminServer, request: Request, identifier: str) -> list[dict[str, Any]]:
+    found = own(server, request, identifier, administrator=True)
+    if found.status not in _COMPLETED:
+        raise ApiError(155, f"The execution has not ended, its status is {found.status}.")
+    return [server.describe(one, base(request)) for one in server.results(found)]
+
+
+@routes.add("/executions/{identifier}/stdout", "GET")
+@routes.add("/executions/{identifier}/stderr", "GET")
+async def log(server: CarminServer, request: Request, identifier: str) -> Response:
+    found = own(server, request, identifier, administrator=True)
+    if server.switches.carmin_stock and found.status in _COMPLETED:
+        raise _error(1, 500)
+    place = found.folder / _HIDDEN / (request.url.path.rpartition("/")[2] + ".txt")
+    if not place.exists():
+        raise _error(56)
+    return PlainTextResponse(place.read_text(encoding="utf-8"))
 
 
 def _packed(place: Path) -> bytes:

@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, JSONResponse, Response
 
+from prefect_biomed.sandbox._routes import Routes, client_went_away
 from prefect_biomed.sandbox.vip._model import User, Users, refused
 
 PREFIX = "/girder/api/v1"
@@ -488,258 +489,293 @@ def _date(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
+routes: Routes[Girder] = Routes(PREFIX)
+
+
+async def _girder_error(request: Request, error: GirderError) -> JSONResponse:
+    return JSONResponse(error.body, error.status)
+
+
+async def _no_route(request: Request, error: HTTPException) -> JSONResponse:
+    route = request.url.path.removeprefix(PREFIX)
+    return JSONResponse({"message": f'No matching route for "{request.method} {route}"', "type": "rest"}, 400)
+
+
 def build(girder: Girder) -> FastAPI:
     """Build the API of a store."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
+    app.exception_handler(GirderError)(_girder_error)
+    app.exception_handler(HTTPException)(_no_route)
+    app.exception_handler(ClientDisconnect)(client_went_away)
+    return routes.put_into(app, girder)
 
-    @app.exception_handler(GirderError)
-    async def girder_error(request: Request, error: GirderError) -> JSONResponse:
-        return JSONResponse(error.body, error.status)
 
-    @app.exception_handler(HTTPException)
-    async def no_route(request: Request, error: HTTPException) -> JSONResponse:
-        route = request.url.path.removeprefix(PREFIX)
-        return JSONResponse({"message": f'No matching route for "{request.method} {route}"', "type": "rest"}, 400)
+def user_of(girder: Girder, request: Request) -> User:
+    token = request.headers.get("girder-token") or request.query_params.get("token", "")
+    return girder.user_of(token)
 
-    @app.exception_handler(ClientDisconnect)
-    async def gone(request: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=400)
 
-    def user_of(request: Request) -> User:
-        token = request.headers.get("girder-token") or request.query_params.get("token", "")
-        return girder.user_of(token)
+def required(request: Request, *names: str) -> list[str]:
+    for name in names:
+        if name not in request.query_params:
+            raise GirderError(f"Parameter '{name}' is required.")
+    return [request.query_params[name] for name in names]
 
-    def required(request: Request, *names: str) -> list[str]:
-        for name in names:
-            if name not in request.query_params:
-                raise GirderError(f"Parameter '{name}' is required.")
-        return [request.query_params[name] for name in names]
 
-    def flag(request: Request, name: str) -> bool:
-        return request.query_params.get(name, "").lower() in ("true", "1", "on")
+def flag(request: Request, name: str) -> bool:
+    return request.query_params.get(name, "").lower() in ("true", "1", "on")
 
-    def number(request: Request, name: str, default: int | None = None) -> int:
-        text = request.query_params.get(name)
-        if text is None and default is not None:
-            return default
-        try:
-            return int(text or "")
-        except ValueError as error:
-            raise GirderError(f"Invalid value for {name}: {text}.") from error
 
-    def page(request: Request, found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        name = request.query_params.get("name")
-        chosen = [one for one in found if name is None or one["name"] == name]
-        offset, limit = number(request, "offset", 0), number(request, "limit", _PAGE)
-        return chosen[offset : offset + limit if limit else None]
+def number(request: Request, name: str, default: int | None = None) -> int:
+    text = request.query_params.get(name)
+    if text is None and default is not None:
+        return default
+    try:
+        return int(text or "")
+    except ValueError as error:
+        raise GirderError(f"Invalid value for {name}: {text}.") from error
 
-    async def body_json(request: Request) -> object:
-        try:
-            return json.loads(await request.body())
-        except ValueError as error:
-            raise GirderError("Invalid JSON passed in request body.") from error
 
-    def metadata(request: Request) -> dict[str, Any] | None:
-        text = request.query_params.get("metadata")
-        if text is None:
+def page(request: Request, found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    name = request.query_params.get("name")
+    chosen = [one for one in found if name is None or one["name"] == name]
+    offset, limit = number(request, "offset", 0), number(request, "limit", _PAGE)
+    return chosen[offset : offset + limit if limit else None]
+
+
+async def body_json(request: Request) -> object:
+    try:
+        return json.loads(await request.body())
+    except ValueError as error:
+        raise GirderError("Invalid JSON passed in request body.") from error
+
+
+def metadata(request: Request) -> dict[str, Any] | None:
+    text = request.query_params.get("metadata")
+    if text is None:
+        return None
+    try:
+        found: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise GirderError("Parameter metadata must be valid JSON.") from error
+    return found
+
+
+# System and accounts
+
+
+@routes.add("/system/version", "GET")
+async def version(girder: Girder, request: Request) -> dict[str, str]:
+    return {"release": "3.2.3", "apiVersion": "3.2.3"}
+
+
+@routes.add("/api_key/token", "POST")
+async def api_key_token(girder: Girder, request: Request) -> dict[str, Any]:
+    # Girder takes parameters from the query and from a form alike.
+    form = parse_qs((await request.body()).decode(errors="replace"))
+    (key,) = form["key"] if "key" in form else required(request, "key")
+    return girder.token(key, float(number(request, "duration", int(_TOKEN_DAYS))))
+
+
+@routes.add("/user/authentication", "GET")
+async def authentication(girder: Girder, request: Request) -> dict[str, Any]:
+    scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
+    try:
+        name, _, password = base64.b64decode(encoded).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        name = password = ""
+    if scheme.lower() != "basic":
+        raise GirderError("Use HTTP Basic Authentication", "access", 401)
+    return girder.log_in(name, password)
+
+
+@routes.add("/user/me", "GET")
+async def me(girder: Girder, request: Request) -> dict[str, Any] | None:
+    return girder.describe_user(user_of(girder, request))
+
+
+# Resources
+
+
+@routes.add("/resource/lookup", "GET")
+async def lookup(girder: Girder, request: Request) -> Any:
+    (path,) = required(request, "path")
+    try:
+        return girder.lookup(path, user_of(girder, request))
+    except GirderError as error:
+        if flag(request, "test") and error.status == 400:
             return None
+        raise
+
+
+@routes.add("/resource/{identifier}/path", "GET")
+async def path_of(girder: Girder, request: Request, identifier: str) -> str:
+    (kind,) = required(request, "type")
+    return girder.path_of(girder.get(identifier, kind, user_of(girder, request)))
+
+
+@routes.add("/resource/{identifier}", "GET")
+async def resource(girder: Girder, request: Request, identifier: str) -> dict[str, Any]:
+    (kind,) = required(request, "type")
+    return girder.get(identifier, kind, user_of(girder, request))
+
+
+@routes.add("/collection", "GET")
+async def collections(girder: Girder, request: Request) -> list[dict[str, Any]]:
+    user = user_of(girder, request)
+    seen = []
+    for one in girder.children("collection", None):
         try:
-            found: dict[str, Any] = json.loads(text)
-        except ValueError as error:
-            raise GirderError("Parameter metadata must be valid JSON.") from error
-        return found
+            seen.append(girder.get(one["_id"], "collection", user))
+        except GirderError:
+            continue
+    return page(request, seen)
 
-    # System and accounts
 
-    @app.get(PREFIX + "/system/version")
-    async def version() -> dict[str, str]:
-        return {"release": "3.2.3", "apiVersion": "3.2.3"}
+@routes.add("/folder", "GET")
+async def folders(girder: Girder, request: Request) -> list[dict[str, Any]]:
+    kind, parent = required(request, "parentType", "parentId")
+    return page(request, girder.children("folder", girder.get(parent, kind, user_of(girder, request))["_id"]))
 
-    @app.post(PREFIX + "/api_key/token")
-    async def api_key_token(request: Request) -> dict[str, Any]:
-        # Girder takes parameters from the query and from a form alike.
-        form = parse_qs((await request.body()).decode(errors="replace"))
-        (key,) = form["key"] if "key" in form else required(request, "key")
-        return girder.token(key, float(number(request, "duration", int(_TOKEN_DAYS))))
 
-    @app.get(PREFIX + "/user/authentication")
-    async def authentication(request: Request) -> dict[str, Any]:
-        scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
-        try:
-            name, _, password = base64.b64decode(encoded).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
-            name = password = ""
-        if scheme.lower() != "basic":
-            raise GirderError("Use HTTP Basic Authentication", "access", 401)
-        return girder.log_in(name, password)
+@routes.add("/folder", "POST")
+async def create_folder(girder: Girder, request: Request) -> dict[str, Any]:
+    user = user_of(girder, request)
+    parent, name = required(request, "parentId", "name")
+    kind = request.query_params.get("parentType", "folder")
+    return girder.create(
+        "folder",
+        name,
+        girder.get(parent, kind, user),
+        user,
+        description=request.query_params.get("description", ""),
+        reuse=flag(request, "reuseExisting"),
+        meta=metadata(request),
+    )
 
-    @app.get(PREFIX + "/user/me")
-    async def me(request: Request) -> dict[str, Any] | None:
-        return girder.describe_user(user_of(request))
 
-    # Resources
+@routes.add("/item", "GET")
+async def items(girder: Girder, request: Request) -> list[dict[str, Any]]:
+    (folder,) = required(request, "folderId")
+    return page(request, girder.children("item", girder.get(folder, "folder", user_of(girder, request))["_id"]))
 
-    @app.get(PREFIX + "/resource/lookup")
-    async def lookup(request: Request) -> Any:
-        (path,) = required(request, "path")
-        try:
-            return girder.lookup(path, user_of(request))
-        except GirderError as error:
-            if flag(request, "test") and error.status == 400:
-                return None
-            raise
 
-    @app.get(PREFIX + "/resource/{identifier}/path")
-    async def path_of(request: Request, identifier: str) -> str:
-        (kind,) = required(request, "type")
-        return girder.path_of(girder.get(identifier, kind, user_of(request)))
+@routes.add("/item", "POST")
+async def create_item(girder: Girder, request: Request) -> dict[str, Any]:
+    user = user_of(girder, request)
+    folder, name = required(request, "folderId", "name")
+    return girder.create(
+        "item",
+        name,
+        girder.get(folder, "folder", user),
+        user,
+        description=request.query_params.get("description", ""),
+        reuse=flag(request, "reuseExisting"),
+        meta=metadata(request),
+    )
 
-    @app.get(PREFIX + "/resource/{identifier}")
-    async def resource(request: Request, identifier: str) -> dict[str, Any]:
-        (kind,) = required(request, "type")
-        return girder.get(identifier, kind, user_of(request))
 
-    @app.get(PREFIX + "/collection")
-    async def collections(request: Request) -> list[dict[str, Any]]:
-        user = user_of(request)
-        seen = []
-        for one in girder.children("collection", None):
-            try:
-                seen.append(girder.get(one["_id"], "collection", user))
-            except GirderError:
-                continue
-        return page(request, seen)
+@routes.add("/item/{identifier}/files", "GET")
+async def files(girder: Girder, request: Request, identifier: str) -> list[dict[str, Any]]:
+    return page(request, girder.children("file", girder.get(identifier, "item", user_of(girder, request))["_id"]))
 
-    @app.get(PREFIX + "/folder")
-    async def folders(request: Request) -> list[dict[str, Any]]:
-        kind, parent = required(request, "parentType", "parentId")
-        return page(request, girder.children("folder", girder.get(parent, kind, user_of(request))["_id"]))
 
-    @app.post(PREFIX + "/folder")
-    async def create_folder(request: Request) -> dict[str, Any]:
-        user = user_of(request)
-        parent, name = required(request, "parentId", "name")
-        kind = request.query_params.get("parentType", "folder")
-        return girder.create(
-            "folder",
-            name,
-            girder.get(parent, kind, user),
-            user,
-            description=request.query_params.get("description", ""),
-            reuse=flag(request, "reuseExisting"),
-            meta=metadata(request),
-        )
+# Files; before the routes with a kind, which would take them for ids
 
-    @app.get(PREFIX + "/item")
-    async def items(request: Request) -> list[dict[str, Any]]:
-        (folder,) = required(request, "folderId")
-        return page(request, girder.children("item", girder.get(folder, "folder", user_of(request))["_id"]))
 
-    @app.post(PREFIX + "/item")
-    async def create_item(request: Request) -> dict[str, Any]:
-        user = user_of(request)
-        folder, name = required(request, "folderId", "name")
-        return girder.create(
-            "item",
-            name,
-            girder.get(folder, "folder", user),
-            user,
-            description=request.query_params.get("description", ""),
-            reuse=flag(request, "reuseExisting"),
-            meta=metadata(request),
-        )
+async def append(girder: Girder, request: Request, identifier: str) -> dict[str, Any]:
+    upload = girder.upload(identifier)
+    with upload.path.open("ab") as stream:
+        async for chunk in request.stream():
+            stream.write(chunk)
+    return girder.received(upload, user_of(girder, request))
 
-    @app.get(PREFIX + "/item/{identifier}/files")
-    async def files(request: Request, identifier: str) -> list[dict[str, Any]]:
-        return page(request, girder.children("file", girder.get(identifier, "item", user_of(request))["_id"]))
 
-    # Files; before the routes with a kind, which would take them for ids
+@routes.add("/file", "POST")
+async def begin_file(girder: Girder, request: Request) -> dict[str, Any]:
+    user = user_of(girder, request)
+    kind, parent, name = required(request, "parentType", "parentId", "name")
+    girder.get(parent, kind, user)
+    upload = girder.begin_upload(
+        {
+            "parentType": kind,
+            "parentId": parent,
+            "name": name,
+            "size": number(request, "size", 0),
+            "mimeType": request.query_params.get("mimeType"),
+            "userId": girder.describe_user(user)["_id"],
+        }
+    )
+    # The whole content, or its beginning, may come with the first request.
+    return await append(girder, request, upload.record["_id"])
 
-    async def append(request: Request, identifier: str) -> dict[str, Any]:
-        upload = girder.upload(identifier)
-        with upload.path.open("ab") as stream:
-            async for chunk in request.stream():
-                stream.write(chunk)
-        return girder.received(upload, user_of(request))
 
-    @app.post(PREFIX + "/file")
-    async def begin_file(request: Request) -> dict[str, Any]:
-        user = user_of(request)
-        kind, parent, name = required(request, "parentType", "parentId", "name")
-        girder.get(parent, kind, user)
-        upload = girder.begin_upload(
-            {
-                "parentType": kind,
-                "parentId": parent,
-                "name": name,
-                "size": number(request, "size", 0),
-                "mimeType": request.query_params.get("mimeType"),
-                "userId": girder.describe_user(user)["_id"],
-            }
-        )
-        # The whole content, or its beginning, may come with the first request.
-        return await append(request, upload.record["_id"])
+@routes.add("/file/chunk", "POST")
+async def chunk(girder: Girder, request: Request) -> dict[str, Any]:
+    user_of(girder, request)
+    (identifier,) = required(request, "uploadId")
+    offset, here = number(request, "offset"), girder.upload(identifier).path.stat().st_size
+    if offset != here:
+        raise GirderError(f"Server has received {here} bytes, but client sent offset {offset}.")
+    return await append(girder, request, identifier)
 
-    @app.post(PREFIX + "/file/chunk")
-    async def chunk(request: Request) -> dict[str, Any]:
-        user_of(request)
-        (identifier,) = required(request, "uploadId")
-        offset, here = number(request, "offset"), girder.upload(identifier).path.stat().st_size
-        if offset != here:
-            raise GirderError(f"Server has received {here} bytes, but client sent offset {offset}.")
-        return await append(request, identifier)
 
-    @app.get(PREFIX + "/file/offset")
-    async def offset(request: Request) -> dict[str, int]:
-        user_of(request)
-        (identifier,) = required(request, "uploadId")
-        return {"offset": girder.upload(identifier).path.stat().st_size}
+@routes.add("/file/offset", "GET")
+async def offset(girder: Girder, request: Request) -> dict[str, int]:
+    user_of(girder, request)
+    (identifier,) = required(request, "uploadId")
+    return {"offset": girder.upload(identifier).path.stat().st_size}
 
-    @app.delete(PREFIX + "/file/upload/{identifier}")
-    async def cancel(request: Request, identifier: str) -> dict[str, str]:
-        user_of(request)
-        girder.cancel_upload(identifier)
-        return {"message": "Upload canceled."}
 
-    @app.put(PREFIX + "/file/{identifier}/contents")
-    async def replace_content(request: Request, identifier: str) -> dict[str, Any]:
-        girder.get(identifier, "file", user_of(request))
-        upload = girder.begin_upload({"fileId": identifier, "size": number(request, "size")})
-        return dict(upload.record)
+@routes.add("/file/upload/{identifier}", "DELETE")
+async def cancel(girder: Girder, request: Request, identifier: str) -> dict[str, str]:
+    user_of(girder, request)
+    girder.cancel_upload(identifier)
+    return {"message": "Upload canceled."}
 
-    @app.get(PREFIX + "/{kind}/{identifier}/download")
-    async def download(request: Request, kind: str, identifier: str) -> Response:
-        record = girder.get(identifier, kind, user_of(request))
-        if kind == "item":
-            below = girder.children("file", identifier)
-            if len(below) != 1:
-                raise GirderError("Only items of one file can be downloaded.")
-            record = below[0]
-        elif kind != "file":
-            raise HTTPException(404)
-        return FileResponse(girder.content(record), media_type=record["mimeType"], filename=record["name"])
 
-    # What folders, items, files and collections have in common
+@routes.add("/file/{identifier}/contents", "PUT")
+async def replace_content(girder: Girder, request: Request, identifier: str) -> dict[str, Any]:
+    girder.get(identifier, "file", user_of(girder, request))
+    upload = girder.begin_upload({"fileId": identifier, "size": number(request, "size")})
+    return dict(upload.record)
 
-    @app.get(PREFIX + "/{kind}/{identifier}")
-    async def get(request: Request, kind: str, identifier: str) -> dict[str, Any]:
-        if kind not in ("collection", "folder", "item", "file"):
-            raise HTTPException(404)
-        return girder.get(identifier, kind, user_of(request))
 
-    @app.put(PREFIX + "/{kind}/{identifier}/metadata")
-    async def put_metadata(request: Request, kind: str, identifier: str) -> dict[str, Any]:
-        if kind not in ("collection", "folder", "item"):
-            raise HTTPException(404)
-        girder.get(identifier, kind, user_of(request))
-        return girder.annotate(identifier, await body_json(request), allow_null=flag(request, "allowNull"))
+@routes.add("/{kind}/{identifier}/download", "GET")
+async def download(girder: Girder, request: Request, kind: str, identifier: str) -> Response:
+    record = girder.get(identifier, kind, user_of(girder, request))
+    if kind == "item":
+        below = girder.children("file", identifier)
+        if len(below) != 1:
+            raise GirderError("Only items of one file can be downloaded.")
+        record = below[0]
+    elif kind != "file":
+        raise HTTPException(404)
+    return FileResponse(girder.content(record), media_type=record["mimeType"], filename=record["name"])
 
-    @app.delete(PREFIX + "/{kind}/{identifier}")
-    async def delete(request: Request, kind: str, identifier: str) -> dict[str, str]:
-        if kind not in ("folder", "item", "file"):
-            raise HTTPException(404)
-        record = girder.get(identifier, kind, user_of(request))
-        girder.remove(record)
-        return {"message": f"Deleted {kind} {record['name']}."}
 
-    return app
+# What folders, items, files and collections have in common
+
+
+@routes.add("/{kind}/{identifier}", "GET")
+async def get(girder: Girder, request: Request, kind: str, identifier: str) -> dict[str, Any]:
+    if kind not in ("collection", "folder", "item", "file"):
+        raise HTTPException(404)
+    return girder.get(identifier, kind, user_of(girder, request))
+
+
+@routes.add("/{kind}/{identifier}/metadata", "PUT")
+async def put_metadata(girder: Girder, request: Request, kind: str, identifier: str) -> dict[str, Any]:
+    if kind not in ("collection", "folder", "item"):
+        raise HTTPException(404)
+    girder.get(identifier, kind, user_of(girder, request))
+    return girder.annotate(identifier, await body_json(request), allow_null=flag(request, "allowNull"))
+
+
+@routes.add("/{kind}/{identifier}", "DELETE")
+async def delete(girder: Girder, request: Request, kind: str, identifier: str) -> dict[str, str]:
+    if kind not in ("folder", "item", "file"):
+        raise HTTPException(404)
+    record = girder.get(identifier, kind, user_of(girder, request))
+    girder.remove(record)
+    return {"message": f"Deleted {kind} {record['name']}."}
