@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
@@ -19,10 +20,12 @@ class Routes(Generic[T]):
 
     Args:
         *prefixes: paths that all of them begin with; each route is there once for each.
+        suffixes: likewise what they end with.
     """
 
-    def __init__(self, *prefixes: str) -> None:
+    def __init__(self, *prefixes: str, suffixes: tuple[str, ...] = ("",)) -> None:
         self._prefixes = prefixes or ("",)
+        self._suffixes = suffixes
         self._entries: list[tuple[str, list[str], Handler]] = []
 
     def add(self, path: str, *methods: str) -> Callable[[Handler], Handler]:
@@ -47,9 +50,9 @@ class Routes(Generic[T]):
             server: what the functions get first.
         """
         for path, methods, handler in self._entries:
-            for prefix in self._prefixes:
-                endpoint = _endpoint(handler, server)
-                app.add_api_route(prefix + path, endpoint, methods=methods, response_model=None)
+            endpoint = _endpoint(handler, server)
+            for prefix, suffix in itertools.product(self._prefixes, self._suffixes):
+                app.add_api_route(prefix + path + suffix, endpoint, methods=methods, response_model=None)
         return app
 
 
