@@ -56,7 +56,7 @@ _MEMORY_BYTES = 16 * 1024**2
 # A page of results may hold a large output of each organization.
 _MAX_LIST_BYTES = 16 * 1024**3
 # Servers count what they list in a header; one that does not gets no further than this.
-_MAX_UNCOUNTED = 20_000
+_MAX_UNCOUNTED = 10_000
 # Objects that are made while a list is read make it longer than was counted.
 _MEANWHILE = 1000
 # So long a proxy or a busy server may hold a request whose client is gone, and carry it out then.

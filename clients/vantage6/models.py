@@ -181,23 +181,23 @@ class Record(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _leave_out_what_is_odd(cls, record: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
-        """Do without fields in a shape unknown here, as long as nothing depends on them."""
+    def _read(cls, record: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """Read an answer; do without fields in a shape unknown here, as long as nothing depends on them."""
+        if not isinstance(record, dict):
+            return validate(record)
+        flat = cls._flattened(record)
         try:
-            return read(record)
+            return validate(flat)
         except ValidationError as error:
             odd = {str(one["loc"][0]) if one["loc"] else "" for one in error.errors(include_input=False)}
-            if not isinstance(record, dict) or not odd <= record.keys() - cls.decisive - {"id"}:
+            if not odd <= flat.keys() - cls.decisive - {"id"}:
                 raise
             logger.warning("A %s with %s in a shape unknown here; left out", cls.resource, ", ".join(sorted(odd)))
-            return read({name: value for name, value in record.items() if name not in odd})
+            return validate({name: value for name, value in flat.items() if name not in odd})
 
-    @model_validator(mode="before")
     @classmethod
-    def _links_to_ids(cls, record: Any) -> Any:
+    def _flattened(cls, record: dict[str, Any]) -> dict[str, Any]:
         """Turn ``x: {id, link}`` into ``x_id`` and drop links to lists."""
-        if not isinstance(record, dict):
-            return record
         flat: dict[str, Any] = {}
         for name, value in record.items():
             if _is_link(value):
@@ -328,18 +328,17 @@ class Node(Record):
     config: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     api_key: SecretStr | None = None
 
-    @model_validator(mode="before")
     @classmethod
-    def _group_config(cls, record: Any) -> Any:
+    def _flattened(cls, record: dict[str, Any]) -> dict[str, Any]:
         """The server gives a list with one entry for each value."""
-        if not isinstance(record, dict) or not isinstance(record.get("config"), list):
-            return record
+        if not isinstance(record.get("config"), list):
+            return super()._flattened(record)
         config: dict[str, list[str]] = {}
         for entry in record["config"]:
             match entry:
                 case {"key": str(key), "value": str(value)}:
                     config.setdefault(key, []).append(value)
-        return record | {"config": config}
+        return super()._flattened(record | {"config": config})
 
     @property
     def is_online(self) -> bool:
@@ -383,11 +382,8 @@ class Run(Record):
     log: str = Field("", repr=False)
     action: Action | None = None
 
-    @model_validator(mode="before")
     @classmethod
-    def _name_the_node(cls, record: Any) -> Any:
-        if not isinstance(record, dict):
-            return record
+    def _flattened(cls, record: dict[str, Any]) -> dict[str, Any]:
         node, task = record.get("node"), record.get("task")
         flat = dict(record)
         if isinstance(node, dict) and "name" in node:
@@ -396,7 +392,7 @@ class Run(Record):
             flat["task_id"] = task.get("id")
         elif isinstance(task, int):
             flat["task_id"] = task
-        return flat
+        return super()._flattened(flat)
 
     @property
     def is_finished(self) -> bool:
@@ -461,16 +457,18 @@ class Task(Record):
     finished_at: Time | None = None
     runs: tuple[Run, ...] = ()
 
-    @model_validator(mode="before")
     @classmethod
-    def _read_generation_3(cls, record: Any) -> Any:
-        if isinstance(record, dict) and "complete" in record:
-            label = record.get("database")
-            # One that tells no status counts as going on.
-            status = record.get("status") or Status.PENDING.value
-            databases = [{"label": label}] if label else []
-            return record | {"job_id": record.get("run_id"), "databases": databases, "status": status}
-        return record
+    def _flattened(cls, record: dict[str, Any]) -> dict[str, Any]:
+        if "complete" not in record:
+            return super()._flattened(record)
+        # Generation 3. A task that tells no status counts as going on.
+        label = record.get("database")
+        older = {
+            "job_id": record.get("run_id"),
+            "databases": [{"label": label}] if label else [],
+            "status": record.get("status") or Status.PENDING.value,
+        }
+        return super()._flattened(record | older)
 
 
 class Column(BaseModel):
