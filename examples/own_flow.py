@@ -22,6 +22,7 @@ from pydantic import SecretStr
 
 from prefect_biomed.blocks import VipCredentials
 from prefect_biomed.clients.vip import VipSession
+from prefect_biomed.flows.sessions import new_session
 from prefect_biomed.sandbox import Sandbox
 from prefect_biomed.tasks.vip import (
     download_outputs,
@@ -29,7 +30,6 @@ from prefect_biomed.tasks.vip import (
     get_inputs,
     launch_pipeline,
     monitor_workflows,
-    new_session,
     upload_inputs,
 )
 

@@ -25,6 +25,7 @@ from prefect_biomed.flows.parameters import (
     Settings,
     Upload,
 )
+from prefect_biomed.flows.sessions import new_session
 from prefect_biomed.flows.vip import PipelineRun, finish_session, kill_remote_workflows, session_on_inputs_of
 from prefect_biomed.tasks import repeatability as experiments
 from prefect_biomed.tasks import vip as steps
@@ -95,7 +96,7 @@ def repeatability_experiment(
         DeadlineExceeded: The runs have not ended in time; a retry of this flow run goes on waiting.
     """
     upload, removal, waiting = upload or Upload(), removal or Removal(), waiting or ExperimentWaiting()
-    owner = steps.new_session(
+    owner = new_session(
         input_dir=input_dir, output_dir=experiment_dir, session_name=session_name, vip_home=upload.vip_home
     )
     experiment = Experiment(owner.output_dir)

@@ -23,6 +23,7 @@ from prefect_biomed.clients.vip import (
     open_session,
 )
 from prefect_biomed.clients.vip.session_file import FILE_NAME, VIP_HOME, SessionFile
+from prefect_biomed.flows import sessions as naming
 from prefect_biomed.flows.cancellation import ending_remote_jobs
 from prefect_biomed.flows.parameters import (
     CollectedOutputs,
@@ -39,6 +40,7 @@ from prefect_biomed.flows.parameters import (
     Upload,
     Waiting,
 )
+from prefect_biomed.flows.suspension import prepare_suspension, resume_session, suspend_session
 from prefect_biomed.tasks import vip as steps
 from prefect_biomed.tasks._reporting import artifact_key, markdown, table
 
@@ -121,14 +123,14 @@ def vip_session(
         upload, girder or Girder(), pipeline_id, input_settings, input_dir, output_dir, session_name, nb_runs
     )
     if waiting.wait == "suspend":
-        steps.prepare_suspension(session)
+        prepare_suspension(session)
     if upload.inputs_of is not None:
         session = steps.get_inputs(credentials, session, open_session(upload.inputs_of.expanduser()))
     _upload(credentials, session, upload)
     launched = _launch(credentials, session, waiting)
     workflow_ids = [workflow.identifier for workflow in launched]
     if waiting.wait == "suspend":
-        steps.suspend_session(credentials, session, workflow_ids)
+        suspend_session(credentials, session, workflow_ids)
     elif not waiting.wait:
         return SessionResult(session=session, workflows=tuple(launched))
     return _collect(credentials, session, refresh_time, outputs, removal, waiting, workflow_ids=workflow_ids)
@@ -233,7 +235,7 @@ def vip_shared_inputs(
         DeadlineExceeded: Some runs have not ended in time; they go on.
     """
     upload, removal, waiting = upload or Upload(), removal or Removal(), waiting or Waiting()
-    owner = steps.new_session(
+    owner = naming.new_session(
         input_dir=input_dir, output_dir=output_dir, session_name=session_name, vip_home=upload.vip_home
     )
     sessions = [
@@ -357,7 +359,7 @@ def _new_session(
     session_name: str | None,
     nb_runs: int,
 ) -> VipSession:
-    return steps.new_session(
+    return naming.new_session(
         pipeline_id=pipeline_id,
         input_settings=input_settings,
         input_dir=input_dir,
@@ -383,7 +385,7 @@ def _open_session(
     if session_name is None and output_dir is None and girder.folder is None:
         raise ConfigurationError("Give session_name or output_dir, or girder with the folder of the session.")
     name = session_name or (girder.folder or "").rstrip("/").rpartition("/")[2]
-    folder = (output_dir or steps.default_output_dir(name)).expanduser().absolute()
+    folder = (output_dir or naming.default_output_dir(name)).expanduser().absolute()
     with credentials.get_client() as client:
         if girder.folder is not None:
             session = open_girder_session(client, girder.folder, folder, download=girder.download)
@@ -495,7 +497,7 @@ def _pass(credentials: VipCredentials, folder: Path, outputs: Outputs, removal: 
             return _Passed()
         workflows = steps.monitor_workflows(credentials, session, wait=False, raise_on_failure=False)
         running = [workflow.identifier for workflow in workflows if not workflow.status.is_terminal]
-        outlook = "over" if running else steps.resume_session(session)
+        outlook = "over" if running else resume_session(session)
         result = None
         if not running and outlook == "over":
             result = _collect(credentials, session, 1.0, outputs, removal, Waiting(), accept_failures=True)

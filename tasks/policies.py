@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -38,6 +39,8 @@ __all__ = [
     "circumstances",
     "if_transient",
     "intent_token",
+    "is_deployed",
+    "lasting_folder",
     "token_of_call",
     "token_of_flow_run",
 ]
@@ -211,6 +214,21 @@ def intent_token(kind: str, *, explicit: str | None = None) -> str:
     counter = f"prefect_biomed.{kind}"
     call = context.task_run_dynamic_keys[counter] = int(context.task_run_dynamic_keys.get(counter, -1)) + 1
     return token_of_flow_run(context.flow_run.id, kind, call=call, explicit=explicit)
+
+
+def is_deployed() -> bool:
+    """Tell whether the running flow is a run of a deployment."""
+    context = FlowRunContext.get()
+    return context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None
+
+
+def lasting_folder() -> Path:
+    """Tell where results go when nobody says it.
+
+    Returns:
+        The current folder; the home folder for a run of a deployment, whose current folder does not outlive it.
+    """
+    return Path.home() if is_deployed() else Path.cwd()
 
 
 def token_of_call(inputs: str, *, explicit: str | None = None) -> str:

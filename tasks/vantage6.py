@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.context import FlowRunContext
 from pydantic import ValidationError
 
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
@@ -51,7 +50,7 @@ from prefect_biomed.clients.vantage6 import (
     watch,
 )
 from prefect_biomed.tasks._reporting import Progress, artifact_key, link, markdown, state_event, table
-from prefect_biomed.tasks.policies import ONCE, RETRY, PlaceOfCall, circumstances, token_of_call
+from prefect_biomed.tasks.policies import ONCE, RETRY, PlaceOfCall, circumstances, lasting_folder, token_of_call
 
 __all__ = [
     "create_collaboration",
@@ -60,7 +59,6 @@ __all__ = [
     "create_session",
     "create_task",
     "create_user",
-    "default_output_dir",
     "get_results",
     "kill_task",
     "list_resources",
@@ -70,18 +68,6 @@ __all__ = [
 ]
 
 _KILLED_WITHIN_SECONDS = 120.0
-
-
-def default_output_dir() -> Path:
-    """Tell where results too large for memory go when nobody says it.
-
-    Returns:
-        `vantage6_results` in the current folder; in the home folder for a run of a deployment, whose current folder
-        does not outlive it.
-    """
-    context = FlowRunContext.get()
-    deployed = context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None
-    return (Path.home() if deployed else Path.cwd()) / "vantage6_results"
 
 
 @task(**ONCE | {"cache_policy": ONCE["cache_policy"] + PlaceOfCall()})
@@ -286,7 +272,8 @@ def get_results(
         credentials: The account; its private key reads encrypted results.
         task: The task, or its id.
         partial: Whether a run without a result is returned with the reason rather than raised.
-        output_dir: Folder for results too large for memory; `default_output_dir` when None.
+        output_dir: Folder for results too large for memory; `vantage6_results` in the current folder when None,
+            in the home folder for a run of a deployment.
         spill_bytes: Results above this size are written to files.
 
     Returns:
@@ -298,7 +285,7 @@ def get_results(
         TaskGone: The task was deleted.
     """
     task_id = task.id if isinstance(task, Task) else task
-    folder = (output_dir or default_output_dir()).expanduser().absolute()
+    folder = (output_dir or lasting_folder() / "vantage6_results").expanduser().absolute()
     with credentials.get_client() as client:
         results = fetch_results(client, task_id, output_dir=folder, partial=partial, spill_bytes=spill_bytes)
     logger = get_run_logger()

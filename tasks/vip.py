@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
-from uuid import UUID
 
 from prefect import get_run_logger, task
-from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
-from pydantic import JsonValue
 
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import ConfigurationError, PreflightFailed
@@ -18,7 +13,6 @@ from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.vip import (
     DownloadSummary,
     FinishSummary,
-    InputValue,
     Pipeline,
     UploadSummary,
     VipSession,
@@ -37,157 +31,22 @@ from prefect_biomed.clients.vip import (
     upload,
 )
 from prefect_biomed.clients.vip import finish as finish_session
-from prefect_biomed.clients.vip.girder import girder_path
 from prefect_biomed.clients.vip.girder_sessions import note_runs
-from prefect_biomed.clients.vip.session_file import VIP_HOME, SessionFile
+from prefect_biomed.clients.vip.session_file import SessionFile
 from prefect_biomed.tasks._reporting import Progress, artifact_key, link, markdown, state_event, table
-from prefect_biomed.tasks.policies import ONCE, RETRY, circumstances, intent_token
-from prefect_biomed.tasks.suspension import FlowRunOutlook, resume, suspend, suspendable_flow_run
+from prefect_biomed.tasks.policies import ONCE, RETRY, circumstances
 
 __all__ = [
     "check_sessions",
-    "default_output_dir",
     "download_outputs",
     "finish",
     "get_inputs",
     "kill_workflows",
     "launch_pipeline",
     "monitor_workflows",
-    "new_session",
-    "prepare_suspension",
-    "resume_session",
     "show_pipeline",
-    "suspend_session",
     "upload_inputs",
 ]
-
-
-def new_session(
-    *,
-    pipeline_id: str | None = None,
-    input_settings: dict[str, InputValue] | None = None,
-    input_dir: Path | None = None,
-    output_dir: Path | None = None,
-    session_name: str | None = None,
-    nb_runs: int = 1,
-    backup_location: Literal["local", "vip"] | None = "local",
-    vip_home: str = VIP_HOME,
-    girder_output: str | None = None,
-    girder_metadata: dict[str, JsonValue] | None = None,
-    girder_download: bool = False,
-) -> VipSession:
-    """Name a session so that a retry finds its executions again. Nothing is sent.
-
-    Not a task: inside a flow the name follows from the outermost flow run and the position of this call under it.
-
-    Args:
-        pipeline_id: Pipeline to run.
-        input_settings: Values of its parameters; files relative to `input_dir`, or as paths on the platform.
-        input_dir: Local folder of input files; None when all inputs are on the platform.
-        output_dir: Local folder of the outputs; `default_output_dir` when None.
-        session_name: Name of the session; made of the token when None. Letters, digits, `-` and `_`.
-        nb_runs: Number of runs with the same settings.
-        backup_location: Where `session_data.json` is kept: `local`, `vip`, or nowhere.
-        vip_home: Folder on the platform that holds the folders of sessions.
-        girder_output: Folder on Girder, `/collection/…`, in which the session gets one for its outputs; None when they
-            go to `vip_home`.
-        girder_metadata: Metadata for the folder of each run on Girder.
-        girder_download: Whether outputs on Girder are wanted in `output_dir` too.
-
-    Returns:
-        The session.
-
-    Raises:
-        ConfigurationError: A relative folder in a run of a deployment, or a call from inside a task without a name.
-    """
-    token = intent_token("vip-session", explicit=session_name)
-    name = session_name or f"session-{token}"
-    for what, folder in (("input_dir", input_dir), ("output_dir", output_dir)):
-        if _is_deployed() and folder is not None and not folder.expanduser().is_absolute():
-            raise ConfigurationError(
-                f"{what} is the relative path {folder}. A run of a deployment works in a folder that is removed after "
-                "it. Give an absolute path."
-            )
-    return VipSession(
-        session_name=name,
-        pipeline_id=pipeline_id,
-        input_settings=input_settings or {},
-        input_dir=input_dir.expanduser().absolute() if input_dir else None,
-        output_dir=(output_dir or default_output_dir(name)).expanduser().absolute(),
-        vip_input_dir=f"{vip_home}/{name}/INPUTS",
-        vip_output_dir=f"{vip_home}/{name}/OUTPUTS",
-        nb_runs=nb_runs,
-        token=token,
-        backup=backup_location,
-        girder_output_dir=f"{girder_path(girder_output) or girder_output}/{name}" if girder_output else None,
-        girder_metadata=girder_metadata or {},
-        girder_download=girder_download,
-    )
-
-
-def default_output_dir(session_name: str) -> Path:
-    """Tell where the outputs of a session go when nobody says it.
-
-    Args:
-        session_name: Name of the session.
-
-    Returns:
-        `vip_outputs/<session_name>` in the current folder; in the home folder for a run of a deployment, whose current
-        folder does not outlive it.
-    """
-    return (Path.home() if _is_deployed() else Path.cwd()) / "vip_outputs" / session_name
-
-
-def prepare_suspension(session: VipSession) -> None:
-    """Make sure that the running flow can be suspended and found again. Call it before anything is sent.
-
-    Args:
-        session: The session.
-
-    Raises:
-        ConfigurationError: The flow run cannot be suspended, or the session has no local session file, by which
-            the deployment vip-collect would find it.
-    """
-    suspendable_flow_run()
-    if session.backup != "local":
-        raise ConfigurationError(
-            "wait='suspend' needs backup_location='local': vip-collect finds the suspended run by its session file."
-        )
-
-
-def suspend_session(credentials: VipCredentials, session: VipSession, workflow_ids: Sequence[str]) -> None:
-    """Suspend the running flow unless the runs of its session have ended. `resume_session` brings it back.
-
-    Not a task: it ends the process. When the flow starts again, this is called again and looks again.
-
-    Args:
-        credentials: The account.
-        session: The session; it was prepared with `prepare_suspension`.
-        workflow_ids: The runs.
-
-    Raises:
-        prefect.exceptions.Pause: To end the process.
-    """
-    workflows = monitor_workflows(credentials, session, workflow_ids=workflow_ids, wait=False, raise_on_failure=False)
-    if all(workflow.status.is_terminal for workflow in workflows):
-        return
-    with SessionFile(session).edit() as record:
-        record.ledger.resume = str(suspendable_flow_run())
-    suspend()
-
-
-def resume_session(session: VipSession) -> FlowRunOutlook:
-    """Resume the flow run that was suspended until the runs of a session have ended. Safe to repeat.
-
-    Args:
-        session: The session.
-
-    Returns:
-        `resumed`; `on its way` when the flow run is at work; `failed` when it has failed and left the session as it is;
-        `over` when there is none.
-    """
-    waiting = SessionFile(session).read().ledger.resume
-    return resume(UUID(waiting)) if waiting else "over"
 
 
 @task(**RETRY)
@@ -629,8 +488,3 @@ def workflow_rows(workflows: Sequence[Workflow]) -> list[dict[str, object]]:
         }
         for workflow in workflows
     ]
-
-
-def _is_deployed() -> bool:
-    context = FlowRunContext.get()
-    return context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None

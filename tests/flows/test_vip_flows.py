@@ -19,6 +19,7 @@ from prefect_biomed.blocks import VipCredentials
 from prefect_biomed.clients.errors import AuthenticationError, ConfigurationError, LedgerError, PreflightFailed
 from prefect_biomed.clients.vip import JobStatus, StillRunning, VipSession, WorkflowFailed, WorkflowStatus
 from prefect_biomed.flows.parameters import Outputs, Removal, SessionUpload, SessionWaiting, Upload
+from prefect_biomed.flows.sessions import new_session
 from prefect_biomed.flows.vip import (
     PipelineRun,
     kill_remote_workflows,
@@ -115,7 +116,7 @@ def test_resume_needs_only_the_folder_and_launches_what_was_not(
     @flow
     def stops_after_one_of_three() -> VipSession:
         keys = ("pipeline_id", "input_settings", "input_dir", "output_dir")
-        session = steps.new_session(**{key: arguments[key] for key in keys}, session_name="stopped", nb_runs=3)
+        session = new_session(**{key: arguments[key] for key in keys}, session_name="stopped", nb_runs=3)
         steps.upload_inputs(credentials, session)
         steps.launch_pipeline(credentials, session, 1)
         return session
@@ -326,7 +327,7 @@ def test_more_runs_than_the_platform_allows_are_queued(vip: Sandbox, arguments: 
 
     @flow
     def five() -> int:
-        session = steps.new_session(
+        session = new_session(
             **{key: arguments[key] for key in ("pipeline_id", "input_settings", "input_dir", "output_dir")}, nb_runs=5
         )
         steps.upload_inputs(arguments["credentials"], session)

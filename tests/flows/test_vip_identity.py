@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from prefect_biomed.blocks import VipCredentials
 from prefect_biomed.clients.errors import ConfigurationError
+from prefect_biomed.flows.sessions import new_session
 from prefect_biomed.flows.vip import vip_session
 from prefect_biomed.sandbox import Sandbox
 from prefect_biomed.tasks import vip as steps
@@ -70,7 +71,7 @@ def test_a_child_that_failed_in_monitor_adopts_its_executions_two_levels_deep(
     @flow
     def middle() -> None:
         attempts["middle"] += 1
-        session = steps.new_session(
+        session = new_session(
             pipeline_id="GreyMatter/1.0",
             input_settings={"t1": "anatomical.nii"},
             input_dir=input_dir,
@@ -105,7 +106,7 @@ def test_a_retry_on_a_machine_without_the_session_file_finds_the_execution_by_it
     @flow(retries=1, retry_delay_seconds=0)
     def lost() -> None:
         attempts["lost"] += 1
-        session = steps.new_session(
+        session = new_session(
             pipeline_id="GreyMatter/1.0",
             input_settings={"t1": "anatomical.nii"},
             input_dir=input_dir,
@@ -125,7 +126,7 @@ def test_a_retry_on_a_machine_without_the_session_file_finds_the_execution_by_it
 def test_a_flow_called_from_a_task_needs_a_name(credentials: VipCredentials, input_dir: Path, tmp_path: Path) -> None:
     @flow
     def inner(name: str | None) -> str:
-        return steps.new_session(session_name=name, output_dir=tmp_path).token
+        return new_session(session_name=name, output_dir=tmp_path).token
 
     @task
     def calls_a_flow(name: str | None) -> str:
@@ -142,5 +143,5 @@ def test_a_flow_called_from_a_task_needs_a_name(credentials: VipCredentials, inp
 
 
 def test_outside_a_flow_every_session_is_new(tmp_path: Path) -> None:
-    tokens = {steps.new_session(output_dir=tmp_path).token for _ in range(3)}
+    tokens = {new_session(output_dir=tmp_path).token for _ in range(3)}
     assert len(tokens) == 3

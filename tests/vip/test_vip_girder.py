@@ -48,6 +48,7 @@ from prefect_biomed.clients.vip.download import Output, fetch_file
 from prefect_biomed.clients.vip.girder import local_names
 from prefect_biomed.clients.vip.girder_sessions import note_runs
 from prefect_biomed.flows.parameters import Girder, GirderSession, SessionWaiting
+from prefect_biomed.flows.sessions import new_session
 from prefect_biomed.flows.vip import vip_collect, vip_resume, vip_session
 from prefect_biomed.sandbox import Fault, Sandbox
 from prefect_biomed.tasks import vip as steps
@@ -648,7 +649,7 @@ def test_resume_from_the_folder_on_girder_alone(
 ) -> None:
     @flow
     def stops_after_one_of_two() -> VipSession:
-        session = steps.new_session(
+        session = new_session(
             pipeline_id="GreyMatter/1.0",
             input_settings={"t1": f"girder:{INPUTS}/one.nii"},
             output_dir=tmp_path / "first",

@@ -1,0 +1,92 @@
+"""Naming VIP sessions, so that a retry finds again what they have launched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import JsonValue
+
+from prefect_biomed.clients.errors import ConfigurationError
+from prefect_biomed.clients.vip import InputValue, VipSession
+from prefect_biomed.clients.vip.girder import girder_path
+from prefect_biomed.clients.vip.session_file import VIP_HOME
+from prefect_biomed.tasks.policies import intent_token, is_deployed, lasting_folder
+
+__all__ = ["default_output_dir", "new_session"]
+
+
+def new_session(
+    *,
+    pipeline_id: str | None = None,
+    input_settings: dict[str, InputValue] | None = None,
+    input_dir: Path | None = None,
+    output_dir: Path | None = None,
+    session_name: str | None = None,
+    nb_runs: int = 1,
+    backup_location: Literal["local", "vip"] | None = "local",
+    vip_home: str = VIP_HOME,
+    girder_output: str | None = None,
+    girder_metadata: dict[str, JsonValue] | None = None,
+    girder_download: bool = False,
+) -> VipSession:
+    """Name a session so that a retry finds its executions again. Nothing is sent.
+
+    Inside a flow the name follows from the outermost flow run and the position of this call under it.
+
+    Args:
+        pipeline_id: Pipeline to run.
+        input_settings: Values of its parameters; files relative to `input_dir`, or as paths on the platform.
+        input_dir: Local folder of input files; None when all inputs are on the platform.
+        output_dir: Local folder of the outputs; `default_output_dir` when None.
+        session_name: Name of the session; made of the token when None. Letters, digits, `-` and `_`.
+        nb_runs: Number of runs with the same settings.
+        backup_location: Where `session_data.json` is kept: `local`, `vip`, or nowhere.
+        vip_home: Folder on the platform that holds the folders of sessions.
+        girder_output: Folder on Girder, `/collection/…`, in which the session gets one for its outputs; None when they
+            go to `vip_home`.
+        girder_metadata: Metadata for the folder of each run on Girder.
+        girder_download: Whether outputs on Girder are wanted in `output_dir` too.
+
+    Returns:
+        The session.
+
+    Raises:
+        ConfigurationError: A relative folder in a run of a deployment, or a call from inside a task without a name.
+    """
+    token = intent_token("vip-session", explicit=session_name)
+    name = session_name or f"session-{token}"
+    for what, folder in (("input_dir", input_dir), ("output_dir", output_dir)):
+        if is_deployed() and folder is not None and not folder.expanduser().is_absolute():
+            raise ConfigurationError(
+                f"{what} is the relative path {folder}. A run of a deployment works in a folder that is removed after "
+                "it. Give an absolute path."
+            )
+    return VipSession(
+        session_name=name,
+        pipeline_id=pipeline_id,
+        input_settings=input_settings or {},
+        input_dir=input_dir.expanduser().absolute() if input_dir else None,
+        output_dir=(output_dir or default_output_dir(name)).expanduser().absolute(),
+        vip_input_dir=f"{vip_home}/{name}/INPUTS",
+        vip_output_dir=f"{vip_home}/{name}/OUTPUTS",
+        nb_runs=nb_runs,
+        token=token,
+        backup=backup_location,
+        girder_output_dir=f"{girder_path(girder_output) or girder_output}/{name}" if girder_output else None,
+        girder_metadata=girder_metadata or {},
+        girder_download=girder_download,
+    )
+
+
+def default_output_dir(session_name: str) -> Path:
+    """Tell where the outputs of a session go when nobody says it.
+
+    Args:
+        session_name: Name of the session.
+
+    Returns:
+        `vip_outputs/<session_name>` in the current folder; in the home folder for a run of a deployment, whose current
+        folder does not outlive it.
+    """
+    return lasting_folder() / "vip_outputs" / session_name
