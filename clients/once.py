@@ -105,7 +105,8 @@ class Circumstances:
         attempted_since: When an earlier attempt at this intent was begun, perhaps on another machine; None when this is
             the first.
         lease: Keeps other machines from launching for the same token. Entering it tells since when somebody has begun
-            with this intent and left it open, or None; leaving it without an error closes it.
+            with this intent and left it open, or None; leaving it without an error closes it, which is done whenever
+            it is certain what has come of the attempt.
         on_duplicates: Told the identifiers, the adopted one first, should two objects carry one token.
     """
 
@@ -195,19 +196,48 @@ def once(launch: Launch[T], store: IntentStore, circumstances: Circumstances | N
     circumstances = circumstances or Circumstances()
     token, patience = launch.token, max(launch.settle_seconds, _LOCK_SECONDS)
     with circumstances.lease(token) as open_since, store.exclusive(token, patience):
-        intent = store.read(token)
-        if intent is not None and intent.id is not None:
-            return launch.get(intent.id)
-        if intent is None or open_since is not None:
-            intent = _begun(intent, token, circumstances.attempted_since or open_since)
-            store.write(intent)
+        outcome = _attempt(launch, store, circumstances, open_since)
+    # Raised out here, because a lease that is left by an error stays open: nobody has to wait for what was refused.
+    if isinstance(outcome, _Refused):
+        raise outcome.error
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """An attempt that has surely made nothing."""
+
+    error: BiomedError
+
+
+def _attempt(
+    launch: Launch[T], store: IntentStore, circumstances: Circumstances, open_since: datetime | None
+) -> T | _Refused:
+    intent = store.read(launch.token)
+    if intent is not None and intent.id is not None:
+        return launch.get(intent.id)
+    if intent is None or open_since is not None:
+        intent = _begun(intent, launch.token, circumstances.attempted_since or open_since)
+        store.write(intent)
+    try:
         found = _look(launch, intent, circumstances)
-        if found is None:
-            intent = intent.from_now(launch.prepare(intent))
-            store.write(intent)
-            found = _send(launch, store, intent, circumstances)
-        store.write(intent.model_copy(update={"id": launch.identify(found)}))
-        return found
+        asked = launch.prepare(intent) if found is None else {}
+    except BiomedError as error:
+        if intent.is_in_doubt:
+            raise
+        return _Refused(error)
+    if found is None:
+        intent = intent.from_now(asked)
+        store.write(intent)
+        try:
+            found = launch.send()
+        except BiomedError as error:
+            if not leaves_doubt(error, launch.says_no):
+                store.write(intent.model_copy(update={"intended_at": None}))
+                return _Refused(error)
+            found = _settle(launch, intent, error, circumstances)
+    store.write(intent.model_copy(update={"id": launch.identify(found)}))
+    return found
 
 
 def _begun(intent: Intent | None, token: str, elsewhere_since: datetime | None) -> Intent:
@@ -230,16 +260,6 @@ def _look(launch: Launch[T], intent: Intent, circumstances: Circumstances) -> T 
             "%s was begun before and it is not known how that ended; looking for it for %.0f s", launch.what, seconds
         )
     return looks(lambda: _adopted(launch, intent, circumstances), seconds=seconds, what=launch.what)
-
-
-def _send(launch: Launch[T], store: IntentStore, intent: Intent, circumstances: Circumstances) -> T:
-    try:
-        return launch.send()
-    except BiomedError as error:
-        if not leaves_doubt(error, launch.says_no):
-            store.write(intent.model_copy(update={"intended_at": None}))
-            raise
-        return _settle(launch, intent, error, circumstances)
 
 
 def _settle(launch: Launch[T], intent: Intent, doubt: BiomedError, circumstances: Circumstances) -> T:

@@ -329,6 +329,53 @@ def test_answer_of_the_platform_is_told_when_nothing_appears(
     assert record.is_in_doubt, "the next call looks until the window has passed"
 
 
+class Lease:
+    """Remembers whether the last attempt has closed it."""
+
+    def __init__(self) -> None:
+        self.open_since: datetime | None = None
+
+    @contextmanager
+    def __call__(self, _: str) -> Iterator[datetime | None]:
+        earlier, self.open_since = self.open_since, self.open_since or now()
+        yield earlier
+        self.open_since = None
+
+
+@pytest.mark.parametrize("refusal", [spoken(400), ConnectionFailed("no connection")], ids=["400", "never connected"])
+def test_refusal_makes_no_other_machine_wait(
+    store: IntentFolder, platform: Platform, clock: Clock, refusal: BiomedError
+) -> None:
+    lease = Lease()
+    platform.answers, platform.effects = [refusal], [None]
+    with pytest.raises(type(refusal)):
+        once(platform.launch(), store, Circumstances(lease=lease))
+    begun = clock.seconds
+    once(platform.launch(), store, Circumstances(lease=lease))
+    assert clock.seconds == begun
+    assert lease.open_since is None
+
+
+def test_checks_that_fail_make_no_other_machine_wait(store: IntentFolder, platform: Platform) -> None:
+    lease = Lease()
+    platform.look_fails = [ServerUnavailable("down", status=503)]
+    with pytest.raises(ServerUnavailable):
+        once(platform.launch(), store, Circumstances(lease=lease))
+    assert lease.open_since is None
+
+
+def test_doubt_leaves_the_lease_open(store: IntentFolder, platform: Platform) -> None:
+    lease = Lease()
+    platform.answers, platform.effects = [NetworkError("lost")], [None]
+    with pytest.raises(LaunchInDoubt):
+        once(platform.launch(), store, Circumstances(lease=lease))
+    assert lease.open_since is not None
+    platform.look_fails = [AuthenticationError("key")]
+    with pytest.raises(AuthenticationError):
+        once(platform.launch(), store, Circumstances(lease=lease))
+    assert lease.open_since is not None, "the first request may still take effect"
+
+
 @pytest.mark.parametrize(
     ("error", "doubt"),
     [
