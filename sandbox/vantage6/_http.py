@@ -8,8 +8,9 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import urlencode
 
 import httpx
@@ -22,10 +23,10 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from starlette.routing import Match
 from starlette.types import Scope
 
-if TYPE_CHECKING:
-    from prefect_biomed.sandbox.vantage6._permissions import Caller
-    from prefect_biomed.sandbox.vantage6._records import Record, Registry
-    from prefect_biomed.sandbox.vantage6._views import View
+from prefect_biomed.sandbox.vantage6._permissions import Caller
+from prefect_biomed.sandbox.vantage6._records import Record, Registry
+from prefect_biomed.sandbox.vantage6._refusals import FlaskRefusal, Refusal, ServerFlaw, TokenRefusal
+from prefect_biomed.sandbox.vantage6._views import View
 
 _log = logging.getLogger(__name__)
 
@@ -37,44 +38,6 @@ _NOT_FOUND = (
 _NOT_ALLOWED = "The method is not allowed for the requested URL."
 _NO_JSON = "Did not attempt to load JSON data because the request Content-Type was not 'application/json'."
 _BAD_JSON = "The browser (or proxy) sent a request that this server could not understand."
-
-
-class Refusal(Exception):
-    """An answer other than success.
-
-    Args:
-        status: HTTP status.
-        message: goes out as `msg`.
-        more: further keys of the body.
-    """
-
-    def __init__(self, status: int, message: object, **more: object) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body: dict[str, object] = {"msg": message, **more}
-
-
-class TokenRefusal(Refusal):
-    """A token that is missing, malformed, forged or too old.
-
-    Args:
-        status: HTTP status.
-        message: what most routes say.
-        technical: what the library says that checks tokens, when it is something else.
-    """
-
-    def __init__(self, status: int, message: str, technical: str | None = None) -> None:
-        super().__init__(status, message)
-        self.technical = technical or message
-
-
-class ServerFlaw(Exception):
-    """Something the real servers stumble over, too; they answer 500."""
-
-
-def denied(message: str = "You lack the permission to do that!") -> NoReturn:
-    """Refuse for lack of permission, which vantage6 answers with 401."""
-    raise Refusal(401, message)
 
 
 class Server(Protocol):
@@ -145,11 +108,11 @@ class Call:
             Refusal: 415 or 400 as Flask answers, with `message` where the API says `msg`.
         """
         if "json" not in self.request.headers.get("content-type", ""):
-            raise _FlaskRefusal(415, _NO_JSON)
+            raise FlaskRefusal(415, _NO_JSON)
         try:
             return json.loads(self.content)
         except ValueError as error:
-            raise _FlaskRefusal(400, _BAD_JSON) from error
+            raise FlaskRefusal(400, _BAD_JSON) from error
 
     def body(self, schema: Schema, *, partial: bool = False) -> dict[str, Any]:
         """Return the body when it is as the schema wants it.
@@ -162,7 +125,7 @@ class Call:
         if self.generation == 5:
             try:
                 data = self.json()
-            except _FlaskRefusal:
+            except FlaskRefusal:
                 data = None
             try:
                 loaded: dict[str, Any] = schema.load(data, partial=partial)
@@ -212,16 +175,8 @@ class Call:
             Refusal: 500 for a page or a column that does not exist.
         """
         found = list(records)
-        fields = columns.__dataclass_fields__
-        for column in reversed((self.arg("sort") or "").split(",")):
-            column = column.strip()
-            falling = column.startswith("-")
-            column = column.lstrip("+-")
-            if not column or self.generation == 3:
-                continue
-            if column not in fields:
-                raise Refusal(500, f"Cannot sort a '{name}' by '{column}' because it does not exist")
-            found.sort(key=lambda r, c=column: _sortable(getattr(r, c)), reverse=falling)  # type: ignore[misc]  # the default binds c
+        if self.generation > 3:
+            self._sort(found, name, columns)
         if newest_first:
             found.sort(key=lambda r: r.id, reverse=True)
         number, per_page = self._page_wanted(len(found), paginate)
@@ -249,6 +204,16 @@ class Call:
         bare = self.generation == 3 and not self.includes("metadata")
         return JSONResponse(items if bare else {"data": items, "links": links}, headers=headers)
 
+    def _sort(self, found: list[Any], name: str, columns: type[Record]) -> None:
+        for given in reversed((self.arg("sort") or "").split(",")):
+            falling = given.strip().startswith("-")
+            column = given.strip().lstrip("+-")
+            if not column:
+                continue
+            if column not in columns.__dataclass_fields__:
+                raise Refusal(500, f"Cannot sort a '{name}' by '{column}' because it does not exist")
+            found.sort(key=partial(_sort_key, column), reverse=falling)
+
     def _page_wanted(self, total: int, paginate: bool) -> tuple[int, int]:
         if not paginate or (self.generation == 3 and not self.arg("page")):
             return 1, total or 1
@@ -262,21 +227,14 @@ class Call:
         return number, per_page
 
 
-class _FlaskRefusal(Exception):
-    """What the framework of the real server refuses before its own code runs."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 def like(pattern: str) -> re.Pattern[str]:
     """Return the regular expression of an SQL LIKE pattern, as SQLite compares: without case."""
     parts = {"%": ".*", "_": "."}
     return re.compile("".join(parts.get(c, re.escape(c)) for c in pattern), re.I | re.S)
 
 
-def _sortable(value: object) -> tuple[bool, Any]:
+def _sort_key(column: str, record: object) -> tuple[bool, Any]:
+    value = getattr(record, column)
     return (value is not None, value if isinstance(value, str | int | float) else str(value))
 
 
@@ -348,70 +306,77 @@ def build(
         and later.
     """
     generation: int = server.registry.generation
-    flaw = "An unexpected error occurred" + (" on the server!" if generation < 5 else "!")
-
-    def adapt(route: _Route) -> Callable[[Request], Any]:
-        def answer(request: Request, content: bytes) -> Response:
-            told = generation == 5 and route.tells == "always"
-            try:
-                with server.registry.lock:
-                    caller = server.authenticate(request, route.kinds) if route.kinds else None
-                    told = generation == 5 and route.tells != "never"
-                    return _response(route.handler(Call(server, request, content, caller)))
-            except TokenRefusal as refusal:
-                if told:
-                    return JSONResponse({"msg": f"An unexpected error occurred: {refusal.technical}"}, 500)
-                return JSONResponse(refusal.body, refusal.status)
-            except Refusal as refusal:
-                return JSONResponse(refusal.body, refusal.status)
-            except _FlaskRefusal as refusal:
-                return JSONResponse({"message": str(refusal)}, refusal.status)
-            except Exception as error:
-                # The real servers answer so whatever goes wrong in them; what was not meant is in the log.
-                if not isinstance(error, ServerFlaw):
-                    _log.warning("%s %s failed", request.method, request.url.path, exc_info=True)
-                return JSONResponse({"msg": f"An unexpected error occurred: {error}" if told else flaw}, 500)
-
-        async def endpoint(request: Request) -> Response:
-            content = await request.body()
-            return await run_in_threadpool(answer, request, content)
-
-        endpoint.answer = answer  # type: ignore[attr-defined]  # for `directly` below
-        return endpoint
-
     for group in groups:
         for route in group.entries:
             if generation in route.generations:
-                app.router.add_route(prefix + route.path, adapt(route), methods=[route.method])
+                app.router.add_route(prefix + route.path, _endpoint(server, route), methods=[route.method])
+    app.add_exception_handler(HTTPException, _missing)
+    return partial(_directly, app)
 
-    async def missing(request: Request, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 500
-        if status == 405:
-            return JSONResponse({"message": _NOT_ALLOWED}, 405)
-        return HTMLResponse(_NOT_FOUND, 404)
 
-    app.add_exception_handler(HTTPException, missing)
+def _endpoint(server: Any, route: _Route) -> Callable[[Request], Any]:
+    answer = partial(_answer, server, route)
 
-    def directly(request: httpx.Request) -> httpx.Response:
-        scope: Scope = {
-            "type": "http",
-            "method": request.method,
-            "path": request.url.path,
-            "root_path": "",
-            "query_string": request.url.query,
-            "headers": [(name.lower(), value) for name, value in request.headers.raw],
-        }
-        for route in app.router.routes:
-            match, more = route.matches(scope)
-            if match is Match.FULL:
-                found: Response = more["endpoint"].answer(Request({**scope, **more}), request.read())
-                if isinstance(found, FileResponse):
-                    return httpx.Response(200, content=Path(found.path).read_bytes(), request=request)
-                headers = {"content-type": found.headers.get("content-type", "")}
-                return httpx.Response(found.status_code, content=bytes(found.body), headers=headers, request=request)
-        raise LookupError(f"no route {request.method} {request.url.path}")
+    async def endpoint(request: Request) -> Response:
+        content = await request.body()
+        return await run_in_threadpool(answer, request, content)
 
-    return directly
+    endpoint.answer = answer  # type: ignore[attr-defined]  # for `_directly` below
+    return endpoint
+
+
+def _answer(server: Any, route: _Route, request: Request, content: bytes) -> Response:
+    generation: int = server.registry.generation
+    told = generation == 5 and route.tells == "always"
+    try:
+        with server.registry.lock:
+            caller = server.authenticate(request, route.kinds) if route.kinds else None
+            told = generation == 5 and route.tells != "never"
+            return _response(route.handler(Call(server, request, content, caller)))
+    except TokenRefusal as refusal:
+        if told:
+            return JSONResponse({"msg": f"An unexpected error occurred: {refusal.technical}"}, 500)
+        return JSONResponse(refusal.body, refusal.status)
+    except Refusal as refusal:
+        return JSONResponse(refusal.body, refusal.status)
+    except FlaskRefusal as refusal:
+        return JSONResponse({"message": str(refusal)}, refusal.status)
+    except Exception as error:
+        # The real servers answer so whatever goes wrong in them; what was not meant is in the log.
+        if not isinstance(error, ServerFlaw):
+            _log.warning("%s %s failed", request.method, request.url.path, exc_info=True)
+        if told:
+            return JSONResponse({"msg": f"An unexpected error occurred: {error}"}, 500)
+        return JSONResponse(
+            {"msg": "An unexpected error occurred" + (" on the server!" if generation < 5 else "!")}, 500
+        )
+
+
+async def _missing(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    if status == 405:
+        return JSONResponse({"message": _NOT_ALLOWED}, 405)
+    return HTMLResponse(_NOT_FOUND, 404)
+
+
+def _directly(app: FastAPI, request: httpx.Request) -> httpx.Response:
+    scope: Scope = {
+        "type": "http",
+        "method": request.method,
+        "path": request.url.path,
+        "root_path": "",
+        "query_string": request.url.query,
+        "headers": [(name.lower(), value) for name, value in request.headers.raw],
+    }
+    for route in app.router.routes:
+        match, more = route.matches(scope)
+        if match is Match.FULL:
+            found: Response = more["endpoint"].answer(Request({**scope, **more}), request.read())
+            if isinstance(found, FileResponse):
+                return httpx.Response(200, content=Path(found.path).read_bytes(), request=request)
+            headers = {"content-type": found.headers.get("content-type", "")}
+            return httpx.Response(found.status_code, content=bytes(found.body), headers=headers, request=request)
+    raise LookupError(f"no route {request.method} {request.url.path}")
 
 
 def _response(answer: Answer) -> Response:

@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from joserfc.jwk import OctKey, RSAKey
 from starlette.responses import HTMLResponse, Response
 
-from prefect_biomed.sandbox.vantage6._http import Answer, Call, Refusal, Routes
+from prefect_biomed.sandbox.vantage6._http import Answer, Call, Routes
+from prefect_biomed.sandbox.vantage6._refusals import Refusal
 from prefect_biomed.sandbox.vantage6._tokens import Claims, check_epoch, sign, verify
 
 PUBLIC_CLIENT = "public_client"

@@ -6,14 +6,8 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from prefect_biomed.sandbox.vantage6._http import (
-    NODE,
-    USER,
-    Answer,
-    Call,
-    Refusal,
-    Routes,
-)
+from prefect_biomed.sandbox.vantage6._http import NODE, USER, Answer, Call, Routes
+from prefect_biomed.sandbox.vantage6._refusals import Refusal
 
 routes = Routes()
 VERSIONS = {3: "3.11.1", 4: "4.15.2", 5: "5.0.3"}

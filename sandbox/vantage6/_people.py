@@ -9,17 +9,9 @@ from typing import Any
 from marshmallow import ValidationError
 
 from prefect_biomed.sandbox.vantage6._bodies import DEFAULT_ROLES, check_password
-from prefect_biomed.sandbox.vantage6._http import (
-    ANYONE,
-    USER,
-    Answer,
-    Call,
-    Refusal,
-    Routes,
-    ServerFlaw,
-    denied,
-)
+from prefect_biomed.sandbox.vantage6._http import ANYONE, USER, Answer, Call, Routes
 from prefect_biomed.sandbox.vantage6._records import Organization, Role, Rule, User
+from prefect_biomed.sandbox.vantage6._refusals import Refusal, ServerFlaw, denied
 
 routes = Routes()
 

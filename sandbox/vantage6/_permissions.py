@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from prefect_biomed.sandbox.vantage6._http import ServerFlaw
 from prefect_biomed.sandbox.vantage6._records import (
     Collaboration,
     Node,
@@ -17,6 +16,7 @@ from prefect_biomed.sandbox.vantage6._records import (
     Rule,
     User,
 )
+from prefect_biomed.sandbox.vantage6._refusals import ServerFlaw
 
 _SCOPES = {"own": "OWN", "org": "ORGANIZATION", "col": "COLLABORATION", "glo": "GLOBAL"}
 

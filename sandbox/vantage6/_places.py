@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect_biomed.sandbox.vantage6._http import (
-    ANYONE,
-    USER,
-    USER_NODE,
-    Answer,
-    Call,
-    Refusal,
-    Routes,
-    denied,
-)
+from prefect_biomed.sandbox.vantage6._http import ANYONE, USER, USER_NODE, Answer, Call, Routes
 from prefect_biomed.sandbox.vantage6._people import seen, wants_dependents
 from prefect_biomed.sandbox.vantage6._records import (
     AlgorithmStore,
@@ -22,6 +13,7 @@ from prefect_biomed.sandbox.vantage6._records import (
     Organization,
     Study,
 )
+from prefect_biomed.sandbox.vantage6._refusals import Refusal, denied
 
 routes = Routes()
 

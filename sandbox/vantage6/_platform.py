@@ -36,7 +36,7 @@ from prefect_biomed.sandbox.vantage6 import (
 from prefect_biomed.sandbox.vantage6._bodies import schemas
 from prefect_biomed.sandbox.vantage6._cohorts import split
 from prefect_biomed.sandbox.vantage6._encryption import KeyPair
-from prefect_biomed.sandbox.vantage6._http import Refusal, ServerFlaw, TokenRefusal, build
+from prefect_biomed.sandbox.vantage6._http import build
 from prefect_biomed.sandbox.vantage6._keycloak import PUBLIC_CLIENT, Realm, new_uuid
 from prefect_biomed.sandbox.vantage6._permissions import Caller, seed_rules
 from prefect_biomed.sandbox.vantage6._records import (
@@ -50,6 +50,7 @@ from prefect_biomed.sandbox.vantage6._records import (
     User,
     now,
 )
+from prefect_biomed.sandbox.vantage6._refusals import Refusal, ServerFlaw, TokenRefusal
 from prefect_biomed.sandbox.vantage6._tokens import check_epoch, secret_key, session_claims, sign, verify
 from prefect_biomed.sandbox.vantage6._views import View
 from prefect_biomed.sandbox.vantage6.algorithms import Algorithm, Image, clinical

@@ -7,17 +7,9 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError
 
-from prefect_biomed.sandbox.vantage6._http import (
-    NODE,
-    USER,
-    USER_NODE,
-    Answer,
-    Call,
-    Refusal,
-    Routes,
-    denied,
-)
+from prefect_biomed.sandbox.vantage6._http import NODE, USER, USER_NODE, Answer, Call, Routes
 from prefect_biomed.sandbox.vantage6._records import Dataframe, Session, Task
+from prefect_biomed.sandbox.vantage6._refusals import Refusal, denied
 from prefect_biomed.sandbox.vantage6._work import check_task_5, post_task_5
 
 routes = Routes()

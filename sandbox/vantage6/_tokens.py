@@ -13,7 +13,7 @@ from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import OctKey, RSAKey
 
-from prefect_biomed.sandbox.vantage6._http import TokenRefusal
+from prefect_biomed.sandbox.vantage6._refusals import TokenRefusal
 
 Claims = dict[str, Any]
 

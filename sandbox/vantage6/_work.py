@@ -12,17 +12,7 @@ from typing import Any
 
 from starlette.responses import FileResponse
 
-from prefect_biomed.sandbox.vantage6._http import (
-    ANYONE,
-    NODE,
-    USER,
-    Answer,
-    Call,
-    Refusal,
-    Routes,
-    ServerFlaw,
-    denied,
-)
+from prefect_biomed.sandbox.vantage6._http import ANYONE, NODE, USER, Answer, Call, Routes
 from prefect_biomed.sandbox.vantage6._permissions import Caller
 from prefect_biomed.sandbox.vantage6._records import (
     ACTIONS,
@@ -38,6 +28,7 @@ from prefect_biomed.sandbox.vantage6._records import (
     Task,
     now,
 )
+from prefect_biomed.sandbox.vantage6._refusals import Refusal, ServerFlaw, denied
 
 routes = Routes()
 
