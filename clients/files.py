@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,10 +25,11 @@ from prefect_biomed.clients.errors import HeldElsewhere, LocalStorageError, Unsa
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["atomic_write", "digest", "exclusive", "home", "on_disk", "safe_join"]
+__all__ = ["PartialFile", "atomic_write", "digest", "exclusive", "home", "on_disk", "safe_join"]
 
 _WINDOWS_FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
 _MAX_NAME_BYTES = 255
+_PARTIAL = ".kept.part"
 _PART = re.compile(r"\.[0-9a-f]{32}\.part")
 
 
@@ -116,6 +118,78 @@ def atomic_write(path: Path, *, mode: int | None = None) -> Iterator[IO[bytes]]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+class PartialFile:
+    """A file that comes in several tries, and appears under its name only when it is complete and on disk.
+
+    What a broken try has left stays beside it, also when the process dies, so that the next one goes on from there.
+    One process at a time, please: the name of what is there is the same for all.
+
+    Args:
+        path: Final name; its folder is made when missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._partial = path.with_name(f".{hashlib.sha256(path.name.encode()).hexdigest()[:32]}{_PARTIAL}")
+
+    @property
+    def size(self) -> int:
+        """Bytes that are there from earlier tries."""
+        with on_disk(self._path.parent):
+            try:
+                status = self._partial.lstat()
+            except FileNotFoundError:
+                return 0
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                return status.st_size
+            # A link that somebody has planted.
+            self._partial.unlink()
+            return 0
+
+    @contextmanager
+    def writing(self, *, append: bool) -> Iterator[IO[bytes]]:
+        """Write a part, on disk when the block ends.
+
+        Args:
+            append: Whether it comes after what is there; else that is thrown away.
+
+        Yields:
+            A binary file to write to.
+
+        Raises:
+            LocalStorageError: The disk does not take it. What it took stays for the next try.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else os.O_TRUNC)
+        flags |= getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+        with on_disk(self._path.parent):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with os.fdopen(os.open(self._partial, flags, 0o666), "ab" if append else "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+
+    def complete(self) -> None:
+        """Give the file its name."""
+        with on_disk(self._path.parent):
+            self._partial.replace(self._path)
+
+    def discard(self) -> None:
+        """Throw away what is there."""
+        with on_disk(self._path.parent):
+            self._partial.unlink(missing_ok=True)
+
+    @staticmethod
+    def sweep(folder: Path) -> None:
+        """Remove what is left of files that nobody fetches any more.
+
+        Args:
+            folder: A folder in which no process is fetching.
+        """
+        with on_disk(folder):
+            for left in folder.glob(f".*{_PARTIAL}"):
+                left.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -23,7 +23,7 @@ from prefect_biomed.clients.errors import (
     is_transient,
 )
 
-__all__ = ["PollSettings", "Uptime", "looks", "now", "passed", "poll", "sleep", "uptime"]
+__all__ = ["PollSettings", "Uptime", "looks", "now", "passed", "poll", "sleep", "tries", "uptime"]
 
 logger = logging.getLogger(__name__)
 
@@ -222,6 +222,38 @@ def looks(
             if seen is not None or late:
                 return seen
         watch.pause()
+
+
+def tries(
+    attempt: Callable[[], T],
+    pauses: Sequence[float],
+    *,
+    what: str,
+    again: Callable[[BiomedError], bool] = is_transient,
+) -> T:
+    """Try again after some pauses. For transfers, each try of which takes long itself; others have a deadline.
+
+    Args:
+        attempt: One try, safe to repeat.
+        pauses: Seconds before each further try.
+        what: What is tried, for messages.
+        again: Whether an error may be another one next time.
+
+    Returns:
+        What the first try that succeeded returned.
+
+    Raises:
+        BiomedError: The last try failed, or one for which `again` says no.
+    """
+    for pause in pauses:
+        try:
+            return attempt()
+        except BiomedError as error:
+            if not again(error):
+                raise
+            logger.warning("%s, trying again in %.0f s: %s", what, pause, error)
+            sleep(pause)
+    return attempt()
 
 
 class _Watch:

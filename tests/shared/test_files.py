@@ -4,13 +4,14 @@ import errno
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from prefect_biomed.clients import files
 from prefect_biomed.clients.errors import HeldElsewhere, LocalStorageError, is_transient
-from prefect_biomed.clients.files import atomic_write, exclusive, on_disk
+from prefect_biomed.clients.files import PartialFile, atomic_write, exclusive, on_disk
 
 
 @pytest.fixture(autouse=True)
@@ -143,3 +144,69 @@ def test_lock_is_kept_from_others_and_ends_with_its_holder(tmp_path: Path) -> No
 def test_other_errors_pass_on_disk(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), on_disk(tmp_path):
         raise ZeroDivisionError
+
+
+# -- files that come in several tries ----------------------------------------------------------------------------------
+
+
+def write_part(path: Path, content: bytes, *, append: bool = True) -> None:
+    with PartialFile(path).writing(append=append) as file:
+        file.write(content)
+
+
+def test_partial_file_goes_on_where_it_broke_and_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a"
+    assert PartialFile(path).size == 0
+    write_part(path, b"he")
+    with pytest.raises(ZeroDivisionError), PartialFile(path).writing(append=True) as file:
+        file.write(b"ll")
+        raise ZeroDivisionError
+    assert PartialFile(path).size == 4
+    assert not path.exists()
+    write_part(path, b"o")
+    PartialFile(path).complete()
+    assert path.read_bytes() == b"hello"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_partial_file_can_begin_anew_and_be_thrown_away(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_part(path, b"long ago")
+    write_part(path, b"new", append=False)
+    assert PartialFile(path).size == 3
+    PartialFile(path).discard()
+    PartialFile(path).discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_partial_file_outlives_the_sweep_until_nobody_fetches_it(tmp_path: Path) -> None:
+    write_part(tmp_path / "a", b"half")
+    write(tmp_path / "b")
+    assert PartialFile(tmp_path / "a").size == 4
+    PartialFile.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [tmp_path / "b"]
+
+
+@pytest.mark.parametrize("plant", [os.symlink, os.link])
+def test_partial_file_does_not_follow_a_planted_link(tmp_path: Path, plant: Callable[[Path, Path], None]) -> None:
+    path, precious = tmp_path / "out" / "a", tmp_path / "precious"
+    write_part(path, b"x")
+    (name,) = path.parent.iterdir()
+    precious.write_bytes(b"kept")
+    for _ in range(2):
+        name.unlink()
+        plant(precious, name)
+        assert PartialFile(path).size == 0
+        write_part(path, b"mine")
+        PartialFile(path).complete()
+        assert (path.read_bytes(), precious.read_bytes()) == (b"mine", b"kept")
+        write_part(path, b"x")
+
+
+def test_partial_file_on_a_full_disk_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    with pytest.raises(LocalStorageError, match=f"{tmp_path}: No space left"):
+        write_part(tmp_path / "a", b"x")

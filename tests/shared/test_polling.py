@@ -15,7 +15,7 @@ from prefect_biomed.clients.errors import (
     PollingFailed,
     ServerUnavailable,
 )
-from prefect_biomed.clients.polling import PollSettings, poll, sleep
+from prefect_biomed.clients.polling import PollSettings, poll, sleep, tries
 
 
 class Clock:
@@ -165,3 +165,24 @@ def test_sleep_is_taken_in_short_naps(clock: Clock) -> None:
 def test_polling_without_a_pause_is_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match="interval above 0"):
         PollSettings(**settings)  # type: ignore[arg-type]  # one of them
+
+
+def test_tries_pause_between_and_end_with_the_last_error(clock: Clock) -> None:
+    look, made = looks(clock, NetworkError("x"))
+    with pytest.raises(NetworkError):
+        tries(look, [1, 3], what="A file")
+    assert made == [0, 1, 4]
+
+
+def test_tries_end_with_the_first_that_succeeds(clock: Clock) -> None:
+    look, made = looks(clock, NetworkError("x"), "here")
+    assert (tries(look, [2, 2], what="A file"), made) == ("here", [0, 2])
+
+
+def test_tries_end_at_once_for_what_stays_the_same(clock: Clock) -> None:
+    look, made = looks(clock, AuthenticationError("x"))
+    with pytest.raises(AuthenticationError):
+        tries(look, [1, 3], what="A file")
+    assert made == [0]
+    look, made = looks(clock, AuthenticationError("x"), "here")
+    assert tries(look, [1], what="A file", again=lambda _: True) == "here"
