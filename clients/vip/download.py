@@ -6,25 +6,23 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
+import requests
 from pydantic import BaseModel, ConfigDict
 
 from prefect_biomed.clients.archives import ArchiveLimits, is_archive, unpack
 from prefect_biomed.clients.errors import (
-    AuthenticationError,
     ConfigurationError,
     NetworkError,
-    NotFoundError,
-    PermissionDeniedError,
-    PlatformError,
     UnexpectedResponse,
     UnsafeContent,
     is_transient,
 )
-from prefect_biomed.clients.polling import sleep
-from prefect_biomed.clients.transfer import safe_join, transfer_all
+from prefect_biomed.clients.files import PartialFile, on_disk, safe_join
+from prefect_biomed.clients.polling import tries
+from prefect_biomed.clients.rest import walk
+from prefect_biomed.clients.transfer import transfer_all
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.girder import file_id, local_names
 from prefect_biomed.clients.vip.girder_sessions import girder_of, output_entries
@@ -120,6 +118,8 @@ def download(
         plan = _locate(client, session, file, chosen)
         missing = [output for output in plan.due if not _is_here(output)]
         _fetch(client, session, missing, len(plan.due), retry_seconds, progress)
+        for folder in {output.local.parent for output in missing}:
+            PartialFile.sweep(folder)
         if unzip:
             _unpack_all(session, plan.due, keep_archives, limits)
         with file.edit() as record:
@@ -274,6 +274,7 @@ def fetch_file(client: VipClient, output: Output, *, retry_seconds: Sequence[flo
         PlatformError: The platform does not give the file, after the last try.
         NetworkError: The transfer broke, after the last try.
         UnexpectedResponse: The file is larger than the platform transfers, or has another size than it told.
+        LocalStorageError: The disk does not take it.
     """
     limit = client.platform.max_size_direct_transfer
     if is_on_girder(output.path):
@@ -282,24 +283,18 @@ def fetch_file(client: VipClient, output: Output, *, retry_seconds: Sequence[flo
         raise UnexpectedResponse(
             f"{output.path} has {output.size} bytes, the platform transfers at most {limit}. Fetch it from the portal."
         )
-    output.local.parent.mkdir(parents=True, exist_ok=True)
-    part = output.local.with_name(f".{sha256(output.local.name.encode()).hexdigest()[:32]}.part")
-    for pause in (*retry_seconds, None):
-        try:
-            _fetch_into(client, output, part)
-            break
-        except (AuthenticationError, PermissionDeniedError, NotFoundError):
-            raise
-        except (NetworkError, PlatformError) as error:
-            if pause is None or not (is_transient(error) or isinstance(error, UnexpectedResponse)):
-                raise
-            logger.warning("Download of %s, trying again in %.0f s: %s", output.path, pause, error)
-            sleep(pause)
-    part.replace(output.local)
+    partial = PartialFile(output.local)
+    tries(
+        lambda: _fetch_into(client, output, partial),
+        retry_seconds,
+        what=f"Download of {output.path}",
+        again=lambda error: is_transient(error) or type(error) is UnexpectedResponse,
+    )
+    partial.complete()
 
 
-def _fetch_into(client: VipClient, output: Output, part: Path) -> None:
-    start = part.stat().st_size if part.exists() else 0
+def _fetch_into(client: VipClient, output: Output, partial: PartialFile) -> None:
+    start = partial.size
     if output.size is None or start >= output.size:
         start = 0
     if is_on_girder(output.path):
@@ -307,23 +302,21 @@ def _fetch_into(client: VipClient, output: Output, part: Path) -> None:
     else:
         opened = client.open_file(output.path, start=start)
     with opened as (response, chunks):
-        resumed = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(
-            f"bytes {start}-"
-        )
-        with part.open("ab" if resumed else "wb") as file:
-            announced = response.headers.get("Content-Length")
-            expected = (start if resumed else 0) + int(announced) if announced else output.size
+        resumed = response.status_code == requests.codes.partial_content and response.headers.get(
+            "Content-Range", ""
+        ).startswith(f"bytes {start}-")
+        announced = response.headers.get("Content-Length", "")
+        expected = (start if resumed else 0) + int(announced) if announced.isdecimal() else output.size
+        with partial.writing(append=resumed) as file:
             for chunk in chunks:
                 file.write(chunk)
                 if expected is not None and file.tell() > expected:
                     break
-            file.flush()
-            os.fsync(file.fileno())
             received = file.tell()
     if expected is not None and received < expected:
         raise NetworkError(f"{output.path}: {received} of {expected} bytes came.")
     if received != (output.size if output.size is not None else expected or received):
-        part.unlink()
+        partial.discard()
         raise UnexpectedResponse(f"{output.path}: {received} bytes came, the platform told {output.size}.")
 
 
@@ -346,10 +339,10 @@ def _entries(client: VipClient, workflow: Workflow) -> list[PathEntry]:
 
 
 def _walk(client: VipClient, folder: str) -> list[PathEntry]:
-    found: list[PathEntry] = []
-    for entry in client.list_folder(folder):
-        found += _walk(client, entry.path) if entry.is_directory else [entry]
-    return found
+    entries = walk(
+        folder, client.list_folder, folder=lambda entry: entry.path if entry.is_directory else None, what=folder
+    )
+    return [entry for entry in entries if not entry.is_directory]
 
 
 def _places(session: VipSession, workflow_id: str, paths: Sequence[str]) -> dict[str, Path]:
@@ -389,7 +382,8 @@ def _unpack(path: Path, keep: bool, limits: ArchiveLimits | None) -> None:
         return
     folder = path.with_name(path.name + _CONTENT_SUFFIX) if keep else path
     if not folder.is_dir():
-        unpack(path, folder, limits)
+        with on_disk(folder.parent):
+            unpack(path, folder, limits)
 
 
 def _files(outputs: Sequence[Output]) -> tuple[Path, ...]:

@@ -6,33 +6,31 @@ them by path; this module finds one for the other, makes the folders and keeps t
 
 from __future__ import annotations
 
-import json
-import logging
 import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import PurePosixPath
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlencode
 
 import requests
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
 from prefect_biomed.clients.errors import (
     AuthenticationError,
     BiomedError,
     ConfigurationError,
     NotFoundError,
-    PermissionDeniedError,
     PlatformError,
-    ServerUnavailable,
     UnexpectedResponse,
     is_transient,
 )
-from prefect_biomed.clients.http import HttpSession, Timeouts, not_the_platform
+from prefect_biomed.clients.http import HttpSession, Timeouts
+from prefect_biomed.clients.rest import Answered, Refusal, RestClient, pages_of
 from prefect_biomed.clients.vip.models import without_tokens
 
 __all__ = [
@@ -43,16 +41,16 @@ __all__ = [
     "local_names",
 ]
 
-logger = logging.getLogger(__name__)
-
+Shape = TypeVar("Shape")
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 _API = "/api/v1"
 _SIGN_IN = "api_key/token"
+_PAGE_SIZE = 50
 
 
-class GirderEntry(BaseModel):
+class GirderEntry(Answered):
     """A file, item, folder or collection on Girder.
 
     Attributes:
@@ -63,8 +61,6 @@ class GirderEntry(BaseModel):
         access_level: 0 to read, 1 to write, 2 to administrate; None where Girder does not tell.
         meta: Its metadata.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: Annotated[str, Field(alias="_id", pattern=r"^[0-9A-Za-z]+$")]
     kind: Annotated[str, Field(alias="_modelType")]
@@ -103,13 +99,15 @@ class GirderStorage:
         self.storage_id = storage_id
         self.parallelism = parallelism
         self._key = api_key if callable(api_key) else lambda: api_key
-        self._http = HttpSession(
+        http = HttpSession(
             url.rstrip("/").removesuffix(_API) + _API,
             auth_headers=self._auth_headers,
             timeouts=Timeouts(connect_seconds, read_seconds),
             verify_tls=verify_tls,
             connections=2 * parallelism,
         )
+        self._http = http
+        self._rest = _Rest(http)
         self._lock = threading.Lock()
         self._api: Any = None
         self._refusal: BiomedError | None = None
@@ -151,9 +149,9 @@ class GirderStorage:
         """
         api = self._connect()
         try:
-            return _entry(api.resourceLookup(path))
+            return _read(GirderEntry, api.resourceLookup(path))
         except PlatformError as error:
-            if error.status not in {requests.codes.bad_request, requests.codes.not_found}:
+            if not _says_missing(error):
                 raise
             raise NotFoundError(f"Girder has no {path}.", status=error.status, url=error.url) from error
 
@@ -178,14 +176,13 @@ class GirderStorage:
             return self._only_files([found], path)[0]
         if found.kind != "folder":
             raise ConfigurationError(f"{path} is a {found.kind} on Girder. Name a folder, an item or a file in it.")
-        items = [_entry(item) for item in self._connect().listItem(found.id)]
+        items = self._all("item", folderId=found.id)
         if not items:
             raise ConfigurationError(f"The folder {path} on Girder has no items.")
         return self._only_files(sorted(items, key=lambda item: item.name), path)
 
     def _only_files(self, items: Sequence[GirderEntry], path: str) -> list[str]:
-        api = self._connect()
-        files = self._each(lambda item: [_entry(file).id for file in api.listFile(item.id)], items)
+        files = self._each(lambda item: [file.id for file in self._all(f"item/{item.id}/files")], items)
         wrong = [f"{item.name!r} has {len(ids)}" for item, ids in zip(items, files, strict=True) if len(ids) != 1]
         if wrong:
             raise ConfigurationError(
@@ -207,13 +204,24 @@ class GirderStorage:
 
         def describe(identifier: str) -> GirderEntry | None:
             try:
-                return _entry(api.getFile(identifier))
+                return _read(GirderEntry, api.getFile(identifier))
             except PlatformError as error:
-                if error.status not in {requests.codes.bad_request, requests.codes.not_found}:
+                if not _says_missing(error):
                     raise
                 return None
 
         return self._each(describe, identifiers)
+
+    def _all(self, path: str, **parameters: str) -> list[GirderEntry]:
+        """Read a list to its end."""
+        api = self._connect()
+
+        def page(number: int) -> tuple[list[GirderEntry], bool]:
+            where = {"limit": _PAGE_SIZE, "offset": (number - 1) * _PAGE_SIZE}
+            entries = _read(list[GirderEntry], api.get(path, parameters={**parameters, **where}))
+            return entries, len(entries) >= _PAGE_SIZE
+
+        return list(pages_of(page, identity=attrgetter("id"), what=f"{path} on Girder"))
 
     def _each(self, look: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
         with ThreadPoolExecutor(max_workers=self.parallelism) as pool:
@@ -255,15 +263,14 @@ class GirderStorage:
         """
         found, missing = self.nearest(path)
         for name in missing:
-            found = _entry(
-                self._connect().createFolder(
-                    found.id,
-                    name,
-                    description=description if name == missing[-1] else "",
-                    parentType=found.kind,
-                    reuseExisting=True,
-                )
+            made = self._connect().createFolder(
+                found.id,
+                name,
+                description=description if name == missing[-1] else "",
+                parentType=found.kind,
+                reuseExisting=True,
             )
+            found = _read(GirderEntry, made)
         return found.id
 
     def annotate(self, folder_id: str, metadata: dict[str, Any]) -> None:
@@ -292,9 +299,7 @@ class GirderStorage:
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
         path = f"/file/{file_id}/download"
         # Where Girder keeps its files in an object store, it sends us there.
-        with self._http.open("GET", path, headers=headers, redirect_elsewhere=True) as response:
-            if response.status_code not in {requests.codes.ok, requests.codes.partial_content}:
-                _raise_for(response, self._http.read_text(response))
+        with self._rest.opened("GET", path, about=path, headers=headers, redirect_elsewhere=True) as response:
             yield response, self._http.chunks(response)
 
     # -- the wire ------------------------------------------------------------------------------------------------------
@@ -309,7 +314,7 @@ class GirderStorage:
                 raise self._refusal
             if self._api is None or not self._api.token:
                 try:
-                    self._api = self._api or _girder_client(self._http, self._key)
+                    self._api = self._api or _girder_client(self._rest, self._key)
                     self._api.authenticate(apiKey=self.key)
                 except PlatformError as error:
                     if is_transient(error) or isinstance(error, UnexpectedResponse):
@@ -323,7 +328,7 @@ class GirderStorage:
         return self._api
 
 
-def _girder_client(http: HttpSession, key: Callable[[], str]) -> Any:
+def _girder_client(rest: _Rest, key: Callable[[], str]) -> Any:
     """Make girder-client speak through our session, which has timeouts, bounds, and errors that hide the key."""
     try:
         import girder_client
@@ -345,53 +350,65 @@ def _girder_client(http: HttpSession, key: Callable[[], str]) -> Any:
             json: Any = None,
             **_: Any,
         ) -> Any:
-            headers = {}
             if path == _SIGN_IN:
-                # As a form, because queries are written to the logs of servers and libraries.
-                data, parameters = urlencode(parameters or {}).encode(), None
-                headers["Content-Type"] = "application/x-www-form-urlencoded"
-            response, text = http.text(
-                method, f"/{path}", params=parameters, json_body=json, body=data, headers=headers
-            )
-            if not response.ok:
-                if response.status_code == requests.codes.unauthorized and self.token:
-                    # The token has expired, and nothing was done.
-                    self.token = ""
-                    self.authenticate(apiKey=key())
-                    return self.sendRestRequest(method, path, parameters, data=data, json=json)
-                _raise_for(response, text)
-            return _decoded(response, text)
+                return rest.sign_in(parameters or {})
 
-    return Client(apiUrl=http.base_url)
+            def send() -> object:
+                return rest.ask(object, method, f"/{path}", params=parameters, json_body=json, body=data)
+
+            try:
+                return send()
+            except AuthenticationError:
+                if not self.token:
+                    raise
+                # The token has expired, and nothing was done.
+                self.token = ""
+                self.authenticate(apiKey=key())
+                return send()
+
+    return Client(apiUrl=rest.url)
 
 
-def _decoded(response: requests.Response, text: str) -> Any:
+class _Token(Answered):
+    token: str = Field(repr=False)
+
+
+class _SignedIn(Answered):
+    token: _Token = Field(validation_alias="authToken")
+
+
+def _says_missing(error: PlatformError) -> bool:
+    """Whether Girder itself says that there is no such object; a proxy's 404 says nothing of it."""
+    return error.spoken and error.status in {requests.codes.bad_request, requests.codes.not_found}
+
+
+class _Rest(RestClient):
+    """REST as Girder speaks it."""
+
+    @property
+    def url(self) -> str:
+        """Address of the API."""
+        return self._http.base_url
+
+    def sign_in(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Get a token for the key, in the shape in which girder-client wants it."""
+        # As a form, because queries are written to the logs of servers and libraries.
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        answer = self.ask(_SignedIn, "POST", f"/{_SIGN_IN}", body=urlencode(parameters).encode(), headers=headers)
+        return {"user": {}, "authToken": {"token": answer.token.token}}
+
+    def _refusal(self, status: int, body: Any) -> Refusal | None:
+        said = body.get("message") if isinstance(body, dict) else None
+        return Refusal(f"Girder: {without_tokens(said)}"[:500]) if isinstance(said, str) else None
+
+
+def _read(shape: type[Shape], answer: object) -> Shape:
+    """Read what girder-client hands on as it came."""
     try:
-        return json.loads(text)
-    except ValueError:
-        raise not_the_platform(response, text) from None
-
-
-def _raise_for(response: requests.Response, text: str) -> NoReturn:
-    status, url = response.status_code, response.url.split("?", 1)[0]
-    if status in {429, 502, 503, 504}:
-        raise ServerUnavailable(f"Girder is out of order for the moment (HTTP {status}).", status=status, url=url)
-    body = _decoded(response, text)
-    said = without_tokens(str(body.get("message", "")))[:500] if isinstance(body, dict) else ""
-    message = f"Girder: {said or 'no reason'} (HTTP {status}, {url})."
-    kinds: dict[int, type[PlatformError]] = {
-        requests.codes.unauthorized: AuthenticationError,
-        requests.codes.forbidden: PermissionDeniedError,
-    }
-    raise kinds.get(status, PlatformError)(message, status=status, url=url)
-
-
-def _entry(answer: Any) -> GirderEntry:
-    try:
-        return GirderEntry.model_validate(answer)
+        return TypeAdapter(shape).validate_python(answer)
     except ValidationError as error:
         wrong = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors(include_input=False))
-        raise UnexpectedResponse(f"Girder describes an object in a way that is not known: {wrong}.") from None
+        raise UnexpectedResponse(f"Girder describes an object in a way that is not known: {wrong or 'body'}.") from None
 
 
 # -- names -------------------------------------------------------------------------------------------------------------

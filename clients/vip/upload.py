@@ -10,7 +10,9 @@ from pathlib import PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
 
-from prefect_biomed.clients.transfer import digest, transfer_all
+from prefect_biomed.clients.errors import SourceUnreadable
+from prefect_biomed.clients.files import digest
+from prefect_biomed.clients.transfer import transfer_all
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.models import VipSession
 from prefect_biomed.clients.vip.preflight import LocalFile, Preflight
@@ -185,9 +187,14 @@ def _send(
     path = f"{session.vip_input_dir}/{item.name}"
     if is_outdated:
         delete_and_wait(client, path, timeout_seconds=_DELETE_SECONDS)
-    # Taken before the file is sent: one that changes meanwhile differs from its record and is sent again.
-    record = UploadedFile(size=item.size, mtime_ns=item.mtime_ns, sha256=digest(item.path))
-    put_and_verify(client, item.path, path, settle_seconds=settle_seconds)
+    try:
+        # Taken before the file is sent: one that changes meanwhile differs from its record and is sent again.
+        record = UploadedFile(size=item.size, mtime_ns=item.mtime_ns, sha256=digest(item.path))
+        put_and_verify(client, item.path, path, settle_seconds=settle_seconds)
+    except OSError as error:
+        raise SourceUnreadable(
+            f"{item.path} cannot be read any more ({error.strerror}). Put it back or exclude it, and run this again."
+        ) from error
     return record
 
 
