@@ -283,7 +283,7 @@ class _Run:
         if known is None:
             return Intent(token=token) if token in ledger.begun else None
         asked = known.model_dump(mode="json", include=_ASKED)
-        return Intent(token=token, intended_at=known.intended, id=known.workflow_id, asked=asked)
+        return Intent(token=token, intended_at=known.intended, uptime=known.uptime, id=known.workflow_id, asked=asked)
 
     def write(self, intent: Intent) -> None:
         """Write the intent down."""
@@ -299,6 +299,7 @@ class _Run:
                     "results_location": self._session.run_dir(self._repetition),
                     **intent.asked,
                     "intended": intent.intended_at or now(),
+                    "uptime": intent.uptime,
                     "workflow_id": intent.id,
                 }
             )

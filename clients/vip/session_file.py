@@ -27,6 +27,7 @@ from pydantic import (
 
 from prefect_biomed.clients.errors import HeldElsewhere, LedgerError
 from prefect_biomed.clients.files import atomic_write, exclusive, on_disk
+from prefect_biomed.clients.polling import Uptime
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.errors import SessionLocked
 from prefect_biomed.clients.vip.models import (
@@ -72,6 +73,7 @@ class LaunchRecord(BaseModel):
 
     Attributes:
         intended: When it was written.
+        uptime: The same moment by the machine's uptime.
         results_location: Folder of its results, on the platform or on Girder as `<storage>:<folder id>`.
         girder_inputs: Values of the parameters that name files on Girder, as sent. Kept with the first launch; the
             others send the same, although a folder may have changed since.
@@ -80,6 +82,7 @@ class LaunchRecord(BaseModel):
     """
 
     intended: AwareDatetime
+    uptime: Uptime | None = None
     results_location: str
     girder_inputs: dict[str, InputValue] = Field(default_factory=dict)
     workflow_id: str | None = None
