@@ -226,7 +226,11 @@ def read_body(shape: type[T], text: str, response: requests.Response, *, about: 
 
 
 def pages_of(
-    page: Callable[[int], tuple[Sequence[T], bool]], *, identity: Callable[[T], Hashable], what: str
+    page: Callable[[int], tuple[Sequence[T], bool]],
+    *,
+    identity: Callable[[T], Hashable],
+    what: str,
+    most: int | None = None,
 ) -> Iterator[T]:
     """Read a list page by page until its end.
 
@@ -236,6 +240,7 @@ def pages_of(
         page: Reads the page of this number, from 1; returns its entries and whether more may follow.
         identity: What makes an entry the same on two pages.
         what: What is listed, for the error.
+        most: More entries than this are a fault of the server; `MAX_ENTRIES` when None.
 
     Yields:
         The entries.
@@ -249,7 +254,7 @@ def pages_of(
         entries, more = page(number)
         fresh = [entry for entry in entries if identity(entry) not in seen]
         seen.update(identity(entry) for entry in fresh)
-        _bounded(len(seen), what)
+        _bounded(len(seen), what, most)
         yield from fresh
         # Objects made meanwhile can push a page of known ones to here, but not page after page.
         barren = 0 if fresh else barren + 1
@@ -292,9 +297,10 @@ def walk(
             waiting.append(path)
 
 
-def _bounded(count: int, what: str) -> None:
-    if count > MAX_ENTRIES:
-        raise UnexpectedResponse(f"{what} has more than {MAX_ENTRIES} entries; the server repeats itself. Refused.")
+def _bounded(count: int, what: str, most: int | None = None) -> None:
+    most = most or MAX_ENTRIES
+    if count > most:
+        raise UnexpectedResponse(f"{what} has more than {most} entries; the server repeats itself. Refused.")
 
 
 def _unspoken(status: int, url: str, text: str, subject: str, *, later: bool) -> PlatformError:

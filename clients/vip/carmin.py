@@ -25,6 +25,8 @@ PLAYED_ALREADY = 135
 """Error code of a second play."""
 _STILL_RUNNING = 155
 _PAGE_SIZE = 50
+# Each look at an account with more would take hundreds of requests.
+_MOST = 10_000
 
 
 def list_pages(page: Callable[..., list[Workflow]], newest: int | None) -> list[Workflow]:
@@ -47,7 +49,9 @@ def list_pages(page: Callable[..., list[Workflow]], newest: int | None) -> list[
 
     try:
         return list(
-            islice(pages_of(numbered, identity=attrgetter("identifier"), what="The list of executions"), newest)
+            islice(
+                pages_of(numbered, identity=attrgetter("identifier"), what="The list of executions", most=_MOST), newest
+            )
         )
     except PlatformError as error:
         if error.status != requests.codes.internal_server_error:
