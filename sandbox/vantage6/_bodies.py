@@ -180,74 +180,24 @@ def _session_task() -> fields.Nested:
     )
 
 
+Fields = dict[str, Any]
+
+
 def schemas(generation: int) -> dict[str, Schema]:
     """Return the schemas of a generation by the name of what the body is about."""
-    four = generation < 5
-    name = {"name": fields.String(required=True, validate=_name)}
+    groups = (_of_login(), _of_people(generation), _of_places(generation), _of_work(generation))
+    made = {what: Schema.from_dict(entries)() for group in groups for what, entries in group.items()}
+    made["lost password"] = _Lost()
+    made["task"] = _CollaborationOrStudy.from_dict(_task(generation))()
+    return made
+
+
+def _of_login() -> dict[str, Fields]:
     login = {
         "username": fields.String(required=True, validate=validate.Length(min=1, max=_NAME)),
         "password": fields.String(required=True, validate=validate.Length(min=1, max=_NAME)),
     }
-    user: dict[str, Any] = {
-        "username": fields.String(required=True, validate=[validate.Length(min=3, max=_NAME), _username]),
-        "password": fields.String(required=four, validate=check_password),
-        "organization_id": _id(),
-        "roles": _ids(),
-        "rules": _ids(),
-    }
-    if four:
-        user |= {
-            "email": fields.Email(required=True),
-            "firstname": _text(_SHORT),
-            "lastname": _text(_SHORT),
-        }
-    else:
-        user["is_service_account"] = fields.Boolean(load_default=False)
-    task: dict[str, Any] = {
-        "name": fields.String(validate=_name),
-        "description": _text(_LONG),
-        "image": fields.String(required=True, validate=validate.Length(min=1)),
-        "collaboration_id": _id(),
-        "study_id": _id(),
-        "store_id": _id(),
-        "organizations": fields.List(fields.Dict(), required=True, validate=_organizations),
-    }
-    if four:
-        task |= {
-            "server_url": fields.Url(require_tld=False),
-            "databases": fields.List(fields.Dict(), allow_none=True, validate=_databases_4),
-        }
-    else:
-        task |= {
-            "method": _text(required=True),
-            "depends_on_ids": fields.List(_id(), load_default=[]),
-            "databases": fields.List(fields.List(fields.Dict()), allow_none=True, validate=_databases_5),
-            "session_id": _id(required=True),
-            "dataframe_id": _id(),
-            "action": fields.String(validate=validate.OneOf(ACTIONS)),
-        }
-    collaboration: dict[str, Any] = {
-        **name,
-        "organization_ids": fields.List(fields.Integer(), required=True, validate=_organization_ids),
-        "encrypted": fields.Boolean(required=True),
-    }
-    store: dict[str, Any] = {
-        "name": _text(required=True),
-        "algorithm_store_url": fields.Url(required=True, require_tld=False),
-        "collaboration_id": _id(),
-    }
-    node: dict[str, Any] = {
-        "name": fields.String(validate=_name),
-        "collaboration_id": _id(required=True),
-        "organization_id": _id(),
-    }
-    if four:
-        store |= {"server_url": fields.Url(require_tld=False), "force": fields.Boolean()}
-        node |= {"ip": fields.String(), "clear_ip": fields.Boolean()}
-    else:
-        store["api_path"] = fields.String(load_default="/api")
-        collaboration["session_restrict_to_same_image"] = fields.Boolean(load_default=False)
-    found: dict[str, dict[str, Any]] = {
+    return {
         "login": {**login, "mfa_code": _text(10)},
         "recover second factor": login,
         "node login": {"api_key": fields.String(required=True, validate=_uuid)},
@@ -264,6 +214,62 @@ def schemas(generation: int) -> dict[str, Schema]:
             "password": fields.String(required=True, validate=check_password),
         },
         "reset second factor": {"reset_token": _text(_LONG, required=True)},
+    }
+
+
+def _of_people(generation: int) -> dict[str, Fields]:
+    four = generation < 5
+    user: dict[str, Any] = {
+        "username": fields.String(required=True, validate=[validate.Length(min=3, max=_NAME), _username]),
+        "password": fields.String(required=four, validate=check_password),
+        "organization_id": _id(),
+        "roles": _ids(),
+        "rules": _ids(),
+    }
+    if four:
+        user |= {
+            "email": fields.Email(required=True),
+            "firstname": _text(_SHORT),
+            "lastname": _text(_SHORT),
+        }
+    else:
+        user["is_service_account"] = fields.Boolean(load_default=False)
+    return {
+        "user": user,
+        "user edit": {"roles": _ids(), "rules": _ids()},
+        "role": {
+            "name": fields.String(required=True, validate=_no_default_role),
+            "description": _text(_LONG),
+            "rules": fields.List(_id(), required=True),
+            "organization_id": _id(),
+        },
+    }
+
+
+def _of_places(generation: int) -> dict[str, Fields]:
+    name = {"name": fields.String(required=True, validate=_name)}
+    collaboration: dict[str, Any] = {
+        **name,
+        "organization_ids": fields.List(fields.Integer(), required=True, validate=_organization_ids),
+        "encrypted": fields.Boolean(required=True),
+    }
+    store: dict[str, Any] = {
+        "name": _text(required=True),
+        "algorithm_store_url": fields.Url(required=True, require_tld=False),
+        "collaboration_id": _id(),
+    }
+    node: dict[str, Any] = {
+        "name": fields.String(validate=_name),
+        "collaboration_id": _id(required=True),
+        "organization_id": _id(),
+    }
+    if generation < 5:
+        store |= {"server_url": fields.Url(require_tld=False), "force": fields.Boolean()}
+        node |= {"ip": fields.String(), "clear_ip": fields.Boolean()}
+    else:
+        store["api_path"] = fields.String(load_default="/api")
+        collaboration["session_restrict_to_same_image"] = fields.Boolean(load_default=False)
+    return {
         "id": {"id": _id(required=True)},
         "organization": {
             **name,
@@ -278,21 +284,45 @@ def schemas(generation: int) -> dict[str, Schema]:
             "organization_ids": fields.List(fields.Integer(), required=True, validate=_organization_ids),
         },
         "node": node,
-        "user": user,
-        "user edit": {"roles": _ids(), "rules": _ids()},
-        "role": {
-            "name": fields.String(required=True, validate=_no_default_role),
-            "description": _text(_LONG),
-            "rules": fields.List(_id(), required=True),
-            "organization_id": _id(),
-        },
         "store": store,
+    }
+
+
+def _task(generation: int) -> Fields:
+    task: dict[str, Any] = {
+        "name": fields.String(validate=_name),
+        "description": _text(_LONG),
+        "image": fields.String(required=True, validate=validate.Length(min=1)),
+        "collaboration_id": _id(),
+        "study_id": _id(),
+        "store_id": _id(),
+        "organizations": fields.List(fields.Dict(), required=True, validate=_organizations),
+    }
+    if generation < 5:
+        task |= {
+            "server_url": fields.Url(require_tld=False),
+            "databases": fields.List(fields.Dict(), allow_none=True, validate=_databases_4),
+        }
+    else:
+        task |= {
+            "method": _text(required=True),
+            "depends_on_ids": fields.List(_id(), load_default=[]),
+            "databases": fields.List(fields.List(fields.Dict()), allow_none=True, validate=_databases_5),
+            "session_id": _id(required=True),
+            "dataframe_id": _id(),
+            "action": fields.String(validate=validate.OneOf(ACTIONS)),
+        }
+    return task
+
+
+def _of_work(generation: int) -> dict[str, Fields]:
+    return {
         "run": {
             "started_at": fields.DateTime(),
             "finished_at": fields.DateTime(),
             "log": fields.String(),
             "result": fields.String(),
-            "status": fields.String(validate=validate.OneOf(RUN_STATES if four else RUN_STATES_5)),
+            "status": fields.String(validate=validate.OneOf(RUN_STATES if generation < 5 else RUN_STATES_5)),
         },
         "column": {
             "db_label": _text(required=True),
@@ -315,7 +345,3 @@ def schemas(generation: int) -> dict[str, Schema]:
         "preprocessing": {"dataframe_id": _id(required=True), "task": _session_task()},
         "dataframe column": {"name": _text(required=True), "dtype": _text(required=True)},
     }
-    made = {what: Schema.from_dict(entries)() for what, entries in found.items()}
-    made["lost password"] = _Lost()
-    made["task"] = _CollaborationOrStudy.from_dict(task)()
-    return made

@@ -10,7 +10,7 @@ from marshmallow import ValidationError
 
 from prefect_biomed.sandbox.vantage6._bodies import DEFAULT_ROLES, check_password
 from prefect_biomed.sandbox.vantage6._http import ANYONE, USER, Answer, Call, Routes
-from prefect_biomed.sandbox.vantage6._records import Organization, Role, Rule, User
+from prefect_biomed.sandbox.vantage6._records import Organization, R, Role, Rule, Table, User
 from prefect_biomed.sandbox.vantage6._refusals import Refusal, ServerFlaw, denied
 
 routes = Routes()
@@ -317,29 +317,30 @@ def change_user(call: Call) -> Answer:
     for field in ("firstname", "lastname"):
         if data.get(field) is not None:
             setattr(record, field, data[field])
+    _change_permissions(call, record, data)
+    return call.view.user(record)
+
+
+def _change_permissions(call: Call, record: User, data: dict[str, Any]) -> None:
     if "roles" in data:
-        roles = []
-        for identifier in data["roles"]:
-            role = registry.roles.get(identifier)
-            if role is None:
-                raise Refusal(404, f"Role={identifier} can not be found!")
-            roles.append(role)
-        if record is caller.user:
+        roles = [_found(call.registry.roles, "Role", identifier) for identifier in data["roles"]]
+        if record is call.caller.user:
             denied("You can't changes your own roles!")
         _own_rules(call, [rule for role in (*roles, *record.roles) for rule in role.rules])
         record.roles = roles
     if "rules" in data:
-        rules = []
-        for identifier in data["rules"]:
-            rule = registry.rules.get(identifier)
-            if rule is None:
-                raise Refusal(404, f"Rule={identifier} can not be found!")
-            rules.append(rule)
-        if record is caller.user:
+        rules = [_found(call.registry.rules, "Rule", identifier) for identifier in data["rules"]]
+        if record is call.caller.user:
             denied("You can't changes your own rules!")
         _own_rules(call, [*rules, *record.rules])
         record.rules = rules
-    return call.view.user(record)
+
+
+def _found(table: Table[R], what: str, identifier: int) -> R:
+    record = table.get(identifier)
+    if record is None:
+        raise Refusal(404, f"{what}={identifier} can not be found!")
+    return record
 
 
 @routes.add("DELETE", "/user/{id:int}", USER)

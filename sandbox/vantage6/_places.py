@@ -341,17 +341,35 @@ def remove_from_study(call: Call) -> Answer:
 
 @routes.add("GET", "/node", USER_NODE)
 def list_nodes(call: Call) -> Answer:
-    caller, registry = call.caller, call.registry
-    found: list[Node] = call.like(registry.nodes, "name")
-    collaboration, study_id = call.integer("collaboration_id"), call.integer("study_id")
-    if call.generation == 5 and (wanted := call.arg("session_id")) is not None:
-        session = registry.sessions.get(wanted)
-        if session is None:
-            raise Refusal(404, f"Session id={wanted} does not exist")
-        if session.study is not None:
-            study_id = study_id or session.study.id
+    caller = call.caller
+    found = _nodes_asked_for(call)
+    if not caller.may("node", "view", "glo"):
+        if caller.may("node", "view", "col"):
+            found = [n for n in found if n.collaboration in caller.collaborations]
+        elif caller.may("node", "view", "org"):
+            found = [n for n in found if n.organization is caller.organization]
         else:
-            collaboration = collaboration or session.collaboration.id
+            denied()
+    return call.page(found, call.view.node, name="Node", columns=Node)
+
+
+def _whose_nodes(call: Call) -> tuple[int | None, int | None]:
+    """Return the ids of the collaboration and the study that are asked for, also by way of a session (v5)."""
+    collaboration, study = call.integer("collaboration_id"), call.integer("study_id")
+    if call.generation < 5 or (wanted := call.arg("session_id")) is None:
+        return collaboration, study
+    session = call.registry.sessions.get(wanted)
+    if session is None:
+        raise Refusal(404, f"Session id={wanted} does not exist")
+    if session.study is not None:
+        return collaboration, study or session.study.id
+    return collaboration or session.collaboration.id, study
+
+
+def _nodes_asked_for(call: Call) -> list[Node]:
+    caller = call.caller
+    found: list[Node] = call.like(call.registry.nodes, "name")
+    collaboration, study_id = _whose_nodes(call)
     if (wanted := call.arg("organization_id")) is not None:
         if not caller.for_organization("node", "view", wanted):
             denied(f"You lack the permission view nodes from the organization with id {wanted}!")
@@ -361,7 +379,7 @@ def list_nodes(call: Call) -> Answer:
             denied(f"You lack the permission view nodes from the collaboration with id {collaboration}!")
         found = [n for n in found if n.collaboration.id == collaboration]
     if study_id is not None:
-        study = registry.studies.get(study_id)
+        study = call.registry.studies.get(study_id)
         assert study is not None, "the real server does not check either"
         if not caller.for_collaboration("node", "view", study.collaboration):
             denied(
@@ -372,15 +390,7 @@ def list_nodes(call: Call) -> Answer:
     for field in ("status",) if call.generation == 5 else ("status", "ip"):
         if (wanted := call.arg(field)) is not None:
             found = [n for n in found if getattr(n, field) == wanted]
-    found = seen(call, found)
-    if not caller.may("node", "view", "glo"):
-        if caller.may("node", "view", "col"):
-            found = [n for n in found if n.collaboration in caller.collaborations]
-        elif caller.may("node", "view", "org"):
-            found = [n for n in found if n.organization is caller.organization]
-        else:
-            denied()
-    return call.page(found, call.view.node, name="Node", columns=Node)
+    return seen(call, found)
 
 
 @routes.add("GET", "/node/me", ("node",), (5,))

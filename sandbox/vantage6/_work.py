@@ -84,7 +84,7 @@ def _filter_tasks_3(call: Call, found: list[Task]) -> list[Task]:
 
 
 def _filter_tasks(call: Call, found: list[Task]) -> list[Task]:
-    caller, registry = call.caller, call.registry
+    caller = call.caller
     if (wanted := call.integer("collaboration_id")) is not None:
         if not caller.for_collaboration("task", "view", wanted):
             denied(f"You lack the permission to view tasks from collaboration {wanted}!")
@@ -93,6 +93,13 @@ def _filter_tasks(call: Call, found: list[Task]) -> list[Task]:
         if not caller.for_organization("task", "view", wanted):
             denied(f"You lack the permission to view tasks from organization id={wanted}!")
         found = [t for t in found if t.init_org.id == wanted]
+    found = _filter_tasks_by_origin(call, found)
+    found = call.like(found, "name", "image", "description")
+    return _filter_tasks_by_content(call, found)
+
+
+def _filter_tasks_by_origin(call: Call, found: list[Task]) -> list[Task]:
+    caller, registry = call.caller, call.registry
     if (wanted := call.integer("init_user_id")) is not None:
         user = registry.users.get(wanted)
         if user is None:
@@ -130,7 +137,11 @@ def _filter_tasks(call: Call, found: list[Task]) -> list[Task]:
                 f"job_id={job[0].collaboration.id} belongs to!"
             )
         found = [t for t in found if t.job_id == wanted]
-    found = call.like(found, "name", "image", "description")
+    return found
+
+
+def _filter_tasks_by_content(call: Call, found: list[Task]) -> list[Task]:
+    registry = call.registry
     # These two break the query of the real servers, whatever they are given.
     if call.arg("status") is not None:
         raise ServerFlaw
@@ -149,16 +160,21 @@ def _filter_tasks(call: Call, found: list[Task]) -> list[Task]:
         for name in ("session", "dataframe"):
             if (wanted := call.integer(f"{name}_id")) is not None:
                 found = [t for t in found if (of := getattr(t, name)) and of.id == wanted]
-    if (text := call.arg("is_user_created")) is not None:
-        try:
-            from_user = int(text) != 0
-        except ValueError as error:
-            raise Refusal(
-                400,
-                f"Invalid value for 'is_user_created' provided: '{text}'. Should be an integer.",
-            ) from error
-        found = [t for t in found if (t.parent is None) == from_user]
-    return found
+    return _filter_tasks_by_maker(call, found)
+
+
+def _filter_tasks_by_maker(call: Call, found: list[Task]) -> list[Task]:
+    text = call.arg("is_user_created")
+    if text is None:
+        return found
+    try:
+        from_user = int(text) != 0
+    except ValueError as error:
+        raise Refusal(
+            400,
+            f"Invalid value for 'is_user_created' provided: '{text}'. Should be an integer.",
+        ) from error
+    return [t for t in found if (t.parent is None) == from_user]
 
 
 @routes.add("GET", "/task/{id:int}", ANYONE)
@@ -501,8 +517,7 @@ def post_task_5(
     """
     registry, caller = call.registry, call.caller
     collaboration, study = _collaboration_and_study(call, data)
-    user = caller.user
-    if user and check_permission and not caller.for_collaboration("task", "create", collaboration):
+    if caller.user and check_permission and not caller.for_collaboration("task", "create", collaboration):
         denied()
     if caller.claims is not None and not _container_may(call, data["image"], collaboration):
         denied("Container-token is not valid")
@@ -513,12 +528,7 @@ def post_task_5(
     organizations = _organizations_asked(call, wanted, collaboration, study)
     init_org = _initiator(call, collaboration, status=403)
     image, store = _image(call, data.get("store_id"), data["image"], collaboration)
-    if collaboration.session_restrict_to_same_image and session.image != image:
-        raise Refusal(
-            400,
-            f"The session is restricted to the single image '{session.image}'. You cannot create "
-            f"a task with image '{image}'.",
-        )
+    _check_image_of_session(collaboration, session, image)
     if action is None:
         action = _compute_action(call, data, store)
     groups = data.get("databases")
@@ -543,6 +553,15 @@ def post_task_5(
     )
     _store_task(call, task, organizations, inputs, action)
     return call.view.task(task)
+
+
+def _check_image_of_session(collaboration: Collaboration, session: Session, image: str) -> None:
+    if collaboration.session_restrict_to_same_image and session.image != image:
+        raise Refusal(
+            400,
+            f"The session is restricted to the single image '{session.image}'. You cannot create "
+            f"a task with image '{image}'.",
+        )
 
 
 def _compute_action(call: Call, data: dict[str, Any], store: AlgorithmStore | None) -> str:
@@ -623,8 +642,21 @@ def _check_label(call: Call, label: str | None, wanted: list[int], collaboration
 
 
 def _runs(call: Call) -> list[Run]:
-    caller, registry = call.caller, call.registry
     resource = "result" if call.generation == 3 else "run"
+    found = _runs_by_place(call, resource)
+    if call.arg("port") is not None:
+        raise ServerFlaw
+    found = _runs_by_time(call, found)
+    found = _runs_by_state(call, found)
+    if call.generation > 3 and (wanted := call.arg("collaboration_id")) is not None:
+        if not call.caller.for_collaboration(resource, "view", wanted):
+            denied(f"You lack the permission to view runs for collaboration id={wanted}!")
+        found = [r for r in found if str(r.task.collaboration.id) == wanted]
+    return _runs_in_sight(call, resource, found)
+
+
+def _runs_by_place(call: Call, resource: str) -> list[Run]:
+    caller, registry = call.caller, call.registry
     strict = call.generation > 3
     found: list[Run] = list(registry.runs)
     if (wanted := call.arg("organization_id")) is not None:
@@ -651,41 +683,46 @@ def _runs(call: Call) -> list[Run]:
             for r in found
             if node is not None and r.organization is node.organization and r.task.collaboration is node.collaboration
         ]
-    if call.arg("port") is not None:
-        raise ServerFlaw
+    return found
+
+
+def _runs_by_time(call: Call, found: list[Run]) -> list[Run]:
     for name in ("assigned", "started", "finished"):
         if (till := call.arg(f"{name}_till")) is not None:
             found = [r for r in found if _before(getattr(r, f"{name}_at"), till)]
         # Whatever it says, this compares with the time of assignment.
         if (since := call.arg(f"{name}_from")) is not None:
             found = [r for r in found if r.assigned_at.isoformat(" ") >= since]
-    state = call.arg("state")
-    if state == "open":
-        if call.generation == 5:
-            # v5 asks whether the task has an unfinished run that waits for nothing.
-            opened = {r.task.id for r in found if registry.is_open(r)}
-            found = [r for r in found if r.task.id in opened]
-        else:
-            found = [r for r in found if r.finished_at is None]
-    elif call.generation == 5 and state == "waiting":
-        found = [r for r in found if r.finished_at is None and not registry.is_open(r)]
-    elif call.generation == 5 and state == "finished":
-        found = [r for r in found if r.finished_at is not None]
-    if strict and (wanted := call.arg("collaboration_id")) is not None:
-        if not caller.for_collaboration(resource, "view", wanted):
-            denied(f"You lack the permission to view runs for collaboration id={wanted}!")
-        found = [r for r in found if str(r.task.collaboration.id) == wanted]
-    if not caller.may(resource, "view", "glo"):
-        if caller.may(resource, "view", "col") or call.generation == 3:
-            mine = registry.collaborations_of(caller.organization)
-            found = [r for r in found if r.task.collaboration in mine]
-        elif caller.may(resource, "view", "org"):
-            found = [r for r in found if r.organization is caller.organization]
-        elif caller.may(resource, "view", "own"):
-            found = [r for r in found if r.task.init_user is caller.user]
-        else:
-            denied()
     return found
+
+
+def _runs_by_state(call: Call, found: list[Run]) -> list[Run]:
+    is_open, state = call.registry.is_open, call.arg("state")
+    if state == "open" and call.generation < 5:
+        return [r for r in found if r.finished_at is None]
+    if state == "open":
+        # v5 asks whether the task has an unfinished run that waits for nothing.
+        opened = {r.task.id for r in found if is_open(r)}
+        return [r for r in found if r.task.id in opened]
+    if call.generation == 5 and state == "waiting":
+        return [r for r in found if r.finished_at is None and not is_open(r)]
+    if call.generation == 5 and state == "finished":
+        return [r for r in found if r.finished_at is not None]
+    return found
+
+
+def _runs_in_sight(call: Call, resource: str, found: list[Run]) -> list[Run]:
+    caller = call.caller
+    if caller.may(resource, "view", "glo"):
+        return found
+    if caller.may(resource, "view", "col") or call.generation == 3:
+        mine = call.registry.collaborations_of(caller.organization)
+        return [r for r in found if r.task.collaboration in mine]
+    if caller.may(resource, "view", "org"):
+        return [r for r in found if r.organization is caller.organization]
+    if not caller.may(resource, "view", "own"):
+        denied()
+    return [r for r in found if r.task.init_user is caller.user]
 
 
 def _before(moment: datetime | None, till: str) -> bool:

@@ -461,51 +461,43 @@ def _copy(call: Call) -> Results:
 
 
 def _hostile(call: Call) -> Results:
-    kind = call.values["kind"]
-    stamp = call.stamp
-    text = b"harmless"
-
-    def archive(*infos: tarfile.TarInfo) -> bytes:
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w") as packed:
-            for info in infos:
-                info.size = len(text) if info.isreg() else 0
-                packed.addfile(info, io.BytesIO(text) if info.isreg() else None)
-        return gzipped(buffer.getvalue(), stamp)
-
-    def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
-        info = tarfile.TarInfo(name)
-        info.type, info.linkname, info.mtime = kind, target, stamp
-        return info
-
-    if kind == "parent":
-        files = {"result.tar.gz": archive(member("good.txt"), member("../escaped.txt"))}
-    elif kind == "absolute":
-        files = {"result.tar.gz": archive(member("/tmp/escaped.txt"))}
-    elif kind == "symlink":
-        links = (member("link", tarfile.SYMTYPE, "../.."), member("link/escaped.txt"))
-        files = {"result.tar.gz": archive(*links)}
-    elif kind == "hardlink":
-        files = {"result.tar.gz": archive(member("link", tarfile.LNKTYPE, "../../escaped.txt"))}
-    elif kind == "device":
-        files = {"result.tar.gz": archive(member("null", tarfile.CHRTYPE))}
-    elif kind == "many":
-        files = {"result.tar.gz": gzipped(_many(), stamp)}
-    elif kind == "bomb":
-        files = {"result.tar.gz": gzipped(_zeros(), stamp)}
-    elif kind == "not_a_tar":
-        files = {"result.tgz": b"this is not an archive"}
-    elif kind == "no_suffix":
-        files = {"result": tar([("inside.txt", text)], stamp)}
-    elif kind == "colon":
-        files = {"12:30:00/result.txt": text}
-    elif kind == "outside":
-        files = {"/vip/Home/outside/result.txt": text}
+    kind, stamp, text = call.values["kind"], call.stamp, b"harmless"
+    others: dict[str, Callable[[], tuple[str, bytes]]] = {
+        "not_a_tar": lambda: ("result.tgz", b"this is not an archive"),
+        "no_suffix": lambda: ("result", tar([("inside.txt", text)], stamp)),
+        "colon": lambda: ("12:30:00/result.txt", text),
+        "outside": lambda: ("/vip/Home/outside/result.txt", text),
+        "many": lambda: ("result.tar.gz", gzipped(_many(), stamp)),
+        "bomb": lambda: ("result.tar.gz", gzipped(_zeros(), stamp)),
+    }
+    if kind in _HOSTILE_MEMBERS:
+        name, content = "result.tar.gz", gzipped(_packed(_HOSTILE_MEMBERS[kind], text, stamp), stamp)
+    elif kind in others:
+        name, content = others[kind]()
     else:
         raise ToolFailed(2, f"unknown kind: {kind}")
-    return {
-        "result": [(name, call.write(f"file{number}", content)) for number, (name, content) in enumerate(files.items())]
-    }
+    return {"result": [(name, call.write("file0", content))]}
+
+
+# Name, type and target of the members of an archive.
+_HOSTILE_MEMBERS = {
+    "parent": [("good.txt", tarfile.REGTYPE, ""), ("../escaped.txt", tarfile.REGTYPE, "")],
+    "absolute": [("/tmp/escaped.txt", tarfile.REGTYPE, "")],
+    "symlink": [("link", tarfile.SYMTYPE, "../.."), ("link/escaped.txt", tarfile.REGTYPE, "")],
+    "hardlink": [("link", tarfile.LNKTYPE, "../../escaped.txt")],
+    "device": [("null", tarfile.CHRTYPE, "")],
+}
+
+
+def _packed(members: Iterable[tuple[str, bytes, str]], text: bytes, stamp: int) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, kind, target in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.mtime = kind, target, stamp
+            info.size = len(text) if info.isreg() else 0
+            archive.addfile(info, io.BytesIO(text) if info.isreg() else None)
+    return buffer.getvalue()
 
 
 def _many() -> Iterable[bytes]:
