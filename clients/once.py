@@ -49,6 +49,7 @@ class Intent(BaseModel):
         token: Identity of the intent.
         intended_at: When the last request was about to be sent; None when none was, or when it was refused.
         uptime: The same moment by a clock that nobody can set, for processes of the same boot.
+        since: Since when requests may have been sent elsewhere, of which this record does not tell; None for none.
         asked: What was asked for, and what the platform needs to know its object again.
         id: The remote object, once it is known.
     """
@@ -59,6 +60,7 @@ class Intent(BaseModel):
     token: str
     intended_at: datetime | None = None
     uptime: Uptime | None = None
+    since: datetime | None = None
     asked: dict[str, JsonValue] = Field(default_factory=dict)
     id: str | None = None
 
@@ -246,7 +248,7 @@ def _begun(intent: Intent | None, token: str, elsewhere_since: datetime | None) 
         return Intent(token=token)
     # Another machine may have sent a request at any moment until now, whatever this one remembers.
     intent = intent or Intent(token=token)
-    return intent.from_now(intent.asked)
+    return intent.from_now(intent.asked).model_copy(update={"since": elsewhere_since})
 
 
 def _look(launch: Launch[T], intent: Intent, circumstances: Circumstances) -> T | None:

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -468,6 +468,21 @@ def test_attempt_that_prefect_knows_of_counts_when_this_machine_has_no_record(
     clock.later(40.0, platform.make)
     assert once(platform.launch(), store, Circumstances(attempted_since=now())) == "job-1"
     assert platform.sent == 0
+
+
+def test_record_tells_since_when_other_machines_may_have_sent(store: IntentFolder, platform: Platform) -> None:
+    since = now() - timedelta(hours=1)
+    told: list[Intent] = []
+
+    def find(intent: Intent) -> Sequence[str]:
+        told.append(intent)
+        return platform.find(intent)
+
+    once(platform.launch(find=find), store, Circumstances(attempted_since=since))
+    assert {intent.since for intent in told} == {since}
+    stored = store.read(platform.launch().token)
+    assert stored is not None
+    assert stored.since == since
 
 
 @contextmanager
