@@ -25,7 +25,7 @@ from prefect_biomed.clients.errors import HeldElsewhere, LocalStorageError, Unsa
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["PartialFile", "atomic_write", "digest", "exclusive", "home", "on_disk", "safe_join"]
+__all__ = ["PartialFile", "atomic_write", "digest", "exclusive", "home", "on_disk", "private", "safe_join"]
 
 _WINDOWS_FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
 _MAX_NAME_BYTES = 255
@@ -221,6 +221,22 @@ def exclusive(lock: Path, *, seconds: float, what: str) -> Iterator[None]:
         yield
     finally:
         holder.release()
+
+
+def private(path: Path) -> None:
+    """Make a file that only its owner can read, for what another library then writes itself.
+
+    A file that is there stays as it is; a link is refused.
+
+    Args:
+        path: Its name; its folder is made when missing.
+
+    Raises:
+        LocalStorageError: It cannot be made or opened, or is a link.
+    """
+    with on_disk(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600))
 
 
 def digest(path: Path) -> str:

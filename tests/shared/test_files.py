@@ -11,7 +11,7 @@ import pytest
 
 from prefect_biomed.clients import files
 from prefect_biomed.clients.errors import HeldElsewhere, LocalStorageError, is_transient
-from prefect_biomed.clients.files import PartialFile, atomic_write, exclusive, on_disk
+from prefect_biomed.clients.files import PartialFile, atomic_write, exclusive, on_disk, private
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +144,22 @@ def test_lock_is_kept_from_others_and_ends_with_its_holder(tmp_path: Path) -> No
 def test_other_errors_pass_on_disk(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), on_disk(tmp_path):
         raise ZeroDivisionError
+
+
+def test_private_file_is_for_its_owner_only_and_one_that_is_there_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "file"
+    private(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.write_bytes(b"content")
+    private(path)
+    assert path.read_bytes() == b"content"
+
+
+def test_private_file_is_not_made_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(LocalStorageError, match=tmp_path.name):
+        private(tmp_path / "link")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 # -- files that come in several tries ----------------------------------------------------------------------------------
