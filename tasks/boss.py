@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Literal
 
 from prefect import get_run_logger, task
-from prefect.context import FlowRunContext
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_biomed.blocks.boss import BossCredentials
@@ -23,7 +21,6 @@ from prefect_biomed.clients.boss import (
     complete,
     create_once,
     create_resources,
-    preflight,
     preview,
     upload,
 )
@@ -31,7 +28,7 @@ from prefect_biomed.clients.boss import wait_until_ready as wait_for_queue
 from prefect_biomed.clients.errors import BiomedError
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.tasks._reporting import Progress, artifact_key, image, link, markdown, state_event
-from prefect_biomed.tasks.policies import ONCE, RETRY
+from prefect_biomed.tasks.policies import ONCE, RETRY, circumstances
 
 __all__ = [
     "NewResources",
@@ -69,18 +66,24 @@ class NewResources(BaseModel):
 
 @task(**ONCE)
 def create_ingest_job(
-    credentials: BossCredentials, config: IngestConfig, token: str, new_resources: NewResources | None = None
+    credentials: BossCredentials,
+    config: IngestConfig,
+    token: str,
+    new_resources: NewResources | None = None,
+    settle_seconds: float | None = None,
 ) -> IngestJob:
     """Check everything that can be checked, then make an ingest job, once and never twice.
 
-    Safe to repeat, also after a kill: the intent is written down, then the user's jobs are searched for what it has led
-    to, and only when there is nothing the request is sent (`POST /ingest/`).
+    Safe to repeat, also after a kill while the request is still on its way: the intent is written down before it is
+    sent (`POST /ingest/`), and the user's jobs are searched until it can no longer take effect.
 
     Args:
         credentials: The account.
         config: What to ingest.
         token: Identity of the intent; `tasks.policies.intent_token` makes it.
         new_resources: Makes collection, coordinate frame, experiment and channel where they are missing.
+        settle_seconds: Longest time after which a request whose answer was lost may still take effect; a minute more
+            than the read timeout when None.
 
     Returns:
         The job, PREPARING.
@@ -104,8 +107,8 @@ def create_ingest_job(
                 time_samples=new_resources.time_samples,
             )
             logger.info("Made %s", ", ".join(made) or "nothing: all is there")
-        preflight(client, config)
-        job = create_once(client, config, token, not_before=_first_try())
+        known = circumstances("boss", "ingest-job")
+        job = create_once(client, config, token, settle_seconds=settle_seconds, circumstances=known)
     logger.info("Ingest job %d: %d tiles for %s", job.id, job.tile_count, config.channel_path)
     url = f"{credentials.protocol}://{credentials.host}/latest/ingest/{job.id}/status"
     link(artifact_key("boss-job", job.id), url, f"Ingest job {job.id} on {credentials.host}")
@@ -334,14 +337,6 @@ def report_text(report: UploadReport) -> str:
 
 def _event(job_id: int, state: str, **payload: object) -> None:
     state_event("boss", "ingest-job", str(job_id), state, **payload)
-
-
-def _first_try() -> datetime | None:
-    """When this flow run began first, if this is a retry of it."""
-    context = FlowRunContext.get()
-    if context is None or context.flow_run is None or context.flow_run.run_count < 2:
-        return None
-    return context.flow_run.start_time
 
 
 def _ranges(bounds: tuple[int, int, int] | None) -> dict[Literal["x", "y", "z"], tuple[int, int]] | None:

@@ -44,7 +44,7 @@ from prefect_biomed.clients.errors import (
     ServerUnavailable,
     is_transient,
 )
-from prefect_biomed.clients.http import USER_AGENT
+from prefect_biomed.clients.http import UNAVAILABLE, USER_AGENT
 from prefect_biomed.clients.polling import sleep
 
 __all__ = ["BATCH", "JobQueues", "Pauses", "UploadMessage", "batches"]
@@ -82,6 +82,7 @@ _BUSY = frozenset(
     }
 )
 _ELSEWHERE = frozenset({"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"})
+_FAILED = 500
 _SPREADING_SECONDS = 20.0
 _DENIAL_PAUSE_SECONDS = 60.0
 _GIVE_UP_SECONDS = 120.0
@@ -423,6 +424,6 @@ def _converted(error: ClientError, code: str) -> BiomedError:
         return QueueGone("The queue of the job is gone: it was completed or cancelled.")
     if code in _ELSEWHERE:
         return ConfigurationError(f"{text} The bucket of the job is in another region: set `aws_region` to that one.")
-    if code in _BUSY or status in (429, 500, 502, 503, 504):
+    if code in _BUSY or status in UNAVAILABLE or status == _FAILED:
         return ServerUnavailable(text, status=status)
     return PlatformError(text, status=status)

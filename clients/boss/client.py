@@ -2,43 +2,65 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 from urllib.parse import quote
 
-import requests
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr, TypeAdapter, ValidationError
 
+from prefect_biomed.clients.boss.answers import (
+    ChannelAnswer,
+    CompletionAnswer,
+    ErrorAnswer,
+    ExperimentAnswer,
+    FrameAnswer,
+    FrameworkErrorAnswer,
+    JobAnswer,
+    JobListAnswer,
+    JoinAnswer,
+    NameAnswer,
+    NamesAnswer,
+    StatusAnswer,
+)
 from prefect_biomed.clients.boss.config import IngestConfig
 from prefect_biomed.clients.boss.cutouts import Cutout, unpack
-from prefect_biomed.clients.boss.errors import refuse_over
-from prefect_biomed.clients.boss.models import Channel, IngestJob, JobCounts, JobStatus, JoinedJob
+from prefect_biomed.clients.boss.errors import NotYetComplete, refuse_over
+from prefect_biomed.clients.boss.models import Channel, IngestJob, IngestType, JobCounts, JobStatus, JoinedJob
 from prefect_biomed.clients.boss.tokens import find_token
 from prefect_biomed.clients.errors import (
     AuthenticationError,
     JobFailed,
     NotFoundError,
-    PermissionDeniedError,
     PlatformError,
     ServerUnavailable,
     UnexpectedResponse,
 )
 from prefect_biomed.clients.http import HttpSession, Timeouts
+from prefect_biomed.clients.rest import Refusal, RestClient, read_body
 
-__all__ = ["BossClient"]
+__all__ = ["SYSTEM_ERROR", "BossClient"]
 
 logger = logging.getLogger(__name__)
 
 Range = tuple[int, int]
 
+SYSTEM_ERROR = 9001
+"""Code of an error of the Boss's own, of which nobody knows what it has left behind."""
+
+_CANCELLED = 2004
+_EXISTS = 1003
 _KINDS = ("collection", "experiment", "channel")
-_TRANSIENT_STATUS = frozenset({429, 502, 503, 504})
+_NO_CONTENT = 204
+# How long a proxy, or the server's own queue, may hold a request after its client is gone.
+_HELD_SECONDS = 60.0
+_SPOKEN: TypeAdapter[ErrorAnswer | FrameworkErrorAnswer | CompletionAnswer] = TypeAdapter(
+    ErrorAnswer | FrameworkErrorAnswer | CompletionAnswer
+)
 
 
-class BossClient:
+class BossClient(RestClient):
     """Client of one Boss server.
 
     Reads are repeated for short outages; no other request is.
@@ -52,7 +74,17 @@ class BossClient:
         aws_region: Region of queues and buckets.
         aws_endpoint_url: Where SQS and S3 are asked instead of AWS.
         aws_verify_tls: False accepts any certificate of these.
+        settle_seconds: Longest time after which a request of ours may still take effect although its answer was lost;
+            a minute more than the read timeout when None.
+
+    Attributes:
+        settle_seconds: As given.
     """
+
+    _by_status: ClassVar[dict[int, tuple[type[PlatformError], str]]] = RestClient._by_status | {
+        401: (AuthenticationError, "The Boss refused the token. Check the token of the block."),
+        404: (NotFoundError, ""),
+    }
 
     def __init__(
         self,
@@ -65,6 +97,7 @@ class BossClient:
         aws_region: str = "us-east-1",
         aws_endpoint_url: str | None = None,
         aws_verify_tls: bool = True,
+        settle_seconds: float | None = None,
     ) -> None:
         secret = find_token(token)
         self._remake: dict[str, Any] = {
@@ -74,6 +107,7 @@ class BossClient:
             "aws_region": aws_region,
             "aws_endpoint_url": aws_endpoint_url,
             "aws_verify_tls": aws_verify_tls,
+            "settle_seconds": settle_seconds,
         }
         self._secret = secret
         self._timeouts = timeouts or Timeouts()
@@ -81,14 +115,17 @@ class BossClient:
         self.aws_region = aws_region
         self.aws_endpoint_url = aws_endpoint_url
         self.aws_verify_tls = aws_verify_tls
-        self._http = HttpSession(
-            f"{protocol}://{host}/latest",
-            auth_headers=lambda: {
-                "Authorization": f"Token {secret.get_secret_value()}",
-                "Accept": "application/json",
-            },
-            timeouts=self._timeouts,
-            verify_tls=verify_tls,
+        self.settle_seconds = self._timeouts.read_seconds + _HELD_SECONDS if settle_seconds is None else settle_seconds
+        super().__init__(
+            HttpSession(
+                f"{protocol}://{host}/latest",
+                auth_headers=lambda: {
+                    "Authorization": f"Token {secret.get_secret_value()}",
+                    "Accept": "application/json",
+                },
+                timeouts=self._timeouts,
+                verify_tls=verify_tls,
+            )
         )
 
     def __enter__(self) -> Self:
@@ -110,6 +147,7 @@ class BossClient:
         seconds = {
             "connect_seconds": self._timeouts.connect_seconds,
             "read_seconds": self._timeouts.read_seconds,
+            "total_seconds": self._timeouts.total_seconds,
         }
         return self._remake | {"token": self._secret.get_secret_value(), "timeouts": seconds}
 
@@ -138,30 +176,22 @@ class BossClient:
             NetworkError: No answer; the job may have been made.
         """
         try:
-            body = self._ask("POST", "/ingest/", json_body=config.body())
+            answer = self.ask(JobAnswer, "POST", "/ingest/", json_body=config.body(), about=config.channel_path)
         except NotFoundError as error:
             # The server says "Channel None not found" whatever the name was.
-            raise NotFoundError(
-                f"There is no channel {config.channel_path}. create_resources makes it; preflight names the nearest.",
-                status=error.status,
-                code=error.code,
-                url=error.url,
-            ) from None
+            said = f"There is no channel {config.channel_path}. create_resources makes it; preflight names the nearest."
+            raise _said_anew(error, said) from None
         except PlatformError as error:
-            if error.code == 9001:
-                raise PlatformError(
-                    f"{error} The server may keep a half-made job: look with list_jobs and cancel it.",
-                    status=error.status,
-                    code=error.code,
-                    url=error.url,
-                ) from None
-            raise
-        return self._job(body)
+            if error.code != SYSTEM_ERROR:
+                raise
+            said = f"{error} The server may keep a half-made job: look with list_jobs and cancel it."
+            raise _said_anew(error, said) from None
+        return answer.job(self.host)
 
     def list_jobs(self) -> list[IngestJob]:
         """List the user's jobs that were not deleted. Endpoint: `GET /ingest/`."""
-        body = self._ask("GET", "/ingest/")
-        return [self._job(item) for item in _field(body, "ingest_jobs", list, "/ingest/")]
+        answer = self.ask(JobListAnswer, "GET", "/ingest/", about="ingest jobs")
+        return [job.job(self.host) for job in answer.ingest_jobs]
 
     def counts(self, job_id: int) -> JobCounts:
         """Ask how far a job is. Endpoint: `GET /ingest/{id}/status`.
@@ -170,12 +200,12 @@ class BossClient:
             NotFoundError: There is no such job, or it was cancelled.
             PermissionDeniedError: It belongs to somebody else.
         """
-        body = self._ask("GET", f"/ingest/{job_id}/status", what=f"ingest job {job_id}")
+        answer = self.ask(StatusAnswer, "GET", f"/ingest/{job_id}/status", about=f"ingest job {job_id}")
         return JobCounts(
             id=job_id,
-            status=JobStatus(_field(body, "status", int, "/status")),
-            tile_count=_field(body, "total_message_count", int, "/status"),
-            visible=_field(body, "current_message_count", int, "/status"),
+            status=answer.status,
+            tile_count=answer.total_message_count,
+            visible=answer.current_message_count,
         )
 
     def join(self, job_id: int) -> JoinedJob | None:
@@ -197,9 +227,9 @@ class BossClient:
             ServerUnavailable: The server cannot say now.
         """
         try:
-            body = self._ask("GET", f"/ingest/{job_id}", what=f"ingest job {job_id}")
+            answer = self.ask(JoinAnswer, "GET", f"/ingest/{job_id}", about=f"ingest job {job_id}")
         except PlatformError as error:
-            if error.code != 9001:
+            if error.code != SYSTEM_ERROR:
                 raise
             # A job that is over answers so, and so does a busy server: the status tells which.
             if "generating ingest job messages" in str(error):
@@ -208,15 +238,11 @@ class BossClient:
                     "another."
                 ) from error
             refuse_over(job_id, self.counts(job_id).status)
-            raise ServerUnavailable(
-                f"Ingest job {job_id} cannot be joined now: {error}", status=error.status, code=9001, url=error.url
-            ) from error
-        about = _field(body, "ingest_job", dict, "/ingest/{id}")
-        job = self._job(about)
+            said = f"Ingest job {job_id} cannot be joined now: {error}"
+            raise _said_anew(error, said, ServerUnavailable) from error
+        job = answer.ingest_job.job(self.host)
         refuse_over(job_id, job.status)
-        if job.status == JobStatus.PREPARING or not body.get("credentials"):
-            return None
-        return _joined(job, body)
+        return None if job.status == JobStatus.PREPARING else _joined(job, answer)
 
     def request_completion(self, job_id: int) -> float | None:
         """Tell the server that all of a job is uploaded. Endpoint: `POST /ingest/{id}/complete`.
@@ -233,15 +259,16 @@ class BossClient:
             PlatformError: The server refuses; with code 1006 because messages wait in the upload queue, or because the
                 job was never begun or is over.
         """
-        response, body = self._http.json("POST", f"/ingest/{job_id}/complete")
-        body = body if isinstance(body, dict) else {}
-        if response.status_code == 204:
-            return None
-        if response.status_code in (200, 202, 400) and ("wait_secs" in body or "job_status" in body):
-            logger.info("Ingest job %d: completion goes on (%s)", job_id, body.get("info") or body.get("job_status"))
-            return float(body.get("wait_secs") or 0.0)
-        _raise_for_error(response, body, f"ingest job {job_id}")
-        raise UnexpectedResponse(f"Completion of ingest job {job_id}: HTTP {response.status_code}.")
+        about = f"completion of ingest job {job_id}"
+        try:
+            with self.opened("POST", f"/ingest/{job_id}/complete", about=about) as response:
+                if response.status_code == _NO_CONTENT:
+                    return None
+                answer = read_body(CompletionAnswer, self._http.read_text(response), response, about=about)
+        except NotYetComplete as error:
+            logger.info("Ingest job %d: %s", job_id, error)
+            return error.wait_seconds
+        return answer.wait_secs or 0.0
 
     def cancel(self, job_id: int) -> str:
         """Cancel a job: its queues and keys go away, what was ingested stays. Endpoint: `DELETE /ingest/{id}`.
@@ -261,15 +288,21 @@ class BossClient:
         try:
             status = self.counts(job_id).status
         except NotFoundError as error:
-            if error.code == 2004:
+            if error.code == _CANCELLED:
                 return f"Ingest job {job_id} was cancelled before."
             raise
         if status == JobStatus.COMPLETE:
             return f"Ingest job {job_id} is complete; there is nothing to cancel."
         try:
-            self._ask("DELETE", f"/ingest/{job_id}", what=f"ingest job {job_id}")
+            with self.opened("DELETE", f"/ingest/{job_id}", about=f"ingest job {job_id}") as response:
+                if response.status_code != _NO_CONTENT:
+                    raise UnexpectedResponse(
+                        f"Ingest job {job_id}: the answer to its cancellation is not of the Boss "
+                        f"(HTTP {response.status_code}). Ask for its state, then cancel it again.",
+                        status=response.status_code,
+                    )
         except PlatformError as error:
-            if error.code != 9001:
+            if error.code != SYSTEM_ERROR:
                 raise
             try:
                 now = self.counts(job_id).status
@@ -290,24 +323,21 @@ class BossClient:
         Raises:
             NotFoundError: One of them does not exist; the message names it.
         """
-        about = self._ask("GET", _resource(collection, experiment), what=f"experiment {experiment}")
-        leaf = self._ask("GET", _resource(collection, experiment, channel), what=f"channel {channel}")
-        frame = self._ask("GET", f"/coord/{quote(str(about.get('coord_frame')), safe='')}/", what="coordinate frame")
-        try:
-            return Channel(
-                path=f"{collection}/{experiment}/{channel}",
-                datatype=leaf["datatype"],
-                type=leaf["type"],
-                base_resolution=leaf.get("base_resolution", 0),
-                bounds={
-                    "x": (frame["x_start"], frame["x_stop"]),
-                    "y": (frame["y_start"], frame["y_stop"]),
-                    "z": (frame["z_start"], frame["z_stop"]),
-                },
-                time_samples=about.get("num_time_samples", 1),
-            )
-        except (KeyError, ValidationError):
-            raise UnexpectedResponse(f"The description of channel {channel} lacks what was expected.") from None
+        about = self.ask(ExperimentAnswer, "GET", _resource(collection, experiment), about=f"experiment {experiment}")
+        leaf = self.ask(ChannelAnswer, "GET", _resource(collection, experiment, channel), about=f"channel {channel}")
+        frame = self.ask(FrameAnswer, "GET", _frame(about.coord_frame), about=f"coordinate frame {about.coord_frame}")
+        return Channel(
+            path=f"{collection}/{experiment}/{channel}",
+            datatype=leaf.datatype,
+            type=leaf.type,
+            base_resolution=leaf.base_resolution,
+            bounds={
+                "x": (frame.x_start, frame.x_stop),
+                "y": (frame.y_start, frame.y_stop),
+                "z": (frame.z_start, frame.z_stop),
+            },
+            time_samples=about.num_time_samples,
+        )
 
     def exists(self, *names: str) -> bool:
         """Tell whether there is a collection, an experiment in it, or a channel in that, by their names.
@@ -322,7 +352,7 @@ class BossClient:
         Endpoint: `GET /collection/`, `GET /collection/{c}/`, `GET /collection/{c}/experiment/{e}/`.
         """
         path = _resource(*names) if names else "/collection/"
-        return [str(name) for name in _field(self._ask("GET", path), f"{_KINDS[len(names)]}s", list, path)]
+        return self.ask(NamesAnswer, "GET", path, about=" ".join(names) or "collections").names
 
     def make(self, *names: str, about: Mapping[str, Any]) -> bool:
         """Make a collection, an experiment or a channel unless it is there.
@@ -343,7 +373,7 @@ class BossClient:
 
     def make_frame(self, name: str, about: Mapping[str, Any]) -> bool:
         """Make a coordinate frame unless it is there; as `make`."""
-        return self._make(f"/coord/{quote(name, safe='')}/", f"coordinate frame {name}", about)
+        return self._make(_frame(name), f"coordinate frame {name}", about)
 
     def cutout(self, channel_path: str, resolution: int, x: Range, y: Range, z: Range, t: int = 0) -> Cutout:
         """Read pixels back. Endpoint: `GET /cutout/…` as `application/npygz`.
@@ -366,24 +396,32 @@ class BossClient:
         names = "/".join(quote(name, safe="") for name in channel_path.split("/"))
         spans = "/".join(f"{low}:{high}" for low, high in (x, y, z, (t, t + 1)))
         path = f"/cutout/{names}/{resolution}/{spans}/"
-        with self._http.open("GET", path, headers={"Accept": "application/npygz"}) as response:
-            if response.status_code != 200:
-                _raise_for_error(response, _json_or_none(self._http.read_text(response)), channel_path)
+        with self.opened("GET", path, headers={"Accept": "application/npygz"}, about=channel_path) as response:
             packed = b"".join(self._http.chunks(response))
         shape = (z[1] - z[0], y[1] - y[0], x[1] - x[0])
         return unpack(packed, shape)
 
     # -- inside --------------------------------------------------------------------------------------------------
 
-    def _ask(self, method: str, path: str, *, what: str = "the request", **request: Any) -> Any:
-        response, body = self._http.json(method, path, **request)
-        if not 200 <= response.status_code < 300:
-            _raise_for_error(response, body, what)
-        return body
+    def _refusal(self, status: int, body: Any) -> Refusal | None:
+        """Read an error of the Boss, of the framework under it, or a completion that goes on."""
+        try:
+            said = _SPOKEN.validate_python(body)
+        except ValidationError:
+            return None
+        if isinstance(said, ErrorAnswer):
+            # Of AWS, whose limits the Boss has reached.
+            kind = ServerUnavailable if "Rate exceeded" in said.message else None
+            return Refusal(said.message, said.code, kind)
+        if isinstance(said, FrameworkErrorAnswer):
+            return Refusal(said.detail)
+        # No error at all, so that it is not one in the Boss's words either.
+        waits = {"wait_seconds": said.wait_secs or 0.0, "spoken": False}
+        return Refusal(str(said.info or "completion goes on"), kind=NotYetComplete, details=waits)
 
     def _is_there(self, path: str) -> bool:
         try:
-            self._ask("GET", path)
+            self.ask(NameAnswer, "GET", path)
         except NotFoundError:
             return False
         return True
@@ -391,24 +429,13 @@ class BossClient:
     def _make(self, path: str, what: str, about: Mapping[str, Any]) -> bool:
         if self._is_there(path):
             return False
-        self._ask("POST", path, json_body=dict(about), what=what)
-        return True
-
-    def _job(self, body: Any) -> IngestJob:
         try:
-            return IngestJob(
-                id=body["id"],
-                collection=body["collection"],
-                experiment=body["experiment"],
-                channel=body["channel"],
-                status=JobStatus(int(body["status"])),
-                ingest_type="volumetric" if body.get("ingest_type") else "tile",
-                tile_count=body.get("tile_count") or 0,
-                created_on=body.get("created_on"),
-                host=self.host,
-            )
-        except (KeyError, TypeError, ValueError):
-            raise UnexpectedResponse("The server described an ingest job in an unknown way.") from None
+            self.ask(NameAnswer, "POST", path, json_body=dict(about), about=what)
+        except PlatformError as error:
+            if error.code == _EXISTS and self._is_there(path):
+                return False  # made by somebody else meanwhile
+            raise
+        return True
 
 
 def _resource(*names: str) -> str:
@@ -416,59 +443,36 @@ def _resource(*names: str) -> str:
     return "".join(f"/{kind}/{quote(name, safe='')}" for kind, name in zip(_KINDS, names, strict=False)) + "/"
 
 
-def _raise_for_error(response: requests.Response, body: Any, what: str) -> None:
-    """Raise the error that the Boss's answer stands for."""
-    status, url = response.status_code, response.url.split("?", 1)[0]
-    body = body if isinstance(body, dict) else {}
-    code = body.get("code") if isinstance(body.get("code"), int) else None
-    text = str(body.get("message") or body.get("detail") or f"HTTP {status}")[:500]
-    about: dict[str, Any] = {"status": status, "code": code, "url": url}
-    if status == 401:
-        raise AuthenticationError(f"The Boss refused the token: {text} Check the token of the block.", **about)
-    if status == 403:
-        raise PermissionDeniedError(f"{what}: {text} (code {code}).", **about)
-    if status == 404:
-        raise NotFoundError(f"{what}: {text} (code {code}).", **about)
-    if status in _TRANSIENT_STATUS or "Rate exceeded" in text:
-        raise ServerUnavailable(f"{what}: the server is out of order for the moment: {text}", **about)
-    if status >= 400:
-        raise PlatformError(f"{what}: the Boss answered: {text} (HTTP {status}, code {code}).", **about)
-    raise UnexpectedResponse(f"{what}: HTTP {status} was not expected.", **about)
+def _frame(name: str) -> str:
+    return f"/coord/{quote(name, safe='')}/"
 
 
-def _joined(job: IngestJob, body: dict[str, Any]) -> JoinedJob:
-    about, keys = body["ingest_job"], body["credentials"]
-    resource = _field(body, "resource", dict, "/ingest/{id}")
-    settings = {key: body.get(key, {}) for key in ("KVIO_SETTINGS", "STATEIO_CONFIG", "OBJECTIO_CONFIG")}
-    queues = {"upload_queue": about.get("upload_queue"), "ingest_queue": about.get("ingest_queue")}
-    bucket = "ingest_bucket_name" if job.ingest_type == "volumetric" else "tile_bucket_name"
-    try:
-        return JoinedJob(
-            job=job,
-            access_key=keys["access_key"],
-            secret_key=keys["secret_key"],
-            session_token=keys.get("security_token"),
-            upload_queue=about["upload_queue"],
-            tile_index_queue=about.get("tile_index_queue"),
-            bucket=body[bucket],
-            parameters=queues | settings | {"resource": resource},
-            lookup_key=resource["lookup_key"],
-            datatype=resource["channel"]["datatype"],
-            base_resolution=resource["channel"].get("base_resolution", 0),
-        )
-    except (KeyError, TypeError, ValidationError):
-        raise UnexpectedResponse(f"Ingest job {job.id}: the answer to the join lacks what an upload needs.") from None
+def _said_anew(error: PlatformError, said: str, kind: type[PlatformError] | None = None) -> PlatformError:
+    """Make the same error in other words."""
+    about: dict[str, Any] = {"status": error.status, "code": error.code, "url": error.url, "spoken": error.spoken}
+    return (kind or type(error))(said, **about)
 
 
-def _field(body: Any, name: str, kind: type, path: str) -> Any:
-    value = body.get(name) if isinstance(body, dict) else None
-    if not isinstance(value, kind):
-        raise UnexpectedResponse(f"The answer of {path} has no {name}.")
-    return value
-
-
-def _json_or_none(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
+def _joined(job: IngestJob, answer: JoinAnswer) -> JoinedJob | None:
+    """Read what an upload needs; None when the server had no keys at hand."""
+    keys, queues, resource = answer.credentials, answer.ingest_job, answer.resource
+    if keys is None:
         return None
+    is_tiled = job.ingest_type != IngestType.VOLUMETRIC
+    bucket = answer.tile_bucket_name if is_tiled else answer.ingest_bucket_name
+    incomplete = is_tiled and queues.tile_index_queue is None
+    if resource is None or bucket is None or queues.upload_queue is None or incomplete:
+        raise UnexpectedResponse(f"Ingest job {job.id}: the answer to the join lacks what an upload needs.")
+    return JoinedJob(
+        job=job,
+        access_key=keys.access_key,
+        secret_key=keys.secret_key,
+        session_token=keys.security_token,
+        upload_queue=queues.upload_queue,
+        tile_index_queue=queues.tile_index_queue,
+        bucket=bucket,
+        parameters=answer.parameters,
+        lookup_key=resource.lookup_key,
+        datatype=resource.channel.datatype,
+        base_resolution=resource.channel.base_resolution,
+    )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from prefect_biomed.clients.boss.models import JobStatus, UploadReport
-from prefect_biomed.clients.errors import BiomedError, JobFailed
+from typing import Any
 
-__all__ = ["ChunkFailed", "IngestIncomplete", "ProcessFailed", "QueueGone", "refuse_over"]
+from prefect_biomed.clients.boss.models import JobStatus, UploadReport
+from prefect_biomed.clients.errors import BiomedError, JobFailed, PlatformError
+
+__all__ = ["ChunkFailed", "IngestIncomplete", "NotYetComplete", "ProcessFailed", "QueueGone", "refuse_over"]
 
 
 class QueueGone(JobFailed):
@@ -14,6 +16,18 @@ class QueueGone(JobFailed):
 
 class ChunkFailed(BiomedError):
     """Cuboids of a chunk were refused for good."""
+
+
+class NotYetComplete(PlatformError):
+    """The Boss wants to be asked again later to complete a job.
+
+    Attributes:
+        wait_seconds: How much later.
+    """
+
+    def __init__(self, message: str, *, wait_seconds: float = 0.0, **about: Any) -> None:
+        super().__init__(message, **about)
+        self.wait_seconds = wait_seconds
 
 
 class ProcessFailed(BiomedError):

@@ -1,46 +1,38 @@
-"""Creating a job once: the intent is written before the request, so that a retry finds what it has led to.
+"""Creating an ingest job exactly once.
 
-The Boss gives jobs no names. So the intent notes which jobs were there before, and a job of the same channel, type and
-size that was not is the one that an unanswered request has made.
+The protocol is that of `clients.once`. The Boss gives jobs no names, so the intent remembers which jobs were there
+before, and a job of the same channel, kind and size that was not is the one that a lost answer was about.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from datetime import datetime
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.boss.config import IngestConfig
 from prefect_biomed.clients.boss.ledger import default_folder
 from prefect_biomed.clients.boss.models import IngestJob
-from prefect_biomed.clients.errors import (
-    ConnectionFailed,
-    LaunchInDoubt,
-    LedgerError,
-    NetworkError,
-    PlatformError,
-    ServerUnavailable,
-)
-from prefect_biomed.clients.files import atomic_write
+from prefect_biomed.clients.boss.preflight import preflight
+from prefect_biomed.clients.errors import LaunchInDoubt, LedgerError, NotFoundError, PlatformError
+from prefect_biomed.clients.once import Circumstances, Intent, IntentFolder, Launch, once
+from prefect_biomed.clients.polling import now
 
 __all__ = ["create_once", "job_of_intent"]
 
+logger = logging.getLogger(__name__)
 
-class _Intent(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    token: str
-    host: str
-    channel: str
-    tile_count: int
-    known: tuple[int, ...]
-    job_id: int | None = None
+# Codes from here on are about the Boss itself, of which nobody knows what they have left behind; but for this one.
+_SYSTEM_CODES = 9000
+_UNKNOWN_VERSION = 9003
+# By so much the clocks of the machines concerned may differ.
+_CLOCK_SECONDS = 5.0
 
 
 def create_once(
@@ -48,176 +40,299 @@ def create_once(
     config: IngestConfig,
     token: str,
     *,
-    not_before: datetime | None = None,
+    settle_seconds: float | None = None,
     folder: Path | None = None,
+    circumstances: Circumstances | None = None,
 ) -> IngestJob:
-    """Make the job of an intent, or find it when an earlier call has made it.
+    """Check a configuration and make the job of an intent, once and never twice (`POST /ingest/`).
 
-    Safe to repeat with the same token, also after a kill.
+    Safe to repeat with the same token, also by two processes at once, and after a kill while the request is still on
+    its way: the intent is written down before it is sent, and then the user's jobs are searched until it can no longer
+    take effect. One intent of a folder at a time, because jobs are told apart by what was there before.
 
     Args:
         client: Client of the Boss.
         config: Configuration of the job.
         token: Identity of the intent: the same on each retry, another one for each new intent.
-        not_before: When this is a retry on a machine that knows nothing of the intent: when it was first tried.
+        settle_seconds: Longest time after which a request may still take effect although its answer was lost; that of
+            the client when None.
         folder: Folder of intents; `intents` beside the ledgers by default.
+        circumstances: What the caller knows of earlier attempts and other machines.
 
     Returns:
         The job.
 
     Raises:
-        LaunchInDoubt: It is not known whether the request took effect; a retry looks first.
-        LedgerError: The file of the intent is damaged or belongs to another configuration.
-        BiomedError: As for `BossClient.create`.
+        PreflightFailed: Channel, extent or dtype do not fit; nothing was sent.
+        LaunchInDoubt: It is not known whether the job was made, or which of several it is. Repeating looks first.
+        HeldElsewhere: Another process makes a job.
+        LedgerError: The record of the intent is damaged, of a later version, or about another configuration.
+        NotFoundError: The job was made and somebody has cancelled it. It is not made again.
+        PlatformError: The Boss refused. After an error of its own it may keep a half-made job: the message says so.
     """
-    folder = folder or default_folder() / "intents"
-    with _locked(folder):
-        intent = _read(folder, token)
-        if intent and (intent.host, intent.channel, intent.tile_count) != _subject(client, config):
-            raise LedgerError(f"The intent {token} in {folder} is about another job. Remove it or use another name.")
-        if intent and intent.job_id is not None:
-            return _described(client, config, intent.job_id)
-        others = {item.job_id for item in _all(folder) if item.host == client.host and item.job_id is not None}
-        found = None
-        if intent:
-            found = _find_created(client, config, known=intent.known, claimed=others)
-        elif not_before:
-            found = _find_created(client, config, claimed=others, not_before=not_before)
-        if found:
-            _write(folder, _intent(token, client, config, known=(), job_id=found.id))
-            return found
-        if intent is None:
-            known = tuple(job.id for job in client.list_jobs())
-            intent = _intent(token, client, config, known=known)
-            _write(folder, intent)
-        try:
-            job = client.create(config)
-        except ConnectionFailed:
-            raise
-        except (NetworkError, ServerUnavailable) as error:
-            found = _find_created(client, config, known=intent.known, claimed=others)
-            if found is None:
-                raise LaunchInDoubt(
-                    f"The Boss did not answer whether it made the job on {config.channel_path} ({error}). No new job "
-                    "is there yet; a retry looks again before it asks."
-                ) from error
-            job = found
-        except PlatformError as error:
-            if error.code != 9001:
-                _path(folder, token).unlink(missing_ok=True)
-            raise
-        _write(folder, intent.model_copy(update={"job_id": job.id}))
-        return job
+    store = _intents(folder)
+    creation = _Creation(client, config, token, store)
+    creation.check_record()
+    launch = Launch(
+        what=f"the ingest job on {config.channel_path}",
+        token=token,
+        settle_seconds=client.settle_seconds if settle_seconds is None else settle_seconds,
+        find=creation.find,
+        prepare=creation.prepare,
+        send=lambda: client.create(config),
+        get=creation.get,
+        identify=lambda job: str(job.id),
+        says_no=_says_no,
+    )
+    return once(launch, store, circumstances)
 
 
 def job_of_intent(token: str, folder: Path | None = None) -> int | None:
-    """Tell which job an intent of this machine has led to; None when that is not known."""
-    intent = _read(folder or default_folder() / "intents", token)
-    return intent.job_id if intent else None
+    """Tell which job an intent of this machine has led to.
+
+    Args:
+        token: The intent.
+        folder: As for `create_once`.
+
+    Returns:
+        Number of the job; None when no job is known.
+
+    Raises:
+        LedgerError: The record is damaged, or of a later version of the package.
+    """
+    store = _intents(folder)
+    intent = store.read(token)
+    return _number(intent.id, store.folder) if intent and intent.id else None
 
 
-def _subject(client: BossClient, config: IngestConfig) -> tuple[str, str, int]:
-    return client.host, config.channel_path, config.tile_count
+class _Asked(BaseModel):
+    """What an intent remembers, by which its job is recognised.
+
+    Attributes:
+        host: Server.
+        channel: `collection/experiment/channel`.
+        ingest_type: Kind of the job.
+        tile_count: Its size.
+        extent: Ranges by axis; jobs of 0.1 do not tell it.
+        known: Jobs that were there before.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    host: str
+    channel: str
+    tile_count: int
+    ingest_type: str | None = None
+    extent: dict[str, JsonValue] | None = None
+    known: tuple[int, ...] = ()
 
 
-def _intent(
-    token: str, client: BossClient, config: IngestConfig, *, known: tuple[int, ...], job_id: int | None = None
-) -> _Intent:
-    host, channel, tile_count = _subject(client, config)
-    return _Intent(token=token, host=host, channel=channel, tile_count=tile_count, known=known, job_id=job_id)
+class _Creation:
+    """The job of one intent."""
+
+    def __init__(self, client: BossClient, config: IngestConfig, token: str, store: IntentFolder) -> None:
+        self._client = client
+        self._config = config
+        self._token = token
+        self._store = store
+        self._subject = _Asked(
+            host=client.host,
+            channel=config.channel_path,
+            tile_count=config.tile_count,
+            ingest_type=config.ingest_job.ingest_type,
+            extent=config.ingest_job.extent.model_dump(mode="json"),
+        )
+
+    def check_record(self) -> None:
+        """Refuse to work with the record of another job.
+
+        Raises:
+            LedgerError: It is one.
+        """
+        intent = self._store.read(self._token)
+        asked = _asked(intent) if intent else None
+        if asked and not _alike(asked, self._subject):
+            raise LedgerError(
+                f"The intent {self._token} in {self._store.folder} is about another job, on {asked.channel}. Remove "
+                "its file or use another idempotency_key."
+            )
+
+    def find(self, intent: Intent) -> Sequence[IngestJob]:
+        """Look for the job that an unanswered request has made.
+
+        Raises:
+            LaunchInDoubt: Several could be meant, or it could be that of another intent.
+        """
+        if intent.intended_at is None:
+            return []  # no request of this intent can be on its way
+        asked = _asked(intent)
+        found = [
+            whole
+            for job in self._client.list_jobs()
+            if self._is_alike(job)
+            and (asked is None or job.id not in asked.known)
+            and job.id not in self._claimed
+            and _not_before(job, intent.since)
+            and (whole := self._of_this_size(job)) is not None
+        ]
+        rivals = [token for token, rival in self._rivals.items() for job in found if rival.may_have_made(job)]
+        if len(found) > 1 or rivals:
+            numbers = ", ".join(str(job.id) for job in found)
+            others = f" It could be that of the intent {', '.join(rivals)} as well." if rivals else ""
+            raise LaunchInDoubt(
+                f"Ingest job {numbers} on {self._config.channel_path} could be the one that was just made.{others} "
+                "Cancel those that are not wanted, or join the right one by its job_id."
+            )
+        return found
+
+    def prepare(self, intent: Intent) -> Mapping[str, JsonValue]:
+        """Check the configuration, and note which jobs are there before the request."""
+        preflight(self._client, self._config)
+        earlier = _asked(intent)
+        if earlier is not None and intent.intended_at is not None:
+            # What appears after the first request is not known to be anybody else's, however late.
+            known = earlier.known
+        else:
+            known = tuple(job.id for job in self._client.list_jobs())
+        return self._subject.model_copy(update={"known": known}).model_dump(mode="json")
+
+    def get(self, identifier: str) -> IngestJob:
+        """Read the job that is known already."""
+        job_id = _number(identifier, self._store.folder)
+        try:
+            counts = self._client.counts(job_id)
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"{error} It was made for the intent {self._token}, which makes no other. To begin anew, give another "
+                "idempotency_key.",
+                status=error.status,
+                code=error.code,
+                url=error.url,
+                spoken=error.spoken,
+            ) from None
+        names = self._config.database
+        return IngestJob(
+            id=job_id,
+            collection=names.collection,
+            experiment=names.experiment,
+            channel=names.channel,
+            status=counts.status,
+            ingest_type=self._config.ingest_job.ingest_type,
+            tile_count=counts.tile_count,
+            host=self._client.host,
+        )
+
+    def _is_alike(self, job: IngestJob) -> bool:
+        names = self._config.database
+        return (
+            (job.collection, job.experiment, job.channel) == (names.collection, names.experiment, names.channel)
+            and job.ingest_type.value == self._config.ingest_job.ingest_type
+            and not job.status.is_terminal
+        )
+
+    def _of_this_size(self, job: IngestJob) -> IngestJob | None:
+        """The job with its counts; None when it is of another size, or was cancelled meanwhile."""
+        try:
+            counts = self._client.counts(job.id)
+        except NotFoundError:
+            return None
+        if counts.tile_count != self._config.tile_count:
+            return None
+        return job.model_copy(update={"tile_count": counts.tile_count, "status": counts.status})
+
+    @cached_property
+    def _others(self) -> list[tuple[Intent, _Asked]]:
+        """Other intents on the same channel. Nobody changes them while this one holds the lock of the folder."""
+        found = []
+        for intent in self._store.others(self._token):
+            try:
+                asked = _asked(intent)
+            except LedgerError as error:
+                logger.warning("Left out: %s", error)
+                continue
+            if asked and _alike(asked, self._subject, extent=False):
+                found.append((intent, asked))
+        return found
+
+    @property
+    def _claimed(self) -> set[int]:
+        return {int(intent.id) for intent, _ in self._others if intent.id and intent.id.isdecimal()}
+
+    @property
+    def _rivals(self) -> dict[str, _Rival]:
+        """Other intents in doubt, of the same size but for another part of the channel."""
+        return {
+            intent.token: _Rival(intent, asked, self._client.settle_seconds)
+            for intent, asked in self._others
+            if intent.is_in_doubt and asked.extent is not None and asked.extent != self._subject.extent
+        }
 
 
-def _described(client: BossClient, config: IngestConfig, job_id: int) -> IngestJob:
-    counts = client.counts(job_id)
-    names = config.database
-    return IngestJob(
-        id=job_id,
-        collection=names.collection,
-        experiment=names.experiment,
-        channel=names.channel,
-        status=counts.status,
-        ingest_type=config.ingest_job.ingest_type,
-        tile_count=counts.tile_count,
-        host=client.host,
+class _Rival:
+    """Another intent in doubt, whose job looks like ours to whoever does not see its extent."""
+
+    def __init__(self, intent: Intent, asked: _Asked, settle_seconds: float) -> None:
+        assert intent.intended_at is not None
+        self._since = intent.intended_at - timedelta(seconds=_CLOCK_SECONDS)
+        self._until = intent.intended_at + timedelta(seconds=settle_seconds + _CLOCK_SECONDS)
+        self._known = asked.known
+
+    def may_have_made(self, job: IngestJob) -> bool:
+        """Whether its request may have made this job."""
+        return job.id not in self._known and (job.created_on is None or self._since <= job.created_on <= self._until)
+
+
+def _intents(folder: Path | None) -> IntentFolder:
+    return IntentFolder(folder or default_folder() / "intents", one_at_a_time=True, migrate=_migrated)
+
+
+def _migrated(content: Mapping[str, Any]) -> Intent:
+    """Read a record of release 0.1, which had no times: its request may have been sent just now."""
+    old = _Asked.model_validate(content)
+    job_id: int | None = content["job_id"]
+    if job_id is not None and not isinstance(job_id, int):
+        raise ValueError("no number of a job")
+    return Intent(
+        token=content["token"],
+        intended_at=now(),
+        asked=old.model_dump(mode="json"),
+        id=None if job_id is None else str(job_id),
     )
 
 
-def _path(folder: Path, token: str) -> Path:
-    return folder / f"{token}.json"
-
-
-def _read(folder: Path, token: str) -> _Intent | None:
-    path = _path(folder, token)
-    try:
-        return _Intent.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError):
-        raise LedgerError(f"{path} is damaged. Look for the job with list_jobs, then remove the file.") from None
-
-
-def _all(folder: Path) -> Iterator[_Intent]:
-    for path in folder.glob("*.json"):
-        intent = _read(folder, path.stem)
-        if intent:
-            yield intent
-
-
-def _write(folder: Path, intent: _Intent) -> None:
-    with atomic_write(_path(folder, intent.token)) as file:
-        file.write(json.dumps(intent.model_dump(mode="json")).encode())
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        yield
-
-
-def _find_created(
-    client: BossClient,
-    config: IngestConfig,
-    *,
-    known: Collection[int] = (),
-    claimed: Collection[int] = (),
-    not_before: datetime | None = None,
-) -> IngestJob | None:
-    """Look for a job that an earlier, unanswered `create` has made.
-
-    The Boss has no names for jobs, so the job is known by its channel, type and number of tiles, and by not
-    having been there before.
-
-    Args:
-        client: Client of the Boss.
-        config: What was posted.
-        known: Jobs that were there before the post.
-        claimed: Jobs that are known to belong to others of our intents.
-        not_before: Jobs made before this moment are not meant, by the server's clock.
-
-    Returns:
-        The job; None when there is none.
+def _asked(intent: Intent) -> _Asked | None:
+    """What an intent remembers; None before it has asked for anything.
 
     Raises:
-        LaunchInDoubt: Several could be meant.
+        LedgerError: It is not about an ingest job.
     """
-    kind = config.ingest_job.ingest_type
-    names = (config.database.collection, config.database.experiment, config.database.channel)
-    found = []
-    for job in client.list_jobs():
-        if job.id in known or job.id in claimed or job.status.is_terminal:
-            continue
-        if (job.collection, job.experiment, job.channel) != names or job.ingest_type != kind:
-            continue
-        if not_before and job.created_on and job.created_on < not_before:
-            continue
-        counts = client.counts(job.id)
-        if counts.tile_count == config.tile_count:
-            found.append(job.model_copy(update={"tile_count": counts.tile_count, "status": counts.status}))
-    if len(found) > 1:
-        numbers = ", ".join(str(job.id) for job in found)
-        raise LaunchInDoubt(
-            f"Jobs {numbers} on {config.channel_path} could each be the one that was just made. Cancel those that "
-            "are not wanted, or give job_id."
-        )
-    return found[0] if found else None
+    if not intent.asked:
+        return None
+    try:
+        return _Asked.model_validate(intent.asked)
+    except ValidationError:
+        raise LedgerError(
+            f"The intent {intent.token} is not about an ingest job. Its file was left as it is; move it away."
+        ) from None
+
+
+def _alike(one: _Asked, other: _Asked, *, extent: bool = True) -> bool:
+    """Whether two intents ask for jobs that look alike; what a record of 0.1 does not tell is not compared."""
+    same = (one.host, one.channel, one.tile_count) == (other.host, other.channel, other.tile_count)
+    kinds = one.ingest_type is None or other.ingest_type is None or one.ingest_type == other.ingest_type
+    extents = not extent or one.extent is None or other.extent is None or one.extent == other.extent
+    return same and kinds and extents
+
+
+def _not_before(job: IngestJob, since: datetime | None) -> bool:
+    return since is None or job.created_on is None or job.created_on >= since - timedelta(seconds=_CLOCK_SECONDS)
+
+
+def _says_no(error: PlatformError) -> bool:
+    return error.code is None or error.code < _SYSTEM_CODES or error.code == _UNKNOWN_VERSION
+
+
+def _number(identifier: str, folder: Path) -> int:
+    if not identifier.isdecimal():
+        raise LedgerError(f"A record in {folder} tells the job {identifier!r}, which is no number. Put it right first.")
+    return int(identifier)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,12 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from prefect_biomed.clients.boss.client import BossClient
-from prefect_biomed.clients.errors import LedgerError
+from prefect_biomed.clients.errors import BiomedError, HeldElsewhere, LedgerError, LocalStorageError
+from prefect_biomed.clients.files import home, private
 
 __all__ = ["Ledger", "LedgerEntry", "Quarantined", "TileState", "default_folder", "open_ledger"]
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS tiles (
     tile TEXT PRIMARY KEY, chunk TEXT NOT NULL, message TEXT NOT NULL, state INTEGER NOT NULL
 ) WITHOUT ROWID;
@@ -33,7 +32,8 @@ CREATE TABLE IF NOT EXISTS quarantine (
     message TEXT PRIMARY KEY, tile TEXT, body TEXT NOT NULL, reason TEXT NOT NULL, poison INTEGER NOT NULL
 );
 """
-_FORMAT = "1"
+_FORMAT = 1
+_STORAGE = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY})
 
 
 class TileState(IntEnum):
@@ -68,7 +68,7 @@ class Quarantined(NamedTuple):
 
 def default_folder() -> Path:
     """Where ledgers are kept: `PREFECT_BIOMED_HOME`, or `~/.prefect-biomed`, and `boss` below it."""
-    return Path(os.environ.get("PREFECT_BIOMED_HOME") or Path.home() / ".prefect-biomed") / "boss"
+    return home("boss")
 
 
 class Ledger:
@@ -79,7 +79,8 @@ class Ledger:
         identity: What tells this job from every other: host, number, creation time and so on.
 
     Raises:
-        LedgerError: The file is damaged or belongs to something else. It was left untouched.
+        LedgerError: The file is damaged, of a later version, or belongs to something else. It was left untouched.
+        LocalStorageError: It cannot be made or written, for instance because the disk is full.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, str | int]) -> None:
@@ -88,21 +89,36 @@ class Ledger:
         host = "".join(letter if letter.isalnum() else "-" for letter in str(identity.get("host", "")))[:60]
         self.path = folder / f"{host}-job{identity.get('job', '')}-{digest}.sqlite"
         self._lock = threading.Lock()
+        private(self.path)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(self.path, timeout=60, check_same_thread=False, isolation_level=None)
+        except sqlite3.Error as error:
+            raise self._error(error) from None
+        try:
+            found = self._opened(text)
+        except BaseException:
+            self._connection.close()
+            raise
+        if found != {"format": str(_FORMAT), "identity": text}:
+            self._connection.close()
+            raise LedgerError(f"The ledger {self.path} {_reason(found)} It was left as it is.")
+
+    def _opened(self, identity: str) -> dict[str, str]:
+        """Make the tables where they are missing; returns what the ledger says of itself."""
+        try:
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = NORMAL")
-            with self._transaction() as connection:
+        except sqlite3.Error as error:
+            raise self._error(error) from None
+        with self._transaction() as connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL)")
+            for name, value in (("format", str(_FORMAT)), ("identity", identity)):
+                connection.execute("INSERT OR IGNORE INTO about VALUES (?, ?)", (name, value))
+            found = dict(connection.execute("SELECT name, value FROM about").fetchall())
+            if found.get("format") == str(_FORMAT):
                 for statement in _SCHEMA.split(";"):
                     connection.execute(statement)
-                for name, value in (("format", _FORMAT), ("identity", text)):
-                    connection.execute("INSERT OR IGNORE INTO about VALUES (?, ?)", (name, value))
-                found = dict(connection.execute("SELECT name, value FROM about").fetchall())
-        except (sqlite3.Error, OSError) as error:
-            raise LedgerError(f"The ledger {self.path} cannot be used ({error}). Remove or repair it.") from None
-        if found != {"format": _FORMAT, "identity": text}:
-            raise LedgerError(f"The ledger {self.path} belongs to something else. Remove it or choose another folder.")
+        return found
 
     def __enter__(self) -> Self:
         """Return the ledger itself."""
@@ -128,7 +144,7 @@ class Ledger:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 if isinstance(error, sqlite3.Error):
-                    raise LedgerError(f"The ledger {self.path} cannot be written ({error}).") from None
+                    raise self._error(error) from None
                 raise
 
     def mark(self, tiles: Iterable[tuple[str, str, str]], state: TileState) -> None:
@@ -208,7 +224,30 @@ class Ledger:
             try:
                 return self._connection.execute(statement, tuple(values)).fetchall()
             except sqlite3.Error as error:
-                raise LedgerError(f"The ledger {self.path} cannot be read ({error}).") from None
+                raise self._error(error) from None
+
+    def _error(self, error: sqlite3.Error) -> BiomedError:
+        """Make the error of ours that one of SQLite stands for."""
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest of it tells the details
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return HeldElsewhere(f"The ledger {self.path} is written by another process all the time ({error}).")
+        if code in _STORAGE:
+            return LocalStorageError(
+                f"{self.path.parent}: {error}. Make room or choose another folder, then run this again: what is "
+                "complete stays."
+            )
+        return LedgerError(
+            f"The ledger {self.path} is damaged ({error}). It was left as it is. Restore it, or move it away: then the "
+            "tiles of earlier runs count as those of others."
+        )
+
+
+def _reason(about: Mapping[str, str]) -> str:
+    """Why a ledger cannot be used, from what it says of itself."""
+    version = about.get("format", "")
+    if version.isdecimal() and int(version) > _FORMAT:
+        return "was written by a later version of prefect-biomed. Update the package on this machine."
+    return "belongs to something else. Move it away or choose another folder."
 
 
 def open_ledger(client: BossClient, job_id: int, tile_count: int, folder: Path | None = None) -> Ledger:

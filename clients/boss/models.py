@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime
-from enum import IntEnum
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from prefect_biomed.clients.rest import OpenEnum
 
 __all__ = [
     "Channel",
     "Completion",
     "IngestJob",
+    "IngestType",
     "JobCounts",
     "JobStatus",
     "JoinedJob",
@@ -21,7 +23,7 @@ __all__ = [
 ]
 
 
-class JobStatus(IntEnum):
+class JobStatus(int, OpenEnum):
     """State of an ingest job.
 
     A number that the Boss may invent later is kept and is not terminal.
@@ -35,15 +37,6 @@ class JobStatus(IntEnum):
     COMPLETING = 5
     WAIT_ON_QUEUES = 6
 
-    @classmethod
-    def _missing_(cls, value: object) -> Self | None:
-        if not isinstance(value, int):
-            return None
-        member = int.__new__(cls, value)
-        member._name_ = f"UNKNOWN_{value}"
-        member._value_ = value
-        return member
-
     @property
     def is_terminal(self) -> bool:
         """Whether the job will not change any more."""
@@ -53,6 +46,13 @@ class JobStatus(IntEnum):
     def is_success(self) -> bool:
         """Whether everything that was indexed is in the Boss."""
         return self == JobStatus.COMPLETE
+
+
+class IngestType(str, OpenEnum):
+    """Kind of an ingest job. One that the Boss may invent later is kept."""
+
+    TILE = "tile"
+    VOLUMETRIC = "volumetric"
 
 
 class _Frozen(BaseModel):
@@ -68,7 +68,7 @@ class IngestJob(_Frozen):
         experiment: Name of the experiment.
         channel: Name of the channel that is written to.
         status: State when it was asked.
-        ingest_type: `tile` or `volumetric`.
+        ingest_type: Whether it takes tiles or chunks.
         tile_count: Number of tiles (chunks of a volumetric job); 0 where the list does not tell it.
         created_on: When the job was made, by the server's clock; None where it is not told.
         host: Server that it lives on.
@@ -79,7 +79,7 @@ class IngestJob(_Frozen):
     experiment: str
     channel: str
     status: JobStatus
-    ingest_type: Literal["tile", "volumetric"] = "tile"
+    ingest_type: IngestType = IngestType.TILE
     tile_count: int = 0
     created_on: datetime | None = None
     host: str = ""

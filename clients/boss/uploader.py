@@ -221,7 +221,7 @@ def _check(job: IngestJob, config: IngestConfig) -> None:
     if f"{job.collection}/{job.experiment}/{job.channel}" != config.channel_path:
         found.append(f"The job writes to {job.collection}/{job.experiment}/{job.channel}, not {config.channel_path}.")
     if job.ingest_type != config.ingest_job.ingest_type:
-        found.append(f"The job is {job.ingest_type}, the configuration {config.ingest_job.ingest_type}.")
+        found.append(f"The job is {job.ingest_type.value}, the configuration {config.ingest_job.ingest_type}.")
     elif job.tile_count != config.tile_count:
         found.append(f"The job has {job.tile_count} tiles, the configuration {config.tile_count}.")
     if found:

@@ -42,7 +42,7 @@ def uploaded(lab: Lab) -> int:
 def test_a_bad_token_is_refused_once_and_never_shown(lab: Lab, config: IngestConfig) -> None:
     wrong = "f" * 40
     client = BossClient(lab.client.host, wrong, protocol="http")
-    with pytest.raises(AuthenticationError, match=r"refused the token: Invalid token") as caught:
+    with pytest.raises(AuthenticationError, match=r"Invalid token.*refused the token") as caught:
         client.create(config)
     assert len(lab.boss.journal) == 1
     assert wrong not in f"{caught.value!r} {client!r}"
@@ -163,7 +163,7 @@ def test_a_server_failure_at_creation_warns_of_the_half_made_job(lab: Lab, confi
 def test_an_unknown_state_is_kept_and_not_terminal() -> None:
     status = JobStatus(42)
     assert (int(status), status.is_terminal, status.is_success) == (42, False, False)
-    assert JobStatus(42).name == "UNKNOWN_42"
+    assert JobStatus(42).name == "42"
 
 
 def test_a_cutout_that_is_none_is_refused(lab: Lab) -> None:

@@ -297,8 +297,9 @@ def test_a_create_that_never_arrived_is_in_doubt_and_its_retry_makes_one_job(
         token = intent_token("boss-ingest")
         create = steps.create_ingest_job.with_options(retries=0)
         with pytest.raises(LaunchInDoubt):
-            create(credentials, config, token)
-        return [create(credentials, config, token).id, create(credentials, config, token).id]
+            create(credentials, config, token, settle_seconds=0.5)
+        again = [create(credentials, config, token, settle_seconds=0.5) for _ in range(2)]
+        return [job.id for job in again]
 
     assert twice() == [1, 1]
     assert posts(lab) == 2
