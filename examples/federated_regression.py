@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prefect_biomed.blocks import Vantage6Credentials
+from prefect_biomed.flows.parameters import TaskDetails
 from prefect_biomed.flows.vantage6 import federated_analysis
 from prefect_biomed.sandbox import Sandbox
 
@@ -50,7 +51,7 @@ def federated(facts: dict[str, Any]) -> dict[str, float]:
         arguments={"outcome": OUTCOME, "predictors": PREDICTORS},
         organizations=["north"],
         databases="default",
-        central=True,
+        details=TaskDetails(central=True),
     )
     (result,) = analysis.results
     return dict(result.value["coefficients"])

@@ -12,14 +12,15 @@ from pydantic import Field
 from prefect_biomed.blocks.boss import BossCredentials
 from prefect_biomed.clients.boss import IngestConfig, IngestIncomplete, UploadReport, UploadSettings, job_of_intent
 from prefect_biomed.flows.cancellation import ending_remote_jobs
+from prefect_biomed.flows.parameters import IngestJobWaiting, IngestWaiting
 from prefect_biomed.tasks import boss as steps
 from prefect_biomed.tasks.policies import intent_token
 
 __all__ = ["boss_cancel_ingest", "boss_ingest", "boss_join_ingest", "cancel_remote_job"]
 
 Processes = Annotated[int, Field(ge=1, le=64, title="Processes")]
-Seconds = Annotated[float, Field(gt=0)]
 
+_SLICE_SECONDS = 900.0
 _ROUNDS_WITHOUT_PROGRESS = 3
 
 
@@ -40,12 +41,11 @@ def boss_ingest(
     credentials: BossCredentials,
     config: IngestConfig | Path,
     processes: Processes = 1,
-    max_seconds: Seconds = 900.0,
     upload: UploadSettings | None = None,
     new_resources: steps.NewResources | None = None,
     complete: bool = True,
+    waiting: IngestJobWaiting | None = None,
     idempotency_key: str | None = None,
-    cancel_remote: bool = False,
 ) -> UploadReport:
     """Ingest images into the Boss: check, create a job, upload, complete, account for every tile.
 
@@ -56,12 +56,13 @@ def boss_ingest(
         credentials: The account.
         config: What to ingest: a configuration of the official client, version 0.1 or 0.2, or the path of its file.
         processes: Processes at once on this machine, for sources that have to be decoded.
-        max_seconds: Length of one slice of the upload. A slice that fails for a passing reason is retried.
-        upload: How to upload, and what to do with sources that are missing or damaged.
+        upload: How to upload, and what to do with sources that are missing or damaged. It is done in slices of 900 s
+            or of its `max_seconds`; one that fails for a passing reason is retried.
         new_resources: Makes collection, coordinate frame, experiment and channel where they are missing.
         complete: Turn this off to leave the job open, for instance when another flow run completes it.
+        waiting: How long to wait for the queue and for the end, and whether a cancellation cancels the job; it does
+            not when empty.
         idempotency_key: Name of this ingest; needed only when the flow is called from inside a task.
-        cancel_remote: Whether cancelling this flow run cancels the job.
 
     Returns:
         What was done, with every hole named.
@@ -70,14 +71,16 @@ def boss_ingest(
         PreflightFailed: All problems found before anything was sent.
         IngestIncomplete: Some tiles are not in the Boss; the report is attached. The job stays open where it can be.
         JobFailed: The job was cancelled.
+        DeadlineExceeded: The Boss took longer than `waiting` says; it goes on, and so does a retry of this flow run.
     """
+    waiting = waiting or IngestJobWaiting()
     config = IngestConfig.load(config)
     token = intent_token("boss-ingest", explicit=idempotency_key)
     job = steps.create_ingest_job(credentials, config, token, new_resources)
     if steps.ingest_status(credentials, job.id).status.is_success:
         return _account(credentials, config, job.id, upload)  # a retry of a run that was killed near its end
-    steps.wait_until_ready(credentials, job.id)
-    return _work(credentials, config, job.id, processes, max_seconds, upload, complete=complete)
+    steps.wait_until_ready(credentials, job.id, waiting.ready_timeout_seconds)
+    return _work(credentials, config, job.id, processes, upload, waiting, complete=complete)
 
 
 @flow(name="boss-join-ingest")
@@ -86,9 +89,9 @@ def boss_join_ingest(
     config: IngestConfig | Path,
     job_id: Annotated[int, Field(ge=1)],
     processes: Processes = 1,
-    max_seconds: Seconds = 900.0,
     upload: UploadSettings | None = None,
     complete: bool = False,
+    waiting: IngestWaiting | None = None,
 ) -> UploadReport:
     """Help with a job that exists, whoever made it: on a further machine, or after a crash.
 
@@ -97,9 +100,9 @@ def boss_join_ingest(
         config: What the job was made with; paths may differ from machine to machine.
         job_id: Number of the job.
         processes: Processes at once on this machine.
-        max_seconds: Length of one slice of the upload.
-        upload: How to upload.
+        upload: How to upload, in slices of 900 s or of its `max_seconds`.
         complete: Whether to complete the job when nothing is left. Let one flow run do that.
+        waiting: How long to wait for the queue and for the end.
 
     Returns:
         What was done by this machine; with every hole named when the job was completed.
@@ -108,10 +111,12 @@ def boss_join_ingest(
         JobFailed: The job is complete, or was cancelled.
         PermissionDeniedError: It belongs to somebody else.
         IngestIncomplete: Some tiles could not be read or are not in the Boss.
+        DeadlineExceeded: The Boss took longer than `waiting` says; it goes on.
     """
+    waiting = waiting or IngestWaiting()
     config = IngestConfig.load(config)
-    steps.wait_until_ready(credentials, job_id)
-    return _work(credentials, config, job_id, processes, max_seconds, upload, complete=complete)
+    steps.wait_until_ready(credentials, job_id, waiting.ready_timeout_seconds)
+    return _work(credentials, config, job_id, processes, upload, waiting, complete=complete)
 
 
 @flow(name="boss-cancel-ingest")
@@ -137,20 +142,22 @@ def _work(
     config: IngestConfig,
     job_id: int,
     processes: int,
-    max_seconds: float,
     upload: UploadSettings | None,
+    waiting: IngestWaiting,
     *,
     complete: bool,
 ) -> UploadReport:
     """Upload and complete in turn until the Boss has everything."""
     idle_rounds = 0
+    max_seconds = (upload and upload.max_seconds) or _SLICE_SECONDS
     while True:
         report = steps.join_ingest_job(credentials, config, job_id, processes, max_seconds, upload)
         if not report.exhausted:
             continue
         if not complete:
             return report
-        if steps.complete_ingest_job(credentials, job_id).outcome == "COMPLETE":
+        completion = steps.complete_ingest_job(credentials, job_id, waiting.completion_timeout_seconds)
+        if completion.outcome == "COMPLETE":
             break
         idle_rounds = idle_rounds + 1 if report.deleted + report.requeued == 0 else 0
         if idle_rounds >= _ROUNDS_WITHOUT_PROGRESS:

@@ -35,7 +35,7 @@ def ending_remote_jobs(
     def end_remote_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
         parameters = flow.validate_parameters(flow_run.parameters)
         waiting = parameters.get("waiting")
-        if not (waiting.cancel_remote if waiting else parameters.get("cancel_remote")):
+        if waiting is None or not waiting.cancel_remote:
             return
         token = token_of_flow_run(flow_run.id, kind, explicit=parameters.get(named_by))
         logger = flow_run_logger(flow_run, flow)

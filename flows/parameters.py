@@ -11,23 +11,31 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from prefect_biomed.clients.vantage6 import OfflineNodes, SessionScope
 from prefect_biomed.clients.vip import InputValue
 from prefect_biomed.clients.vip.session_file import VIP_HOME
 
 __all__ = [
+    "AnalysisWaiting",
+    "CancellableWaiting",
     "CollectedOutputs",
-    "ExperimentWaiting",
+    "FederatedOutputs",
+    "FederatedWaiting",
     "Girder",
     "GirderSession",
     "Group",
+    "IngestJobWaiting",
+    "IngestWaiting",
     "Outputs",
     "RefreshTime",
     "Removal",
     "Runs",
+    "SessionDetails",
     "SessionName",
     "SessionUpload",
     "SessionWaiting",
     "Settings",
+    "TaskDetails",
     "Upload",
     "Waiting",
 ]
@@ -124,26 +132,99 @@ class GirderSession(Group):
 
 
 class Waiting(Group):
-    """How long to wait for capacity and for the runs."""
+    """How long to wait for the launch and for the end."""
 
     timeout_seconds: Seconds | None = Field(default=None, title="Stop watching after (s)")
-    """Seconds after which the runs are not watched any more; they go on. Never when empty. The time of a suspension
-    does not count."""
-    queue_timeout_seconds: Seconds | None = Field(default=None, title="Stop waiting for capacity after (s)")
-    """Seconds after which a launch stops waiting for capacity; nothing is launched then. Never when empty."""
+    """Seconds after which this flow stops waiting; what it has launched goes on. Never when empty."""
+    queue_timeout_seconds: Seconds | None = Field(default=None, title="Stop waiting to launch after (s)")
+    """Seconds after which a launch stops waiting: on VIP for capacity, on vantage6 for nodes and dataframes; it is not
+    made then. Never when empty."""
 
 
-class ExperimentWaiting(Waiting):
-    """How long to wait for capacity and for the runs, and what ends them."""
+class CancellableWaiting(Waiting):
+    """How long to wait for the launch and for the end, and what a cancellation does."""
 
-    cancel_remote: bool = Field(default=False, title="Cancelling kills the runs")
-    """Whether cancelling this flow run kills what it has launched."""
+    cancel_remote: bool = Field(default=False, title="Cancel on the platform too")
+    """Whether cancelling this flow run ends what it has launched, too."""
 
 
-class SessionWaiting(ExperimentWaiting):
-    """Whether and how long to wait for capacity and for the runs, and what ends them."""
+class SessionWaiting(CancellableWaiting):
+    """Whether and how long to wait for capacity and for the runs, and what a cancellation does."""
 
-    wait: bool | Literal["suspend"] = Field(default=True, title="Wait for the runs")
+    wait: bool | Literal["suspend"] = Field(default=True, title="Wait for the end")
     """True watches the runs. False launches now; collect later with the deployment vip-collect or vip-resume. `suspend`
     gives the worker slot back after the launch; vip-collect resumes this flow run when all runs have ended. Without a
-    schedule of vip-collect nobody does."""
+    schedule of vip-collect nobody does. The time of a suspension does not count for `timeout_seconds`."""
+
+
+class FederatedWaiting(CancellableWaiting):
+    """How to wait for nodes and for results, and what a cancellation does."""
+
+    offline_nodes: OfflineNodes = Field(default="warn", title="With an offline node")
+    """With an offline node: create the task all the same, wait for the node, or refuse."""
+    follow_logs: bool = Field(default=True, title="Show what algorithms print")
+    """Whether the log shows what the algorithms print."""
+
+
+class AnalysisWaiting(FederatedWaiting):
+    """Whether and how to wait for nodes and for results, and what a cancellation does."""
+
+    wait: bool = Field(default=True, title="Wait for the end")
+    """False returns once the task is created; `task_id` fetches its results later."""
+
+
+class IngestWaiting(Group):
+    """How long to wait for the Boss."""
+
+    ready_timeout_seconds: Seconds = Field(default=3600.0, title="Stop waiting for the queue after (s)")
+    """Seconds after which this flow stops waiting for the Boss to fill the queue of the job, which takes minutes."""
+    completion_timeout_seconds: Seconds = Field(default=6 * 3600.0, title="Stop waiting for the verification after (s)")
+    """Seconds after which this flow stops waiting for the Boss to verify a job that is uploaded."""
+
+
+class IngestJobWaiting(IngestWaiting):
+    """How long to wait for the Boss, and what a cancellation does."""
+
+    cancel_remote: bool = Field(default=False, title="Cancel on the platform too")
+    """Whether cancelling this flow run ends what it has launched, too."""
+
+
+class FederatedOutputs(Group):
+    """Which results are enough, and where large ones go."""
+
+    output_dir: Path | None = Field(default=None, title="Folder of large results")
+    """Folder for results too large for memory; `vantage6_results` when empty."""
+    partial: bool = Field(default=False, title="Results of some are enough")
+    """Whether the results of some organizations are enough when others fail."""
+
+
+class _Details(Group):
+    name: str = Field(default="", title="Name of the task")
+    """Name of the task; the method when empty. A token is appended."""
+    description: str = Field(default="", title="What it is for")
+    """What the task is for; at most 1024 characters."""
+    study: str | int | None = Field(default=None, title="Study (name or id)")
+    """Exact name or id of a study."""
+    store: int | None = Field(default=None, title="Algorithm store (id)")
+    """Id of the algorithm store that vouches for the image."""
+    central: bool = Field(default=False, title="Central function")
+    """Whether the function coordinates others. It is then sent to one organization."""
+    columns: tuple[str, ...] = Field(default=(), title="Columns it needs")
+    """Columns the function needs, checked against those that nodes tell."""
+
+
+class TaskDetails(_Details):
+    """How a task is named, what it belongs to, and what its function needs."""
+
+    session: int | None = Field(default=None, title="Session (id)")
+    """Id of the session, on generation 5."""
+
+
+class SessionDetails(_Details):
+    """How session and computation are named and shared, and what the function needs."""
+
+    scope: SessionScope = Field(default=SessionScope.OWN, title="Who may use the session")
+    """Who may use the session."""
+    compute_at: list[str | int] | None = Field(default=None, min_length=1, title="Where to compute")
+    """Organizations where to compute, by exact name or id; those of the extraction when empty. A central function needs
+    one."""

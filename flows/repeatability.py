@@ -17,11 +17,12 @@ from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import ConfigurationError, JobFailed
 from prefect_biomed.clients.vip import VipSession
 from prefect_biomed.flows.parameters import (
-    ExperimentWaiting,
+    CancellableWaiting,
     Group,
     RefreshTime,
     Removal,
     SessionName,
+    SessionUpload,
     Settings,
     Upload,
 )
@@ -43,7 +44,7 @@ class Assessment(Group):
     artifact."""
     level: float = Field(default=0.05, gt=0, lt=0.5, title="Probability of a false alarm")
     """Probability of a false alarm of each judgement."""
-    rules: Rules = Field(default=Rules(), title="Rules")
+    rules: Rules = Field(default=Rules(), title="Rules of the comparison")
     """What is left out of the comparison, and tolerances by pattern of file names."""
 
 
@@ -60,7 +61,7 @@ def repeatability_experiment(
     refresh_time: RefreshTime = 30.0,
     upload: Upload | None = None,
     removal: Removal | None = None,
-    waiting: ExperimentWaiting | None = None,
+    waiting: CancellableWaiting | None = None,
     assessment: Assessment | None = None,
 ) -> Report:
     """Run pipelines several times on the same input and tell what differs, and whether it differs more than before.
@@ -95,9 +96,12 @@ def repeatability_experiment(
         JobFailed: No run succeeded. The failed runs are written down and reported.
         DeadlineExceeded: The runs have not ended in time; a retry of this flow run goes on waiting.
     """
-    upload, removal, waiting = upload or Upload(), removal or Removal(), waiting or ExperimentWaiting()
+    upload, removal, waiting = upload or Upload(), removal or Removal(), waiting or CancellableWaiting()
     owner = new_session(
-        input_dir=input_dir, output_dir=experiment_dir, session_name=session_name, vip_home=upload.vip_home
+        input_dir=input_dir,
+        output_dir=experiment_dir,
+        session_name=session_name,
+        upload=SessionUpload(**upload.model_dump()),
     )
     experiment = Experiment(owner.output_dir)
     series = experiment.open_series(owner.token)
@@ -179,7 +183,7 @@ def _upload_for_all(
 
 
 def _launch_in_turn(
-    credentials: VipCredentials, sessions: Sequence[VipSession], repetitions: int, waiting: ExperimentWaiting
+    credentials: VipCredentials, sessions: Sequence[VipSession], repetitions: int, waiting: CancellableWaiting
 ) -> dict[str, list[str]]:
     """Launch repetition by repetition, so that what changes on the platform meanwhile hits all pipelines alike."""
     launched: dict[str, list[str]] = {session.session_name: [] for session in sessions}

@@ -19,7 +19,7 @@ from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.vantage6 import DatabaseInput
 from prefect_biomed.clients.vip import InputValue, SessionResult
 from prefect_biomed.flows.boss import boss_ingest
-from prefect_biomed.flows.parameters import Outputs, SessionUpload
+from prefect_biomed.flows.parameters import Outputs, SessionUpload, TaskDetails
 from prefect_biomed.flows.vantage6 import Analysis, federated_analysis
 from prefect_biomed.flows.vip import vip_session
 from prefect_biomed.tasks import research_pipeline as steps
@@ -207,7 +207,7 @@ def _analyse(
         organizations=stage.organizations,
         arguments=stage.arguments,
         databases=stage.databases,
-        central=stage.central,
+        details=TaskDetails(central=stage.central),
     )
 
 

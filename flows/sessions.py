@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
-
-from pydantic import JsonValue
 
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.vip import InputValue, VipSession
 from prefect_biomed.clients.vip.girder import girder_path
-from prefect_biomed.clients.vip.session_file import VIP_HOME
+from prefect_biomed.flows.parameters import Girder, SessionUpload
 from prefect_biomed.tasks.policies import intent_token, is_deployed, lasting_folder
 
 __all__ = ["default_output_dir", "new_session"]
@@ -24,11 +21,8 @@ def new_session(
     output_dir: Path | None = None,
     session_name: str | None = None,
     nb_runs: int = 1,
-    backup_location: Literal["local", "vip"] | None = "local",
-    vip_home: str = VIP_HOME,
-    girder_output: str | None = None,
-    girder_metadata: dict[str, JsonValue] | None = None,
-    girder_download: bool = False,
+    upload: SessionUpload | None = None,
+    girder: Girder | None = None,
 ) -> VipSession:
     """Name a session so that a retry finds its executions again. Nothing is sent.
 
@@ -41,12 +35,8 @@ def new_session(
         output_dir: Local folder of the outputs; `default_output_dir` when None.
         session_name: Name of the session; made of the token when None. Letters, digits, `-` and `_`.
         nb_runs: Number of runs with the same settings.
-        backup_location: Where `session_data.json` is kept: `local`, `vip`, or nowhere.
-        vip_home: Folder on the platform that holds the folders of sessions.
-        girder_output: Folder on Girder, `/collection/…`, in which the session gets one for its outputs; None when they
-            go to `vip_home`.
-        girder_metadata: Metadata for the folder of each run on Girder.
-        girder_download: Whether outputs on Girder are wanted in `output_dir` too.
+        upload: Where the session is kept on the platform, and where its session file.
+        girder: Where outputs go on Girder; they stay on VIP when None.
 
     Returns:
         The session.
@@ -54,6 +44,7 @@ def new_session(
     Raises:
         ConfigurationError: A relative folder in a run of a deployment, or a call from inside a task without a name.
     """
+    upload, girder = upload or SessionUpload(), girder or Girder()
     token = intent_token("vip-session", explicit=session_name)
     name = session_name or f"session-{token}"
     for what, folder in (("input_dir", input_dir), ("output_dir", output_dir)):
@@ -68,14 +59,14 @@ def new_session(
         input_settings=input_settings or {},
         input_dir=input_dir.expanduser().absolute() if input_dir else None,
         output_dir=(output_dir or default_output_dir(name)).expanduser().absolute(),
-        vip_input_dir=f"{vip_home}/{name}/INPUTS",
-        vip_output_dir=f"{vip_home}/{name}/OUTPUTS",
+        vip_input_dir=f"{upload.vip_home}/{name}/INPUTS",
+        vip_output_dir=f"{upload.vip_home}/{name}/OUTPUTS",
         nb_runs=nb_runs,
         token=token,
-        backup=backup_location,
-        girder_output_dir=f"{girder_path(girder_output) or girder_output}/{name}" if girder_output else None,
-        girder_metadata=girder_metadata or {},
-        girder_download=girder_download,
+        backup=upload.backup_location,
+        girder_output_dir=f"{girder_path(girder.output) or girder.output}/{name}" if girder.output else None,
+        girder_metadata=girder.metadata,
+        girder_download=girder.download,
     )
 
 

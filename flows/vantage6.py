@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow
 from prefect.logging.loggers import LoggingAdapter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
 from prefect_biomed.clients.errors import ConfigurationError
@@ -16,20 +15,28 @@ from prefect_biomed.clients.vantage6 import (
     CancelNotPermitted,
     Collaboration,
     DatabaseInput,
-    Dataframe,
+    DataframeSpec,
+    Function,
     Node,
-    OfflineNodes,
     Organization,
     OrganizationSpec,
     Result,
     RunFailure,
     Session,
-    SessionScope,
     Task,
+    TaskRequest,
     User,
     organization_folder,
 )
 from prefect_biomed.flows.cancellation import ending_remote_jobs
+from prefect_biomed.flows.parameters import (
+    AnalysisWaiting,
+    FederatedOutputs,
+    FederatedWaiting,
+    RefreshTime,
+    SessionDetails,
+    TaskDetails,
+)
 from prefect_biomed.tasks import vantage6 as steps
 from prefect_biomed.tasks._reporting import artifact_key, markdown
 from prefect_biomed.tasks.policies import intent_token
@@ -47,8 +54,6 @@ __all__ = [
 
 Arguments = dict[str, Any]
 Keys = Annotated[list[str | int], Field(min_length=1)]
-Timeout = Annotated[float, Field(gt=0, title="Timeout")]
-RefreshTime = Annotated[float, Field(gt=0, le=86400, title="Refresh time", json_schema_extra={"unit": "s"})]
 _KIND = "vantage6-analysis"
 
 
@@ -66,40 +71,6 @@ class Analysis(BaseModel):
     task: Task
     results: tuple[Result, ...]
     failures: tuple[RunFailure, ...] = ()
-
-
-class Function(BaseModel):
-    """A function of an algorithm.
-
-    Attributes:
-        image: Docker image of the algorithm.
-        method: Function to call.
-        arguments: Its keyword arguments.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    image: str
-    method: str
-    arguments: Arguments = Field(default_factory=dict)
-
-
-class DataframeSpec(BaseModel):
-    """A dataframe to be extracted at the nodes, and what is done to it.
-
-    Attributes:
-        name: Letters, digits, hyphens and underscores; unique on the whole server.
-        label: Label of the database in the nodes' configuration.
-        extraction: Function that reads the database.
-        preprocessing: Functions that change the dataframe, in this order.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    label: str = "default"
-    extraction: Function
-    preprocessing: list[Function] = Field(default_factory=list)
 
 
 class Federation(BaseModel):
@@ -148,22 +119,10 @@ def federated_analysis(
     organizations: Keys | None = None,
     arguments: Arguments | None = None,
     databases: DatabaseInput = None,
-    name: str = "",
-    description: str = "",
-    study: str | int | None = None,
-    store: int | None = None,
-    session: int | None = None,
-    central: bool = False,
-    columns: Sequence[str] = (),
-    offline_nodes: OfflineNodes = "warn",
-    waiting_seconds: Timeout | None = None,
-    partial: bool = False,
-    timeout_seconds: Timeout | None = None,
     refresh_time: RefreshTime = 0.5,
-    follow_logs: bool = True,
-    output_dir: Path | None = None,
-    wait: bool = True,
-    cancel_remote: bool = False,
+    details: TaskDetails | None = None,
+    outputs: FederatedOutputs | None = None,
+    waiting: AnalysisWaiting | None = None,
     task_id: int | None = None,
     idempotency_key: str | None = None,
 ) -> Analysis:
@@ -181,22 +140,11 @@ def federated_analysis(
         arguments: Keyword arguments of the function.
         databases: What it reads: a label of the nodes' databases, or on generation 5 the name or id of a dataframe; a
             list of these, one for each parameter of the function.
-        name: Name of the task; the method when empty. A token is appended.
-        description: What the task is for.
-        study: Exact name or id of a study.
-        store: Id of the algorithm store that vouches for the image.
-        session: Id of the session, on generation 5.
-        central: Whether the function coordinates others. It is then sent to one organization.
-        columns: Columns it needs, checked against those that nodes tell.
-        offline_nodes: With an offline node: create the task all the same, wait for the node, or refuse.
-        waiting_seconds: How long to wait for nodes and dataframes.
-        partial: Whether the results of some organizations are enough when others fail.
-        timeout_seconds: Stop waiting for the results after this time; the task goes on.
         refresh_time: Seconds between the first looks at the task; it grows with the time waited.
-        follow_logs: Whether the log shows what the algorithms print.
-        output_dir: Folder for results too large for memory; `vantage6_results` when empty.
-        wait: False returns once the task is created; `task_id` fetches its results later.
-        cancel_remote: Whether cancelling this flow run kills the task.
+        details: How the task is named, what it belongs to, and what its function needs.
+        outputs: Which results are enough, and where large ones go; those of all organizations when empty.
+        waiting: Whether and how to wait for nodes and for results, and whether a cancellation kills the task; to the
+            end, and it does not, when empty.
         task_id: A task that exists: nothing is created, it is waited for and its results are fetched.
         idempotency_key: Tells this analysis apart where Prefect cannot: in a flow that is called from inside a task.
 
@@ -209,40 +157,22 @@ def federated_analysis(
         DeadlineExceeded: Not all runs have ended in time; `task_id` takes the task up again.
         ResultUnavailable: A result is empty, expired, not JSON, or encrypted for others.
     """
-    task: Task | int
+    details, waiting = details or TaskDetails(), waiting or AnalysisWaiting()
     if task_id is not None:
-        task = task_id
-    else:
-        task = steps.create_task(
-            credentials,
-            collaboration,
-            organizations,
-            image,
-            method,
-            arguments=arguments,
-            databases=databases,
-            name=name,
-            description=description,
-            study=study,
-            store=store,
-            session=session,
-            central=central,
-            columns=columns,
-            offline_nodes=offline_nodes,
-            waiting_seconds=waiting_seconds,
-            token=intent_token(_KIND, explicit=idempotency_key),
-        )
-        if not wait:
-            return Analysis(task=task, results=())
-    return _collect(
-        credentials,
-        task,
-        partial=partial,
-        timeout_seconds=timeout_seconds,
-        refresh_time=refresh_time,
-        follow_logs=follow_logs,
-        output_dir=output_dir,
+        return _collect(credentials, task_id, refresh_time, outputs, waiting)
+    request = _request(
+        collaboration=collaboration,
+        image=image,
+        method=method,
+        organizations=organizations,
+        arguments=arguments or {},
+        databases=databases,
+        **details.model_dump(),
     )
+    task = _create(credentials, request, waiting, intent_token(_KIND, explicit=idempotency_key))
+    if not waiting.wait:
+        return Analysis(task=task, results=())
+    return _collect(credentials, task, refresh_time, outputs, waiting)
 
 
 @flow(name="federated-session", on_cancellation=[kill_remote_tasks])
@@ -255,21 +185,10 @@ def federated_session(
     method: str,
     arguments: Arguments | None = None,
     organizations: Keys | None = None,
-    compute_at: Keys | None = None,
     databases: DatabaseInput = None,
-    scope: SessionScope = SessionScope.OWN,
-    study: str | int | None = None,
-    store: int | None = None,
-    name: str = "",
-    central: bool = False,
-    columns: Sequence[str] = (),
-    offline_nodes: OfflineNodes = "warn",
-    waiting_seconds: Timeout | None = None,
-    partial: bool = False,
-    timeout_seconds: Timeout | None = None,
-    follow_logs: bool = True,
-    output_dir: Path | None = None,
-    cancel_remote: bool = False,
+    details: SessionDetails | None = None,
+    outputs: FederatedOutputs | None = None,
+    waiting: FederatedWaiting | None = None,
     idempotency_key: str | None = None,
 ) -> Analysis:
     """Extract dataframes at the nodes, change them, and compute on them (generation 5).
@@ -286,21 +205,11 @@ def federated_session(
         method: Its function.
         arguments: Its keyword arguments.
         organizations: Where to extract; all of the collaboration or study when empty.
-        compute_at: Where to compute; the same organizations when empty. A central function needs one.
         databases: Names of dataframes for the function's parameters; all of `dataframes` in order when empty.
-        scope: Who may use the session.
-        study: Exact name or id of a study.
-        store: Id of the algorithm store that vouches for the images.
-        name: Name of the computation; its method when empty.
-        central: Whether the function coordinates others.
-        columns: Columns it needs, checked against those of the dataframes.
-        offline_nodes: With an offline node: create the task all the same, wait for the node, or refuse.
-        waiting_seconds: How long to wait for nodes.
-        partial: Whether the results of some organizations are enough when others fail.
-        timeout_seconds: Stop waiting for any of the steps after this time; it goes on.
-        follow_logs: Whether the log shows what the algorithms print.
-        output_dir: Folder for results too large for memory; `vantage6_results` when empty.
-        cancel_remote: Whether cancelling this flow run kills the computation.
+        details: How session and computation are named and shared, where to compute, and what the function needs.
+        outputs: Which results are enough, and where large ones go; those of all organizations when empty.
+        waiting: How to wait for nodes and for each step, and whether a cancellation kills the computation; to the end,
+            and it does not, when empty.
         idempotency_key: Tells this computation apart where Prefect cannot.
 
     Returns:
@@ -310,38 +219,24 @@ def federated_session(
         NameConflict: A session, dataframe or step of this name is another one.
         PreflightFailed: All problems found before a step was sent.
         TaskFailed: A step failed; organization, node, status and log of each failure.
+        DeadlineExceeded: A step has not ended in time; it goes on.
     """
+    details, waiting = details or SessionDetails(), waiting or FederatedWaiting()
     token = intent_token(_KIND, explicit=idempotency_key)
-    session = steps.create_session(credentials, collaboration, session_name, scope, study)
+    session = steps.create_session(credentials, collaboration, session_name, details.scope, details.study)
     for spec in dataframes:
-        _prepare(credentials, session, spec, organizations, store, timeout_seconds, follow_logs)
-    task = steps.create_task(
-        credentials,
-        collaboration,
-        compute_at or organizations,
-        image,
-        method,
-        arguments=arguments,
+        _prepare(credentials, session, spec, organizations, details.store, waiting)
+    request = _request(
+        collaboration=collaboration,
+        image=image,
+        method=method,
+        organizations=details.compute_at or organizations,
+        arguments=arguments or {},
         databases=databases if databases is not None else [spec.name for spec in dataframes],
-        name=name,
-        study=study,
-        store=store,
-        session=session,
-        central=central,
-        columns=columns,
-        offline_nodes=offline_nodes,
-        waiting_seconds=waiting_seconds,
-        token=token,
+        session=session.id,
+        **details.model_dump(exclude={"scope", "compute_at"}),
     )
-    return _collect(
-        credentials,
-        task,
-        partial=partial,
-        timeout_seconds=timeout_seconds,
-        refresh_time=0.5,
-        follow_logs=follow_logs,
-        output_dir=output_dir,
-    )
+    return _collect(credentials, _create(credentials, request, waiting, token), 0.5, outputs, waiting)
 
 
 @flow(name="provision-collaboration")
@@ -400,65 +295,70 @@ def provision_collaboration(
     return federation
 
 
+def _request(**fields: Any) -> TaskRequest:
+    try:
+        return TaskRequest(**fields)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+            for problem in error.errors(include_input=False, include_url=False)
+        )
+        raise ConfigurationError(f"Task {fields['method']!r}: {problems}. Nothing was sent.") from None
+
+
+def _create(credentials: Vantage6Credentials, request: TaskRequest, waiting: FederatedWaiting, token: str) -> Task:
+    return steps.create_task(
+        credentials,
+        request,
+        offline_nodes=waiting.offline_nodes,
+        waiting_seconds=waiting.queue_timeout_seconds,
+        token=token,
+    )
+
+
 def _prepare(
     credentials: Vantage6Credentials,
     session: Session,
     spec: DataframeSpec,
     organizations: list[str | int] | None,
     store: int | None,
-    timeout_seconds: float | None,
-    follow_logs: bool,
-) -> Dataframe:
+    waiting: FederatedWaiting,
+) -> None:
     """Extract a dataframe and take it through its steps; what is done already is not done again."""
-    frame = steps.create_dataframe(
-        credentials,
-        session,
-        spec.name,
-        spec.label,
-        spec.extraction.image,
-        spec.extraction.method,
-        arguments=spec.extraction.arguments,
-        organizations=organizations,
-        store=store,
-    )
-    last = frame.last_session_task
+
+    def wait_for(step: Task | None) -> None:
+        if step is not None:
+            steps.wait_for_results(
+                credentials, step, timeout_seconds=waiting.timeout_seconds, follow_logs=waiting.follow_logs
+            )
+
+    frame = steps.create_dataframe(credentials, session, spec, organizations=organizations, store=store)
+    wait_for(frame.last_session_task)
     for number, function in enumerate(spec.preprocessing, start=1):
-        if last is not None:
-            steps.wait_for_results(credentials, last, timeout_seconds=timeout_seconds, follow_logs=follow_logs)
-        last = steps.preprocess_dataframe(
-            credentials,
-            frame,
-            function.image,
-            function.method,
-            arguments=function.arguments,
-            step=number,
-            organizations=organizations,
-            store=store,
+        wait_for(
+            steps.preprocess_dataframe(
+                credentials, frame, function, step=number, organizations=organizations, store=store
+            )
         )
-    if last is not None:
-        steps.wait_for_results(credentials, last, timeout_seconds=timeout_seconds, follow_logs=follow_logs)
-    return frame
 
 
 def _collect(
     credentials: Vantage6Credentials,
     task: Task | int,
-    *,
-    partial: bool,
-    timeout_seconds: float | None,
     refresh_time: float,
-    follow_logs: bool,
-    output_dir: Path | None,
+    outputs: FederatedOutputs | None,
+    waiting: FederatedWaiting,
 ) -> Analysis:
+    outputs = outputs or FederatedOutputs()
     (outcome,) = steps.wait_for_results(
         credentials,
         task,
-        partial=partial,
-        timeout_seconds=timeout_seconds,
+        partial=outputs.partial,
+        timeout_seconds=waiting.timeout_seconds,
         refresh_time=refresh_time,
-        follow_logs=follow_logs,
+        follow_logs=waiting.follow_logs,
     )
-    results = steps.get_results(credentials, outcome.task, partial=partial, output_dir=output_dir)
+    results = steps.get_results(credentials, outcome.task, partial=outputs.partial, output_dir=outputs.output_dir)
     return Analysis(task=outcome.task, results=tuple(results), failures=outcome.failures)
 
 

@@ -119,8 +119,15 @@ def vip_session(
         DeadlineExceeded: The runs have not ended in time; `vip_resume` takes the session up again.
     """
     upload, waiting = upload or SessionUpload(), waiting or SessionWaiting()
-    session = _new_session(
-        upload, girder or Girder(), pipeline_id, input_settings, input_dir, output_dir, session_name, nb_runs
+    session = naming.new_session(
+        pipeline_id=pipeline_id,
+        input_settings=input_settings,
+        input_dir=input_dir,
+        output_dir=output_dir,
+        session_name=session_name,
+        nb_runs=nb_runs,
+        upload=upload,
+        girder=girder,
     )
     if waiting.wait == "suspend":
         prepare_suspension(session)
@@ -236,7 +243,10 @@ def vip_shared_inputs(
     """
     upload, removal, waiting = upload or Upload(), removal or Removal(), waiting or Waiting()
     owner = naming.new_session(
-        input_dir=input_dir, output_dir=output_dir, session_name=session_name, vip_home=upload.vip_home
+        input_dir=input_dir,
+        output_dir=output_dir,
+        session_name=session_name,
+        upload=SessionUpload(**upload.model_dump()),
     )
     sessions = [
         session_on_inputs_of(owner, number, run, owner.output_dir / str(number))
@@ -347,31 +357,6 @@ def finish_session(credentials: VipCredentials, session: VipSession, removal: Re
     """
     if removal.finish:
         steps.finish(credentials, session, keep_input=removal.keep_input, keep_output=removal.keep_output)
-
-
-def _new_session(
-    upload: SessionUpload,
-    girder: Girder,
-    pipeline_id: str,
-    input_settings: Settings,
-    input_dir: Path | None,
-    output_dir: Path | None,
-    session_name: str | None,
-    nb_runs: int,
-) -> VipSession:
-    return naming.new_session(
-        pipeline_id=pipeline_id,
-        input_settings=input_settings,
-        input_dir=input_dir,
-        output_dir=output_dir,
-        session_name=session_name,
-        nb_runs=nb_runs,
-        backup_location=upload.backup_location,
-        vip_home=upload.vip_home,
-        girder_output=girder.output,
-        girder_metadata=girder.metadata,
-        girder_download=girder.download,
-    )
 
 
 def _open_session(

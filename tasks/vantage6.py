@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
-from pydantic import ValidationError
 
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
-from prefect_biomed.clients.errors import ConfigurationError, DeadlineExceeded
+from prefect_biomed.clients.errors import DeadlineExceeded
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.vantage6 import (
     DEFAULT_POLLING,
     SPILL_BYTES,
     Collaboration,
     Column,
-    DatabaseInput,
     Dataframe,
+    DataframeSpec,
+    Function,
     Look,
     Node,
     NodeDatabase,
@@ -73,20 +73,7 @@ _KILLED_WITHIN_SECONDS = 120.0
 @task(**ONCE | {"cache_policy": ONCE["cache_policy"] + PlaceOfCall()})
 def create_task(
     credentials: Vantage6Credentials,
-    collaboration: str | int,
-    organizations: Sequence[str | int] | None,
-    image: str,
-    method: str,
-    arguments: dict[str, Any] | None = None,
-    databases: DatabaseInput | Dataframe | dict[str, Any] | list[Any] = None,
-    name: str = "",
-    description: str = "",
-    study: str | int | None = None,
-    store: int | None = None,
-    session: Session | int | None = None,
-    central: bool = False,
-    columns: Sequence[str] = (),
-    depends_on: Sequence[int] = (),
+    request: TaskRequest,
     offline_nodes: OfflineNodes = "warn",
     waiting_seconds: float | None = None,
     settle_seconds: float | None = None,
@@ -96,26 +83,12 @@ def create_task(
     """Create a task, once and never twice.
 
     Safe to repeat: the token in its name is looked for first, and only when no task carries it, all checks are made and
-    the task is sent (`POST task`). A lost answer is settled by looking again. Two identical calls in one flow run are
-    one task; give another `repetition` for another task.
+    the task is sent (`POST task`). A lost answer is settled by looking again. Equal calls in one flow run are counted,
+    so each is a task of its own; where Prefect cannot count them, give each another `repetition`.
 
     Args:
         credentials: The account.
-        collaboration: Exact name or id.
-        organizations: Exact names or ids; all of the collaboration, or of the study, when None.
-        image: Docker image of the algorithm.
-        method: Function to call.
-        arguments: Its keyword arguments; JSON.
-        databases: What it reads: a label of the nodes' databases, or on generation 5 the name or id of a dataframe; a
-            list of these, one for each parameter of the function; or mappings with `label` or `dataframe` and more.
-        name: Name of the task; the method when empty. The token is appended.
-        description: At most 1024 characters.
-        study: Exact name or id of a study.
-        store: Id of the algorithm store that vouches for the image.
-        session: The session, on generation 5.
-        central: Whether the function coordinates others, by making subtasks.
-        columns: Columns it needs, checked against those that nodes tell.
-        depends_on: Tasks that must have ended well before, on generation 5.
+        request: Collaboration, organizations, image, method, and all else that says what the task is.
         offline_nodes: With an offline node: `warn` creates the task, `wait` waits for the node, `fail` refuses.
         waiting_seconds: How long to wait for nodes, and for dataframes that are being made; for ever when None.
         settle_seconds: Longest time after which a request whose answer was lost may still take effect; a minute more
@@ -134,25 +107,6 @@ def create_task(
         PermissionDeniedError: The role may not create tasks.
         PlatformError: The task was refused.
     """
-    try:
-        request = TaskRequest(
-            collaboration=collaboration,
-            organizations=list(organizations) if organizations is not None else None,
-            image=image,
-            method=method,
-            arguments=arguments or {},
-            databases=databases,
-            name=name,
-            description=description,
-            study=study,
-            store=store,
-            session=session.id if isinstance(session, Session) else session,
-            central=central,
-            columns=list(columns),
-            depends_on=list(depends_on),
-        )
-    except ValidationError as error:
-        raise _wrong_fields(f"Task {method!r}", error) from None
     waiting = PollSettings(
         interval_seconds=2.0, growth=1.2, max_interval_seconds=30.0, deadline_seconds=waiting_seconds
     )
@@ -379,11 +333,7 @@ def create_session(
 def create_dataframe(
     credentials: Vantage6Credentials,
     session: Session | int,
-    name: str,
-    label: str,
-    image: str,
-    method: str,
-    arguments: dict[str, Any] | None = None,
+    dataframe: DataframeSpec,
     organizations: Sequence[str | int] | None = None,
     store: int | None = None,
 ) -> Dataframe:
@@ -395,11 +345,7 @@ def create_dataframe(
     Args:
         credentials: The account.
         session: The session, or its id.
-        name: Letters, digits, hyphens and underscores.
-        label: Label of the database in the nodes' configuration.
-        image: Docker image of the extraction.
-        method: Its function.
-        arguments: Its keyword arguments; JSON.
+        dataframe: Its name, its database and the function that reads it. `preprocess_dataframe` does the rest.
         organizations: Exact names or ids; all of the session's collaboration or study when None.
         store: Id of the algorithm store that vouches for the image.
 
@@ -414,11 +360,11 @@ def create_dataframe(
         frame = make_dataframe(
             client,
             session.id if isinstance(session, Session) else session,
-            name,
-            label=label,
-            image=image,
-            method=method,
-            arguments=arguments,
+            dataframe.name,
+            label=dataframe.label,
+            image=dataframe.extraction.image,
+            method=dataframe.extraction.method,
+            arguments=dataframe.extraction.arguments,
             organizations=organizations,
             store=store,
             circumstances=circumstances("vantage6", "dataframe"),
@@ -432,9 +378,7 @@ def create_dataframe(
 def preprocess_dataframe(
     credentials: Vantage6Credentials,
     dataframe: Dataframe | int,
-    image: str,
-    method: str,
-    arguments: dict[str, Any] | None = None,
+    function: Function,
     step: int = 1,
     organizations: Sequence[str | int] | None = None,
     store: int | None = None,
@@ -446,9 +390,7 @@ def preprocess_dataframe(
     Args:
         credentials: The account.
         dataframe: The dataframe, or its id.
-        image: Docker image of the step.
-        method: Its function.
-        arguments: Its keyword arguments; JSON.
+        function: What changes it.
         step: Number of the step in the life of the dataframe, from 1.
         organizations: Exact names or ids; all of the session's collaboration or study when None.
         store: Id of the algorithm store that vouches for the image.
@@ -466,9 +408,9 @@ def preprocess_dataframe(
             client,
             dataframe_id,
             step,
-            image=image,
-            method=method,
-            arguments=arguments,
+            image=function.image,
+            method=function.method,
+            arguments=function.arguments,
             organizations=organizations,
             store=store,
             circumstances=circumstances("vantage6", "step"),
@@ -651,11 +593,3 @@ def _rows(look: Look) -> list[dict[str, object]]:
         }
         for state in look.states
     ]
-
-
-def _wrong_fields(subject: str, error: ValidationError) -> ConfigurationError:
-    problems = "; ".join(
-        f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-        for problem in error.errors(include_input=False, include_url=False)
-    )
-    return ConfigurationError(f"{subject}: {problems}. Nothing was sent.")

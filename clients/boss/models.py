@@ -169,46 +169,44 @@ class Completion(_Frozen):
 
 
 class UploadSettings(BaseModel):
-    """How to upload.
+    """How to upload, and what to do with sources that are missing or damaged."""
 
-    Attributes:
-        threads: Objects put at the same time.
-        on_bad_source: What to do with a tile whose source is missing, damaged or does not fit: `fail` leaves its
-            message in the queue, so that the job cannot complete; `blank` uploads the fill value; `skip` takes it off
-            the queue (the Boss completes a job only when all sixteen slices of a chunk are skipped together);
-            `quarantine` takes it off the queue and keeps it, to be tried again by the next upload of this machine.
-        colour: What to do with colour, palette, bilevel and too deep images: `error`, or `convert` to grey.
-        fill: Value of pixels that the source does not have.
-        encoding: Format of tiles that must be encoded anew: `png` is smaller, `tiff` faster.
-        cache_bytes: Bound of decoded source images in memory.
-        chunk_bytes: Bound of chunks of a volumetric job in memory.
-        max_tiles: Stop after about so many tiles.
-        max_seconds: Stop receiving after this time; what is in flight is finished.
-        grace_seconds: How long a stop waits for what is in flight.
-        straggler_seconds: How long to wait for messages that others hold, when there are no more.
-        min_lease_seconds: Shortest lease that is asked for. Boss waits 180 s for leases before it completes a job.
-        max_lease_seconds: Longest lease that is asked for.
-        attempts: Times that one message may fail for reasons that should pass, before it counts as failed.
-        key_seconds: Age at which AWS keys are renewed.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    threads: int = Field(default=16, ge=1, le=128)
-    on_bad_source: Literal["fail", "blank", "skip", "quarantine"] = "fail"
-    colour: Literal["error", "convert"] = "error"
-    fill: int = Field(default=0, ge=0)
-    encoding: Literal["png", "tiff"] = "png"
-    cache_bytes: int = Field(default=512 * 1024 * 1024, ge=0)
-    chunk_bytes: int = Field(default=1024 * 1024 * 1024, ge=1)
-    max_tiles: int | None = Field(default=None, ge=1)
-    max_seconds: float | None = Field(default=None, gt=0)
-    grace_seconds: float = Field(default=60.0, ge=0)
-    straggler_seconds: float = Field(default=1000.0, ge=0)
-    min_lease_seconds: float = Field(default=120.0, ge=1)
-    max_lease_seconds: float = Field(default=900.0, ge=1, le=43200)
-    attempts: int = Field(default=3, ge=1)
-    key_seconds: float = Field(default=3300.0, gt=0)
+    threads: int = Field(default=16, ge=1, le=128, title="Objects at once")
+    """Objects put at the same time."""
+    on_bad_source: Literal["fail", "blank", "skip", "quarantine"] = Field(default="fail", title="With a bad source")
+    """What to do with a tile whose source is missing, damaged or does not fit: `fail` leaves its message in the queue,
+    so that the job cannot complete; `blank` uploads the fill value; `skip` takes it off the queue (the Boss completes a
+    job only when all sixteen slices of a chunk are skipped together); `quarantine` takes it off the queue and keeps it,
+    to be tried again by the next upload of this machine."""
+    colour: Literal["error", "convert"] = Field(default="error", title="With images in colour")
+    """What to do with colour, palette, bilevel and too deep images: `error`, or `convert` to grey."""
+    fill: int = Field(default=0, ge=0, title="Fill value")
+    """Value of pixels that the source does not have."""
+    encoding: Literal["png", "tiff"] = Field(default="png", title="Format of tiles")
+    """Format of tiles that must be encoded anew: `png` is smaller, `tiff` faster."""
+    cache_bytes: int = Field(default=512 * 1024 * 1024, ge=0, title="Cache of source images (bytes)")
+    """Bound of decoded source images in memory."""
+    chunk_bytes: int = Field(default=1024 * 1024 * 1024, ge=1, title="Memory for chunks (bytes)")
+    """Bound of chunks of a volumetric job in memory."""
+    max_tiles: int | None = Field(default=None, ge=1, title="Stop after so many tiles")
+    """Stop after about so many tiles."""
+    max_seconds: float | None = Field(default=None, gt=0, title="Length of one slice (s)")
+    """Seconds after which no more is received; what is in flight is finished. A flow goes on with the next slice; its
+    slices are 900 s long when empty."""
+    grace_seconds: float = Field(default=60.0, ge=0, title="Grace for what is in flight (s)")
+    """How long a stop waits for what is in flight."""
+    straggler_seconds: float = Field(default=1000.0, ge=0, title="Patience with other machines (s)")
+    """How long to wait for messages that others hold, when there are no more."""
+    min_lease_seconds: float = Field(default=120.0, ge=1, title="Shortest lease (s)")
+    """Shortest lease that is asked for. Boss waits 180 s for leases before it completes a job."""
+    max_lease_seconds: float = Field(default=900.0, ge=1, le=43200, title="Longest lease (s)")
+    """Longest lease that is asked for."""
+    attempts: int = Field(default=3, ge=1, title="Attempts at one message")
+    """Times that one message may fail for reasons that should pass, before it counts as failed."""
+    key_seconds: float = Field(default=3300.0, gt=0, title="Renew keys after (s)")
+    """Age at which AWS keys are renewed."""
 
 
 class UploadProgress(NamedTuple):

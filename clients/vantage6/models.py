@@ -38,7 +38,9 @@ __all__ = [
     "DatabaseInput",
     "Databases",
     "Dataframe",
+    "DataframeSpec",
     "EncodedResult",
+    "Function",
     "Node",
     "NodeStatus",
     "Organization",
@@ -684,7 +686,7 @@ def _as_group(group: Any) -> Sequence[Any]:
 
 def _one_database(given: Any, place: str) -> Any:
     match given:
-        case Database():
+        case Database() if given.label or given.dataframe is not None:
             return given
         case Dataframe():
             return {"dataframe": given.id}
@@ -745,3 +747,37 @@ class TaskRequest(BaseModel):
     central: bool = False
     columns: list[str] = Field(default_factory=list)
     depends_on: list[int] = Field(default_factory=list)
+
+
+class Function(BaseModel):
+    """A function of an algorithm.
+
+    Attributes:
+        image: Docker image of the algorithm.
+        method: Function to call.
+        arguments: Its keyword arguments.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: str
+    method: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class DataframeSpec(BaseModel):
+    """A dataframe to be extracted at the nodes, and what is done to it.
+
+    Attributes:
+        name: Letters, digits, hyphens and underscores; unique on the whole server.
+        label: Label of the database in the nodes' configuration.
+        extraction: Function that reads the database.
+        preprocessing: Functions that change the dataframe, in this order.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    label: str = "default"
+    extraction: Function
+    preprocessing: list[Function] = Field(default_factory=list)

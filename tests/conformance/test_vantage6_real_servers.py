@@ -38,6 +38,7 @@ from prefect_biomed.clients.vantage6 import (
     UnsafeFormat,
     UserSpec,
 )
+from prefect_biomed.flows.parameters import AnalysisWaiting, FederatedOutputs, TaskDetails
 from prefect_biomed.flows.vantage6 import (
     Analysis,
     DataframeSpec,
@@ -77,12 +78,18 @@ class Laboratory:
         self.account = Account(server.facts)
 
     def analyse(self, method: str, collaboration: str = "plain", **options: Any) -> Analysis:
-        options = {"credentials": self.credentials, "method": method, "image": CLINICAL, **options}
+        groups = {"details": TaskDetails, "outputs": FederatedOutputs, "waiting": AnalysisWaiting}
+        sorted_into: dict[str, dict[str, Any]] = {
+            group: {name: options.pop(name) for name in model.model_fields if name in options}
+            for group, model in groups.items()
+        }
+        options = {"credentials": self.credentials, "method": method, "image": CLINICAL, **options, **sorted_into}
         if self.server.generation == 5:
             frame = self.account.dataframe(collaboration)
-            options |= {"session": frame["session"]["id"], "databases": frame["name"]}
+            options["databases"] = frame["name"]
+            sorted_into["details"]["session"] = frame["session"]["id"]
         else:
-            options |= {"databases": "default"}
+            options["databases"] = "default"
         return federated_analysis(collaboration=collaboration, **options)
 
     def column(self, name: str) -> dict[str, np.ndarray]:

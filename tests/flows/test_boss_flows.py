@@ -24,6 +24,7 @@ from harness.ingest_lab import QUICK, Lab, lab, make_lab, volume
 from prefect_biomed.blocks import BossCredentials
 from prefect_biomed.clients.boss import IngestConfig, IngestIncomplete, JobStatus, UploadSettings, wait_until_ready
 from prefect_biomed.clients.errors import (
+    DeadlineExceeded,
     JobFailed,
     LaunchInDoubt,
     NotFoundError,
@@ -31,6 +32,7 @@ from prefect_biomed.clients.errors import (
     PreflightFailed,
 )
 from prefect_biomed.flows.boss import boss_cancel_ingest, boss_ingest, boss_join_ingest, cancel_remote_job
+from prefect_biomed.flows.parameters import IngestJobWaiting
 from prefect_biomed.sandbox import Fault
 from prefect_biomed.tasks import boss as steps
 from prefect_biomed.tasks.policies import intent_token
@@ -79,6 +81,39 @@ def test_ingest_from_check_to_report(lab: Lab, credentials: BossCredentials, tmp
     assert artifacts("boss-upload-1")[-1].data == 100.0
     assert "tiles/s" in str(artifacts("boss-upload-1")[-1].description)
     assert "80 of 80" in str(artifacts("boss-report-1")[-1].data)
+
+
+@pytest.mark.parametrize(
+    ("upload", "slice_seconds"), [(QUICK, 900.0), (QUICK.model_copy(update={"max_seconds": 120.0}), 120.0)]
+)
+def test_an_upload_is_done_in_slices_of_the_wanted_length(
+    lab: Lab,
+    credentials: BossCredentials,
+    monkeypatch: pytest.MonkeyPatch,
+    upload: UploadSettings,
+    slice_seconds: float,
+) -> None:
+    lab.write_stack(volume((16, 512, 512)))
+    join, lengths = steps.join_ingest_job, []
+
+    def noted(*given: Any) -> Any:
+        lengths.append(given[4])
+        return join(*given)
+
+    monkeypatch.setattr(steps, "join_ingest_job", noted)
+    report = boss_ingest(credentials, IngestConfig.load(lab.config()), upload=upload)
+    assert report.holes == ()
+    assert lengths == [slice_seconds]
+
+
+def test_the_boss_gets_no_longer_than_it_is_waited_for(lab: Lab, credentials: BossCredentials) -> None:
+    lab.write_stack(volume((16, 512, 512)))
+    lab.boss.switches.prepare_seconds = 8.0
+    waiting = {"ready_timeout_seconds": 1.0}
+    config = IngestConfig.load(lab.config())
+    with pytest.raises(DeadlineExceeded):
+        boss_ingest(credentials, config, upload=QUICK, waiting=waiting)
+    assert lab.boss.job(1).status == JobStatus.PREPARING
 
 
 def test_ingest_makes_what_it_lies_in(lab: Lab, credentials: BossCredentials) -> None:
@@ -364,7 +399,8 @@ def test_the_cancellation_hook_cancels_only_when_asked(
 ) -> None:
     lab.write_stack(volume((16, 512, 512)))
     config = IngestConfig.load(lab.config())
-    state = boss_ingest(credentials, config, upload=QUICK, complete=False, cancel_remote=asked, return_state=True)
+    waiting = IngestJobWaiting(cancel_remote=asked)
+    state = boss_ingest(credentials, config, upload=QUICK, complete=False, waiting=waiting, return_state=True)
     assert lab.boss.job(1).status == JobStatus.UPLOADING
     # As in the process of the hook, no flow run is under way here.
     cancel_remote_job(boss_ingest, stored_run(state, credentials, config), state)
@@ -379,7 +415,8 @@ def test_the_cancellation_hook_says_when_this_machine_knows_no_job(
     nowhere = lab.config()
     nowhere["database"]["collection"] = "nowhere"
     config = IngestConfig.load(nowhere)
-    state = boss_ingest(credentials, config, upload=QUICK, cancel_remote=True, return_state=True)
+    waiting = IngestJobWaiting(cancel_remote=True)
+    state = boss_ingest(credentials, config, upload=QUICK, waiting=waiting, return_state=True)
     assert state.is_failed()
     cancel_remote_job(boss_ingest, stored_run(state, credentials, config), state)
     assert "knows of no job" in flow_run_log.text

@@ -18,6 +18,7 @@ from harness.ingest_lab import Lab, lab, make_lab
 from prefect_biomed.blocks import BossCredentials, Vantage6Credentials, VipCredentials
 from prefect_biomed.clients.boss import IngestConfig
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError
+from prefect_biomed.clients.vantage6 import TaskRequest
 from prefect_biomed.clients.vip import StillNeeded
 from prefect_biomed.flows.operations import remove_leftovers, what_is_running
 from prefect_biomed.flows.parameters import Removal, SessionUpload, SessionWaiting
@@ -157,15 +158,15 @@ def test_one_table_over_all_platforms(
     vip_session(**arguments, session_name="mixed", waiting=LAUNCH)
     config = IngestConfig.model_validate(lab.config())
     job = boss_steps.create_ingest_job(boss, config, TOKEN)
-    task = vantage6_steps.create_task(
-        vantage6,
-        "plain",
-        ["north"],
-        CLINICAL,
-        "sleep",
+    request = TaskRequest(
+        collaboration="plain",
+        organizations=["north"],
+        image=CLINICAL,
+        method="sleep",
         arguments={"seconds": 60.0},
         databases="default",
     )
+    task = vantage6_steps.create_task(vantage6, request)
     found = {(one.platform, one.kind): one for one in what_is_running(account, vantage6, boss)}
     assert set(found) == {
         ("vip", "execution"),

@@ -18,6 +18,7 @@ from harness.federation import CLINICAL, federation
 from prefect_biomed.analysis import Agreement, Comparison, Experiment, Report
 from prefect_biomed.blocks import VipCredentials
 from prefect_biomed.clients.errors import ConfigurationError, JobFailed, PreflightFailed
+from prefect_biomed.flows.parameters import AnalysisWaiting, TaskDetails
 from prefect_biomed.flows.repeatability import compare_folders, repeatability_experiment
 from prefect_biomed.flows.vantage6 import federated_analysis
 from prefect_biomed.sandbox import Sandbox
@@ -207,11 +208,11 @@ def test_a_repeated_federated_analysis_is_compared(tmp_path: Path) -> None:
                 CLINICAL,
                 "central_linear_regression",
                 organizations=["north"],
-                central=True,
+                details=TaskDetails(central=True),
                 arguments={"outcome": "progression", "predictors": ["bmi", "bp"]},
                 databases="default",
                 refresh_time=0.1,
-                timeout_seconds=60,
+                waiting=AnalysisWaiting(timeout_seconds=60),
             )
             folder = tmp_path / "runs" / f"run {number}"
             folder.mkdir(parents=True)

@@ -62,8 +62,8 @@ def start(
         "method": "sleep",
         "arguments": {"seconds": 12},
         "databases": "default",
-        "name": name,
-        "output_dir": str(output_dir),
+        "details": {"name": name},
+        "outputs": {"output_dir": str(output_dir)},
     }
     return FlowRun(laboratory, "federated-analysis/federated-analysis", parameters | changes)
 
@@ -106,7 +106,7 @@ def test_a_cancelled_run_kills_its_task_when_asked(
     laboratory: Laboratory, client: Vantage6Client, tmp_path: Path, asked: bool
 ) -> None:
     name = f"cancel-{asked}".lower()
-    run = start(laboratory, tmp_path, name, "north-admin", arguments={"seconds": 300}, cancel_remote=asked)
+    run = start(laboratory, tmp_path, name, "north-admin", arguments={"seconds": 300}, waiting={"cancel_remote": asked})
     wait_until(lambda: bool(tasks(client, name)), 150, "a task on the server")
     wait_until(lambda: tasks(client, name)[0].status is Status.ACTIVE, 30, "the task is active")
     laboratory.run("prefect", "flow-run", "cancel", run.id)

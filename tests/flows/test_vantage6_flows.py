@@ -39,8 +39,10 @@ from prefect_biomed.clients.vantage6 import (
     Status,
     Task,
     TaskFailed,
+    TaskRequest,
     UserSpec,
 )
+from prefect_biomed.flows.parameters import AnalysisWaiting, FederatedOutputs, SessionDetails, TaskDetails
 from prefect_biomed.flows.vantage6 import (
     DataframeSpec,
     Function,
@@ -79,7 +81,9 @@ def printed() -> Iterator[list[logging.LogRecord]]:
 
 
 def arguments(here: Federation, method: str = "echo", **changes: Any) -> dict[str, Any]:
-    """Parameters of `federated_analysis`."""
+    """Parameters of `federated_analysis`; those of its groups are sorted into them."""
+    details = {name: changes.pop(name) for name in TaskDetails.model_fields if name in changes}
+    waiting = {name: changes.pop(name) for name in AnalysisWaiting.model_fields if name in changes}
     found: dict[str, Any] = {
         "credentials": here.credentials(),
         "collaboration": "plain",
@@ -87,12 +91,26 @@ def arguments(here: Federation, method: str = "echo", **changes: Any) -> dict[st
         "method": method,
         "databases": "default",
         "refresh_time": 0.1,
-        "timeout_seconds": 60,
+        "waiting": {"timeout_seconds": 60} | waiting,
     }
     if here.generation == 5:
         with here.client() as client:
-            found |= here.data(client, str(changes.get("collaboration", "plain")))
-    return found | changes
+            data = here.data(client, str(changes.get("collaboration", "plain")))
+        found["databases"] = data["databases"]
+        details["session"] = data["session"]
+    return found | {"details": details} | changes
+
+
+def request(method: str, *organizations: str, **fields: Any) -> TaskRequest:
+    """What `create_task` is to create, on the database of each organization."""
+    return TaskRequest(
+        collaboration="plain",
+        organizations=list(organizations) or None,
+        image=CLINICAL,
+        method=method,
+        databases="default",
+        **fields,
+    )
 
 
 def test_a_federated_regression_equals_the_pooled_fit(federations: Callable[[int], Federation], tmp_path: Path) -> None:
@@ -104,10 +122,10 @@ def test_a_federated_regression_equals_the_pooled_fit(federations: Callable[[int
                 "central_linear_regression",
                 collaboration="encrypted",
                 organizations=["north"],
-                central=True,
                 arguments={"outcome": "progression", "predictors": ["bmi", "bp"]},
+                central=True,
             ),
-            output_dir=tmp_path,
+            outputs=FederatedOutputs(output_dir=tmp_path),
         )
         (result,) = analysis.results
         pooled = _pooled(here, "progression", ["bmi", "bp"])
@@ -134,7 +152,7 @@ def test_an_analysis_gives_the_results_of_each_organization(
 
 
 def test_launch_now_and_collect_later(here: Federation) -> None:
-    launched = federated_analysis(**arguments(here, arguments={"a": 1}), wait=False)
+    launched = federated_analysis(**arguments(here, arguments={"a": 1}, wait=False))
     assert launched.results == ()
     created = here.tasks_created()
     collected = federated_analysis(**arguments(here), task_id=launched.task.id)
@@ -156,7 +174,7 @@ def test_a_failure_names_everything_and_partial_results_are_enough_when_asked(he
         federated_analysis(**crashing)
     for part in ("south", "south-plain", "crashed", "ZeroDivisionError", "partial=True"):
         assert part in str(failed.value)
-    analysis = federated_analysis(**crashing, partial=True)
+    analysis = federated_analysis(**crashing, outputs=FederatedOutputs(partial=True))
     assert {one.organization: one.unavailable is None for one in analysis.results} == {
         "north": True,
         "south": False,
@@ -170,14 +188,7 @@ def test_one_wait_for_many_tasks_is_one_request_for_each_look(here: Federation) 
     def many() -> int:
         made = [
             steps.create_task(
-                here.credentials(),
-                "plain",
-                ["north"],
-                CLINICAL,
-                "sleep",
-                arguments={"seconds": 3},
-                databases="default",
-                repetition=number,
+                here.credentials(), request("sleep", "north", arguments={"seconds": 3}), repetition=number
             )
             for number in range(1, 5)
         ]
@@ -222,7 +233,7 @@ def test_a_child_that_failed_while_waiting_adopts_its_task_two_levels_deep(here:
     @flow
     def middle() -> None:
         attempts["middle"] += 1
-        made = steps.create_task(here.credentials(), "plain", None, CLINICAL, "echo", databases="default")
+        made = steps.create_task(here.credentials(), request("echo"))
         ids.append(made.id)
         if attempts["middle"] == 1:
             raise RuntimeError("while waiting")
@@ -241,13 +252,11 @@ def test_a_child_that_failed_while_waiting_adopts_its_task_two_levels_deep(here:
     assert here.tasks_created() == created + 1
 
 
-def test_equal_calls_of_two_child_flows_are_two_tasks_and_repetitions_tell_calls_apart(here: Federation) -> None:
+def test_equal_calls_of_a_flow_and_of_two_child_flows_are_tasks_of_their_own(here: Federation) -> None:
     @flow
     def child() -> list[int]:
         return [
-            steps.create_task(
-                here.credentials(), "plain", ["north"], CLINICAL, "echo", databases="default", repetition=number
-            ).id
+            steps.create_task(here.credentials(), request("echo", "north"), repetition=number).id
             for number in (1, 2, 2)
         ]
 
@@ -256,14 +265,13 @@ def test_equal_calls_of_two_child_flows_are_two_tasks_and_repetitions_tell_calls
         return [child(), child()]
 
     first, second = parent()
-    assert first[1] == first[2] and second[1] == second[2]
-    assert len({*first, *second}) == 4
+    assert len({*first, *second}) == 6
 
 
 def test_a_flow_called_from_a_task_needs_a_key_of_its_own(here: Federation) -> None:
     @task
     def calls_a_flow(key: str | None) -> int:
-        return federated_analysis(**arguments(here), idempotency_key=key, wait=False).task.id
+        return federated_analysis(**arguments(here, wait=False), idempotency_key=key).task.id
 
     @flow
     def outer(key: str | None) -> list[int]:
@@ -276,10 +284,7 @@ def test_a_flow_called_from_a_task_needs_a_key_of_its_own(here: Federation) -> N
 
 
 def test_outside_a_flow_every_call_is_a_task_of_its_own(here: Federation) -> None:
-    made = [
-        steps.create_task(here.credentials(), "plain", ["north"], CLINICAL, "echo", databases="default")
-        for _ in range(2)
-    ]
+    made = [steps.create_task(here.credentials(), request("echo", "north")) for _ in range(2)]
     assert made[0].id != made[1].id
 
 
@@ -290,12 +295,9 @@ def test_outside_a_flow_every_call_is_a_task_of_its_own(here: Federation) -> Non
 @pytest.mark.parametrize("account", ["north-researcher", "north-admin"])
 def test_the_cancellation_hook_kills_only_when_asked_and_allowed(here: Federation, asked: bool, account: str) -> None:
     credentials = here.credentials(account)
-    state = federated_analysis(
-        **arguments(here, "sleep", arguments={"seconds": 20}, credentials=credentials, organizations=["north"]),
-        wait=False,
-        cancel_remote=asked,
-        return_state=True,
-    )
+    slow = arguments(here, "sleep", arguments={"seconds": 20}, credentials=credentials, organizations=["north"])
+    waiting = AnalysisWaiting(wait=False, cancel_remote=asked)
+    state = federated_analysis(**slow | {"waiting": waiting}, return_state=True)
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(state.state_details.flow_run_id)
     # What the server stored of a block that was not saved is masked; a deployment stores a reference.
@@ -310,9 +312,7 @@ def test_the_cancellation_hook_kills_only_when_asked_and_allowed(here: Federatio
 def test_a_task_can_be_killed_and_what_was_killed_is_told(here: Federation) -> None:
     @flow
     def start_and_kill() -> Any:
-        made = steps.create_task(
-            here.credentials(), "plain", ["north"], CLINICAL, "sleep", arguments={"seconds": 30}, databases="default"
-        )
+        made = steps.create_task(here.credentials(), request("sleep", "north", arguments={"seconds": 30}))
         return steps.kill_task(here.credentials("north-admin"), made)
 
     outcome = start_and_kill()
@@ -366,28 +366,26 @@ def test_all_problems_of_a_request_at_once(here: Federation) -> None:
 )
 def test_what_is_unknown_lists_what_is_known(here: Federation, changes: dict[str, Any], text: str) -> None:
     with pytest.raises(PreflightFailed, match=text):
-        federated_analysis(**arguments(here) | changes)
+        federated_analysis(**arguments(here, **changes))
 
 
 def test_databases_in_a_wrong_form_are_refused_with_the_field_named(here: Federation) -> None:
-    @flow
-    def wrong() -> None:
-        steps.create_task(here.credentials(), "plain", None, CLINICAL, "echo", databases=[{"query": "SELECT"}])
-
-    with pytest.raises(ConfigurationError, match=r"databases.*databases\[0\] is \{'query'"):
-        wrong()
+    with pytest.raises(ValidationError, match=r"databases\[0\] is \{'query'"):
+        TaskRequest(collaboration="plain", image=CLINICAL, method="echo", databases=[{"query": "SELECT"}])
+    with pytest.raises(ConfigurationError, match=r"databases.*databases\[0\] is .*query.*Nothing was sent"):
+        federated_analysis(**arguments(here) | {"databases": [{"query": "SELECT"}]})
     with pytest.raises(ValidationError):
         Vantage6Credentials(url="no url")
 
 
 def test_a_server_that_is_gone_for_a_while_is_survived(here: Federation) -> None:
-    made = federated_analysis(**arguments(here, "sleep", arguments={"seconds": 2}), wait=False).task
+    made = federated_analysis(**arguments(here, "sleep", arguments={"seconds": 2}, wait=False)).task
     here.sandbox.faults.add(Fault(path=f"/task/{made.id}", drop="before", times=9))
     assert len(federated_analysis(**arguments(here), task_id=made.id).results) == 3
 
 
 def test_a_server_that_stays_gone_ends_the_wait_with_the_way_back(here: Federation) -> None:
-    made = federated_analysis(**arguments(here, "sleep", arguments={"seconds": 12}), wait=False).task
+    made = federated_analysis(**arguments(here, "sleep", arguments={"seconds": 12}, wait=False)).task
     here.sandbox.faults.add(Fault(path=r"/task/\d+/status", status=503))
 
     @flow
@@ -403,7 +401,7 @@ def test_a_server_that_stays_gone_ends_the_wait_with_the_way_back(here: Federati
 def test_a_deadline_names_who_is_waited_for(here: Federation) -> None:
     with pytest.raises(DeadlineExceeded, match=r"waits for north \(active, node north-plain\)") as late:
         federated_analysis(
-            **arguments(here, "sleep", arguments={"seconds": 20}, organizations=["north"]) | {"timeout_seconds": 1.5}
+            **arguments(here, "sleep", arguments={"seconds": 20}, organizations=["north"], timeout_seconds=1.5)
         )
     assert "task_id=" in str(late.value)
 
@@ -468,7 +466,7 @@ def test_a_session_is_prepared_once_and_computed_on_again(federations: Callable[
         "image": CLINICAL,
         "method": "partial_summary",
         "arguments": {"columns": ["age"]},
-        "columns": ["age"],
+        "details": SessionDetails(columns=("age",)),
     }
     first = federated_session(**parameters)
     assert {one.organization for one in first.results} == set(HOSPITALS)
@@ -496,8 +494,7 @@ def test_a_central_function_on_a_dataframe(federations: Callable[[int], Federati
         image=CLINICAL,
         method="central_average",
         arguments={"column": "bmi"},
-        central=True,
-        compute_at=["north"],
+        details=SessionDetails(central=True, compute_at=["north"]),
     )
     (result,) = analysis.results
     tables = [np.genfromtxt(files["default"], delimiter=",", names=True) for files in here.sandbox.cohorts.values()]

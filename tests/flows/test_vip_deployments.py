@@ -59,10 +59,14 @@ def test_every_deployment_has_a_form_with_described_fields(laboratory: Laborator
         schema = deployment(laboratory, name)["parameter_openapi_schema"]
         assert all(field["description"] for field in schema["properties"].values()), name
         assert schema["definitions"]["VipCredentials"]["block_type_slug"] == "vip-credentials"
-    fields = deployment(laboratory, "vip-session")["parameter_openapi_schema"]["properties"]
+    schema = deployment(laboratory, "vip-session")["parameter_openapi_schema"]
+    fields = schema["properties"]
     assert fields["credentials"]["$ref"] == "#/definitions/VipCredentials"
     assert (fields["nb_runs"]["minimum"], fields["nb_runs"]["maximum"]) == (1, 1000)
     assert fields["refresh_time"]["exclusiveMinimum"] == 0
+    assert fields["outputs"]["anyOf"] == [{"$ref": "#/definitions/Outputs"}, {"type": "null"}]
+    wanted = schema["definitions"]["Outputs"]["properties"]["get_status"]
+    assert wanted["items"]["enum"] == ["Finished", "ExecutionFailed", "Killed"]
 
 
 def test_values_out_of_bounds_are_refused_before_a_run(laboratory: Laboratory, parameters: dict[str, Any]) -> None:
@@ -74,6 +78,15 @@ def test_values_out_of_bounds_are_refused_before_a_run(laboratory: Laboratory, p
             "vip-session/vip-session",
             "--params",
             json.dumps(parameters | {"nb_runs": 1001}),
+        )
+    with pytest.raises(RuntimeError, match="wiat"):
+        laboratory.run(
+            "prefect",
+            "deployment",
+            "run",
+            "vip-session/vip-session",
+            "--params",
+            json.dumps(parameters | {"waiting": {"wiat": False}}),
         )
 
 
@@ -92,10 +105,11 @@ def test_deployment_run_completes_and_no_file_holds_the_key(
         "run",
         "vip-session/vip-session",
         "--params",
-        json.dumps(parameters),
+        json.dumps(parameters | {"outputs": {"keep_archives": True}, "waiting": {"timeout_seconds": 300}}),
         "--watch",
     )
     assert len(list((tmp_path / "out").rglob("measures.csv"))) == 1
+    assert len(list((tmp_path / "out").rglob("*.tar.gz"))) == 1
     key = laboratory.sandbox["vip"]["api_key"].encode()
     searched = [path for folder in (laboratory.home, tmp_path) for path in folder.rglob("*") if path.is_file()]
     kinds = {path.relative_to(laboratory.home).parts[0] for path in searched if path.is_relative_to(laboratory.home)}

@@ -655,8 +655,7 @@ def test_resume_from_the_folder_on_girder_alone(
             output_dir=tmp_path / "first",
             session_name="stopped",
             nb_runs=2,
-            girder_output=RESULTS,
-            girder_metadata={"study": "demo"},
+            girder=Girder(output=RESULTS, metadata={"study": "demo"}),
         )
         steps.upload_inputs(credentials, session)
         steps.launch_pipeline(credentials, session, 1)
