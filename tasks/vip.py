@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from prefect import get_run_logger, task
 from prefect.runtime import flow_run
+from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import ConfigurationError, PreflightFailed
@@ -37,6 +38,7 @@ from prefect_biomed.tasks._reporting import Progress, artifact_key, link, markdo
 from prefect_biomed.tasks.policies import ONCE, RETRY, circumstances
 
 __all__ = [
+    "WatchSettings",
     "check_sessions",
     "download_outputs",
     "finish",
@@ -47,6 +49,24 @@ __all__ = [
     "show_pipeline",
     "upload_inputs",
 ]
+
+
+class WatchSettings(BaseModel):
+    """What a watch of runs puts up with, and what happens at the end of its time.
+
+    Attributes:
+        strict: Whether a run of which some jobs failed counts as failed.
+        kill_at_deadline: Whether runs that have not ended in time are killed.
+        unknown_grace_seconds: How long the platform may have no trace of a run.
+        error_budget: So many looks in a row may fail.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    strict: bool = False
+    kill_at_deadline: bool = False
+    unknown_grace_seconds: float = Field(default=900.0, ge=0)
+    error_budget: int = Field(default=20, ge=0)
 
 
 @task(**RETRY)
@@ -262,11 +282,8 @@ def monitor_workflows(
     refresh_time: float = 30.0,
     timeout_seconds: float | None = None,
     wait: bool = True,
-    strict: bool = False,
     raise_on_failure: bool = True,
-    kill_at_deadline: bool = False,
-    unknown_grace_seconds: float = 900.0,
-    error_budget: int = 20,
+    settings: WatchSettings | None = None,
 ) -> list[Workflow]:
     """Watch the runs of a session until all have ended.
 
@@ -279,11 +296,8 @@ def monitor_workflows(
         refresh_time: Seconds between the first looks; it grows with the age of the runs to five times as much.
         timeout_seconds: Stop waiting after this time; never when None.
         wait: False looks once and returns.
-        strict: Whether a run of which some jobs failed counts as failed.
         raise_on_failure: Whether a failed run raises; its jobs and logs are reported either way.
-        kill_at_deadline: Whether runs that have not ended in time are killed.
-        unknown_grace_seconds: How long the platform may have no trace of a run.
-        error_budget: So many looks in a row may fail.
+        settings: What counts as failed, what the watch puts up with, and what happens at the end of its time.
 
     Returns:
         The runs with their jobs.
@@ -294,12 +308,13 @@ def monitor_workflows(
         PollingFailed: The platform could not be reached for long; the runs go on.
     """
     logger = get_run_logger()
-    settings = PollSettings(
+    settings = settings or WatchSettings()
+    pace = PollSettings(
         interval_seconds=refresh_time,
         growth=1.1,
         max_interval_seconds=5 * refresh_time,
         deadline_seconds=timeout_seconds,
-        error_budget=error_budget,
+        error_budget=settings.error_budget,
     )
     progress = Progress(artifact_key("vip-monitor", session.session_name), f"Runs of {session.session_name}")
     known: dict[str, WorkflowStatus] = {}
@@ -308,10 +323,10 @@ def monitor_workflows(
         for workflows in monitor(
             client,
             session,
-            settings,
+            pace,
             workflow_ids=workflow_ids,
-            unknown_grace_seconds=unknown_grace_seconds,
-            kill_at_deadline=kill_at_deadline,
+            unknown_grace_seconds=settings.unknown_grace_seconds,
+            kill_at_deadline=settings.kill_at_deadline,
         ):
             changed = [w for w in workflows if known.get(w.identifier) != w.status]
             for workflow in changed:
@@ -328,7 +343,7 @@ def monitor_workflows(
             if not wait:
                 break
         ended = [workflow for workflow in workflows if workflow.status.is_terminal]
-        texts, failed = failures(client, session, ended, strict=strict)
+        texts, failed = failures(client, session, ended, strict=settings.strict)
     if texts:
         report = "\n".join(texts)
         logger.error("Not everything succeeded:\n%s", report)

@@ -11,10 +11,10 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import pytest
-from prefect import Flow
+from prefect import Flow, Task
 from prefect.utilities.callables import parameter_schema
 
-from prefect_biomed import flows
+from prefect_biomed import flows, tasks
 
 T = TypeVar("T")
 GROUPS = {"upload", "outputs", "removal", "girder", "waiting", "details", "assessment"}
@@ -27,6 +27,7 @@ CARD = {
     "boss-join-ingest": "config job_id processes",
 }
 PER_FLOW = 12
+PER_TASK = 8
 STATEMENTS_PER_FLOW = 15
 
 
@@ -39,6 +40,7 @@ def public(package: ModuleType, kind: type[T]) -> dict[str, T]:
 
 
 FLOWS = {flow.name: flow for flow in public(flows, Flow).values()}
+TASKS = public(tasks, Task)
 every_flow = pytest.mark.parametrize("name", FLOWS)
 
 
@@ -57,6 +59,11 @@ def test_a_form_has_few_fields_and_a_body_reads_as_the_protocol(name: str) -> No
     fields = [field for field in form(name)["properties"] if field != "credentials"]
     assert len(fields) <= PER_FLOW
     assert statements(FLOWS[name]) <= STATEMENTS_PER_FLOW
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_takes_few_arguments(name: str) -> None:
+    assert len(inspect.signature(TASKS[name].fn).parameters) <= PER_TASK
 
 
 @pytest.mark.parametrize("name", CARD)
