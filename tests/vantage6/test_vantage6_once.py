@@ -76,10 +76,16 @@ def lose(here: Federation, answer: str, path: str = "/task$", **more: Any) -> No
     here.sandbox.faults.add(Fault(method="POST", path=path, times=1, **LOST[answer] | more))
 
 
-def late(here: Federation, answer: str, path: str = "/task$", *, seconds: float = 0.8) -> None:
-    """Have the next request answered wrongly at once, and carried out later."""
+def late(here: Federation, answer: str, path: str = "/task$", *, seconds: float = 0.8) -> float:
+    """Have the next request answered wrongly at once, and carried out later; tells after how long that is over."""
     fault = {"drop": "before"} if "drop" in LOST[answer] else LOST[answer] | {"after_effect": False}
     here.sandbox.faults.add(Fault(method="POST", path=path, times=1, hold_seconds=seconds, **fault))
+    return seconds + 0.5
+
+
+def wait_until(moment: float) -> None:
+    """Wait for a request that is held; it has been carried out long since when the launch was right."""
+    time.sleep(max(0.0, moment - time.monotonic()))
 
 
 def asked(here: Federation, client: Vantage6Client, name: str) -> TaskRequest:
@@ -91,20 +97,23 @@ def named(here: Federation, name: str) -> list[Any]:
     return [task for task in here.sandbox.registry.tasks if task.name.startswith(f"{name}-")]
 
 
-def die_in_flight(client: Vantage6Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def die_in_flight(client: Vantage6Client, monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
     """Make the client's process die right after its request has left; the request arrives all the same."""
     send = client.create_task
+    requests: list[threading.Thread] = []
 
     def nobody_listens(body: Any) -> None:
         with suppress(BiomedError):
             send(body)
 
     def die(body: Any) -> Task:
-        threading.Thread(target=nobody_listens, args=(body,), daemon=True).start()
+        requests.append(threading.Thread(target=nobody_listens, args=(body,), daemon=True))
+        requests[0].start()
         time.sleep(0.3)
         raise Killed
 
     monkeypatch.setattr(client, "create_task", die)
+    return requests
 
 
 @newer_generations
@@ -130,11 +139,12 @@ def test_a_launch_that_takes_effect_late_is_found_by_the_repetition(
     here, name = federations(generation), f"repeated-{token()}"
     with here.client() as client:
         request = asked(here, client, name)
-        late(here, answer)
+        over = time.monotonic() + late(here, answer)
         with pytest.raises(LaunchInDoubt, match="it looks before it sends"):
             launch(client, request, "abcdefghij", settle_seconds=0.2, folder=tmp_path)
         assert named(here, name) == []
         made = launch(client, request, "abcdefghij", settle_seconds=SETTLE, folder=tmp_path)
+        wait_until(over)
     assert [task.id for task in named(here, name)] == [made.id]
 
 
@@ -151,11 +161,12 @@ def test_a_process_killed_in_flight_and_started_again_at_once_makes_no_second_ta
     with here.client() as client, here.client() as second:
         request = asked(here, client, name)
         lose(here, answer, hold_seconds=1.0)
-        die_in_flight(client, monkeypatch)
+        requests = die_in_flight(client, monkeypatch)
         with pytest.raises(Killed):
             launch(client, request, "abcdefghij", settle_seconds=SETTLE, folder=tmp_path)
         assert named(here, name) == []
         made = launch(second, request, "abcdefghij", settle_seconds=SETTLE, folder=tmp_path)
+        requests[0].join()
     assert [task.id for task in named(here, name)] == [made.id]
 
 
@@ -207,11 +218,13 @@ def test_a_process_that_is_killed_by_the_system_in_flight(here: Federation, tmp_
     while not here.sandbox.faults.describe()[-1]["hit"]:
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.02)
+    over = time.monotonic() + 2.5
     time.sleep(0.2)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and named(here, name) == []
     with connect(here.facts["url"], username="north-researcher", password=SecretStr(password)) as client:
         made = launch(client, request, "abcdefghij", folder=tmp_path)
+    wait_until(over)
     assert [task.id for task in named(here, name)] == [made.id]
 
 
@@ -408,10 +421,11 @@ def test_a_step_that_takes_effect_late_is_not_sent_again(five: Federation, tmp_p
         frame = make_dataframe(
             client, session.id, f"f-{token()}", label="default", image=CLINICAL, method="read_csv", folder=tmp_path
         )
-        late(five, "502 page", "/preprocess$")
+        over = time.monotonic() + late(five, "502 page", "/preprocess$")
         with pytest.raises(LaunchInDoubt):
             add_preprocessing(client, frame.id, 1, **function, settle_seconds=0.2, folder=tmp_path)
         step = add_preprocessing(client, frame.id, 1, **function, settle_seconds=SETTLE, folder=tmp_path)
+        wait_until(over)
         assert [one.id for one in steps_of(client, frame.id)][1:] == [step.id]
         with pytest.raises(ConfigurationError, match="has had 1 steps"):
             add_preprocessing(client, frame.id, 3, **function, folder=tmp_path)
@@ -427,6 +441,18 @@ def test_a_name_that_is_free_again_is_made_anew(five: Federation, tmp_path: Path
         assert make_session(client, "plain", name, folder=tmp_path).id == second.id
         with pytest.raises(NameConflict, match="scope 'own'"):
             make_session(client, "plain", name, scope=SessionScope.ORGANIZATION, folder=tmp_path)
+
+
+def test_an_id_that_the_server_has_given_to_another_session_is_not_believed(five: Federation, tmp_path: Path) -> None:
+    name, other = f"s-{token()}", f"other-{token()}"
+    with five.client() as client:
+        first = make_session(client, "plain", name, folder=tmp_path)
+        second = make_session(client, "plain", other, folder=tmp_path / "others")
+        (record,) = tmp_path.glob("*.json")
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"id": str(second.id)}))
+        client.delete(Session, first.id)
+        made = make_session(client, "plain", name, folder=tmp_path)
+        assert made.name == name and made.id not in (first.id, second.id)
 
 
 def test_a_session_of_an_unknown_collaboration_is_not_begun(five: Federation, tmp_path: Path) -> None:
