@@ -328,6 +328,20 @@ def test_a_key_that_is_not_the_organizations_is_refused_and_not_uploaded(
     assert [call for call in here.calls("POST") if "token" not in call] == []
 
 
+@pytest.mark.parametrize("text", [None, "", "no key at all", "c291dGg="])
+def test_a_member_whose_public_key_cannot_be_read_is_named_before_anything_is_sent(
+    here: Federation, text: str | None
+) -> None:
+    (south,) = [one for one in here.sandbox.registry.organizations if one.name == "south"]
+    key, south.public_key = south.public_key, text
+    try:
+        with here.client() as client, pytest.raises(PreflightFailed, match="'south' cannot be written to"):
+            here.launch(client, "echo", collaboration="encrypted")
+    finally:
+        south.public_key = key
+    assert [call for call in here.calls("POST") if "token" not in call] == []
+
+
 def test_every_vector_is_read() -> None:
     """The vectors have a file of their own; here it is made sure that none is left out."""
     text = (Path(__file__).parent / "test_vantage6_encryption.py").read_text()
