@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check slow endurance conformance chaos-protocol bench up down clean
+.PHONY: demo test check slow endurance conformance chaos-protocol mutants bench up down clean
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo
@@ -32,6 +32,9 @@ conformance: $(STAMP)
 
 chaos-protocol: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m chaos.protocol --schedules $(or $(SCHEDULES),10000) --seed $(or $(SEED),0)
+
+mutants: $(STAMP)
+	$(BIN)/python tests/mutants.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

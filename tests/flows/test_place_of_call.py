@@ -87,6 +87,31 @@ def test_equal_calls_two_levels_deep_survive_a_retry_of_the_root() -> None:
     assert len(made) == 4
 
 
+@task(**ONCE | {"retries": 0})
+def effect(credentials: str, what: str) -> str:
+    made.append(what)
+    return what
+
+
+def test_retry_of_the_root_takes_what_was_finished_from_the_cache() -> None:
+    attempts = Counter[str]()
+
+    @flow
+    def child() -> str:
+        result = effect(f"key {attempts['root']}", "launched")
+        if attempts["root"] == 1:
+            raise RuntimeError("lost after the launch")
+        return result
+
+    @flow(retries=1, retry_delay_seconds=0)
+    def root() -> str:
+        attempts["root"] += 1
+        return child()
+
+    assert root() == "launched"
+    assert made == ["launched"], "also in a child run that Prefect made anew, and with other credentials"
+
+
 def test_submitted_calls_are_counted_too() -> None:
     @flow
     def together() -> list[str]:
