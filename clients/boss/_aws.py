@@ -26,9 +26,11 @@ from botocore.exceptions import (
     ReadTimeoutError,
 )
 from botocore.httpsession import URLLib3Session
-from botocore.parsers import create_parser
+from botocore.parsers import ResponseParserError, create_parser
 from botocore.utils import get_environ_proxies
+from pydantic import ValidationError
 
+from prefect_biomed.clients.boss.answers import BatchAnswer, CountsAnswer, MessagesAnswer
 from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.boss.errors import QueueGone
 from prefect_biomed.clients.boss.models import JoinedJob
@@ -46,12 +48,14 @@ from prefect_biomed.clients.errors import (
 )
 from prefect_biomed.clients.http import UNAVAILABLE, USER_AGENT
 from prefect_biomed.clients.polling import sleep
+from prefect_biomed.clients.rest import Answered
 
 __all__ = ["BATCH", "JobQueues", "Pauses", "UploadMessage", "batches"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+A = TypeVar("A", bound=Answered)
 
 BATCH = 10
 _BATCH_BYTES = 240 * 1024
@@ -211,25 +215,26 @@ class JobQueues:
 
     def _receive(self, lease_seconds: int, wait_seconds: int) -> list[UploadMessage]:
         begun = time.monotonic()
-        answer = self._call(
+        answer = self._ask(
+            MessagesAnswer,
             lambda: self._sqs.receive_message(
                 QueueUrl=self._joined.upload_queue,
                 MaxNumberOfMessages=BATCH,
                 VisibilityTimeout=lease_seconds,
                 WaitTimeSeconds=wait_seconds,
                 MessageSystemAttributeNames=["ApproximateReceiveCount"],
-            )
+            ),
         )
         return [
             UploadMessage(
-                id=item["MessageId"],
-                handle=item["ReceiptHandle"],
-                body=item["Body"],
-                receives=int(item.get("Attributes", {}).get("ApproximateReceiveCount", 1)),
+                id=item.id,
+                handle=item.handle,
+                body=item.body,
+                receives=item.attributes.receives,
                 leased_at=begun,  # at the earliest
                 lease_seconds=lease_seconds,
             )
-            for item in answer.get("Messages", [])
+            for item in answer.messages or ()
         ]
 
     def counts(self) -> tuple[int, int]:
@@ -239,12 +244,13 @@ class JobQueues:
         """
         names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
         answer = _persist(
-            lambda: self._call(
-                lambda: self._sqs.get_queue_attributes(QueueUrl=self._joined.upload_queue, AttributeNames=names)
+            lambda: self._ask(
+                CountsAnswer,
+                lambda: self._sqs.get_queue_attributes(QueueUrl=self._joined.upload_queue, AttributeNames=names),
             ),
             time.monotonic() + _OUTAGE_SECONDS,
         )
-        return int(answer["Attributes"][names[0]]), int(answer["Attributes"][names[1]])
+        return answer.attributes.visible, answer.attributes.leased
 
     def send_index(self, bodies: Sequence[str]) -> list[int]:
         """Send index messages, as many as fit into one request.
@@ -256,10 +262,11 @@ class JobQueues:
             Positions of those that were not accepted and have to be sent again.
         """
         entries = [{"Id": str(position), "MessageBody": body} for position, body in enumerate(bodies)]
-        answer = self._call(
-            lambda: self._sqs.send_message_batch(QueueUrl=self._joined.tile_index_queue, Entries=entries)
+        answer = self._ask(
+            BatchAnswer, lambda: self._sqs.send_message_batch(QueueUrl=self._joined.tile_index_queue, Entries=entries)
         )
-        return [int(item["Id"]) for item in answer.get("Failed", [])]
+        accepted = {item.position for item in answer.successful}
+        return [position for position in range(len(bodies)) if position not in accepted]
 
     def delete(self, handles: Sequence[str], until: float) -> dict[int, bool]:
         """Delete upload messages, again and again until a moment when AWS is busy.
@@ -273,12 +280,15 @@ class JobQueues:
         """
         entries = [{"Id": str(position), "ReceiptHandle": handle} for position, handle in enumerate(handles)]
         answer = _persist(
-            lambda: self._call(
-                lambda: self._sqs.delete_message_batch(QueueUrl=self._joined.upload_queue, Entries=entries)
+            lambda: self._ask(
+                BatchAnswer,
+                lambda: self._sqs.delete_message_batch(QueueUrl=self._joined.upload_queue, Entries=entries),
             ),
             until,
         )
-        return {int(item["Id"]): not item.get("SenderFault", False) for item in answer.get("Failed", [])}
+        gone = {item.position for item in answer.successful}
+        hopeless = {item.position for item in answer.failed if item.is_our_fault}
+        return {position: position not in hopeless for position in range(len(handles)) if position not in gone}
 
     def put(self, key: str, content: bytes, metadata: dict[str, str], until: float) -> None:
         """Put one object, again and again until a moment when AWS is busy.
@@ -306,6 +316,16 @@ class JobQueues:
         if response.status_code != 200:
             answer = {"status_code": response.status_code, "headers": response.headers, "body": response.content}
             raise ClientError(create_parser("rest-xml").parse(answer, None), "PutObject")
+        if "ETag" not in response.headers:
+            raise NetworkError("PutObject: what answered is not S3. Check what lies between.")
+
+    def _ask(self, shape: type[A], request: Callable[[], Any]) -> A:
+        """Make one request and read its answer as a model; absence of what was asked for proves nothing."""
+        answer = self._call(lambda: _parsed(request))
+        try:
+            return shape.model_validate(answer)
+        except ValidationError:
+            raise NetworkError("AWS answered in another shape than asked for. Check what lies between.") from None
 
     def _call(self, request: Callable[[], Any]) -> Any:
         """Make one request; when the keys are refused, renew them and make it again."""
@@ -402,6 +422,16 @@ def _persist(call: Callable[[], T], until: float) -> T:
         except BiomedError as error:
             if not is_transient(error) or not pauses.take():
                 raise
+
+
+def _parsed(request: Callable[[], Any]) -> Any:
+    """Make a request of boto3, whose parser stumbles over the words of what is not AWS."""
+    try:
+        return request()
+    except (ResponseParserError, AttributeError, TypeError, RecursionError) as error:
+        raise NetworkError(
+            f"AWS answered in another language than its own ({type(error).__name__}). Check what lies between."
+        ) from None
 
 
 def batches(bodies: Sequence[str]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""What the Boss answers, as it comes over the wire."""
+"""What the Boss and the queues of AWS answer, as it comes over the wire."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from prefect_biomed.clients.boss.models import IngestJob, IngestType, JobStatus
 from prefect_biomed.clients.rest import Answered
 
 __all__ = [
+    "BatchAnswer",
     "ChannelAnswer",
     "CompletionAnswer",
+    "CountsAnswer",
     "ErrorAnswer",
     "ExperimentAnswer",
     "FrameAnswer",
@@ -33,6 +35,7 @@ __all__ = [
     "JoinAnswer",
     "JoinedJobAnswer",
     "KeysAnswer",
+    "MessagesAnswer",
     "NameAnswer",
     "NamesAnswer",
     "StatusAnswer",
@@ -223,3 +226,49 @@ class FrameworkErrorAnswer(Answered):
     """An error in the shape of the framework under it: a bad token, a body that cannot be parsed."""
 
     detail: str
+
+
+class _MessageAttributes(Answered):
+    receives: int = Field(default=1, alias="ApproximateReceiveCount")
+
+
+class _Message(Answered):
+    id: str = Field(alias="MessageId")
+    handle: str = Field(alias="ReceiptHandle")
+    body: str = Field(alias="Body")
+    attributes: _MessageAttributes = Field(default_factory=_MessageAttributes, alias="Attributes")
+
+
+class MessagesAnswer(Answered):
+    """Messages that SQS has leased; it leaves the list out when there are none."""
+
+    messages: list[_Message] | None = Field(default=None, alias="Messages")
+
+
+class _Counts(Answered):
+    visible: int = Field(alias="ApproximateNumberOfMessages")
+    leased: int = Field(alias="ApproximateNumberOfMessagesNotVisible")
+
+
+class CountsAnswer(Answered):
+    """How many messages a queue of SQS has."""
+
+    attributes: _Counts = Field(alias="Attributes")
+
+
+class _Entry(Answered):
+    position: int = Field(alias="Id")
+    is_our_fault: bool = Field(default=False, alias="SenderFault")
+
+
+class BatchAnswer(Answered):
+    """What has become of each entry of a batch that SQS was sent."""
+
+    successful: list[_Entry] = Field(default=[], alias="Successful")
+    failed: list[_Entry] = Field(default=[], alias="Failed")
+
+    @model_validator(mode="after")
+    def _tells_of_some(self) -> BatchAnswer:
+        if not self.successful and not self.failed:
+            raise ValueError("no entry is told of")
+        return self

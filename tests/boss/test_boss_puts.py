@@ -43,7 +43,9 @@ def test_an_object_goes_where_boto3_sends_it_with_the_same_headers(
 ) -> None:
     sent: list[Any] = []
     monkeypatch.setattr(
-        URLLib3Session, "send", lambda _, request: sent.append(request) or SimpleNamespace(status_code=200)
+        URLLib3Session,
+        "send",
+        lambda _, request: sent.append(request) or SimpleNamespace(status_code=200, headers={"ETag": "0a"}),
     )
     client: Any = SimpleNamespace(aws_region=region, aws_endpoint_url=None, aws_verify_tls=True)
     keys = {name: SecretStr(value) for name, value in (("access_key", "AKIA"), ("secret_key", "secret"))}

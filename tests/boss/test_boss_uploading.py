@@ -412,3 +412,20 @@ def test_what_a_killed_run_had_deleted_is_counted_by_the_next(lab: Lab, monkeypa
     final = account(lab.client, config, job.id, ledger_folder=lab.folder / "ledgers")
     assert (final.deleted, final.unaccounted, final.holes) == (16, 0, ())
     assert not lab.boss.job(job.id).observed.late_indexed
+
+
+@pytest.mark.parametrize("body", ["", "<html>Welcome</html>", "null", "[]", "{}", "[" * 10_000, '{"Messages": [{}]}'])
+def test_success_that_something_between_pretends_is_no_success(lab: Lab, body: str) -> None:
+    lab.write_stack(volume((16, 512, 512)))
+    config, job = lab.create(lab.config())
+    uploader = lab.uploader(config, job.id)
+    pretended = {"status": 200, "body": body, "content_type": "application/x-amz-json-1.0"}
+    lab.boss.faults.add(Fault(method="PUT", calls=[1, 4], **pretended))
+    lab.boss.faults.add(Fault(method="POST", path="^/$", calls=[1, 3, 4, 6, 9], **pretended))
+    report = uploader.run()
+    uploader.close()
+    assert (report.deleted, report.failed, report.unaccounted) == (16, {}, 0)
+    assert [fault["hit"] for fault in lab.boss.faults.describe()] == [2, 5]
+    assert lab.complete(job.id).outcome == "COMPLETE"
+    assert np.array_equal(lab.read((16, 512, 512)), volume((16, 512, 512)))
+    assert not lab.boss.job(job.id).observed.late_indexed
