@@ -207,7 +207,7 @@ def once(launch: Launch[T], store: IntentStore, circumstances: Circumstances | N
 
 @dataclass(frozen=True)
 class _Refused:
-    """An attempt that has surely made nothing."""
+    """An attempt that has surely sent nothing, or nothing that has taken effect."""
 
     error: BiomedError
 
@@ -217,7 +217,11 @@ def _attempt(
 ) -> T | _Refused:
     intent = store.read(launch.token)
     if intent is not None and intent.id is not None:
-        return launch.get(intent.id)
+        try:
+            return launch.get(intent.id)
+        except BiomedError as error:
+            # What is known to be made is sent no more, so nobody has to wait for it.
+            return _Refused(error)
     if intent is None or open_since is not None:
         intent = _begun(intent, launch.token, circumstances.attempted_since or open_since)
         store.write(intent)

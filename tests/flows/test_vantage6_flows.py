@@ -188,7 +188,7 @@ def test_one_wait_for_many_tasks_is_one_request_for_each_look(here: Federation) 
     def many() -> int:
         made = [
             steps.create_task(
-                here.credentials(), request("sleep", "north", arguments={"seconds": 3}), repetition=number
+                here.credentials(), request("sleep", "north", arguments={"seconds": 8}), repetition=number
             )
             for number in range(1, 5)
         ]

@@ -364,6 +364,14 @@ def test_checks_that_fail_make_no_other_machine_wait(store: IntentFolder, platfo
     assert lease.open_since is None
 
 
+def test_known_object_that_is_gone_makes_no_other_machine_wait(store: IntentFolder, platform: Platform) -> None:
+    lease = Lease()
+    store.write(Intent(token="abc", id="job-9"))
+    with pytest.raises(NotFoundError):
+        once(platform.launch(), store, Circumstances(lease=lease))
+    assert lease.open_since is None
+
+
 def test_doubt_leaves_the_lease_open(store: IntentFolder, platform: Platform) -> None:
     lease = Lease()
     platform.answers, platform.effects = [NetworkError("lost")], [None]

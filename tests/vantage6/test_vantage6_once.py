@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from prefect_biomed.clients.errors import (
     UnexpectedResponse,
 )
 from prefect_biomed.clients.files import exclusive
+from prefect_biomed.clients.once import Circumstances
+from prefect_biomed.clients.polling import now
 from prefect_biomed.clients.vantage6 import (
     Dataframe,
     NameConflict,
@@ -441,6 +444,31 @@ def test_a_name_that_is_free_again_is_made_anew(five: Federation, tmp_path: Path
         assert make_session(client, "plain", name, folder=tmp_path).id == second.id
         with pytest.raises(NameConflict, match="scope 'own'"):
             make_session(client, "plain", name, scope=SessionScope.ORGANIZATION, folder=tmp_path)
+
+
+def test_a_name_that_is_free_again_is_not_waited_for_as_if_another_machine_had_begun(
+    five: Federation, tmp_path: Path
+) -> None:
+    open_since: list[datetime] = []
+
+    @contextmanager
+    def lease(_: str) -> Iterator[datetime | None]:
+        yield open_since[-1] if open_since else None
+        open_since.clear()
+
+    @contextmanager
+    def watched(token: str) -> Iterator[datetime | None]:
+        with lease(token) as since:
+            open_since.append(now())
+            yield since
+
+    name, known = f"s-{token()}", Circumstances(lease=watched)
+    with five.client() as client:
+        first = make_session(client, "plain", name, folder=tmp_path, circumstances=known)
+        client.delete(Session, first.id)
+        begun = time.monotonic()
+        second = make_session(client, "plain", name, folder=tmp_path, settle_seconds=60.0, circumstances=known)
+    assert second.id != first.id and time.monotonic() - begun < 30
 
 
 def test_an_id_that_the_server_has_given_to_another_session_is_not_believed(five: Federation, tmp_path: Path) -> None:
