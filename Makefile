@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check slow endurance conformance chaos-protocol mutants bench up down clean
+.PHONY: demo test check slow endurance conformance chaos chaos-protocol mutants bench up down clean
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo
@@ -29,6 +29,10 @@ endurance: $(STAMP)
 
 conformance: $(STAMP)
 	$(BIN)/python -m pytest -m conformance -n 2 --dist loadfile --reruns 1 tests/conformance
+
+# SEEDS for each platform, from SEED on; a failing one prints the command that repeats it.
+chaos: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m chaos --seeds $(or $(SEEDS),30) --seed $(or $(SEED),0)
 
 chaos-protocol: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m chaos.protocol --schedules $(or $(SCHEDULES),10000) --seed $(or $(SEED),0)

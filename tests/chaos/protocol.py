@@ -41,6 +41,7 @@ from prefect_biomed.clients.errors import BiomedError, LaunchInDoubt
 
 _STEPS_OF_A_CALL = 500
 _CALLS_UNTIL_DONE = 4
+_PORTION = 500
 MACHINES = ("north", "south")
 TOKENS = ("first", "second")
 # Two of them differ by less than the hour that is allowed for.
@@ -251,7 +252,15 @@ def explore(
         Violation: The engine has doubled, or was not done when everything worked again. The shortest schedule that
             was found is among its notes.
     """
-    machine = seed(number)(protocol_of(PLATFORMS[name], engine, engines))
+    machine = protocol_of(PLATFORMS[name], engine, engines)
+    # What hypothesis remembers of its examples grows with each of them.
+    for portion in range(0, schedules, _PORTION):
+        seed(1_000 * number + portion // _PORTION)(machine)
+        _run(machine, min(_PORTION, schedules - portion))
+    return machine.counts
+
+
+def _run(machine: type[RuleBasedStateMachine], schedules: int) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -264,7 +273,6 @@ def explore(
             suppress_health_check=list(HealthCheck),
         ),
     )
-    return machine.counts
 
 
 def table(counts: Mapping[str, Mapping[str, int]]) -> str:

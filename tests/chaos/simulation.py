@@ -7,7 +7,6 @@ and with it the requests that are still on their way take effect. Nothing here i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -151,7 +150,12 @@ PLATFORMS = {
         "vip", doubtful=(spoken(400, GenericVipError, 8000),), says_no=lambda error: error.code != 8000
     ),
     "vantage6": PlatformKind("vantage6"),
-    "boss": PlatformKind("boss", named=False),
+    "boss": PlatformKind(
+        "boss",
+        named=False,
+        doubtful=(spoken(400, code=9001),),
+        says_no=lambda error: error.code is None or error.code < 9000,
+    ),
 }
 
 
@@ -436,8 +440,11 @@ class Records:
 
     def claimed(self, token: str) -> set[str]:
         """Objects of the other intents on this machine."""
-        others = [json.loads(text)["id"] for name, text in self._machine.records.items() if name != token]
-        return {identifier for identifier in others if identifier is not None}
+        return {intent.id for intent in self.all() if intent.token != token and intent.id is not None}
+
+    def all(self) -> list[Intent]:
+        """All intents of this machine."""
+        return [Intent.model_validate_json(text) for text in self._machine.records.values()]
 
 
 class Remote:
@@ -456,28 +463,26 @@ class Remote:
         self._world.boundary("after the look")
         if self._world.kind.named:
             return [one for one in seen if one.token == self._token]
-        known = self._known_before(intent)
+        if intent.intended_at is None:
+            return []
         claimed = self._records.claimed(self._token)
-        found = [
-            one for one in seen if known is not None and one.number not in known and str(one.number) not in claimed
-        ]
-        if len(found) > 1:
+        found = [one for one in seen if str(one.number) not in claimed and _may_have_made(intent, one)]
+        if len(found) > 1 or any(_may_have_made(rival, one) for rival in self._rivals() for one in found):
             raise LaunchInDoubt("Several could be meant. Cancel those that are not wanted, or give job_id.")
         return found
 
-    def _known_before(self, intent: Intent) -> Sequence[int] | None:
-        """What was there before the intent; None when the intent is new, so that nothing can be its own."""
-        if "known" in intent.asked:
-            return [int(str(number)) for number in intent.asked["known"]]
-        if self._attempted_since is None:
-            return None
-        return [one.number for one in self._world.objects if one.made_at < self._attempted_since]
+    def _rivals(self) -> list[Intent]:
+        """Other intents of which nobody knows how they ended."""
+        others = [intent for intent in self._records.all() if intent.token != self._token]
+        return [intent for intent in others if intent.is_in_doubt and "known" in intent.asked]
 
     def prepare(self, intent: Intent) -> Mapping[str, Any]:
-        if self._world.kind.named or "known" in intent.asked:
-            return intent.asked
+        if self._world.kind.named:
+            return {}
         self._world.boundary("before the preparation")
         self._fail_when_blind()
+        if "known" in intent.asked and intent.is_in_doubt:
+            return intent.asked
         return {"known": [one.number for one in self._world.visible()]}
 
     def send(self) -> RemoteObject:
@@ -509,6 +514,14 @@ class Remote:
     def _fail_when_blind(self) -> None:
         if self._world.blind:
             raise self._world.blind.pop(0)
+
+
+def _may_have_made(intent: Intent, one: RemoteObject) -> bool:
+    """Whether an object without a name may come from a request of an intent."""
+    known = intent.asked.get("known")
+    if known is not None:
+        return one.number not in known
+    return intent.since is None or moment(one.made_at) >= intent.since
 
 
 @contextmanager
