@@ -88,6 +88,7 @@ def connect(
     Raises:
         ConfigurationError: No server was found, its generation is unknown, or the settings do not fit it.
         NetworkError: The server cannot be reached.
+        PlatformError: What answers is out of order.
     """
     settings: dict[str, Any] = {"timeouts": Timeouts(connect_seconds, read_seconds), "verify_tls": verify_tls}
     base_url, version = _find_api(url, api_path, settings)
@@ -131,7 +132,8 @@ def _find_api(url: str, api_path: str | None, settings: Mapping[str, Any]) -> tu
             try:
                 answer = Vantage6Rest(session).ask(_VersionAnswer, "GET", "/version", authenticate=False)
             except PlatformError as error:
-                if is_transient(error):
+                # A server that breaks down is there: nothing is wrong with the URL.
+                if is_transient(error) or (error.status or 0) >= 500:
                     raise
                 logger.debug("No API at %s: %s", candidate, error)
                 continue

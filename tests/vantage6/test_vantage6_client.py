@@ -369,6 +369,12 @@ def test_settings_that_do_not_fit_the_generation_are_said(federations: Callable[
         federations(5).client(auth_url=None)
 
 
+def test_server_that_breaks_down_is_not_taken_for_a_wrong_url(here: Federation) -> None:
+    here.sandbox.faults.add(Fault(path="/version$", status=500, body="<h1>Internal Server Error</h1>"))
+    with pytest.raises(UnexpectedResponse, match="500"):
+        here.client()
+
+
 @every_generation
 def test_the_server_is_well(federations: Callable[[int], Federation], generation: int) -> None:
     here = federations(generation)
