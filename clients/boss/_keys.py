@@ -15,6 +15,7 @@ _TILE_FIELDS = 8
 _CHUNK_FIELDS = 9
 _CUBOID_FIELDS = 6
 _MORTON_BITS = 21
+_MAX_DIGITS = 19
 
 
 class PoisonMessage(ValueError):
@@ -82,7 +83,7 @@ def _fields(key: object, count: int, kind: str) -> list[int]:
     if hashlib.md5(base.encode(), usedforsecurity=False).hexdigest() != digest:
         raise PoisonMessage(f"the {kind} key does not fit its own hash")
     parts = base.split("&")
-    if len(parts) != count or not all(part.isascii() and part.isdigit() for part in parts):
+    if len(parts) != count or not all(part.isascii() and part.isdigit() and len(part) <= _MAX_DIGITS for part in parts):
         raise PoisonMessage(f"the {kind} key does not have {count} numbers")
     return [int(part) for part in parts]
 

@@ -158,7 +158,7 @@ class IngestConfig(_Section):
                 source = json.loads(Path(source).read_text(encoding="utf-8"))
             except OSError as error:
                 raise ConfigurationError(f"{name} cannot be read: {error.strerror}.") from error
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ConfigurationError(f"{name} is not JSON: {error}.") from error
         found = problems(source)
         if found:

@@ -80,7 +80,7 @@ class Messages:
         joined = self._joined
         try:
             body = json.loads(message.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise PoisonMessage("it is not JSON") from None
         if not isinstance(body, dict):
             raise PoisonMessage("it is not a JSON object")
@@ -139,7 +139,7 @@ class Messages:
             try:
                 offset = {axis: int(cuboid[axis]) for axis in ("x", "y", "z")}
                 where = _keys.parse_cuboid(cuboid["key"], self._joined.lookup_key, self._joined.base_resolution)
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise PoisonMessage(f"a cuboid is wrong: {error}") from None
             origin = {"x": chunk.x * size["x"], "y": chunk.y * size["y"], "z": chunk.z * size["z"]}
             expected = tuple((origin[axis] + offset[axis]) // steps[axis] for axis in ("x", "y", "z"))

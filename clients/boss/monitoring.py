@@ -35,9 +35,8 @@ def wait_until_ready(client: BossClient, job_id: int, settings: PollSettings | N
         DeadlineExceeded: Still not ready.
         BiomedError: As for `BossClient.join`.
     """
-    refuse_over(job_id, client.counts(job_id).status)
     looks = poll(
-        lambda: client.join(job_id),
+        _Joining(client, job_id).look,
         settings or PollSettings(1, 1.5, 15, deadline_seconds=3600),
         done=lambda joined: joined is not None,
         what=f"Ingest job {job_id}",
@@ -46,6 +45,22 @@ def wait_until_ready(client: BossClient, job_id: int, settings: PollSettings | N
     *_, joined = looks
     assert joined is not None
     return joined
+
+
+class _Joining:
+    """Joins a job that is not over; the Boss tells better by its state than by a join whether it is."""
+
+    def __init__(self, client: BossClient, job_id: int) -> None:
+        self._client = client
+        self._job_id = job_id
+        self._is_open = False
+
+    def look(self) -> JoinedJob | None:
+        """Try to join; None while the job is being prepared."""
+        if not self._is_open:
+            refuse_over(self._job_id, self._client.counts(self._job_id).status)
+            self._is_open = True
+        return self._client.join(self._job_id)
 
 
 def complete(client: BossClient, job_id: int, settings: PollSettings | None = None) -> Completion:

@@ -35,13 +35,13 @@ def find_token(explicit: SecretStr | str | None = None) -> SecretStr:
     if file.exists():
         try:
             return SecretStr(str(json.loads(file.read_text(encoding="utf-8"))["token"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise ConfigurationError(f"{file.resolve()} is not a file with a Boss token.") from None
     settings = configparser.ConfigParser(interpolation=None)
     path = Path("~/.intern/intern.cfg").expanduser()
     try:
         settings.read(path)
-    except configparser.Error:
+    except (configparser.Error, OSError, ValueError):
         raise ConfigurationError(f"{path} is not a configuration file of intern.") from None
     for section in ("Default", "Project Service"):
         if token := settings.get(section, "token", fallback=""):

@@ -17,13 +17,16 @@ from prefect_biomed.clients.boss import (
 )
 from prefect_biomed.clients.errors import (
     AuthenticationError,
+    DeadlineExceeded,
     JobFailed,
     NotFoundError,
     PermissionDeniedError,
     PlatformError,
     ServerUnavailable,
     UnexpectedResponse,
+    is_transient,
 )
+from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.sandbox import Fault
 
 
@@ -68,6 +71,23 @@ def test_a_long_outage_is_transient(lab: Lab, config: IngestConfig) -> None:
     lab.boss.faults.add(Fault(path="/ingest/", status=503, body="<html>no</html>"))
     with pytest.raises(ServerUnavailable):
         lab.client.join(job.id)
+
+
+@pytest.mark.parametrize("wait", [wait_until_ready, complete])
+def test_a_deadline_during_an_outage_says_so_and_is_not_transient(
+    lab: Lab, config: IngestConfig, wait: Callable[..., object]
+) -> None:
+    job = lab.client.create(config)
+    lab.boss.faults.add(Fault(path="/ingest/", status=503, body="<html>no</html>"))
+    with pytest.raises(DeadlineExceeded, match=r"could not be asked then.*503") as caught:
+        wait(lab.client, job.id, PollSettings(0.2, deadline_seconds=0.5, error_budget=100))
+    assert not is_transient(caught.value)
+
+
+def test_an_outage_at_the_first_look_is_bridged(lab: Lab, config: IngestConfig) -> None:
+    job = lab.client.create(config)
+    lab.boss.faults.add(Fault(path="/status$", status=429, times=2))
+    assert wait_until_ready(lab.client, job.id, SOON).job.id == job.id
 
 
 def test_waiting_asks_by_joins_not_by_status(make_lab: Callable[..., Lab]) -> None:

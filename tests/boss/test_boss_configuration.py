@@ -195,6 +195,9 @@ def test_tokens_are_found_in_the_order_of_the_documentation(tmp_path: Path, monk
         find_token()
     (tmp_path / ".intern").mkdir()
     settings = tmp_path / ".intern" / "intern.cfg"
+    settings.write_bytes(b"\xff\xfe no text")
+    with pytest.raises(ConfigurationError, match="not a configuration file of intern"):
+        find_token()
     settings.write_text("[Project Service]\ntoken = four\n")
     assert find_token().get_secret_value() == "four"
     settings.write_text("[Default]\ntoken = fo%ur\n[Project Service]\ntoken = no\n")

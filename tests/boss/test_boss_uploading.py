@@ -59,11 +59,13 @@ def test_a_tampered_message_is_quarantined_and_not_put(lab: Lab) -> None:
         (good_chunk, hashed(ids[0], ids[1], ids[2] + 1, 0, 0, 0, 3, 0)),  # another channel
         (good_chunk, hashed(*ids, 0, 0, 0, 99, 0)),  # not of this chunk
         (hashed(16, *ids, 0, 7, 0, 0, 0), hashed(*ids, 0, 7, 0, 3, 0)),  # outside the extent
+        (good_chunk, hashed(*ids, 0, 0, 0, "9" * 5000, 0)),  # no number that python reads
     ):
         upload_queue.send(json.dumps({"job_id": job.id, "chunk_key": chunk, "tile_key": tile}))
-    upload_queue.send("no JSON at all")
+    for text in ("no JSON at all", "null", "[" * 10_000):
+        upload_queue.send(text)
     report = lab.upload(config, job.id)
-    assert len(report.quarantined) == 5
+    assert len(report.quarantined) == 8
     assert len(lab.boss.job(job.id).observed.puts) == 16
     assert lab.complete(job.id).outcome == "COMPLETE"
     assert np.array_equal(lab.read((16, 512, 512)), volume((16, 512, 512)))
