@@ -258,12 +258,13 @@ class _Run:
 
     def _check_reach(self, listed: Sequence[Workflow], intent: Intent) -> None:
         """Refuse to take an execution for missing when the list does not go back to when it would have begun."""
-        if intent.intended_at is None or not self._client.is_cut_off(listed):
+        since = intent.since or intent.intended_at
+        if since is None or not self._client.is_cut_off(listed):
             return
         oldest = listed[-1].start_date
-        if oldest is None or oldest > intent.intended_at:
+        if oldest is None or oldest > since:
             raise LedgerError(
-                f"It is not known whether {self.name} was launched on {intent.intended_at:%Y-%m-%d %H:%M} UTC: the "
+                f"It is not known whether {self.name} was launched on {since:%Y-%m-%d %H:%M} UTC: the "
                 f"platform lists only its {len(listed)} newest executions, and all of them began later. Look for the "
                 "name on the portal. When it is not there, start a new session."
             )
@@ -283,7 +284,14 @@ class _Run:
         if known is None:
             return Intent(token=token) if token in ledger.begun else None
         asked = known.model_dump(mode="json", include=_ASKED)
-        return Intent(token=token, intended_at=known.intended, uptime=known.uptime, id=known.workflow_id, asked=asked)
+        return Intent(
+            token=token,
+            intended_at=known.intended,
+            uptime=known.uptime,
+            since=known.since,
+            id=known.workflow_id,
+            asked=asked,
+        )
 
     def write(self, intent: Intent) -> None:
         """Write the intent down."""
@@ -300,6 +308,7 @@ class _Run:
                     **intent.asked,
                     "intended": intent.intended_at or now(),
                     "uptime": intent.uptime,
+                    "since": intent.since,
                     "workflow_id": intent.id,
                 }
             )

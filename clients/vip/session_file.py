@@ -74,6 +74,7 @@ class LaunchRecord(BaseModel):
     Attributes:
         intended: When it was written.
         uptime: The same moment by the machine's uptime.
+        since: Since when other machines may have sent a launch; None for none.
         results_location: Folder of its results, on the platform or on Girder as `<storage>:<folder id>`.
         girder_inputs: Values of the parameters that name files on Girder, as sent. Kept with the first launch; the
             others send the same, although a folder may have changed since.
@@ -83,6 +84,7 @@ class LaunchRecord(BaseModel):
 
     intended: AwareDatetime
     uptime: Uptime | None = None
+    since: AwareDatetime | None = None
     results_location: str
     girder_inputs: dict[str, InputValue] = Field(default_factory=dict)
     workflow_id: str | None = None

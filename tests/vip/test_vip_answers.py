@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,6 +162,31 @@ def test_folder_that_lists_itself_is_refused(
     monkeypatch.setattr(client, "list_folder", lambda _: [folder])
     with pytest.raises(UnexpectedResponse, match=r"lists the folder .* below itself"):
         download(client, session)
+
+
+def test_file_of_another_size_than_told_is_not_taken(
+    vip: Sandbox, client: VipClient, new_session: NewSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = new_session("CopyFile/1.0", {"file": "a.bin"}, files={"a.bin": b"abc"})
+    run(client, session)
+    results = client.results
+    with monkeypatch.context() as patched:
+        patched.setattr(client, "results", lambda one: [entry.model_copy(update={"size": 5}) for entry in results(one)])
+        with pytest.raises(TransferFailed, match="3 bytes came, the platform told 5") as caught:
+            download(client, session, retry_seconds=())
+    assert [type(error) for error in caught.value.failures.values()] == [UnexpectedResponse]
+    assert not [path for path in session.output_dir.rglob("*") if path.name == "a.bin" or path.suffix == ".part"]
+
+    @contextmanager
+    def short(*_: object, **__: object) -> Iterator[tuple[SimpleNamespace, Iterator[bytes]]]:
+        yield SimpleNamespace(status_code=200, headers={}), iter([b"ab"])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(client, "open_file", short)
+        with pytest.raises(TransferFailed, match="2 of 3 bytes came"):
+            download(client, session, retry_seconds=())
+    assert not list(session.output_dir.rglob("a.bin"))
+    assert download(client, session).fetched == 1
 
 
 # -- outages -----------------------------------------------------------------------------------------------------------
