@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check slow endurance conformance chaos chaos-protocol mutants bench up down clean
+.PHONY: demo test check slow endurance conformance chaos chaos-answers chaos-protocol mutants bench up down clean
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo
@@ -33,6 +33,9 @@ conformance: $(STAMP)
 # SEEDS for each platform, from SEED on; a failing one prints the command that repeats it.
 chaos: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m chaos --seeds $(or $(SEEDS),30) --seed $(or $(SEED),0)
+
+chaos-answers: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m chaos.answers
 
 chaos-protocol: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m chaos.protocol --schedules $(or $(SCHEDULES),10000) --seed $(or $(SEED),0)
