@@ -40,15 +40,14 @@ from prefect_biomed.clients.errors import (
 from prefect_biomed.clients.http import HttpSession, Timeouts
 from prefect_biomed.clients.rest import Refusal, RestClient, read_body
 
-__all__ = ["SYSTEM_ERROR", "BossClient"]
+__all__ = ["BossClient"]
 
 logger = logging.getLogger(__name__)
 
 Range = tuple[int, int]
 
-SYSTEM_ERROR = 9001
-"""Code of an error of the Boss's own, of which nobody knows what it has left behind."""
-
+# Of an error of the Boss's own, of which nobody knows what it has left behind.
+_SYSTEM_ERROR = 9001
 _CANCELLED = 2004
 _EXISTS = 1003
 _KINDS = ("collection", "experiment", "channel")
@@ -182,7 +181,7 @@ class BossClient(RestClient):
             said = f"There is no channel {config.channel_path}. create_resources makes it; preflight names the nearest."
             raise _said_anew(error, said) from None
         except PlatformError as error:
-            if error.code != SYSTEM_ERROR:
+            if error.code != _SYSTEM_ERROR:
                 raise
             said = f"{error} The server may keep a half-made job: look with list_jobs and cancel it."
             raise _said_anew(error, said) from None
@@ -229,7 +228,7 @@ class BossClient(RestClient):
         try:
             answer = self.ask(JoinAnswer, "GET", f"/ingest/{job_id}", about=f"ingest job {job_id}")
         except PlatformError as error:
-            if error.code != SYSTEM_ERROR:
+            if error.code != _SYSTEM_ERROR:
                 raise
             # A job that is over answers so, and so does a busy server: the status tells which.
             if "generating ingest job messages" in str(error):
@@ -302,7 +301,7 @@ class BossClient(RestClient):
                         status=response.status_code,
                     )
         except PlatformError as error:
-            if error.code != SYSTEM_ERROR:
+            if error.code != _SYSTEM_ERROR:
                 raise
             try:
                 now = self.counts(job_id).status

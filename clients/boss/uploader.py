@@ -103,7 +103,8 @@ class Uploader:
             QueueGone: The job was completed or cancelled meanwhile.
             ConfigurationError: `aws_region` is not that of the bucket.
             AuthenticationError: Token or keys are refused for good.
-            LedgerError: The ledger cannot be written.
+            LedgerError: The ledger is damaged.
+            LocalStorageError: The ledger cannot be written, for instance because the disk is full.
             BiomedError: The server or AWS is out of order for longer than retries can bridge.
         """
         begun = time.monotonic()
