@@ -225,6 +225,9 @@ def _attempt(
     if intent is None or open_since is not None:
         intent = _begun(intent, launch.token, circumstances.attempted_since or open_since)
         store.write(intent)
+    elif circumstances.attempted_since is not None and not intent.is_in_doubt:
+        # Another machine may have gone on where this one ended, and have ended well.
+        intent = intent.model_copy(update={"since": circumstances.attempted_since})
     try:
         found = _look(launch, intent, circumstances)
         asked = launch.prepare(intent) if found is None else {}

@@ -163,8 +163,8 @@ class _Creation:
         Raises:
             LaunchInDoubt: Several could be meant, or it could be that of another intent.
         """
-        if intent.intended_at is None:
-            return []  # no request of this intent can be on its way
+        if intent.intended_at is None and intent.since is None:
+            return []  # no request of this intent can have been sent
         asked = _asked(intent)
         found = [
             whole

@@ -277,6 +277,17 @@ def test_an_attempt_on_another_machine_is_looked_for_by_the_time_of_the_job(
     assert (made.id == theirs.id) is made_since
 
 
+def test_what_another_machine_has_made_after_a_refusal_here_is_taken(
+    lab: Lab, create: Callable[..., IngestJob], config: IngestConfig
+) -> None:
+    lab.boss.faults.add(Fault(method="GET", path="/channel/", status=400, body='{"code": 1, "message": "no"}', times=1))
+    since = datetime.now(UTC)
+    with pytest.raises(PlatformError):
+        create(circumstances=Circumstances())
+    theirs = lab.client.create(config)
+    assert create(circumstances=Circumstances(attempted_since=since)).id == theirs.id
+
+
 def test_a_record_of_the_first_release_is_read(lab: Lab, create: Callable[..., IngestJob], folder: Path) -> None:
     host = lab.client.host
     known = lab.client.create(IngestConfig.load(lab.config()))

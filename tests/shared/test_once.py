@@ -498,6 +498,23 @@ def left_open(_: str) -> Iterator[datetime | None]:
     yield now()
 
 
+def test_look_after_a_refusal_knows_since_when_others_may_have_gone_on(
+    store: IntentFolder, platform: Platform, clock: Clock
+) -> None:
+    platform.answers, platform.effects = [spoken(400)], [None]
+    with pytest.raises(PlatformError):
+        once(platform.launch(), store)
+    since, begun, seen = now(), clock.seconds, []
+
+    def find(intent: Intent) -> Sequence[str]:
+        seen.append(intent.since)
+        return platform.find(intent)
+
+    platform.make()
+    assert once(platform.launch(find=find), store, Circumstances(attempted_since=since)) == "job-1"
+    assert (platform.sent, seen, clock.seconds) == (1, [since], begun)
+
+
 def test_first_attempt_that_died_before_the_request_is_no_doubt_on_this_machine(
     store: IntentFolder, platform: Platform, clock: Clock
 ) -> None:
