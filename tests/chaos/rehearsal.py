@@ -297,8 +297,7 @@ def main(arguments: list[str] | None = None) -> int:
         for seed in range(options.seed, options.seed + options.seeds)
         for name in options.platforms or JOURNEYS
     ]
-    # A new process for each: threads of a sandbox that has ended must not weigh on the next.
-    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn"), max_tasks_per_child=20) as pool:
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
         jobs = [
             pool.submit(rehearse, name, seed, options.keep and options.keep / f"{name}-{seed}") for name, seed in orders
         ]

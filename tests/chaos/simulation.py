@@ -463,7 +463,7 @@ class Remote:
         self._world.boundary("after the look")
         if self._world.kind.named:
             return [one for one in seen if one.token == self._token]
-        if intent.intended_at is None:
+        if intent.intended_at is None and intent.since is None:
             return []
         claimed = self._records.claimed(self._token)
         found = [one for one in seen if str(one.number) not in claimed and _may_have_made(intent, one)]
@@ -518,10 +518,8 @@ class Remote:
 
 def _may_have_made(intent: Intent, one: RemoteObject) -> bool:
     """Whether an object without a name may come from a request of an intent."""
-    known = intent.asked.get("known")
-    if known is not None:
-        return one.number not in known
-    return intent.since is None or moment(one.made_at) >= intent.since
+    known = intent.asked.get("known", [])
+    return one.number not in known and (intent.since is None or moment(one.made_at) >= intent.since)
 
 
 @contextmanager
