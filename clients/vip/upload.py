@@ -60,7 +60,7 @@ def upload(
     """Bring the files of a session to the platform.
 
     Safe to repeat, also after a kill: one listing for each folder is compared with the local files and with the record
-    of what was sent, and only what is missing or differs is sent.
+    of what was sent, and only what is missing or differs is sent. Two processes on one session take turns.
 
     Args:
         client: The account; its `parallelism` is the number of transfers at once.
@@ -76,8 +76,23 @@ def upload(
     Raises:
         TransferFailed: Some files could not be sent; the others were.
         AuthenticationError: The key was refused. What was sent is recorded.
+        SessionLocked: Another process uploads for this session.
     """
     file = SessionFile(session, client)
+    # What another process has half sent would be taken for an older version, deleted and sent again.
+    with file.exclusive("upload"):
+        return _upload(client, session, plan, file, update_files, settle_seconds, progress)
+
+
+def _upload(
+    client: VipClient,
+    session: VipSession,
+    plan: Preflight,
+    file: SessionFile,
+    update_files: bool,
+    settle_seconds: float,
+    progress: Progress | None,
+) -> UploadSummary:
     with file.edit() as record:
         record.pipeline_id = session.pipeline_id
         record.input_settings = {**session.input_settings, **plan.settings}

@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,17 @@ def test_what_paths_do_not_give(vip: Sandbox, client: VipClient, new_session: Ne
 
 
 # -- uploads -----------------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_that_upload_for_one_session_take_turns(
+    vip: Sandbox, client: VipClient, new_session: NewSession
+) -> None:
+    session = new_session(files={"a.txt": b"12345"})
+    vip.vip.faults.add(Fault(method="PUT", path="/INPUTS/.+", delay_seconds=1.0, times=1))
+    with ThreadPoolExecutor(2) as pool:
+        summaries = [job.result() for job in [pool.submit(send, client, session) for _ in range(2)]]
+    assert sorted(summary.sent for summary in summaries) == [0, 1]
+    assert len(vip.vip.journal.entries("PUT", "/INPUTS/.+")) == 1
 
 
 @pytest.mark.parametrize("how", ["too slow", "rescheduled"])
