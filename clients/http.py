@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -107,12 +108,22 @@ class _Overdue(threading.Timer):
             raise TimeoutError("the answer took too long as a whole") from error
 
 
+class _HandshakeFailed(ssl.SSLError):
+    """TLS could not be agreed upon, so no request was sent. Later errors of TLS say nothing of that."""
+
+
 class _BoundedHead:
     """A connection that waits a limited time for the status line and the headers together."""
 
     total_seconds: float
     sock: Any
     timeout: float | None
+
+    def connect(self) -> None:
+        try:
+            super().connect()  # type: ignore[misc]  # of the class it is mixed with
+        except ssl.SSLError as error:
+            raise _HandshakeFailed(*error.args) from error
 
     def getresponse(self) -> Any:
         limit = max(self.total_seconds, self.timeout or 0.0)
@@ -189,6 +200,7 @@ class HttpSession:
             logger.warning("TLS certificates of %s are not verified", parts.netloc)
         retry = Retry(
             total=read_retries,
+            other=0,  # a broken TLS connection is among these, and they are repeated whatever the verb
             status_forcelist=UNAVAILABLE - {requests.codes.too_many_requests},
             allowed_methods=frozenset({"GET", "HEAD"}),
             backoff_factor=0.5,
@@ -436,7 +448,7 @@ def _converted(method: str, url: str) -> Iterator[None]:
 def _failure(what: str, error: Exception) -> BiomedError:
     """Make our error of what `requests` says."""
     wrapped = _wrapped(error)
-    if isinstance(error, requests.exceptions.SSLError):
+    if isinstance(error, requests.exceptions.SSLError) and _is_of_handshake(wrapped):
         return ConfigurationError(
             f"{what}: the server's TLS certificate was not accepted ({_reason(error)}). "
             "Check the URL, or give the certificate authority in REQUESTS_CA_BUNDLE."
@@ -454,6 +466,10 @@ def _failure(what: str, error: Exception) -> BiomedError:
     if isinstance(error, requests.ConnectionError):
         return NetworkError(f"{what}: the connection failed ({_reason(error)}).")
     return NetworkError(f"{what}: the connection broke ({_reason(error)}).")
+
+
+def _is_of_handshake(error: Any) -> bool:
+    return any(isinstance(cause, _HandshakeFailed) for cause in getattr(error, "args", ()))
 
 
 def _origin(url: str) -> tuple[str, str]:

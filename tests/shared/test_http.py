@@ -7,6 +7,7 @@ import http.server
 import io
 import ipaddress
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -405,7 +406,7 @@ def test_file_is_streamed_with_its_length(server: Server, session: HttpSession, 
 @pytest.mark.parametrize(
     ("raised", "expected", "transient"),
     [
-        (requests.exceptions.SSLError("certificate"), ConfigurationError, False),
+        (requests.exceptions.SSLError("broken record"), NetworkError, True),
         (requests.ConnectTimeout("slow"), ConnectionFailed, True),
         (requests.ReadTimeout("slow"), RequestTimedOut, True),
         (requests.ConnectionError(ConnectionResetError(104, "reset")), NetworkError, True),
@@ -508,6 +509,45 @@ def test_unknown_certificate_is_refused(
     with HttpSession(server.url) as session, pytest.raises(ConfigurationError, match="certificate was not accepted"):
         session.json("GET", "/x")
     assert server.seen == []
+
+
+@pytest.mark.parametrize(
+    "parting",
+    [
+        pytest.param(b"HTTP/1.1 502 Bad Gateway\r\n\r\n", id="words without TLS"),
+        pytest.param(b"\x15\x03\x03\x00\x02\x02\x50", id="alert"),
+    ],
+)
+def test_request_is_sent_once_and_not_called_unsent_when_tls_breaks_after_it(
+    own_certificate: ssl.SSLContext,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pauses: list[float],
+    parting: bytes,
+) -> None:
+    """A proxy that dies may speak without TLS, or close it with an alert."""
+    requests_seen: list[bytes] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection = listener.accept()[0]
+            except OSError:
+                return
+            with own_certificate.wrap_socket(connection, server_side=True) as secured:
+                requests_seen.append(secured.recv(65536))
+                with socket.socket(fileno=os.dup(secured.fileno())) as bare:
+                    bare.sendall(parting)
+
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "server.pem"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        with HttpSession(url) as session, pytest.raises(NetworkError) as caught:
+            session.json("POST", "/x")
+        listener.shutdown(socket.SHUT_RDWR)
+    assert type(caught.value) is NetworkError
+    assert len(requests_seen) == 1
 
 
 def test_certificate_authority_can_be_given(
