@@ -27,7 +27,16 @@ from prefect_biomed.clients.errors import (
     is_transient,
 )
 from prefect_biomed.clients.polling import PollSettings
-from prefect_biomed.clients.vip import GenericVipError, SessionFile, VipClient, VipSession, Workflow, launch
+from prefect_biomed.clients.vip import (
+    GenericVipError,
+    SessionFile,
+    VipClient,
+    VipSession,
+    Workflow,
+    launch,
+    preflight,
+    upload,
+)
 from prefect_biomed.sandbox import Fault, Sandbox
 
 Connect = Callable[..., VipClient]
@@ -344,3 +353,21 @@ def test_session_file_is_for_its_owner_only(client: VipClient, session: VipSessi
     launch(client, session, 1)
     assert (session.output_dir / "session_data.json").stat().st_mode & 0o777 == 0o600
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_two_processes_that_upload_at_once_send_each_file_once(
+    vip: Sandbox, connect: Connect, new_session: NewSession
+) -> None:
+    session = new_session("CopyFile/1.0", {"file": "a.bin"}, files={"a.bin": b"x", "b.bin": b"y"})
+    vip.vip.faults.add(Fault(method="PUT", path=r"\.bin", delay_seconds=0.5))
+    sent: list[int] = []
+    threads = [
+        threading.Thread(target=lambda one=one: sent.append(upload(one, session, preflight(one, session)).sent))
+        for one in (connect(), connect())
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(sent) == [0, 2]
+    assert len(vip.vip.journal.entries("PUT", r"\.bin")) == 2
