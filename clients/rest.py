@@ -43,7 +43,7 @@ _MAX_BARREN_PAGES = 2
 class Answered(BaseModel):
     """Base of what a platform tells about something: fields that are not needed here may be there or not.
 
-    Text is not made of numbers, nor numbers of text: such an answer is of another shape.
+    A number in the place of a text is another shape; a number that is written as text is read.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
