@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import ssl
@@ -30,7 +29,6 @@ from prefect_biomed.clients.errors import (
     ConnectionFailed,
     NetworkError,
     RequestTimedOut,
-    ServerUnavailable,
     UnexpectedResponse,
 )
 
@@ -300,33 +298,8 @@ class HttpSession:
                 url, params = target, None
         raise UnexpectedResponse(f"{method} {bare(url)}: redirected too often.", url=bare(url))
 
-    def json(self, method: str, path: str, **request: Any) -> tuple[requests.Response, Any]:
-        """Send a request and decode its JSON answer.
-
-        Args:
-            method: HTTP verb.
-            path: Appended to the base URL.
-            **request: As for `open`.
-
-        Returns:
-            The answer and its decoded body; None for an empty one.
-
-        Raises:
-            UnexpectedResponse: The body is not JSON, or larger than the bound.
-            ServerUnavailable: The body is not JSON and the status says that the server is out of order.
-            NetworkError: As for `open`.
-        """
-        with self.open(method, path, **request) as response:
-            text = self.read_text(response)
-            if not text.strip():
-                return response, None
-            try:
-                return response, json.loads(text)
-            except (ValueError, RecursionError):
-                raise not_the_platform(response, text) from None
-
     def text(self, method: str, path: str, **request: Any) -> tuple[requests.Response, str]:
-        """Send a request and return its answer as text; arguments and errors as for `json`."""
+        """Send a request and return its answer with its text; arguments and errors as for `open` and `read_text`."""
         with self.open(method, path, **request) as response:
             return response, self.read_text(response)
 
@@ -405,31 +378,6 @@ class HttpSession:
             status=response.status_code,
             url=bare(url),
         )
-
-
-def not_the_platform(response: requests.Response, text: str) -> BiomedError:
-    """Make the error for an answer that is not JSON where JSON was due.
-
-    Args:
-        response: The answer.
-        text: Its body.
-
-    Returns:
-        A transient error when the status says that the server is out of order, else one that names the URL tried.
-    """
-    url, status = bare(response.url), response.status_code
-    if status in UNAVAILABLE:
-        return ServerUnavailable(
-            f"{url}: the server is out of order for the moment (HTTP {status}).",
-            status=status,
-            url=url,
-        )
-    kind = "an HTML page" if "<html" in text[:2000].lower() else "something that is not JSON"
-    return UnexpectedResponse(
-        f"{url} answered HTTP {status} with {kind}. Check the URL of the platform.",
-        status=status,
-        url=url,
-    )
 
 
 @contextmanager

@@ -135,7 +135,7 @@ def poll(
     look: Callable[[], T],
     settings: PollSettings,
     *,
-    done: Callable[[T], bool] = lambda _: False,
+    done: Callable[[T], bool],
     what: str,
     take_up_again: str,
     at_deadline: Callable[[], str] | None = None,

@@ -12,9 +12,8 @@ from prefect_biomed.clients.errors import (
     PermissionDeniedError,
     TransferFailed,
 )
-from prefect_biomed.clients.files import atomic_write, digest, safe_join
 
-__all__ = ["atomic_write", "digest", "safe_join", "transfer_all"]
+__all__ = ["transfer_all"]
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")

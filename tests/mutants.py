@@ -82,7 +82,7 @@ MUTANTS = (
         "clients/vip/download.py",
         "    if received != (output.size if output.size is not None else expected or received):\n",
         "    if False:\n",
-        "tests/vip/test_vip_outputs_and_sessions.py::test_file_of_another_size_than_the_platform_told_is_not_taken",
+        "tests/vip/test_vip_answers.py::test_file_of_another_size_than_told_is_not_taken",
     ),
     Mutant(
         "short body accepted",

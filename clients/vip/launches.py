@@ -116,18 +116,17 @@ def _when_there_is_room(name: str, attempt: Callable[[], Workflow], queue: PollS
             # Raised outside the queue, which would take it for a look that failed.
             return error
 
-    for outcome in poll(
+    *_, outcome = poll(
         look,
         queue,
+        done=lambda seen: seen is not None,
         what=f"The queue for {name}",
         take_up_again="Run this again when executions have ended.",
         at_deadline=lambda: f"{name} was not launched: {refusals[-1]}",
-    ):
-        if isinstance(outcome, Workflow):
-            return outcome
-        if outcome is not None:
-            raise outcome
-    raise AssertionError("a queue ends with an outcome")
+    )
+    if isinstance(outcome, Workflow):
+        return outcome
+    raise outcome or AssertionError("a queue ends with an outcome")
 
 
 def _made(run: _Run, plan: Launch[Workflow], circumstances: Circumstances) -> Workflow:

@@ -12,6 +12,7 @@ from prefect.utilities.callables import parameter_schema
 from pydantic import SecretStr, ValidationError
 
 from harness.ingest_lab import Lab
+from harness.wire import exchange
 from prefect_biomed.clients.boss import BossClient, IngestConfig, find_token, preflight
 from prefect_biomed.clients.errors import ConfigurationError, NotFoundError, PreflightFailed
 from prefect_biomed.flows.boss import boss_ingest
@@ -78,8 +79,8 @@ def test_a_chunk_of_20_slices_is_refused_here_and_there(lab: Lab) -> None:
     bad = volumetric(chunk_size={"x": 1024, "y": 1024, "z": 20})
     [problem] = problems(bad)
     assert "chunk_size.z: 20 must be a multiple of 16" in problem
-    answer = lab.client._http.json("POST", "/ingest/", json_body=bad)
-    assert (answer[0].status_code, answer[1]["code"]) == (400, 1004)
+    response, body = exchange(lab.client._http, "POST", "/ingest/", json_body=bad)
+    assert (response.status_code, body["code"]) == (400, 1004)
 
 
 def test_an_extent_without_t_is_refused() -> None:

@@ -55,12 +55,7 @@ def looks(clock: Clock, *outcomes: object) -> tuple[Callable[[], object], list[f
 
 
 def watch(look: Callable[[], object], settings: PollSettings, until: object = "end") -> list[object]:
-    seen = []
-    for observation in poll(look, settings, what="The job", take_up_again="Ask again."):
-        seen.append(observation)
-        if observation == until:
-            break
-    return seen
+    return list(poll(look, settings, done=lambda seen: seen == until, what="The job", take_up_again="Ask again."))
 
 
 def test_looks_at_once_and_then_at_the_interval(clock: Clock) -> None:

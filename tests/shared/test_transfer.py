@@ -20,7 +20,8 @@ from prefect_biomed.clients.errors import (
     UnsafeContent,
     is_transient,
 )
-from prefect_biomed.clients.transfer import atomic_write, digest, safe_join, transfer_all
+from prefect_biomed.clients.files import atomic_write, digest, safe_join
+from prefect_biomed.clients.transfer import transfer_all
 
 # -- names -------------------------------------------------------------------------------------------------------------
 
@@ -130,7 +131,7 @@ def test_kill_while_writing_leaves_the_older_file(tmp_path: Path) -> None:
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from prefect_biomed.clients.transfer import atomic_write\n"
+        "from prefect_biomed.clients.files import atomic_write\n"
         f"with atomic_write(Path({str(path)!r})) as file:\n"
         "    file.write(b'half'); file.flush(); print('writing', flush=True); time.sleep(60)\n"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.vip_steps import effects, methods, refused, run, send, start, until, wait
+from harness.wire import exchange
 from prefect_biomed.clients.errors import (
     AuthenticationError,
     NotFoundError,
@@ -73,10 +74,10 @@ def test_wrong_key_is_told_once_and_state_is_kept(
 def test_no_key_sees_only_what_is_public(client: VipClient) -> None:
     """Without a key only the platform and the public pipelines are shown."""
     http = client._http
-    response, body = http.json("GET", "/pipelines", authenticate=False)
+    response, body = exchange(http, "GET", "/pipelines", authenticate=False)
     assert (response.status_code, body["errorCode"]) == (401, 8003)
-    assert http.json("GET", "/platform", authenticate=False)[0].status_code == 200
-    response, body = http.json("GET", "/pipelines?public", authenticate=False)
+    assert exchange(http, "GET", "/platform", authenticate=False)[0].status_code == 200
+    response, body = exchange(http, "GET", "/pipelines?public", authenticate=False)
     assert response.status_code == 200
     assert "GreyMatter/1.0" in {pipeline["identifier"] for pipeline in body}
 
@@ -105,9 +106,9 @@ def test_pipeline_with_an_awkward_name_has_three_addresses(client: VipClient) ->
     """Spaces and parentheses are quoted; all three addresses give one object, without `results-directory`."""
     http = client._http
     answers = [
-        http.json("GET", "/pipelines/Free%20Surf%20%28x%29/0.3.7")[1],
-        http.json("GET", "/pipelines/Free%20Surf%20%28x%29%2F0.3.7")[1],
-        http.json("GET", "/pipelines", params={"pipelineId": "Free Surf (x)/0.3.7"})[1],
+        exchange(http, "GET", "/pipelines/Free%20Surf%20%28x%29/0.3.7")[1],
+        exchange(http, "GET", "/pipelines/Free%20Surf%20%28x%29%2F0.3.7")[1],
+        exchange(http, "GET", "/pipelines", params={"pipelineId": "Free Surf (x)/0.3.7"})[1],
     ]
     assert answers[0] == answers[1] == answers[2]
     pipeline = client.pipeline("Free Surf (x)/0.3.7")
@@ -139,7 +140,7 @@ def test_names_are_mapped_as_the_server_does_and_collisions_refused_first(
     vip: Sandbox, client: VipClient, new_session: NewSession
 ) -> None:
     """The server renames without telling; we apply the same mapping first and refuse two files of one name."""
-    response, body = client._http.json("PUT", "/path/vip/Home/a%20b%20%C3%A9.txt", body=b"x")
+    response, body = exchange(client._http, "PUT", "/path/vip/Home/a%20b%20%C3%A9.txt", body=b"x")
     assert (response.status_code, body) == (201, None)
     assert [entry.name for entry in client.list_folder("/vip/Home")] == ["a_b_e.txt"]
 
@@ -201,7 +202,7 @@ def test_deletion_takes_effect_later(vip: Sandbox, client: VipClient, new_sessio
     assert client.exists(session.vip_input_dir)
     until(lambda: not client.exists(session.vip_input_dir))
 
-    response, body = client._http.json("DELETE", f"/path{session.vip_input_dir}")
+    response, body = exchange(client._http, "DELETE", f"/path{session.vip_input_dir}")
     assert (response.status_code, body["errorCode"]) == (400, 8000)
     client.delete(session.vip_input_dir)  # gone is gone
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.vip_steps import EXECUTIONS, QUICK, effects, files_in, refused, run, send, start, until, wait
+from harness.vip_steps import EXECUTIONS, QUICK, effects, exchange, files_in, refused, run, send, start, until, wait
 from prefect_biomed.clients.errors import (
     AuthenticationError,
     NotFoundError,
@@ -283,7 +283,7 @@ def test_execution_that_can_neither_be_described_nor_listed_is_told(
             path="/results$", status=500, body='{"errorCode": 1, "errorMessage": "no"}', content_type="application/json"
         )
     )
-    until(lambda: client._http.json("GET", f"/executions/{workflow.identifier}")[0].status_code == 500)
+    until(lambda: exchange(client._http, "GET", f"/executions/{workflow.identifier}")[0].status_code == 500)
     with pytest.raises(UnexpectedResponse, match=r"can neither be described .* nor its results be listed"):
         wait(client, session)
 

@@ -12,7 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from harness.vip_steps import EXECUTIONS, QUICK, effects, files_in, methods, refused, run, send, start, until, wait
+from harness.vip_steps import (
+    EXECUTIONS,
+    QUICK,
+    effects,
+    files_in,
+    methods,
+    refused,
+    run,
+    send,
+    start,
+    until,
+    wait,
+)
+from harness.wire import exchange
 from prefect_biomed.clients.errors import (
     CapacityError,
     DeadlineExceeded,
@@ -386,7 +399,7 @@ def test_delete_is_a_trap_and_kill_is_not_sent_to_what_has_ended(
     """DELETE answers 200 and does nothing; PUT kill kills, by way of Unknown; on a Finished one it would do harm."""
     vip.vip.switches.job_seconds = 30
     running = go(client, text="x").identifier
-    response, body = client._http.json("DELETE", f"/executions/{running}")
+    response, body = exchange(client._http, "DELETE", f"/executions/{running}")
     assert (response.status_code, body["identifier"]) == (200, running)
     assert client.workflow(running).status == "Running"
     vip.vip.switches.kill_seconds = 0.2
@@ -399,7 +412,7 @@ def test_delete_is_a_trap_and_kill_is_not_sent_to_what_has_ended(
     vip.vip.journal.clear()
     assert [workflow.status for workflow in kill(client, [finished.identifier, running])] == ["Finished", "Killed"]
     assert effects(vip) == []
-    client._http.json("PUT", f"/executions/{finished.identifier}/kill")
+    exchange(client._http, "PUT", f"/executions/{finished.identifier}/kill")
     assert client.workflow(finished.identifier).status == "Killed"
 
 
@@ -434,7 +447,7 @@ def test_dates_and_inputs_are_understood(vip: Sandbox, client: VipClient, new_se
     assert workflow.start_date is not None
     assert before - timedelta(seconds=1) <= workflow.start_date <= datetime.now(UTC)
     assert workflow.end_date is None
-    shown = client._http.json("GET", f"/executions/{workflow.identifier}")[1]["inputValues"]
+    shown = exchange(client._http, "GET", f"/executions/{workflow.identifier}")[1]["inputValues"]
     assert shown["text"] == "x"
     record = SessionFile(session).read()
     assert record.input_settings == {"text": ["x", "y"], "words": ["a"]}

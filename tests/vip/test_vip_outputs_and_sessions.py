@@ -108,21 +108,6 @@ def test_broken_download_is_completed(vip: Sandbox, client: VipClient, new_sessi
     assert [entry for entry in vip.vip.journal if entry.query == "action=content"] == []
 
 
-def test_file_of_another_size_than_the_platform_told_is_not_taken(
-    vip: Sandbox, client: VipClient, new_session: NewSession
-) -> None:
-    """Complete by its own Content-Length, but not what the list of results says: a cache, or another file."""
-    session = new_session("CopyFile/1.0", {"file": "a.bin"}, files={"a.bin": b"12345"})
-    run(client, session)
-    vip.vip.faults.add(Fault(method="GET", path=r"a\.bin", query="action=content", status=200, body="123"))
-    with pytest.raises(TransferFailed, match="3 bytes came, the platform told 5"):
-        download(client, session, retry_seconds=AT_ONCE)
-    assert files_in(session.output_dir) == {}
-    vip.vip.faults.clear()
-    assert download(client, session).fetched == 1
-    assert list(files_in(session.output_dir).values()) == [b"12345"]
-
-
 def test_slow_fetch_from_the_grid_is_asked_for_again(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
     """The platform gives up after its limit and goes on behind it; the next try is answered."""
     session = new_session("CopyFile/1.0", {"file": "a.bin"}, files={"a.bin": b"12345"})
