@@ -49,6 +49,7 @@ VERSION = 1
 """Version of the layout of our part of a session file."""
 VIP_HOME = "/vip/Home/API"
 LOCKS = ".locks"
+_ON_ITS_WAY = f".{FILE_NAME}.vip"
 _MAX_BYTES = 64 * 1024 * 1024
 _DELETE_SECONDS = 60.0
 _ADOPTED = "adopted"
@@ -287,6 +288,7 @@ class SessionFile:
         self.session = session
         self.path = session.output_dir / FILE_NAME
         self._vip_path = f"{session.vip_output_dir}/{FILE_NAME}"
+        self._on_its_way = session.output_dir / _ON_ITS_WAY
         self._client = client
         self._lock_seconds = lock_seconds
 
@@ -383,20 +385,20 @@ class SessionFile:
     def _read_vip(self) -> bytes | None:
         client = self._needed_client()
         if not client.exists(self._vip_path):
-            return None
+            # A write that was broken off has deleted the old file, and what it was to put there is still here.
+            return _read_local(self._on_its_way)
         return client.read_file(self._vip_path, max_bytes=_MAX_BYTES)
 
     def _write_vip(self, content: bytes) -> None:
         client = self._needed_client()
-        copy = self.session.output_dir / f".{FILE_NAME}.vip"
-        with atomic_write(copy, mode=0o600) as file:
+        with atomic_write(self._on_its_way, mode=0o600) as file:
             file.write(content)
         client.make_folder(self.session.vip_output_dir)
         if client.exists(self._vip_path):
             delete_and_wait(client, self._vip_path, timeout_seconds=_DELETE_SECONDS)
-        put_and_verify(client, copy, self._vip_path)
-        with on_disk(copy.parent):
-            copy.unlink()
+        put_and_verify(client, self._on_its_way, self._vip_path)
+        with on_disk(self.session.output_dir):
+            self._on_its_way.unlink()
 
     def _from_platform(self) -> SessionRecord:
         """Without a file the names of the executions tell what the session has launched."""
@@ -475,7 +477,8 @@ def open_session(
     where, text, backup = str(path), _read_local(path), "local"
     if text is None and client is not None and session_name is not None:
         where, backup = f"{vip_home}/{session_name}/OUTPUTS/{FILE_NAME}", "vip"
-        text = client.read_file(where, max_bytes=_MAX_BYTES) if client.exists(where) else None
+        there = client.exists(where)
+        text = client.read_file(where, max_bytes=_MAX_BYTES) if there else _read_local(output_dir / _ON_ITS_WAY)
     if text is None:
         raise LedgerError(f"There is no {path}. Give the folder that holds the session's {FILE_NAME}.")
     record = parse(text, where)

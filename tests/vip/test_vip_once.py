@@ -189,6 +189,29 @@ def test_intent_is_remembered_wherever_the_session_is_kept(
     assert SessionFile(session, connect()).read().workflow_ids() == [made.identifier]
 
 
+def test_intent_is_remembered_when_the_record_on_the_platform_is_lost_while_it_is_written(
+    vip: Sandbox, client: VipClient, new_session: NewSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VIP replaces no file: the old one is deleted before the new one is sent."""
+    session = new_session("EveryType/1.0", {"text": "x"}, backup="vip")
+    late(vip, "connection lost", seconds=4.0)
+    with pytest.raises(LaunchInDoubt):
+        launch(client, session, 1, settle_seconds=0.1)
+    with monkeypatch.context() as patch:
+
+        def die(*_: object, **__: object) -> None:
+            raise Killed
+
+        patch.setattr("prefect_biomed.clients.vip.session_file.put_and_verify", die)
+        with pytest.raises(Killed), SessionFile(session, client).edit():
+            pass
+    assert not client.exists(f"{session.vip_output_dir}/session_data.json")
+    made = launch(client, session, 1, settle_seconds=SETTLE)
+    assert executions(client, session) == [made.identifier]
+    assert posts(vip) == 1
+    assert SessionFile(session, client).read().workflow_ids() == [made.identifier]
+
+
 PROCESS = """
 import sys
 from prefect_biomed.clients.vip import VipClient, VipSession, launch
