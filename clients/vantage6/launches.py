@@ -282,14 +282,17 @@ def add_preprocessing(
 class _Gone(NotFoundError):
     """A record tells what was made, and the server that it is not there any more.
 
-    Args:
-        what: What was made.
+    Attributes:
         number: Its id.
     """
 
-    def __init__(self, what: str, number: int) -> None:
-        super().__init__(f"The {what} that was made with id {number} is deleted.")
+    def __init__(self, message: str, *, number: int = 0) -> None:
+        super().__init__(message)
         self.number = number
+
+
+def _gone(what: str, number: int) -> _Gone:
+    return _Gone(f"The {what} that was made with id {number} is deleted.", number=number)
 
 
 class _Creation(ABC, Generic[R]):
@@ -473,9 +476,9 @@ class _SessionCreation(_Creation[Session]):
         try:
             session = self.client.get(Session, number)
         except NotFoundError as error:
-            raise _Gone(self.what, number) from error
+            raise _gone(self.what, number) from error
         if (session.name, session.collaboration_id) != (self._name, self._collaboration_id):
-            raise _Gone(self.what, number)
+            raise _gone(self.what, number)
         return session
 
 
@@ -565,9 +568,9 @@ class _DataframeCreation(_Creation[Dataframe]):
         try:
             frame = self.client.get(Dataframe, number)
         except NotFoundError as error:
-            raise _Gone(self.what, number) from error
+            raise _gone(self.what, number) from error
         if (frame.name, frame.session_id) != (self._name, self._session_id):
-            raise _Gone(self.what, number)
+            raise _gone(self.what, number)
         return frame
 
 
@@ -607,7 +610,7 @@ class _StepCreation(_Creation[Task]):
         for task in steps_of(self.client, self._frame.id)[1:]:
             if task.id == number:
                 return task
-        raise _Gone(self.what, number)
+        raise _gone(self.what, number)
 
 
 def _body(client: Vantage6Client, plan: Plan) -> dict[str, Any]:

@@ -146,12 +146,12 @@ def test_workflow_statuses(status: str, terminal: bool, success: bool) -> None:
 
 def test_status_nobody_has_heard_of_is_kept_and_not_terminal(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        found = workflow(status="Hibernating")
-    assert found.status.value == "Hibernating"
-    assert found.status.name == "Hibernating"
+        found = workflow(status="Estivating")
+    assert found.status.value == "Estivating"
+    assert found.status.name == "Estivating"
     assert not found.status.is_terminal
     assert not found.status.is_success
-    assert "'Hibernating'" in caplog.text
+    assert "'Estivating'" in caplog.text
     assert Workflow.model_validate_json(found.model_dump_json()).status == found.status
 
 
