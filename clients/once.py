@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from prefect_biomed.clients.errors import (
     BiomedError,
@@ -56,13 +56,13 @@ class Intent(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    version: int = 1
+    version: int = Field(default=1, strict=True)
     token: str
-    intended_at: datetime | None = None
+    intended_at: AwareDatetime | None = None
     uptime: Uptime | None = None
-    since: datetime | None = None
+    since: AwareDatetime | None = None
     asked: dict[str, JsonValue] = Field(default_factory=dict)
-    id: str | None = None
+    id: str | None = Field(default=None, min_length=1)
 
     @property
     def is_in_doubt(self) -> bool:
@@ -367,8 +367,11 @@ class IntentFolder:
         """
         path = self._path(token)
         with on_disk(self.folder):
-            if not path.exists():
+            try:
+                path.lstat()
+            except FileNotFoundError:
                 return None
+            # A link that leads nowhere is no sign that nothing was written.
             text = path.read_bytes()
         intent = self._parsed(text, path)
         if intent.token != token:
@@ -405,7 +408,7 @@ class IntentFolder:
 
     def _parsed(self, text: bytes, path: Path) -> Intent:
         try:
-            content = json.loads(text)
+            content = json.loads(text, parse_constant=_no_number)
             if not isinstance(content, dict):
                 raise ValueError("no object")
             version = content.get("version")
@@ -422,3 +425,7 @@ class IntentFolder:
                 f"{path} is damaged, so it is not known whether its launch was made. It was left as it is. Look on the "
                 "platform for what it has made, then restore the file or move it away."
             ) from None
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")

@@ -20,6 +20,7 @@ from prefect_biomed.clients.errors import (
     HeldElsewhere,
     LaunchInDoubt,
     LedgerError,
+    LocalStorageError,
     NetworkError,
     NotFoundError,
     PlatformError,
@@ -607,6 +608,33 @@ def test_damaged_intent_is_not_taken_for_none(store: IntentFolder, platform: Pla
         once(platform.launch(), store)
     assert platform.sent == 0
     assert (store.folder / "abc.json").read_text() == content
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        '"intended_at": "2026-11-28T00:00:00"',
+        '"intended_at": "2026-11-28T00:00:00Z", "uptime": {"boot": "x", "seconds": NaN}',
+        '"version": 2.0',
+        '"version": "1"',
+        '"id": ""',
+    ],
+)
+def test_intent_with_a_value_that_says_nothing_is_damaged(store: IntentFolder, platform: Platform, field: str) -> None:
+    store.folder.mkdir()
+    (store.folder / "abc.json").write_text(f'{{"version": 1, "token": "abc", {field}}}')
+    with pytest.raises(LedgerError, match=r"abc\.json is damaged"):
+        once(platform.launch(), store)
+    assert platform.sent == 0
+
+
+@pytest.mark.parametrize("target", ["nowhere.json", "abc.json"])
+def test_link_in_place_of_an_intent_is_not_taken_for_none(store: IntentFolder, platform: Platform, target: str) -> None:
+    store.folder.mkdir()
+    (store.folder / "abc.json").symlink_to(store.folder / target)
+    with pytest.raises(LocalStorageError, match=str(store.folder)):
+        once(platform.launch(), store)
+    assert platform.sent == 0
 
 
 def test_intent_of_a_later_release_asks_for_it(store: IntentFolder, platform: Platform) -> None:
