@@ -13,7 +13,7 @@ from prefect.concurrency.asyncio import AcquireConcurrencySlotTimeoutError, Conc
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 
-from prefect_biomed.clients.errors import HeldElsewhere
+from prefect_biomed.clients.errors import HeldElsewhere, ServerUnavailable
 
 __all__ = ["lease"]
 
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 _LEASE_SECONDS = 60.0
 _PATIENCE_SECONDS = 600.0
 _TRIES = 10
+# An old server knows no such limits, and a key may lack the right to make them.
+_REFUSALS = frozenset({401, 403, 404, 405, 422})
 
 
 @contextmanager
@@ -41,19 +43,32 @@ def lease(token: str) -> Iterator[datetime | None]:
 
     Raises:
         HeldElsewhere: Another machine has held it for ten minutes.
+        ServerUnavailable: The server is out of order for the moment. Transient.
     """
-    name = f"biomed-intent-{token}"
-    with ExitStack() as held:
-        try:
-            open_since = _entered(held, name)
-        except PrefectHTTPStatusError as error:
-            logger.warning("No lease on %s, so other machines are not kept out: %s", name, error)
-            yield None
-            return
-        yield open_since
-        # Removed while it is held: whoever waits for it begins anew and finds what was launched.
-        with suppress(ObjectNotFound), get_client(sync_client=True) as client:
-            client.delete_global_concurrency_limit_by_name(name)
+    name, done = f"biomed-intent-{token}", False
+    try:
+        with ExitStack() as held:
+            try:
+                open_since = _entered(held, name)
+            except PrefectHTTPStatusError as error:
+                if error.response.status_code not in _REFUSALS:
+                    raise ServerUnavailable(
+                        f"The Prefect server cannot tell who holds the lease {name} ({error}). Nothing was launched; "
+                        "run this again when it answers."
+                    ) from error
+                logger.warning("No lease on %s, so other machines are not kept out: %s", name, error)
+                yield None
+                return
+            yield open_since
+            done = True
+            # Removed while it is held: whoever waits for it begins anew and finds what was launched.
+            with suppress(ObjectNotFound), get_client(sync_client=True) as client:
+                client.delete_global_concurrency_limit_by_name(name)
+    except Exception as error:
+        if not done:
+            raise
+        # Whatever goes wrong here: what was launched is launched; whoever comes next looks for it a little longer.
+        logger.warning("The lease %s could not be given back: %s", name, error)
 
 
 def _entered(held: ExitStack, name: str) -> datetime | None:

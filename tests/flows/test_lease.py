@@ -9,11 +9,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prefect import flow, task
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.exceptions import PrefectHTTPStatusError
 
-from prefect_biomed.clients.errors import HeldElsewhere, NetworkError
+from prefect_biomed.clients.errors import HeldElsewhere, NetworkError, ServerUnavailable, is_transient
 from prefect_biomed.clients.once import Intent, IntentFolder, Launch, once
 from prefect_biomed.tasks import _lease
 from prefect_biomed.tasks._lease import lease
@@ -80,6 +82,41 @@ def test_lease_that_is_never_free_is_an_error_that_says_what_to_do(monkeypatch: 
         pass
     free.set()
     thread.join(30)
+
+
+OUT_OF_ORDER = PrefectHTTPStatusError(
+    "out of order",
+    request=httpx.Request("POST", "http://prefect"),
+    response=httpx.Response(500, request=httpx.Request("POST", "http://prefect")),
+)
+
+
+def failing(error: Exception) -> Any:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "outage", [httpx.ConnectError("refused"), OUT_OF_ORDER], ids=lambda error: type(error).__name__
+)
+def test_launch_whose_lease_cannot_be_given_back_is_a_launch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, outage: Exception
+) -> None:
+    launched = False
+    with lease("tok-kept"):
+        launched = True
+        monkeypatch.setattr(SyncPrefectClient, "delete_global_concurrency_limit_by_name", failing(outage))
+    assert launched
+    assert "biomed-intent-tok-kept could not be given back" in caplog.text
+
+
+def test_nothing_is_launched_while_the_server_cannot_tell_who_holds_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SyncPrefectClient, "create_global_concurrency_limit", failing(OUT_OF_ORDER))
+    with pytest.raises(ServerUnavailable, match="biomed-intent-tok-out") as caught, lease("tok-out"):
+        pytest.fail("launched without a lease")
+    assert is_transient(caught.value)
 
 
 def test_retry_of_a_flow_run_on_another_machine_looks_before_it_sends(tmp_path: Path) -> None:
