@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -497,7 +498,7 @@ class Remote:
         world.boundary("request on its way", answered)
         world.boundary("before the answer")
         if fate.error is not None:
-            raise fate.error
+            raise copy(fate.error)
         return made[0]
 
     def get(self, identifier: str) -> RemoteObject:
@@ -513,7 +514,7 @@ class Remote:
 
     def _fail_when_blind(self) -> None:
         if self._world.blind:
-            raise self._world.blind.pop(0)
+            raise copy(self._world.blind.pop(0))
 
 
 def _may_have_made(intent: Intent, one: RemoteObject) -> bool:

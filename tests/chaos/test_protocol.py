@@ -108,4 +108,5 @@ def test_typed_error_of_the_platform_reaches_the_caller() -> None:
     process = world.step("north", "first")
     while process.alive:
         process.step()
-    assert process.outcome is refusal
+    assert isinstance(process.outcome, PlatformError)
+    assert (process.outcome.status, str(process.outcome)) == (400, "no")
