@@ -309,7 +309,7 @@ def draw(counts: Mapping[str, Mapping[str, int]], path: Path) -> None:
     axes.set_title(f"{tried:,} schedules of faults, kills and late requests on each platform", fontsize=11, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.08)
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    figure.legend(frameon=False, fontsize=9, loc="outside upper left", ncols=len(ENGINES))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 

@@ -594,7 +594,8 @@ def _without_a_window(process: Process, *, look: bool) -> str:
     token, records, remote = process.token, Records(process), Remote(process)
     lease = leased(process, token) if process.world.prefect else nullcontext()
     with lease, records.exclusive(token, SETTLE):
-        intent = records.read(token) or Intent(token=token)
+        since = process.attempted_since and moment(process.attempted_since)
+        intent = records.read(token) or Intent(token=token, since=since or None)
         if intent.id is not None:
             return str(remote.get(intent.id).number)
         found = remote.find(intent) if look else []
