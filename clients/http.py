@@ -365,8 +365,16 @@ class HttpSession:
         return _Overdue(self._body_seconds, response.raw.shutdown)
 
     def _redirected(self, method: str, url: str, response: requests.Response, elsewhere: bool) -> str:
-        target = requests.compat.urljoin(url, response.headers.get("Location", ""))
-        allowed = _origin(target) == _origin(url)
+        location = response.headers.get("Location", "")
+        try:
+            target = requests.compat.urljoin(url, location)
+            allowed = _origin(target) == _origin(url)
+        except ValueError:
+            raise UnexpectedResponse(
+                f"{method} {bare(url)}: the server redirects to {bare(location)[:200]!r}, which is no URL.",
+                status=response.status_code,
+                url=bare(url),
+            ) from None
         if elsewhere and not allowed:
             # Never from https to http, nor to anything that is neither.
             allowed = urlsplit(target).scheme in {"https", urlsplit(url).scheme}

@@ -225,6 +225,16 @@ def test_redirect_elsewhere_is_followed_without_the_key_where_allowed(
     assert len(store.seen) == 1
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_redirect_to_what_is_no_url_is_an_unexpected_response(
+    server: Server, session: HttpSession, method: str
+) -> None:
+    server.answers = [Answer(302, headers={"Location": f"http://[bad?key={CANARY}"})]
+    with pytest.raises(UnexpectedResponse, match="which is no URL") as caught, session.open(method, "/x"):
+        pass
+    assert CANARY not in told(caught.value)
+
+
 def test_endless_redirects_end(server: Server, session: HttpSession) -> None:
     server.answers = [Answer(302, headers={"Location": "/again"})]
     with pytest.raises(UnexpectedResponse, match="redirected too often"):
