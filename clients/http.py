@@ -78,6 +78,13 @@ class _HeaderAuth(AuthBase):
         return request
 
 
+class _Session(requests.Session):
+    """A session that leaves redirects alone: `requests` would read the body and the new place unasked."""
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        return None
+
+
 class _Overdue(threading.Timer):
     """Cuts a connection off when an answer takes too long as a whole.
 
@@ -190,7 +197,7 @@ class HttpSession:
         self._auth = _HeaderAuth(auth_headers)
         self._timeouts = timeouts or Timeouts()
         self._max_body_bytes = max_body_bytes
-        self._session = requests.Session()
+        self._session = _Session()
         self._session.headers["User-Agent"] = USER_AGENT
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._session.verify = verify_tls
