@@ -440,9 +440,11 @@ def _read_local(path: Path) -> bytes | None:
     """The content of a file; None when there is none."""
     with on_disk(path.parent):
         try:
-            return path.read_bytes()
+            path.lstat()
         except FileNotFoundError:
             return None
+        # A link that leads nowhere, to a disk that is not there, is no sign that nothing was written.
+        return path.read_bytes()
 
 
 def _damaged(where: str, error: ValidationError) -> LedgerError:

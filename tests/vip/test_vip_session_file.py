@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from prefect_biomed.clients.errors import LedgerError, is_transient
+from prefect_biomed.clients.errors import LedgerError, LocalStorageError, is_transient
 from prefect_biomed.clients.vip.models import PathEntry, VipSession, Workflow
 from prefect_biomed.clients.vip.session_file import (
     LaunchRecord,
@@ -368,3 +368,12 @@ def test_changes_of_many_threads_are_all_kept(session: VipSession) -> None:
     for thread in threads:
         thread.join()
     assert len(SessionFile(session).read().ledger.launches) == 16
+
+
+def test_link_that_leads_nowhere_is_not_taken_for_a_session_to_which_nothing_has_happened(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / FILE).symlink_to(tmp_path / "disk-that-is-not-there" / FILE)
+    with pytest.raises(LocalStorageError, match=str(folder)):
+        open_session(folder)
+    assert (folder / FILE).is_symlink()
