@@ -317,7 +317,7 @@ class GirderStorage:
                     self._api = self._api or _girder_client(self._rest, self._key)
                     self._api.authenticate(apiKey=self.key)
                 except PlatformError as error:
-                    if is_transient(error) or isinstance(error, UnexpectedResponse):
+                    if is_transient(error) or isinstance(error, UnexpectedResponse) or not _is_refusal(error):
                         raise
                     self._refusal = AuthenticationError(
                         f"Girder refused the API key: {error} Put a valid one into girder_api_key of the credentials.",
@@ -375,6 +375,11 @@ class _Token(Answered):
 
 class _SignedIn(Answered):
     token: _Token = Field(validation_alias="authToken")
+
+
+def _is_refusal(error: PlatformError) -> bool:
+    """Whether it is about what was sent; Girder that breaks down says so in its own words too."""
+    return error.status is not None and error.status < requests.codes.server_error
 
 
 def _says_missing(error: PlatformError) -> bool:

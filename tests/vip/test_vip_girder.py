@@ -25,6 +25,7 @@ from prefect_biomed.clients.errors import (
     ConfigurationError,
     LedgerError,
     NetworkError,
+    PlatformError,
     PreflightFailed,
     UnexpectedResponse,
     UnsafeContent,
@@ -273,6 +274,19 @@ def test_network_error_does_not_tell_the_key(vip: Sandbox, credentials: VipCrede
     assert key
     assert key not in repr(caught.value)
     assert caught.value.__suppress_context__ or key not in repr(caught.value.__context__)
+
+
+def test_girder_that_breaks_down_at_the_sign_in_has_not_refused_the_key(
+    vip: Sandbox, client: VipClient, volumes: dict[str, str]
+) -> None:
+    broken = {"status": 500, "body": '{"message": "An unexpected error occurred", "type": "internal"}'}
+    vip.vip.faults.add(Fault(path="/api_key/token", times=1, content_type="application/json", **broken))
+    girder = client.girder
+    assert girder is not None
+    with pytest.raises(PlatformError, match="An unexpected error occurred") as caught:
+        girder.entry(INPUTS)
+    assert not isinstance(caught.value, AuthenticationError)
+    assert girder.entry(f"{INPUTS}/one.nii/one.nii").id == volumes["one.nii"]
 
 
 def test_url_that_is_no_girder(vip: Sandbox, credentials: VipCredentials) -> None:
