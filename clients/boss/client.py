@@ -80,6 +80,8 @@ class BossClient(RestClient):
         settle_seconds: As given.
     """
 
+    # The Boss answers so while a part of it is busy; its own client tries a hundred times.
+    _unavailable: ClassVar[frozenset[int]] = RestClient._unavailable | {500}
     _by_status: ClassVar[dict[int, tuple[type[PlatformError], str]]] = RestClient._by_status | {
         401: (AuthenticationError, "The Boss refused the token. Check the token of the block."),
         404: (NotFoundError, ""),

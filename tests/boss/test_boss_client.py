@@ -143,6 +143,13 @@ def test_waits_that_the_server_asks_for_are_honoured(make_lab: Callable[..., Lab
     assert complete(lab.client, number, SOON).outcome == "COMPLETE"
 
 
+@pytest.mark.parametrize("body", ["", "<html><h1>Internal Server Error</h1></html>"], ids=["empty", "page"])
+def test_a_server_that_fails_for_a_moment_does_not_end_a_wait(lab: Lab, body: str) -> None:
+    number = uploaded(lab)
+    lab.boss.faults.add(Fault(path="/ingest/", status=500, body=body, times=4))
+    assert complete(lab.client, number, SOON).outcome == "COMPLETE"
+
+
 def test_a_queue_that_is_not_empty_means_resume(lab: Lab) -> None:
     lab.write_stack(volume((16, 512, 512)))
     config, job = lab.create(lab.config())
