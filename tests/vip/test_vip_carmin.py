@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.vip_steps import EXECUTIONS, QUICK, effects, exchange, files_in, refused, run, send, start, until, wait
+from harness.vip_steps import EXECUTIONS, QUICK, effects, files_in, refused, run, send, start, until, wait
+from harness.wire import exchange
 from prefect_biomed.clients.errors import (
     AuthenticationError,
     NotFoundError,
