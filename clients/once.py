@@ -113,7 +113,7 @@ class Circumstances:
     """
 
     attempted_since: datetime | None = None
-    lease: Callable[[str], AbstractContextManager[datetime | None]] = field(default=lambda _: nullcontext())
+    lease: Callable[[str], AbstractContextManager[datetime | None]] | None = None
     on_duplicates: Callable[[Sequence[str]], None] = field(default=lambda _: None)
 
 
@@ -197,7 +197,8 @@ def once(launch: Launch[T], store: IntentStore, circumstances: Circumstances | N
     """
     circumstances = circumstances or Circumstances()
     token, patience = launch.token, max(launch.settle_seconds, _LOCK_SECONDS)
-    with circumstances.lease(token) as open_since, store.exclusive(token, patience):
+    lease = circumstances.lease(token) if circumstances.lease else nullcontext()
+    with lease as open_since, store.exclusive(token, patience):
         outcome = _attempt(launch, store, circumstances, open_since)
     # Raised out here, because a lease that is left by an error stays open: nobody has to wait for what was refused.
     if isinstance(outcome, _Refused):
@@ -222,8 +223,11 @@ def _attempt(
         except BiomedError as error:
             # What is known to be made is sent no more, so nobody has to wait for it.
             return _Refused(error)
+    # Who died with a request on its way has left the lease open. Without leases, any attempt may have.
+    unknown = intent is None and circumstances.lease is None and circumstances.attempted_since is not None
     if intent is None or open_since is not None:
-        intent = _begun(intent, launch.token, circumstances.attempted_since or open_since)
+        since = circumstances.attempted_since or open_since
+        intent = _begun(intent, launch.token, since, in_doubt=unknown or open_since is not None)
         store.write(intent)
     elif circumstances.attempted_since is not None and not intent.is_in_doubt:
         # Another machine may have gone on where this one ended, and have ended well.
@@ -249,13 +253,11 @@ def _attempt(
     return found
 
 
-def _begun(intent: Intent | None, token: str, elsewhere_since: datetime | None) -> Intent:
+def _begun(intent: Intent | None, token: str, since: datetime | None, *, in_doubt: bool) -> Intent:
     """The record with which this attempt begins, on disk before anything else is done."""
-    if elsewhere_since is None:
-        return Intent(token=token)
+    intent = (intent or Intent(token=token)).model_copy(update={"since": since})
     # Another machine may have sent a request at any moment until now, whatever this one remembers.
-    intent = intent or Intent(token=token)
-    return intent.from_now(intent.asked).model_copy(update={"since": elsewhere_since})
+    return intent.from_now(intent.asked) if in_doubt else intent
 
 
 def _look(launch: Launch[T], intent: Intent, circumstances: Circumstances) -> T | None:

@@ -28,7 +28,7 @@ _REFUSALS = frozenset({401, 403, 404, 405, 422})
 
 
 @contextmanager
-def lease(token: str) -> Iterator[datetime | None]:
+def lease(token: str, *, attempted_since: datetime | None = None) -> Iterator[datetime | None]:
     """Hold the lease of an intent: a global concurrency limit of one slot, named by the token.
 
     The limit is there from the first attempt until one ends without an error, so it also tells other machines that
@@ -37,6 +37,8 @@ def lease(token: str) -> Iterator[datetime | None]:
 
     Args:
         token: The intent.
+        attempted_since: When earlier attempts were begun, as far as Prefect knows; taken for open where there is no
+            lease to tell.
 
     Yields:
         Since when an earlier attempt is open; None when there is none.
@@ -57,7 +59,7 @@ def lease(token: str) -> Iterator[datetime | None]:
                         "run this again when it answers."
                     ) from error
                 logger.warning("No lease on %s, so other machines are not kept out: %s", name, error)
-                yield None
+                yield attempted_since
                 return
             yield open_since
             done = True

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -175,7 +176,9 @@ def circumstances(platform: str, kind: str) -> Circumstances:
     def report(identifiers: Sequence[str]) -> None:
         state_event(platform, kind, identifiers[0], "duplicated", others=list(identifiers[1:]))
 
-    return Circumstances(attempted_since=_attempted_since(), lease=lease, on_duplicates=report)
+    attempted_since = _attempted_since()
+    held = partial(lease, attempted_since=attempted_since)
+    return Circumstances(attempted_since=attempted_since, lease=held, on_duplicates=report)
 
 
 def _attempted_since() -> datetime | None:

@@ -81,8 +81,18 @@ def launch(
         end=lambda workflow: client.kill(workflow.identifier),
         says_no=lambda error: error.code != NO_REASON,
     )
+    refused: BiomedError | None = None
     with _leased(circumstances or Circumstances(), run.name) as attempts:
-        workflow = _when_there_is_room(run.name, lambda: _made(run, plan, next(attempts)), capacity or _QUEUE)
+        try:
+            workflow = _when_there_is_room(run.name, lambda: _made(run, plan, next(attempts)), capacity or _QUEUE)
+        except BiomedError as error:
+            intent = run.store.read(run.name)
+            if intent is None or intent.is_in_doubt:
+                raise
+            # A lease that is left by an error stays open, and nobody has to wait for what was refused.
+            refused = error
+    if refused is not None:
+        raise refused
     client.play(workflow)
     note_runs(client, session, [workflow])
     return workflow
@@ -95,6 +105,9 @@ def _leased(circumstances: Circumstances, token: str) -> Iterator[Iterator[Circu
     Yields:
         The circumstances of each try; only the first has to ask what came before.
     """
+    if circumstances.lease is None:
+        yield chain([circumstances], repeat(Circumstances(on_duplicates=circumstances.on_duplicates)))
+        return
     with circumstances.lease(token) as open_since:
         first = replace(circumstances, lease=lambda _: nullcontext(open_since))
         again = Circumstances(on_duplicates=circumstances.on_duplicates)

@@ -527,6 +527,15 @@ def test_first_attempt_that_died_before_the_request_is_no_doubt_on_this_machine(
     assert clock.seconds == begun
 
 
+def test_attempt_that_left_no_lease_open_makes_nobody_wait(
+    store: IntentFolder, platform: Platform, clock: Clock
+) -> None:
+    """A run that is retried because it failed before it came to its launch, as most are."""
+    begun = clock.seconds
+    assert once(platform.launch(), store, Circumstances(attempted_since=now(), lease=Lease())) == "job-1"
+    assert clock.seconds == begun
+
+
 def test_wait_for_another_machine_that_is_killed_begins_anew(
     store: IntentFolder, platform: Platform, clock: Clock
 ) -> None:

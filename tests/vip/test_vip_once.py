@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from prefect_biomed.clients.errors import (
     PlatformError,
     is_transient,
 )
+from prefect_biomed.clients.once import Circumstances
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.vip import (
     GenericVipError,
@@ -394,3 +395,28 @@ def test_two_processes_that_upload_at_once_send_each_file_once(
         thread.join()
     assert sorted(sent) == [0, 2]
     assert len(vip.vip.journal.entries("PUT", r"\.bin")) == 2
+
+
+@every_place_of_the_record
+def test_refusal_gives_the_lease_back_and_a_doubt_does_not(
+    vip: Sandbox, client: VipClient, new_session: NewSession, backup: str | None
+) -> None:
+    """A lease left open makes the next attempt look for minutes; after a refusal there is nothing to look for."""
+    opened: list[bool] = []
+
+    @contextmanager
+    def lease(_: str) -> Iterator[datetime | None]:
+        opened.append(True)
+        yield None
+        opened.pop()
+
+    session = new_session("EveryType/1.0", {"text": "x"}).model_copy(update={"backup": backup})
+    refusal = {"status": 400, "body": '{"errorCode": 8009, "errorMessage": "no"}', "content_type": "application/json"}
+    vip.vip.faults.add(Fault(method="POST", path=EXECUTIONS, times=1, **refusal))
+    with pytest.raises(PlatformError, match="8009"):
+        launch(client, session, 1, settle_seconds=0.5, circumstances=Circumstances(lease=lease))
+    assert opened == []
+    vip.vip.faults.add(Fault(method="POST", path=EXECUTIONS, times=1, drop="before"))
+    with pytest.raises(LaunchInDoubt):
+        launch(client, session, 1, settle_seconds=0.5, circumstances=Circumstances(lease=lease))
+    assert opened == [True]
