@@ -129,6 +129,7 @@ def test_ingest_makes_what_it_lies_in(lab: Lab, credentials: BossCredentials) ->
     assert np.array_equal(read, volume((16, 512, 512), "uint16"))
 
 
+@pytest.mark.slow
 def test_a_damaged_file_leaves_the_job_open_and_the_same_job_is_finished_later(
     lab: Lab, credentials: BossCredentials
 ) -> None:
@@ -149,6 +150,7 @@ def test_a_damaged_file_leaves_the_job_open_and_the_same_job_is_finished_later(
     assert np.array_equal(lab.read(pixels.shape), pixels)
 
 
+@pytest.mark.slow
 def test_missing_tiles_are_uploaded_again_until_the_boss_is_content(lab: Lab, credentials: BossCredentials) -> None:
     pixels = volume((16, 512, 512))
     lab.write_stack(pixels)
@@ -180,6 +182,7 @@ def test_nothing_is_in_flight_when_the_job_is_completed(lab: Lab, credentials: B
     assert lab.boss.job(1).observed.deleted == 16
 
 
+@pytest.mark.slow
 def test_skipped_slices_of_a_chunk_end_with_an_explanation(lab: Lab, credentials: BossCredentials) -> None:
     root = lab.write_stack(volume((16, 512, 512)))
     (root / "7" / "0_0_0.png").unlink()
@@ -212,6 +215,7 @@ def test_a_chunk_that_others_lost_is_named_although_the_boss_says_complete(
     assert report.holes[0] == "x=0 y=0 z=16 t=0"
 
 
+@pytest.mark.slow
 def test_a_lost_chunk_of_a_volumetric_job_is_named(lab: Lab, credentials: BossCredentials) -> None:
     np.save(lab.folder / "v.npy", volume((32, 512, 2048)))
     extent = {"x": [0, 2048], "y": [0, 512], "z": [0, 32], "t": [0, 1]}
@@ -260,6 +264,7 @@ def test_work_of_others_is_counted_as_theirs_and_found_to_be_there(
     assert report.holes == ()
 
 
+@pytest.mark.slow
 def test_several_processes_share_a_job(lab: Lab, credentials: BossCredentials) -> None:
     pixels = volume((200, 64, 64))
     lab.write_stack(pixels, tile=64)
@@ -272,6 +277,7 @@ def test_several_processes_share_a_job(lab: Lab, credentials: BossCredentials) -
     assert np.array_equal(lab.read(pixels.shape), pixels)
 
 
+@pytest.mark.slow
 def test_short_slices_add_up(lab: Lab, credentials: BossCredentials) -> None:
     pixels = volume((120, 64, 64))
     lab.write_stack(pixels, tile=64)

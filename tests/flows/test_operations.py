@@ -82,6 +82,7 @@ def rows() -> list[dict[str, Any]]:
     return list(json.loads(str(max(artifacts, key=lambda artifact: artifact.created).data)))
 
 
+@pytest.mark.slow
 def test_executions_and_folders_of_vip_are_shown_and_removed(
     vip: Sandbox, account: VipCredentials, arguments: dict[str, Any]
 ) -> None:

@@ -94,6 +94,7 @@ def test_noisy_and_exact_pipelines_on_one_upload(
     assert len(vip.vip.journal.entries("DELETE", "/INPUTS")) == 1
 
 
+@pytest.mark.slow
 def test_drift_is_announced_and_dated(vip: Sandbox, arguments: dict[str, Any], events: list[dict[str, Any]]) -> None:
     first = repeatability_experiment(**arguments | {"repetitions": 4})
     assert first.pipelines[0].against_baseline is None
@@ -198,6 +199,7 @@ def test_runs_from_elsewhere_are_compared_and_judged(tmp_path: Path, volume: Pat
         compare_folders(tmp_path / "nothing", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_repeated_federated_analysis_is_compared(tmp_path: Path) -> None:
     @flow
     def repeated() -> Report:

@@ -160,6 +160,7 @@ def test_launch_now_and_collect_later(here: Federation) -> None:
     assert here.tasks_created() == created
 
 
+@pytest.mark.slow
 def test_what_algorithms_print_is_in_the_log_while_they_run(here: Federation, printed: list[logging.LogRecord]) -> None:
     federated_analysis(**arguments(here, "sleep", organizations=["north"], arguments={"seconds": 8}))
     lines = [record for record in printed if "north-plain] info > " in record.getMessage()]
@@ -183,6 +184,7 @@ def test_a_failure_names_everything_and_partial_results_are_enough_when_asked(he
     assert [failure.organization for failure in analysis.failures] == ["south"]
 
 
+@pytest.mark.slow
 def test_one_wait_for_many_tasks_is_one_request_for_each_look(here: Federation) -> None:
     @flow
     def many() -> int:
@@ -378,12 +380,14 @@ def test_databases_in_a_wrong_form_are_refused_with_the_field_named(here: Federa
         Vantage6Credentials(url="no url")
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_for_a_while_is_survived(here: Federation) -> None:
     made = federated_analysis(**arguments(here, "sleep", arguments={"seconds": 2}, wait=False)).task
     here.sandbox.faults.add(Fault(path=f"/task/{made.id}", drop="before", times=9))
     assert len(federated_analysis(**arguments(here), task_id=made.id).results) == 3
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_gone_ends_the_wait_with_the_way_back(here: Federation) -> None:
     made = federated_analysis(**arguments(here, "sleep", arguments={"seconds": 12}, wait=False)).task
     here.sandbox.faults.add(Fault(path=r"/task/\d+/status", status=503))
@@ -519,6 +523,7 @@ def specifications(generation: int) -> list[OrganizationSpec]:
     ]
 
 
+@pytest.mark.slow
 @every_generation
 def test_a_federation_is_set_up_once(generation: int, tmp_path: Path) -> None:
     folder = tmp_path / "federation"

@@ -84,6 +84,7 @@ def test_session_from_upload_to_finish(vip: Sandbox, credentials: VipCredentials
     assert all(artifacts(f"vip-{workflow.identifier}") for workflow in result.workflows)
 
 
+@pytest.mark.slow
 def test_launch_now_and_collect_later(vip: Sandbox, credentials: VipCredentials, arguments: dict[str, Any]) -> None:
     vip.vip.switches.job_seconds = 8.0
     folder = arguments["output_dir"] / "sessions"
@@ -296,6 +297,7 @@ def test_a_failed_run_is_reported_with_its_log_and_stays_on_the_platform(
     assert home_of_sessions(vip, credentials) == ["failing"]
 
 
+@pytest.mark.slow
 def test_outputs_of_killed_runs_can_be_wanted(
     vip: Sandbox, credentials: VipCredentials, arguments: dict[str, Any]
 ) -> None:
@@ -321,6 +323,7 @@ def test_outputs_of_killed_runs_can_be_wanted(
     assert result.is_finished
 
 
+@pytest.mark.slow
 def test_more_runs_than_the_platform_allows_are_queued(vip: Sandbox, arguments: dict[str, Any]) -> None:
     vip.vip.switches.max_running_user = 1
     vip.vip.switches.job_seconds = 3

@@ -170,6 +170,7 @@ def test_what_ran_on_a_carmin_server_says_running_for_ever(serve: Callable[..., 
     assert portal.status(running) == "Killed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("generation", "end"), [(3, signal.SIGTERM), (4, signal.SIGKILL), (5, signal.SIGKILL)])
 def test_tasks_users_and_tokens_of_vantage6_survive(
     serve: Callable[..., Served], generation: int, end: signal.Signals
@@ -265,6 +266,7 @@ def _config() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_jobs_queues_tiles_and_resources_of_the_boss_survive(serve: Callable[..., Served]) -> None:
     settings = ["boss.quiet_seconds=0.2", "boss.completing_seconds=0.1", "boss.visibility_seconds=2"]
     first = serve("boss", *(text for setting in settings for text in ("--set", setting)))

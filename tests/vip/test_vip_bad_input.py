@@ -344,6 +344,7 @@ def locked_elsewhere(new_session: NewSession) -> Iterator[tuple[VipSession, byte
         process.send_signal(signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_session_locked_by_another_process_is_told_and_left_alone(
     vip: Sandbox, client: VipClient, locked_elsewhere: tuple[VipSession, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
