@@ -306,9 +306,7 @@ def _adopted(launch: Launch[T], intent: Intent, circumstances: Circumstances) ->
     logger.info("%s is there: %s", launch.what, identifier)
     if others:
         extra = [launch.identify(other) for other in others]
-        logger.error(
-            "%s exists %d times. %s is taken, %s ended.", launch.what, len(found), identifier, ", ".join(extra)
-        )
+        logger.error("%s exists %d times: %s is taken, not %s", launch.what, len(found), identifier, ", ".join(extra))
         circumstances.on_duplicates([identifier, *extra])
         _end(launch, others)
     return oldest
