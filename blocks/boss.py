@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from prefect.blocks.core import Block
-from pydantic import Field, HttpUrl, SecretStr
+from prefect.blocks.abstract import CredentialsBlock
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr
 
 from prefect_biomed.blocks._saved import with_saved_secrets
 from prefect_biomed.clients.boss import BossClient
@@ -14,7 +14,7 @@ from prefect_biomed.clients.http import Timeouts
 __all__ = ["BossCredentials"]
 
 
-class BossCredentials(Block):
+class BossCredentials(CredentialsBlock):
     """An account on a Boss server.
 
     Attributes:
@@ -38,6 +38,9 @@ class BossCredentials(Block):
             print(client.list_jobs())
         ```
     """
+
+    # An error about one field must not repeat what was typed into it.
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     _block_type_name: ClassVar[str] = "Boss Credentials"
     _block_type_slug: ClassVar[str] = "boss-credentials"
@@ -75,7 +78,7 @@ class BossCredentials(Block):
         default=None,
         title="AWS endpoint",
         description="Where SQS and S3 are asked instead of AWS; for test servers.",
-        pattern=r"^https?://[^/@]+",
+        pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$",
     )
 
     def get_client(self) -> BossClient:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Self
 
-from prefect.blocks.core import Block
-from pydantic import Field, HttpUrl, SecretStr, model_validator
+from prefect.blocks.abstract import CredentialsBlock
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, model_validator
 
 from prefect_biomed.blocks._saved import with_saved_secrets
 from prefect_biomed.clients.vantage6 import PrivateKey, Vantage6Client, connect
@@ -15,7 +15,7 @@ from prefect_biomed.clients.vantage6 import PrivateKey, Vantage6Client, connect
 __all__ = ["Vantage6Credentials"]
 
 
-class Vantage6Credentials(Block):
+class Vantage6Credentials(CredentialsBlock):
     """An account on a vantage6 server of generation 3, 4 or 5, and the private key of its organization.
 
     Attributes:
@@ -46,6 +46,9 @@ class Vantage6Credentials(Block):
             print(client.records(Collaboration))
         ```
     """
+
+    # An error about one field must not repeat what was typed into it.
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     _block_type_name: ClassVar[str] = "vantage6 Credentials"
     _block_type_slug: ClassVar[str] = "vantage6-credentials"

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import ClassVar
 
-from prefect.blocks.core import Block
+from prefect.blocks.abstract import CredentialsBlock
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr
 
 from prefect_biomed.blocks._saved import with_saved_secrets
@@ -18,7 +18,7 @@ __all__ = ["VipCredentials"]
 _MAX_KEY_CHARACTERS = 10_000
 
 
-class VipCredentials(Block):
+class VipCredentials(CredentialsBlock):
     """An account on VIP or another CARMIN platform.
 
     Attributes:
