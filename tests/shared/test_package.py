@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -21,29 +22,37 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("analysis", "blocks", "clients", "flows", "sandbox", "tasks")
 
 
-@pytest.mark.timeout(300)
-def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
-    tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *PACKAGES],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
-    source = tmp_path / "source"
-    for name in (*tracked, "pyproject.toml", "README.md", "LICENSE"):
+def tracked(*below: str) -> list[str]:
+    """Files of the repository, also those that are not yet committed."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *below]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+
+
+def packed(names: Iterable[str], folder: Path) -> set[str]:
+    """Modules in the wheel that is built from these files alone."""
+    source = folder / "source"
+    for name in names:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run(
-        [sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"],
-        cwd=source,
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
+    code = f"from setuptools import build_meta; build_meta.build_wheel({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        packed = {name.removeprefix("prefect_biomed/") for name in archive.namelist() if "dist-info" not in name}
-    assert packed == set(tracked)
+        return {name.removeprefix("prefect_biomed/") for name in archive.namelist() if "dist-info" not in name}
+
+
+@pytest.mark.timeout(300)
+def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
+    modules = tracked(*PACKAGES)
+    assert packed([*modules, "pyproject.toml", "README.md", "LICENSE"], tmp_path) == set(modules)
+
+
+@pytest.mark.timeout(300)
+def test_the_image_is_built_from_a_context_that_holds_the_tree(tmp_path: Path) -> None:
+    refuse_all, *lines = (ROOT / ".dockerignore").read_text().split()
+    assert refuse_all == "*"
+    allowed = [line.removeprefix("!") for line in lines if line.startswith("!")]
+    assert packed(tracked(*allowed), tmp_path) == set(tracked(*PACKAGES))
 
 
 def requirements() -> list[Requirement]:
