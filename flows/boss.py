@@ -15,6 +15,7 @@ from prefect_biomed.flows.cancellation import ending_remote_jobs
 from prefect_biomed.flows.parameters import IngestJobWaiting, IngestWaiting
 from prefect_biomed.tasks import boss as steps
 from prefect_biomed.tasks.policies import intent_token
+from prefect_biomed.tasks.run_names import flow_run_named
 
 __all__ = ["boss_cancel_ingest", "boss_ingest", "boss_join_ingest", "cancel_remote_job"]
 
@@ -36,7 +37,7 @@ def _cancel_job(credentials: BossCredentials, token: str, logger: LoggingAdapter
 cancel_remote_job = ending_remote_jobs("boss-ingest", _cancel_job, named_by="idempotency_key")
 
 
-@flow(name="boss-ingest", on_cancellation=[cancel_remote_job])
+@flow(name="boss-ingest", flow_run_name=flow_run_named("config"), on_cancellation=[cancel_remote_job])
 def boss_ingest(
     credentials: BossCredentials,
     config: IngestConfig | Path,
@@ -83,7 +84,7 @@ def boss_ingest(
     return _work(credentials, config, job.id, processes, upload, waiting, complete=complete)
 
 
-@flow(name="boss-join-ingest")
+@flow(name="boss-join-ingest", flow_run_name=flow_run_named("job_id"))
 def boss_join_ingest(
     credentials: BossCredentials,
     config: IngestConfig | Path,
@@ -119,7 +120,7 @@ def boss_join_ingest(
     return _work(credentials, config, job_id, processes, upload, waiting, complete=complete)
 
 
-@flow(name="boss-cancel-ingest")
+@flow(name="boss-cancel-ingest", flow_run_name=flow_run_named("job_id"))
 def boss_cancel_ingest(credentials: BossCredentials, job_id: Annotated[int, Field(ge=1)]) -> str:
     """Cancel an ingest job. What was ingested stays, queues and keys go away.
 

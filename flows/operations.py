@@ -17,6 +17,7 @@ from prefect_biomed.tasks import operations as steps
 from prefect_biomed.tasks._reporting import table
 from prefect_biomed.tasks.boss import cancel_ingest_job
 from prefect_biomed.tasks.operations import Leftover
+from prefect_biomed.tasks.run_names import flow_run_named
 from prefect_biomed.tasks.vantage6 import kill_task
 
 __all__ = ["remove_leftovers", "what_is_running"]
@@ -24,7 +25,7 @@ __all__ = ["remove_leftovers", "what_is_running"]
 SessionName = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+$")]
 
 
-@flow(name="what-is-running")
+@flow(name="what-is-running", flow_run_name="what is running")
 def what_is_running(
     vip: VipCredentials | None = None,
     vantage6: Vantage6Credentials | None = None,
@@ -65,7 +66,7 @@ def what_is_running(
     return found
 
 
-@flow(name="remove-leftovers")
+@flow(name="remove-leftovers", flow_run_name=flow_run_named("sessions", "executions", "tasks", "ingest_jobs"))
 def remove_leftovers(
     vip: VipCredentials | None = None,
     vantage6: Vantage6Credentials | None = None,

@@ -30,6 +30,7 @@ from prefect_biomed.flows.sessions import new_session
 from prefect_biomed.flows.vip import PipelineRun, finish_session, kill_remote_workflows, session_on_inputs_of
 from prefect_biomed.tasks import repeatability as experiments
 from prefect_biomed.tasks import vip as steps
+from prefect_biomed.tasks.run_names import flow_run_named
 
 __all__ = ["Assessment", "compare_folders", "repeatability_experiment"]
 
@@ -48,7 +49,11 @@ class Assessment(Group):
     """What is left out of the comparison, and tolerances by pattern of file names."""
 
 
-@flow(name="repeatability-experiment", on_cancellation=[kill_remote_workflows])
+@flow(
+    name="repeatability-experiment",
+    flow_run_name=flow_run_named("session_name", "pipelines"),
+    on_cancellation=[kill_remote_workflows],
+)
 def repeatability_experiment(
     credentials: VipCredentials,
     pipelines: Annotated[list[str], Field(min_length=1)],
@@ -118,7 +123,7 @@ def repeatability_experiment(
     return _report(experiment, series, sessions, baseline, assessment)
 
 
-@flow(name="compare-folders")
+@flow(name="compare-folders", flow_run_name=flow_run_named("runs_dir"))
 def compare_folders(
     runs_dir: Path, output_dir: Path, baseline_dir: Path | None = None, assessment: Assessment | None = None
 ) -> Report:

@@ -24,6 +24,7 @@ from prefect_biomed.flows.vantage6 import Analysis, federated_analysis
 from prefect_biomed.flows.vip import vip_session
 from prefect_biomed.tasks import research_pipeline as steps
 from prefect_biomed.tasks.boss import NewResources
+from prefect_biomed.tasks.run_names import flow_run_named
 
 __all__ = ["ImageStage", "IngestStage", "ResearchResult", "TableStage", "research_pipeline"]
 
@@ -118,7 +119,7 @@ class ResearchResult(BaseModel):
     seconds: dict[str, float] = Field(default_factory=dict)
 
 
-@flow(name="research-pipeline")
+@flow(name="research-pipeline", flow_run_name=flow_run_named("output_dir"))
 def research_pipeline(
     output_dir: Path,
     images: ImageStage | None = None,

@@ -40,6 +40,7 @@ from prefect_biomed.flows.parameters import (
 from prefect_biomed.tasks import vantage6 as steps
 from prefect_biomed.tasks._reporting import artifact_key, markdown
 from prefect_biomed.tasks.policies import intent_token
+from prefect_biomed.tasks.run_names import flow_run_named
 
 __all__ = [
     "Analysis",
@@ -110,7 +111,11 @@ def _kill_tasks(credentials: Vantage6Credentials, token: str, logger: LoggingAda
 kill_remote_tasks = ending_remote_jobs(_KIND, _kill_tasks, named_by="idempotency_key")
 
 
-@flow(name="federated-analysis", on_cancellation=[kill_remote_tasks])
+@flow(
+    name="federated-analysis",
+    flow_run_name=flow_run_named("details.name", "collaboration", "method"),
+    on_cancellation=[kill_remote_tasks],
+)
 def federated_analysis(
     credentials: Vantage6Credentials,
     collaboration: str | int,
@@ -175,7 +180,11 @@ def federated_analysis(
     return _collect(credentials, task, refresh_time, outputs, waiting)
 
 
-@flow(name="federated-session", on_cancellation=[kill_remote_tasks])
+@flow(
+    name="federated-session",
+    flow_run_name=flow_run_named("collaboration", "session_name", "method"),
+    on_cancellation=[kill_remote_tasks],
+)
 def federated_session(
     credentials: Vantage6Credentials,
     collaboration: str | int,
@@ -239,7 +248,7 @@ def federated_session(
     return _collect(credentials, _create(credentials, request, waiting, token), 0.5, outputs, waiting)
 
 
-@flow(name="provision-collaboration")
+@flow(name="provision-collaboration", flow_run_name=flow_run_named("collaboration"))
 def provision_collaboration(
     credentials: Vantage6Credentials,
     collaboration: str,

@@ -43,6 +43,7 @@ from prefect_biomed.flows.parameters import (
 from prefect_biomed.flows.suspension import prepare_suspension, resume_session, suspend_session
 from prefect_biomed.tasks import vip as steps
 from prefect_biomed.tasks._reporting import artifact_key, markdown, table
+from prefect_biomed.tasks.run_names import flow_run_named
 
 __all__ = [
     "PipelineRun",
@@ -68,7 +69,11 @@ def _kill_workflows(credentials: VipCredentials, token: str, logger: LoggingAdap
 kill_remote_workflows = ending_remote_jobs("vip-session", _kill_workflows, named_by="session_name")
 
 
-@flow(name="vip-session", on_cancellation=[kill_remote_workflows])
+@flow(
+    name="vip-session",
+    flow_run_name=flow_run_named("session_name", "pipeline_id"),
+    on_cancellation=[kill_remote_workflows],
+)
 def vip_session(
     credentials: VipCredentials,
     pipeline_id: str,
@@ -143,7 +148,7 @@ def vip_session(
     return _collect(credentials, session, refresh_time, outputs, removal, waiting, workflow_ids=workflow_ids)
 
 
-@flow(name="vip-resume")
+@flow(name="vip-resume", flow_run_name=flow_run_named("session_name", "output_dir"))
 def vip_resume(
     credentials: VipCredentials,
     session_name: SessionName | None = None,
@@ -203,7 +208,7 @@ class PipelineRun(BaseModel):
     nb_runs: Runs = 1
 
 
-@flow(name="vip-shared-inputs")
+@flow(name="vip-shared-inputs", flow_run_name=flow_run_named("session_name", "runs"))
 def vip_shared_inputs(
     credentials: VipCredentials,
     runs: Annotated[list[PipelineRun], Field(min_length=1)],
@@ -264,7 +269,7 @@ def vip_shared_inputs(
     return results
 
 
-@flow(name="vip-collect")
+@flow(name="vip-collect", flow_run_name=flow_run_named("folder"))
 def vip_collect(
     credentials: VipCredentials,
     folder: Path,
@@ -301,7 +306,7 @@ def vip_collect(
     return [one.result for one in passed if one.result]
 
 
-@flow(name="vip-show-pipeline")
+@flow(name="vip-show-pipeline", flow_run_name=flow_run_named("pipeline_id"))
 def vip_show_pipeline(credentials: VipCredentials, pipeline_id: str | None = None) -> list[Pipeline]:
     """List pipelines, or describe the one that matches with an `input_settings` to paste.
 

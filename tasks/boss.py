@@ -29,6 +29,7 @@ from prefect_biomed.clients.errors import BiomedError
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.tasks._reporting import Progress, artifact_key, image, link, markdown, state_event
 from prefect_biomed.tasks.policies import ONCE, RETRY, circumstances
+from prefect_biomed.tasks.run_names import task_run_named
 
 __all__ = [
     "NewResources",
@@ -64,7 +65,7 @@ class NewResources(BaseModel):
     time_samples: int | None = Field(default=None, ge=1)
 
 
-@task(**ONCE)
+@task(task_run_name=task_run_named("Create ingest job", "config"), **ONCE)
 def create_ingest_job(
     credentials: BossCredentials,
     config: IngestConfig,
@@ -116,7 +117,7 @@ def create_ingest_job(
     return job
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Wait until ready", "job_id"), **RETRY)
 def wait_until_ready(credentials: BossCredentials, job_id: int, timeout_seconds: float = 3600.0) -> IngestJob:
     """Wait until the Boss has filled the job's queue, which takes minutes.
 
@@ -142,7 +143,7 @@ def wait_until_ready(credentials: BossCredentials, job_id: int, timeout_seconds:
     return job
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Upload tiles", "job_id"), **RETRY)
 def join_ingest_job(
     credentials: BossCredentials,
     config: IngestConfig,
@@ -198,7 +199,7 @@ def join_ingest_job(
     return report
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Complete ingest job", "job_id"), **RETRY)
 def complete_ingest_job(credentials: BossCredentials, job_id: int, timeout_seconds: float = 6 * 3600.0) -> Completion:
     """Tell the Boss that all is uploaded, and wait until it has verified that.
 
@@ -224,7 +225,7 @@ def complete_ingest_job(credentials: BossCredentials, job_id: int, timeout_secon
     return completion
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Report ingest job", "job_id"), **RETRY)
 def report_ingest_job(
     credentials: BossCredentials, config: IngestConfig, job_id: int, settings: UploadSettings | None = None
 ) -> UploadReport:
@@ -261,7 +262,7 @@ def report_ingest_job(
     return report
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Cancel ingest job", "job_id"), **RETRY)
 def cancel_ingest_job(credentials: BossCredentials, job_id: int) -> str:
     """Cancel a job; what was ingested stays.
 
@@ -285,7 +286,7 @@ def cancel_ingest_job(credentials: BossCredentials, job_id: int) -> str:
     return outcome
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Status of ingest job", "job_id"), **RETRY)
 def ingest_status(credentials: BossCredentials, job_id: int) -> JobCounts:
     """Ask how far a job is.
 

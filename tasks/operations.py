@@ -31,6 +31,7 @@ from prefect_biomed.clients.vip import Workflow, kill, remove_session
 from prefect_biomed.clients.vip.session_file import VIP_HOME
 from prefect_biomed.tasks._reporting import artifact_key
 from prefect_biomed.tasks.policies import RETRY
+from prefect_biomed.tasks.run_names import task_run_named
 
 __all__ = ["Leftover", "boss_leftovers", "remove_vip_leftovers", "vantage6_leftovers", "vip_leftovers"]
 
@@ -71,7 +72,7 @@ class Leftover(BaseModel):
     remove: str = ""
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("What is on VIP"), **RETRY)
 def vip_leftovers(credentials: VipCredentials, vip_home: str = VIP_HOME) -> list[Leftover]:
     """List executions of ours that have not ended, and folders of sessions that were not removed.
 
@@ -130,7 +131,7 @@ def vip_leftovers(credentials: VipCredentials, vip_home: str = VIP_HOME) -> list
     return found
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("What is on vantage6"), **RETRY)
 def vantage6_leftovers(credentials: Vantage6Credentials) -> list[Leftover]:
     """List tasks of ours that have not ended.
 
@@ -176,7 +177,7 @@ def vantage6_leftovers(credentials: Vantage6Credentials) -> list[Leftover]:
     ]
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("What is on the Boss"), **RETRY)
 def boss_leftovers(credentials: BossCredentials) -> list[Leftover]:
     """List ingest jobs of the account that are neither complete nor cancelled.
 
@@ -216,7 +217,7 @@ def boss_leftovers(credentials: BossCredentials) -> list[Leftover]:
     ]
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Remove from VIP", "sessions", "executions"), **RETRY)
 def remove_vip_leftovers(
     credentials: VipCredentials,
     executions: Sequence[str] = (),

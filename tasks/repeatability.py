@@ -18,13 +18,14 @@ from prefect_biomed.analysis.models import ReportFiles
 from prefect_biomed.clients.vip import DownloadSummary, VipSession, Workflow
 from prefect_biomed.tasks._reporting import artifact_key, event, image, markdown
 from prefect_biomed.tasks.policies import RETRY
+from prefect_biomed.tasks.run_names import task_run_named
 
 __all__ = ["assess_series", "compare_runs", "judge_runs", "record_runs", "write_report"]
 
 _MAX_IMAGE_BYTES = 512 * 1024
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Compare runs"), **RETRY)
 def compare_runs(
     runs: dict[str, Path] | list[Path], rules: Rules | None = None, failed: Sequence[str] = ()
 ) -> Comparison:
@@ -48,7 +49,7 @@ def compare_runs(
     return comparison
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Judge runs"), **RETRY)
 def judge_runs(
     references: dict[str, Path] | list[Path],
     runs: dict[str, Path] | list[Path],
@@ -76,7 +77,7 @@ def judge_runs(
     return judgement
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Record runs", "session"), **RETRY)
 def record_runs(
     experiment_dir: Path,
     series: str,
@@ -142,7 +143,7 @@ def record_runs(
     return records
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Assess", "series"), **RETRY)
 def assess_series(
     experiment_dir: Path,
     series: str,
@@ -174,7 +175,7 @@ def assess_series(
     return Experiment(experiment_dir).report(series, title=title, baseline=baseline, rules=rules, level=level)
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Write report", "folder"), **RETRY)
 def write_report(
     report: Report, folder: Path, runs: dict[str, dict[str, Path]] | None = None, rules: Rules | None = None
 ) -> ReportFiles:

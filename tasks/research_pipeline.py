@@ -12,6 +12,7 @@ from prefect import get_run_logger, task
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.tasks._reporting import artifact_key, table
 from prefect_biomed.tasks.policies import RETRY
+from prefect_biomed.tasks.run_names import task_run_named
 
 if TYPE_CHECKING:
     from prefect_biomed.analysis.derived import Slices
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["publish_measures", "slice_volume"]
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Publish measures"), **RETRY)
 def publish_measures(
     files: Sequence[Path],
     images: Sequence[str],
@@ -69,7 +70,7 @@ def publish_measures(
     return counts
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Slice", "volume"), **RETRY)
 def slice_volume(volume: Path, folder: Path) -> Slices:
     """Cut a derived volume into images that can be ingested.
 

@@ -51,6 +51,7 @@ from prefect_biomed.clients.vantage6 import (
 )
 from prefect_biomed.tasks._reporting import Progress, artifact_key, link, markdown, state_event, table
 from prefect_biomed.tasks.policies import ONCE, RETRY, PlaceOfCall, circumstances, lasting_folder, token_of_call
+from prefect_biomed.tasks.run_names import task_run_named
 
 __all__ = [
     "create_collaboration",
@@ -70,7 +71,10 @@ __all__ = [
 _KILLED_WITHIN_SECONDS = 120.0
 
 
-@task(**ONCE | {"cache_policy": ONCE["cache_policy"] + PlaceOfCall()})
+@task(
+    task_run_name=task_run_named("Create task", "request"),
+    **(ONCE | {"cache_policy": ONCE["cache_policy"] + PlaceOfCall()}),
+)
 def create_task(
     credentials: Vantage6Credentials,
     request: TaskRequest,
@@ -130,7 +134,7 @@ def create_task(
     return made
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Wait for results", "tasks"), **RETRY)
 def wait_for_results(
     credentials: Vantage6Credentials,
     tasks: Task | int | Sequence[Task | int],
@@ -210,7 +214,7 @@ def wait_for_results(
     return outcomes
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Get results", "task"), **RETRY)
 def get_results(
     credentials: Vantage6Credentials,
     task: Task | int,
@@ -260,7 +264,7 @@ def get_results(
     return results
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Kill", "task"), **RETRY)
 def kill_task(
     credentials: Vantage6Credentials, task: Task | int, timeout_seconds: float = _KILLED_WITHIN_SECONDS
 ) -> TaskOutcome:
@@ -295,7 +299,7 @@ def kill_task(
     raise DeadlineExceeded(f"vantage6 task {task_id} has not ended.")
 
 
-@task(**ONCE)
+@task(task_run_name=task_run_named("Create session", "name"), **ONCE)
 def create_session(
     credentials: Vantage6Credentials,
     collaboration: str | int,
@@ -329,7 +333,7 @@ def create_session(
     return session
 
 
-@task(**ONCE)
+@task(task_run_name=task_run_named("Create dataframe", "dataframe"), **ONCE)
 def create_dataframe(
     credentials: Vantage6Credentials,
     session: Session | int,
@@ -374,7 +378,7 @@ def create_dataframe(
     return frame
 
 
-@task(**ONCE)
+@task(task_run_name=task_run_named("Preprocess", "dataframe", "step"), **ONCE)
 def preprocess_dataframe(
     credentials: Vantage6Credentials,
     dataframe: Dataframe | int,
@@ -420,7 +424,7 @@ def preprocess_dataframe(
     return made
 
 
-@task(**ONCE)
+@task(task_run_name=task_run_named("Create organization", "organization"), **ONCE)
 def create_organization(
     credentials: Vantage6Credentials, organization: OrganizationSpec, configuration_dir: Path, encrypted: bool = True
 ) -> Organization:
@@ -447,7 +451,7 @@ def create_organization(
     return made
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Create collaboration", "name"), **RETRY)
 def create_collaboration(
     credentials: Vantage6Credentials, name: str, organizations: Sequence[Organization | int], encrypted: bool = True
 ) -> Collaboration:
@@ -475,7 +479,7 @@ def create_collaboration(
     return made
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Register node", "organization"), **RETRY)
 def register_node(
     credentials: Vantage6Credentials,
     collaboration: Collaboration,
@@ -514,7 +518,7 @@ def register_node(
     return node
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Create user", "user.username"), **RETRY)
 def create_user(
     credentials: Vantage6Credentials, user: UserSpec, organization: Organization, configuration_dir: Path
 ) -> User:
@@ -542,7 +546,7 @@ def create_user(
     return made
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("List", "resource"), **RETRY)
 def list_resources(
     credentials: Vantage6Credentials,
     resource: str,

@@ -36,6 +36,7 @@ from prefect_biomed.clients.vip.girder_sessions import note_runs
 from prefect_biomed.clients.vip.session_file import SessionFile
 from prefect_biomed.tasks._reporting import Progress, artifact_key, link, markdown, state_event, table
 from prefect_biomed.tasks.policies import ONCE, RETRY, circumstances
+from prefect_biomed.tasks.run_names import task_run_named
 
 __all__ = [
     "WatchSettings",
@@ -69,7 +70,7 @@ class WatchSettings(BaseModel):
     error_budget: int = Field(default=20, ge=0)
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Show pipelines", "pipeline_id"), **RETRY)
 def show_pipeline(credentials: VipCredentials, pipeline_id: str | None = None) -> list[Pipeline]:
     """List pipelines, or describe one with an `input_settings` to paste, as an artifact.
 
@@ -110,7 +111,7 @@ def show_pipeline(credentials: VipCredentials, pipeline_id: str | None = None) -
     return found
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Check", "sessions"), **RETRY)
 def check_sessions(
     credentials: VipCredentials,
     sessions: Sequence[VipSession],
@@ -148,7 +149,7 @@ def check_sessions(
     return jobs
 
 
-@task(**ONCE)
+@task(task_run_name=task_run_named("Upload inputs", "session"), **ONCE)
 def upload_inputs(
     credentials: VipCredentials,
     session: VipSession,
@@ -191,7 +192,7 @@ def upload_inputs(
     return summary
 
 
-@task(**ONCE)
+@task(task_run_name=task_run_named("Take inputs", "session"), **ONCE)
 def get_inputs(credentials: VipCredentials, session: VipSession, owner: VipSession) -> VipSession:
     """Let a session use the inputs another one has uploaded; the last one to finish removes them.
 
@@ -212,7 +213,7 @@ def get_inputs(credentials: VipCredentials, session: VipSession, owner: VipSessi
         return share_inputs(client, session, owner)
 
 
-@task(**ONCE)
+@task(task_run_name=task_run_named("Launch", "session", "repetition"), **ONCE)
 def launch_pipeline(
     credentials: VipCredentials,
     session: VipSession,
@@ -274,7 +275,7 @@ def launch_pipeline(
     return workflow
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Monitor", "session"), **RETRY)
 def monitor_workflows(
     credentials: VipCredentials,
     session: VipSession,
@@ -359,7 +360,7 @@ def monitor_workflows(
     return workflows
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Download outputs", "session"), **RETRY)
 def download_outputs(
     credentials: VipCredentials,
     session: VipSession,
@@ -406,7 +407,7 @@ def download_outputs(
     return summary
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Finish", "session"), **RETRY)
 def finish(
     credentials: VipCredentials,
     session: VipSession,
@@ -444,7 +445,7 @@ def finish(
     return summary
 
 
-@task(**RETRY)
+@task(task_run_name=task_run_named("Kill", "session"), **RETRY)
 def kill_workflows(
     credentials: VipCredentials,
     session: VipSession,

@@ -100,3 +100,8 @@ def test_a_field_of_a_group_means_the_same_on_every_flow() -> None:
             for inner, shown in schema["definitions"][reference]["properties"].items():
                 meanings.setdefault(f"{group}.{inner}", set()).add(shown["title"])
     assert {field: titles for field, titles in meanings.items() if len(titles) > 1} == {}
+
+
+@pytest.mark.parametrize("member", [*FLOWS.values(), *TASKS.values()], ids=lambda member: member.name)
+def test_every_run_says_what_it_is_about(member: Flow[..., object] | Task[..., object]) -> None:
+    assert member.flow_run_name if isinstance(member, Flow) else member.task_run_name
