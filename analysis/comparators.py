@@ -132,12 +132,19 @@ class Content:
         facts: Everything that is no number, as text by field.
         measures: Numbers by name.
         note: What stood in the way of a closer look.
+        digests: SHA-256 of what cannot be looked into, by name of the part. Where it varies it is not judged.
     """
 
     kind: str
     facts: dict[str, str] = field(default_factory=dict)
     measures: dict[str, Measure] = field(default_factory=dict)
     note: str = ""
+    digests: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def words(self) -> dict[str, str]:
+        """Facts and digests: all that is either equal or not."""
+        return self.facts | self.digests
 
     def without_ignored(self, rules: Rules) -> Content:
         """Leave out the fields that the rules ignore.
@@ -153,6 +160,7 @@ class Content:
             {name: value for name, value in self.facts.items() if not rules.ignores_field(name)},
             {name: measure for name, measure in self.measures.items() if not rules.ignores_field(name)},
             self.note,
+            {name: value for name, value in self.digests.items() if not rules.ignores_field(name)},
         )
 
 
@@ -241,7 +249,7 @@ def open_content(path: Path, name: str) -> Content:
             break
         if content is not None:
             return content
-    return Content("binary", {"content": content_digest(path)}, note=note)
+    return Content("binary", digests={"content": content_digest(path)}, note=note)
 
 
 # Every library has its own way to say that a file is not what it seems to be.
@@ -275,7 +283,7 @@ def _nifti(path: Path, name: str, head: bytes) -> Content | None:
         path, header.get_data_dtype(), "r", header.get_data_offset(), header.get_data_shape(), "F"
     )
     if stored.dtype.fields or stored.dtype.kind not in "iufbc":
-        return Content("NIfTI", facts | {"voxels": content_digest(path)})
+        return Content("NIfTI", facts, digests={"voxels": content_digest(path)})
     slope, intercept = (float(value) if value is not None else None for value in header.get_slope_inter())
     flat = stored.reshape(-1, order="F")
     parts = {"voxels": flat} if flat.dtype.kind != "c" else {"voxels, real": flat.real, "voxels, imaginary": flat.imag}
@@ -295,7 +303,7 @@ def _numpy(path: Path, name: str, head: bytes) -> Content | None:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     facts = {"shape": str(array.shape), "type": str(array.dtype)}
     if array.dtype.fields or array.dtype.kind not in "iufbc":
-        return Content("NumPy", facts | {"values": content_digest(path)})
+        return Content("NumPy", facts, digests={"values": content_digest(path)})
     order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
     flat = array.reshape(-1, order="F" if order == "F" else "C")
     parts = {"values": flat} if flat.dtype.kind != "c" else {"values, real": flat.real, "values, imaginary": flat.imag}

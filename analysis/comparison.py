@@ -207,7 +207,7 @@ def opened(group: FileGroup, rules: Rules) -> Iterator[dict[str, Content]]:
                 plain = decompressed(path, Path(workspace, str(number)))
                 contents[run] = open_content(plain, group.name).without_ignored(rules)
             except UnsafeContent as error:
-                contents[run] = Content("binary", {"content": content_digest(path)}, note=str(error))
+                contents[run] = Content("binary", digests={"content": content_digest(path)}, note=str(error))
         yield contents
 
 
@@ -305,8 +305,9 @@ def _same_bytes(one: Path, other: Path) -> bool:
 
 
 def _differing_facts(contents: Mapping[str, Content]) -> Iterator[FactDifference]:
-    for field in dict.fromkeys(field for content in contents.values() for field in content.facts):
-        values = {run: content.facts[field] for run, content in contents.items() if field in content.facts}
+    words = {run: content.words for run, content in contents.items()}
+    for field in dict.fromkeys(field for said in words.values() for field in said):
+        values = {run: said[field] for run, said in words.items() if field in said}
         if len(values) < len(contents) or len(set(values.values())) > 1:
             yield FactDifference(field=field, values={run: value[:200] for run, value in values.items()})
 

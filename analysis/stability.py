@@ -304,11 +304,11 @@ def _judge_file(group: FileGroup, rules: Rules, findings: _Findings, minimum: in
 
 
 def _judge_facts(file: str, base: Sequence[Content], new: Mapping[str, Content], findings: _Findings) -> None:
-    for field, value in base[0].facts.items():
-        if any(content.facts.get(field) != value for content in base):
+    for field, value in base[0].words.items():
+        if any(content.words.get(field) != value for content in base):
             continue
         for run, content in new.items():
-            found = content.facts.get(field)
+            found = content.words.get(field)
             if found != value:
                 says = "absent" if found is None else f"now {found[:60]!r}"
                 findings.certainly(file, field, run, f"{says}, in all references {value[:60]!r}")
