@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from typing import TypeVar
 
 from prefect_biomed.clients.errors import (
@@ -54,7 +55,8 @@ def transfer_all(
         try:
             while True:
                 for index in waiting:
-                    running[pool.submit(transfer, items[index])] = index
+                    # In a context like the caller's, so that what is logged belongs to the same run.
+                    running[pool.submit(copy_context().run, transfer, items[index])] = index
                     if len(running) >= 2 * parallelism:
                         break
                 if not running:

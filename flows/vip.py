@@ -438,7 +438,13 @@ def _collect(
     is_finished = removal.finish and (accept_failures or not failed)
     if is_finished:
         finish_session(credentials, session, removal)
-    result = SessionResult(session=session, workflows=tuple(workflows), files=downloaded.files, is_finished=is_finished)
+    result = SessionResult(
+        session=session,
+        workflows=tuple(workflows),
+        files=downloaded.files,
+        is_finished=is_finished,
+        packed=downloaded.packed,
+    )
     markdown(artifact_key("vip-session", session.session_name), _summary(result), f"Session {session.session_name}")
     if failed and not accept_failures:
         raise WorkflowFailed(

@@ -387,7 +387,8 @@ def download_outputs(
         What was fetched, with all local files.
 
     Raises:
-        TransferFailed: Some outputs could not be fetched or unpacked; the others are here.
+        TransferFailed: Some outputs could not be fetched; the others are here. An archive that cannot be unpacked stays
+            as it is, and the result and the log say why.
         UnsafeContent: A name the platform gave would leave the output folder.
     """
     progress = Progress(artifact_key("vip-download", session.session_name), f"Download of {session.session_name}")
@@ -401,9 +402,10 @@ def download_outputs(
             keep_archives=keep_archives,
             progress=progress,
         )
-    get_run_logger().info(
-        "%d outputs fetched to %s, %d were here already", summary.fetched, session.output_dir, summary.skipped
-    )
+    logger = get_run_logger()
+    logger.info("%d outputs fetched to %s, %d were here already", summary.fetched, session.output_dir, summary.skipped)
+    for reason in summary.packed.values():
+        logger.warning("%s It is kept as it came.", reason)
     return summary
 
 

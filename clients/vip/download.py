@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import requests
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_biomed.clients.archives import ArchiveLimits, is_archive, unpack
 from prefect_biomed.clients.errors import (
@@ -63,6 +63,7 @@ class DownloadSummary(BaseModel):
         fetched: Number of outputs fetched.
         skipped: Number of outputs that were here already.
         gone: Outputs the platform has deleted.
+        packed: Why an archive stayed as it is, by its local path.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -71,6 +72,7 @@ class DownloadSummary(BaseModel):
     fetched: int
     skipped: int
     gone: tuple[str, ...]
+    packed: dict[str, str] = Field(default_factory=dict)
 
 
 def download(
@@ -106,7 +108,8 @@ def download(
         What was done, with all local files.
 
     Raises:
-        TransferFailed: Some outputs could not be fetched or unpacked; the others are here.
+        TransferFailed: Some outputs could not be fetched; the others are here. An archive that cannot be unpacked is no
+            failure: it stays as it is, and the result says why.
         ConfigurationError: `Removed` is among the wanted statuses.
         AuthenticationError: The key was refused. What is here stays.
     """
@@ -120,8 +123,7 @@ def download(
         _fetch(client, session, missing, len(plan.due), retry_seconds, progress)
         for folder in {output.local.parent for output in missing}:
             PartialFile.sweep(folder)
-        if unzip:
-            _unpack_all(session, plan.due, keep_archives, limits)
+        packed = _unpack_all(session, plan.due, keep_archives, limits) if unzip else {}
         with file.edit() as record:
             record.ledger.downloaded = sorted({*record.ledger.downloaded, *plan.complete})
     return DownloadSummary(
@@ -129,6 +131,7 @@ def download(
         fetched=len(missing),
         skipped=len(plan.due) - len(missing),
         gone=plan.gone,
+        packed=packed,
     )
 
 
@@ -250,14 +253,25 @@ def _fetch(
     )
 
 
-def _unpack_all(session: VipSession, outputs: Sequence[Output], keep: bool, limits: ArchiveLimits | None) -> None:
+def _unpack_all(
+    session: VipSession, outputs: Sequence[Output], keep: bool, limits: ArchiveLimits | None
+) -> dict[str, str]:
+    """Unpack what can be; return why the others cannot, by their paths."""
+    packed: dict[str, str] = {}
+
+    def note(output: Output, reason: str | None) -> None:
+        if reason is not None:
+            packed[str(output.local)] = reason
+
     transfer_all(
         [output for output in outputs if output.local.is_file()],
         lambda output: _unpack(output.local, keep, limits),
         name=lambda output: str(output.local),
         subject=f"Unpacking in {session.output_dir}",
         parallelism=os.cpu_count() or 1,
+        on_done=note,
     )
+    return packed
 
 
 def fetch_file(client: VipClient, output: Output, *, retry_seconds: Sequence[float] = RETRY_SECONDS) -> None:
@@ -377,13 +391,18 @@ def _is_here(output: Output) -> bool:
     return output.local.is_file() and (output.size is None or output.local.stat().st_size == output.size)
 
 
-def _unpack(path: Path, keep: bool, limits: ArchiveLimits | None) -> None:
-    if not is_archive(path):
-        return
-    folder = path.with_name(path.name + _CONTENT_SUFFIX) if keep else path
-    if not folder.is_dir():
-        with on_disk(folder.parent):
-            unpack(path, folder, limits)
+def _unpack(path: Path, keep: bool, limits: ArchiveLimits | None) -> str | None:
+    """Unpack a file when it is an archive; return why it cannot be unpacked, else None."""
+    with on_disk(path.parent):
+        if not is_archive(path):
+            return None
+        folder = path.with_name(path.name + _CONTENT_SUFFIX) if keep else path
+        if not folder.is_dir():
+            try:
+                unpack(path, folder, limits)
+            except UnsafeContent as error:
+                return str(error)
+    return None
 
 
 def _files(outputs: Sequence[Output]) -> tuple[Path, ...]:

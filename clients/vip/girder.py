@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from operator import attrgetter
 from pathlib import PurePosixPath
 from typing import Annotated, Any, TypeVar
@@ -225,7 +226,9 @@ class GirderStorage:
 
     def _each(self, look: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
         with ThreadPoolExecutor(max_workers=self.parallelism) as pool:
-            return list(pool.map(look, items))
+            # In a context like the caller's, so that what is logged belongs to the same run.
+            running = [pool.submit(copy_context().run, look, item) for item in items]
+            return [looked.result() for looked in running]
 
     # -- folders -------------------------------------------------------------------------------------------------------
 

@@ -559,6 +559,7 @@ class SessionResult(BaseModel):
         workflows: Its executions.
         files: Local files by execution; those inside unpacked archives too.
         is_finished: Whether its folders were removed from the platform.
+        packed: Why an archive among the files could not be unpacked, by its path.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -567,3 +568,4 @@ class SessionResult(BaseModel):
     workflows: tuple[Workflow, ...] = ()
     files: dict[str, tuple[Path, ...]] = Field(default_factory=dict)
     is_finished: bool = False
+    packed: dict[str, str] = Field(default_factory=dict)

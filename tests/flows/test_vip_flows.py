@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import Artifact
@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from harness.laboratory import wait_until
 from prefect_biomed.blocks import VipCredentials
 from prefect_biomed.clients.errors import AuthenticationError, ConfigurationError, LedgerError, PreflightFailed
+from prefect_biomed.clients.transfer import transfer_all
 from prefect_biomed.clients.vip import JobStatus, StillRunning, VipSession, WorkflowFailed, WorkflowStatus
 from prefect_biomed.flows.parameters import Outputs, Removal, SessionUpload, SessionWaiting, Upload
 from prefect_biomed.flows.sessions import new_session
@@ -67,6 +68,17 @@ def home_of_sessions(vip: Sandbox, credentials: VipCredentials) -> list[str]:
         if not client.exists("/vip/Home/API"):
             return []
         return [entry.name for entry in client.list_folder("/vip/Home/API")]
+
+
+def test_threads_of_transfers_log_to_the_run_they_belong_to() -> None:
+    @flow
+    def transferring() -> list[str]:
+        def transfer(item: int) -> str:
+            return str(get_run_logger().extra["flow_name"])
+
+        return transfer_all(range(3), transfer, name=str, subject="Test", parallelism=2)
+
+    assert transferring() == ["transferring"] * 3
 
 
 def test_session_from_upload_to_finish(vip: Sandbox, credentials: VipCredentials, arguments: dict[str, Any]) -> None:

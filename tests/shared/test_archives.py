@@ -1,5 +1,6 @@
 """Archives from a server: what is good is unpacked, what is not leaves nothing behind."""
 
+import errno
 import io
 import stat
 import struct
@@ -164,3 +165,100 @@ def test_zip64_member_count_is_read(tmp_path: Path) -> None:
     path.write_bytes(raw[:end] + record + raw[end:])
     with pytest.raises(UnsafeContent, match="members"):
         unpack(path, tmp_path / "out")
+
+
+def zip_with(*names: str) -> bytearray:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"" if name.endswith("/") else b"x")
+    return bytearray(content.getvalue())
+
+
+def flagged(local_offset: int, central_offset: int, value: int) -> bytes:
+    """A zip whose one member has another byte in both of its headers."""
+    content = zip_with("scan.dcm")
+    content[local_offset] = content[content.find(b"PK\x01\x02") + central_offset] = value
+    return bytes(content)
+
+
+def plain_tar(*names: str) -> bytearray:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for name in names:
+            info = member(name, size=0 if name.endswith("/") else 1)
+            if name.endswith("/"):
+                info.type = tarfile.DIRTYPE
+            archive.addfile(info, io.BytesIO(b"x"))
+    return bytearray(content.getvalue())
+
+
+def broken_inside() -> bytes:
+    """A tar of three files; the header of the second cannot be read."""
+    content = plain_tar("a", "b", "c")
+    content[2 * tarfile.BLOCKSIZE + 10] ^= 0xFF
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (flagged(6, 8, 1), "protected by a password"),
+        (flagged(8, 10, 99), "unknown method"),
+        (zip_with("a" * 300), "more than 255 bytes"),
+        (zip_with("ü" * 128), "more than 255 bytes"),
+        (zip_with("a", "a/b"), "a folder and a file of one name"),
+        (zip_with("a/b", "a"), "a folder and a file of one name"),
+        (zip_with("a", "a/"), "a folder and a file of one name"),
+        (zip_with("a/" * 200 + "f"), "lies in more than 100 folders"),
+        (plain_tar("a", "a/b"), "a folder and a file of one name"),
+        (plain_tar("a/b/c", "a/b"), "a folder and a file of one name"),
+        (plain_tar("a/" * 1500 + "f"), "lies in more than 100 folders"),
+        (plain_tar("a" * 300), "more than 255 bytes"),
+        (broken_inside(), "it is damaged"),
+        (bytes(plain_tar("a", "b"))[: 2 * tarfile.BLOCKSIZE + 100], "it is damaged"),
+    ],
+    ids=[
+        "zip with a password",
+        "zip of an unknown method",
+        "zip name too long",
+        "zip name too long in bytes",
+        "zip file then folder",
+        "zip folder then file",
+        "zip file then empty folder",
+        "zip too deep",
+        "tar file then folder",
+        "tar folder then file",
+        "tar too deep",
+        "tar name too long",
+        "tar broken inside",
+        "tar cut off",
+    ],
+)
+def test_archive_that_cannot_be_unpacked_whole_stays_as_it_is(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "result"
+    path.write_bytes(content)
+    assert is_archive(path)
+    for folder in (path, tmp_path / "beside"):
+        with pytest.raises(UnsafeContent, match=reason):
+            unpack(path, folder)
+        assert path.read_bytes() == content
+        assert left_behind(tmp_path, "result") == []
+
+
+def test_members_that_share_folders_and_replace_each_other_are_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "result"
+    path.write_bytes(plain_tar("./", "./a/", "./a/b", "a/c", "a/b", "d/e/f"))
+    assert [file.relative_to(path).as_posix() for file in unpack(path, path)] == ["a/b", "a/c", "d/e/f"]
+
+
+def test_full_disk_is_no_fault_of_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tar_with(tmp_path / "result", (member("a"), b"x"))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "extract", full)
+    with pytest.raises(OSError, match="No space left"):
+        unpack(path, path)
+    assert left_behind(tmp_path, "result") == []

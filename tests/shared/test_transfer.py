@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextvars import ContextVar
 from pathlib import Path
 
 import pytest
@@ -240,3 +241,14 @@ def test_refused_credentials_and_mistakes_end_it_at_once(error: Exception) -> No
     # At most those that ran already, and those begun while they were cancelled.
     assert len(work.begun) < 20
     assert work.running == 0
+
+
+def test_transfers_run_in_the_context_of_the_caller() -> None:
+    """By it Prefect knows to which run a line in a log belongs."""
+    run: ContextVar[str] = ContextVar("run", default="none")
+    token = run.set("this one")
+    try:
+        seen = transfer_all(range(20), lambda _: run.get(), name=str, subject="Test", parallelism=4)
+    finally:
+        run.reset(token)
+    assert seen == ["this one"] * 20
