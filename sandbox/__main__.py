@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
             **_switches([*options.set, *([f"vantage6.generation={options.v6}"] if options.v6 else [])]),
         )
         sandbox.start()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         parser.error(str(error))
     try:
         print(json.dumps(sandbox.ready()), flush=True)

@@ -245,7 +245,13 @@ class _Folder:
     def platform(self, name: str, seed: int, switches: Mapping[str, Any]) -> Platform:
         """Make a platform, in the state in which an earlier process left it."""
         module, class_name = PLATFORMS[name]
-        kind: type[Platform] = getattr(importlib.import_module(module), class_name)
+        try:
+            kind: type[Platform] = getattr(importlib.import_module(module), class_name)
+        except ModuleNotFoundError as error:
+            missing, _, _ = (error.name or "a package").partition(".")
+            raise ModuleNotFoundError(
+                f"the sandbox of {name} needs {missing}: pip install 'prefect-biomed[sandbox]'", name=missing
+            ) from error
         path = self.file(name)
         saved = None if path is None else Saved.read(path)
         directory = self._path / name

@@ -236,7 +236,7 @@ def _load(call: Call, name: str) -> tuple[Volume, Any]:
         import nibabel
         import numpy as np
     except ImportError as error:
-        raise ToolFailed(127, "this pipeline needs numpy and nibabel: install the extra 'analysis'") from error
+        raise ToolFailed(127, "this pipeline needs numpy and nibabel: pip install 'prefect-biomed[sandbox]'") from error
     try:
         image: Any = nibabel.load(call.files[name])
         voxels = np.asarray(image.dataobj, dtype=np.float64)

@@ -448,3 +448,14 @@ def test_command_line_refuses(arguments: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("platform", "module"), [("vantage6", "joserfc"), ("boss", "numpy")])
+def test_a_missing_extra_is_named(platform: str, module: str) -> None:
+    code = (
+        f"import sys; sys.modules[{module!r}] = None; from prefect_biomed.sandbox.__main__ import main; "
+        f"sys.exit(main([{platform!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert f"the sandbox of {platform} needs {module}: pip install 'prefect-biomed[sandbox]'" in done.stderr
