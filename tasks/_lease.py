@@ -45,15 +45,18 @@ def lease(token: str, *, attempted_since: datetime | None = None) -> Iterator[da
 
     Raises:
         HeldElsewhere: Another machine has held it for ten minutes.
-        ServerUnavailable: The server is out of order for the moment. Transient.
+        ServerUnavailable: The server is out of order or cannot be reached for the moment. Transient.
     """
     name, done = f"biomed-intent-{token}", False
     try:
         with ExitStack() as held:
             try:
                 open_since = _entered(held, name)
-            except PrefectHTTPStatusError as error:
-                if error.response.status_code not in _REFUSALS:
+            except HeldElsewhere:
+                raise
+            except Exception as error:  # whatever keeps Prefect from answering
+                refused = isinstance(error, PrefectHTTPStatusError) and error.response.status_code in _REFUSALS
+                if not refused:
                     raise ServerUnavailable(
                         f"The Prefect server cannot tell who holds the lease {name} ({error}). Nothing was launched; "
                         "run this again when it answers."

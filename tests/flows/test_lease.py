@@ -98,9 +98,12 @@ def failing(error: Exception) -> Any:
     return fail
 
 
-@pytest.mark.parametrize(
+each_outage = pytest.mark.parametrize(
     "outage", [httpx.ConnectError("refused"), OUT_OF_ORDER], ids=lambda error: type(error).__name__
 )
+
+
+@each_outage
 def test_launch_whose_lease_cannot_be_given_back_is_a_launch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, outage: Exception
 ) -> None:
@@ -112,8 +115,11 @@ def test_launch_whose_lease_cannot_be_given_back_is_a_launch(
     assert "biomed-intent-tok-kept could not be given back" in caplog.text
 
 
-def test_nothing_is_launched_while_the_server_cannot_tell_who_holds_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SyncPrefectClient, "create_global_concurrency_limit", failing(OUT_OF_ORDER))
+@each_outage
+def test_nothing_is_launched_while_the_server_cannot_tell_who_holds_the_lease(
+    monkeypatch: pytest.MonkeyPatch, outage: Exception
+) -> None:
+    monkeypatch.setattr(SyncPrefectClient, "create_global_concurrency_limit", failing(outage))
     with pytest.raises(ServerUnavailable, match="biomed-intent-tok-out") as caught, lease("tok-out"):
         pytest.fail("launched without a lease")
     assert is_transient(caught.value)
