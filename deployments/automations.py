@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from typing import Any
 
 from prefect.automations import Automation, ChangeFlowRunState, EventTrigger, Posture, SendNotification
 from prefect.blocks.core import Block
@@ -122,7 +123,8 @@ def drift_notification(block: str) -> Automation:
     Raises:
         ValueError: There is no such block.
     """
-    document = Block.load(block)
+    load: Any = Block.load  # its type is that of the asynchronous twin
+    document: Block = load(block, _sync=True)
     identifier = document._block_document_id
     if identifier is None:
         raise ValueError(f"The block {block} is not saved.")

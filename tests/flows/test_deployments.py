@@ -23,7 +23,7 @@ def test_a_deployment_names_a_flow_and_is_looked_after(deployment: dict[str, Any
     assert deployment["work_pool"]["work_queue_name"]
     # Otherwise, deploying again takes away what users have set.
     (step,) = deployment["build"]
-    kept = step["deployments/keep.py:keep"]
+    kept = step["prefect_biomed.deployments.keep.keep"]
     assert {name: kept[name] for name in ("entrypoint", "name")} == {
         name: deployment[name] for name in ("entrypoint", "name")
     }
