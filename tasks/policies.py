@@ -22,7 +22,9 @@ from uuid import UUID
 from prefect.blocks.core import Block
 from prefect.cache_policies import INPUTS, NO_CACHE, CachePolicy
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.runtime import flow_run
 from prefect.tasks import Task
@@ -41,6 +43,7 @@ __all__ = [
     "if_transient",
     "intent_token",
     "is_deployed",
+    "key_tag",
     "lasting_folder",
     "token_of_call",
     "token_of_flow_run",
@@ -188,10 +191,45 @@ def _attempted_since() -> datetime | None:
         return None
     with get_client(sync_client=True) as client:
         runs = [run for run, _ in _runs_to_root(client, context.task_run.flow_run_id)]
+        named = _first_of_key(client, runs[-1])
+    if named is not None:
+        return named
     repeated = [run for run in runs if run.run_count > 1]
     if repeated:
         return repeated[-1].start_time
     return runs[0].start_time if context.task_run.run_count > 1 else None
+
+
+def key_tag(key: str) -> str:
+    """Name the intent of a flow run, so that another flow run of that name is a repetition of it.
+
+    A program that starts flow runs itself, such as a command that another workflow engine calls again after a crash,
+    gives the outermost flow run this tag. Tokens are made of the key then, in place of the run's id.
+
+    Args:
+        key: The name; the same for each repetition, another for each new intent.
+
+    Returns:
+        The tag.
+    """
+    return f"{_KEY_TAG}{key}"
+
+
+_KEY_TAG = "biomed-key:"
+
+
+def _identity(root: FlowRun) -> str:
+    return next((tag for tag in sorted(root.tags) if tag.startswith(_KEY_TAG)), str(root.id))
+
+
+def _first_of_key(client: SyncPrefectClient, root: FlowRun) -> datetime | None:
+    """When the first flow run of the same key began; None when there is no key, or this is the only one."""
+    tag = _identity(root)
+    if tag not in root.tags:
+        return None
+    same = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]))
+    first, *others = client.read_flow_runs(flow_run_filter=same, sort=FlowRunSort.START_TIME_ASC, limit=2) or [root]
+    return first.start_time if others else None
 
 
 def intent_token(kind: str, *, explicit: str | None = None) -> str:
@@ -317,7 +355,7 @@ def _steps_to_root(client: SyncPrefectClient, flow_run_id: UUID) -> Iterator[str
     """Climb to the outermost flow run by the tracking task runs; their keys count the calls under one parent."""
     for run, tracking in _runs_to_root(client, flow_run_id):
         if tracking is None:
-            yield str(run.id)
+            yield _identity(run)
             return
         # The part of the key after the last hyphen is a hash of the source, which an update of the package changes.
         name = tracking.task_key.rpartition("-")[0]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import datetime
 
 import pytest
-from prefect import flow, task
+from prefect import flow, tags, task
 
-from prefect_biomed.tasks.policies import ONCE, PlaceOfCall, token_of_call
+from prefect_biomed.tasks.policies import ONCE, PlaceOfCall, circumstances, intent_token, key_tag, token_of_call
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -141,3 +142,31 @@ def test_retry_of_a_task_keeps_its_number() -> None:
 
 def test_outside_a_flow_every_call_is_new() -> None:
     assert create("me", "same") != create("me", "same")
+
+
+def test_flow_runs_of_one_key_are_one_intent_and_know_of_each_other() -> None:
+    told: list[datetime | None] = []
+
+    @task
+    def tell() -> None:
+        told.append(circumstances("test", "job").attempted_since)
+
+    @flow
+    def child() -> str:
+        return intent_token("kind")
+
+    @flow
+    def work() -> tuple[str, str]:
+        tell()
+        return intent_token("kind"), child()
+
+    def keyed(key: str) -> tuple[str, str]:
+        with tags(key_tag(key)):
+            return work()
+
+    first, again, other = keyed("sample-1"), keyed("sample-1"), keyed("sample-2")
+    assert first == again
+    assert not set(first) & set(other)
+    assert told[0] is None
+    assert told[1] is not None
+    assert told[2] is None
