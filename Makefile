@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check slow endurance conformance chaos chaos-answers chaos-protocol mutants bench up down clean
+.PHONY: demo test check slow endurance conformance chaos chaos-answers chaos-protocol properties mutants bench up down clean
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo
@@ -39,6 +39,10 @@ chaos-answers: $(STAMP)
 
 chaos-protocol: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m chaos.protocol --schedules $(or $(SCHEDULES),10000) --seed $(or $(SEED),0)
+
+# EXAMPLES for each property; the default suite tries a few.
+properties: $(STAMP)
+	EXAMPLES=$(or $(EXAMPLES),10000) $(BIN)/python -m pytest -q --hypothesis-profile=thorough --timeout 3600 tests/vip/test_vip_properties.py
 
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py

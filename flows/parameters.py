@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from prefect_biomed.clients.vantage6 import OfflineNodes, SessionScope
-from prefect_biomed.clients.vip import InputValue
+from prefect_biomed.clients.vip import InputSettings
 from prefect_biomed.clients.vip.session_file import VIP_HOME
 
 __all__ = [
@@ -45,7 +45,7 @@ _SECONDS = {"unit": "s"}
 Runs = Annotated[int, Field(ge=1, le=1000, title="Number of runs")]
 RefreshTime = Annotated[float, Field(gt=0, le=86400, title="Refresh time (s)", json_schema_extra=_SECONDS)]
 SessionName = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+$", max_length=200, title="Session name")]
-Settings = dict[str, InputValue]
+Settings = InputSettings
 GirderFolder = Annotated[str, Field(pattern=r"^(girder:)?/(collection|user)/[^/]+(/[^/]+)*/?$")]
 Seconds = Annotated[float, Field(gt=0, json_schema_extra=_SECONDS)]
 Status = Literal["Finished", "ExecutionFailed", "Killed"]

@@ -17,7 +17,7 @@ from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.boss import IngestConfig, UploadReport
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.vantage6 import DatabaseInput
-from prefect_biomed.clients.vip import InputValue, SessionResult
+from prefect_biomed.clients.vip import InputSettings, SessionResult
 from prefect_biomed.flows.boss import boss_ingest
 from prefect_biomed.flows.parameters import Outputs, SessionUpload, TaskDetails
 from prefect_biomed.flows.vantage6 import Analysis, federated_analysis
@@ -49,7 +49,7 @@ class ImageStage(_Stage):
     input_dir: Path
     images: Annotated[list[str], Field(min_length=1)]
     parameter: str
-    input_settings: dict[str, InputValue] = Field(default_factory=dict)
+    input_settings: InputSettings = Field(default_factory=dict)
     refresh_time: float = Field(default=30.0, gt=0)
 
 

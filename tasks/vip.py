@@ -186,6 +186,11 @@ def upload_inputs(
             logger.info("Nothing to send: all inputs are on the platform or on Girder")
             return UploadSummary(sent=0, skipped=0, replaced=0, bytes_sent=0)
         logger.info("%d files, %d bytes; each run will have %d jobs", len(plan.files), plan.bytes, plan.jobs or 1)
+        if plan.renamed:
+            renamed = [f"{here!r} as {there!r}" for here, there in plan.renamed.items()]
+            logger.info("%d files get other names: %s", len(renamed), ", ".join(renamed[:20]))
+        if plan.left_out:
+            logger.info("Not sent, because it belongs to sessions: %s", ", ".join(plan.left_out[:20]))
         progress = Progress(artifact_key("vip-upload", session.session_name), f"Upload of {session.session_name}")
         summary = upload(client, session, plan, update_files=update_files, progress=progress)
     logger.info("%d files sent, %d were there already", summary.sent, summary.skipped)

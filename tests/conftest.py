@@ -14,11 +14,17 @@ os.environ["PREFECT_LOGGING_LEVEL"] = "WARNING"
 # Records of launches go elsewhere, also those of processes that tests start.
 os.environ["PREFECT_BIOMED_HOME"] = tempfile.mkdtemp(prefix="prefect-biomed-home-")
 
+import hypothesis
 import nibabel
 import pytest
 from prefect.testing.utilities import prefect_test_harness
 
 from prefect_biomed.sandbox import Sandbox
+
+# A few examples of each property by default; the command line chooses the other one.
+hypothesis.settings.register_profile("thorough", max_examples=int(os.environ.get("EXAMPLES", "10000")), deadline=None)
+hypothesis.settings.register_profile("quick", max_examples=50, deadline=None, database=None)
+hypothesis.settings.load_profile("quick")
 
 
 def pytest_unconfigure() -> None:

@@ -9,6 +9,7 @@ from prefect_biomed.clients.vip.girder import GirderEntry, GirderStorage
 from prefect_biomed.clients.vip.girder_sessions import open_girder_session, share_girder_key
 from prefect_biomed.clients.vip.launches import launch
 from prefect_biomed.clients.vip.models import (
+    InputSettings,
     InputValue,
     Job,
     JobStatus,
@@ -34,6 +35,7 @@ __all__ = [
     "GenericVipError",
     "GirderEntry",
     "GirderStorage",
+    "InputSettings",
     "InputValue",
     "Job",
     "JobStatus",

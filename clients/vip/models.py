@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -26,9 +26,11 @@ from pydantic.alias_generators import to_camel
 
 from prefect_biomed.clients.rest import Answered, OpenEnum
 from prefect_biomed.clients.vip.profiles import CARMIN, VIP, Profile
+from prefect_biomed.clients.vip.values import as_written, named_values
 
 __all__ = [
     "Descriptor",
+    "InputSettings",
     "InputValue",
     "Job",
     "JobStatus",
@@ -92,18 +94,11 @@ _Text = Annotated[str, _or("")]
 _TextOrNone = Annotated[str | None, _or(None)]
 
 
-def _path_as_text(value: Any) -> Any:
-    """Write paths so that they stay recognisable as paths: absolute, or starting with `./`."""
-    if isinstance(value, list | tuple):
-        return [_path_as_text(element) for element in value]
-    if isinstance(value, PurePath):
-        return value.as_posix() if value.is_absolute() else f"./{value.as_posix()}"
-    return value
-
-
 Scalar = str | bool | int | float
-InputValue = Annotated[Scalar | list[Scalar | None] | None, BeforeValidator(_path_as_text)]
+InputValue = Annotated[Scalar | list[Scalar | None] | None, BeforeValidator(as_written)]
 """One value of `input_settings`; a list means parallel jobs."""
+InputSettings = Annotated[dict[str, InputValue], BeforeValidator(named_values)]
+"""Values by parameter, as a mapping or as a JSON text."""
 
 # Portals before mid-2025 spell "no default" in words.
 _NO_DEFAULT = frozenset({"$input.getDefaultValue()", "No_value_provided"})
@@ -496,11 +491,11 @@ class VipSession(BaseModel):
         girder_download: Whether outputs on Girder are wanted in `output_dir` too.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     session_name: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+$", max_length=200)]
     pipeline_id: str | None = None
-    input_settings: dict[str, InputValue] = Field(default_factory=dict)
+    input_settings: InputSettings = Field(default_factory=dict)
     input_dir: Path | None = None
     output_dir: Path
     vip_input_dir: str

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
-import os
 import re
-import stat
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -25,6 +23,7 @@ from prefect_biomed.clients.errors import (
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.girder import girder_path
 from prefect_biomed.clients.vip.girder_sessions import check_outputs, check_vip_key, girder_of
+from prefect_biomed.clients.vip.local_files import InputFolder, LocalFile, stored_name
 from prefect_biomed.clients.vip.models import (
     InputValue,
     Parameter,
@@ -33,8 +32,8 @@ from prefect_biomed.clients.vip.models import (
     Scalar,
     VipSession,
 )
-from prefect_biomed.clients.vip.profiles import VIP, Profile
 from prefect_biomed.clients.vip.remote_files import list_folder_or_nothing
+from prefect_biomed.clients.vip.values import INT64, as_written, shown
 
 __all__ = ["LocalFile", "Preflight", "preflight", "stored_name"]
 
@@ -43,26 +42,9 @@ logger = logging.getLogger(__name__)
 _ALLOWED = re.compile(r"[0-9A-Za-z.,\-+@/_(): \[\]?&=]")
 _STORAGE = re.compile(r"^[A-Za-z][0-9A-Za-z_-]*:[^/\\]")
 _LIST_SEPARATOR = "@@"
+_DIGITS = re.compile(r"[+-]?[0-9]+")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _RESULTS_DIRECTORY = "results-directory"
-
-
-@dataclass(frozen=True)
-class LocalFile:
-    """A file to upload.
-
-    Attributes:
-        path: The local file.
-        name: Path relative to the input folder as it is stored on the platform.
-        local_name: The same as it is here.
-        size: Bytes.
-        mtime_ns: Modification time in nanoseconds.
-    """
-
-    path: Path
-    name: str
-    local_name: str
-    size: int
-    mtime_ns: int
 
 
 @dataclass(frozen=True)
@@ -75,6 +57,7 @@ class Preflight:
         input_values: Values by parameter key, files as paths on the platform or as `<storage>:<file id>`.
         jobs: Number of jobs one run will have.
         girder_paths: Those of the values that name files on Girder, by path.
+        left_out: What lies in the input folder and is not sent, because it belongs to sessions.
     """
 
     files: tuple[LocalFile, ...]
@@ -82,6 +65,12 @@ class Preflight:
     input_values: dict[str, InputValue]
     jobs: int
     girder_paths: dict[str, InputValue] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """What the files are called on the platform that have other names here, by these."""
+        return {file.local_name: file.name for file in self.files if file.name != file.local_name}
 
     @property
     def girder_inputs(self) -> dict[str, InputValue]:
@@ -97,22 +86,6 @@ class Preflight:
     def bytes(self) -> int:
         """Sum of the sizes of the files."""
         return sum(file.size for file in self.files)
-
-
-def stored_name(name: str, profile: Profile = VIP) -> str:
-    """Tell what a file or folder is called once VIP has stored it.
-
-    Args:
-        name: One path component.
-        profile: The ways of the platform; not all rename.
-
-    Returns:
-        The name trimmed, with `_` for spaces and without what is not ASCII.
-    """
-    if not profile.renames_files:
-        return name
-    name = name.strip().replace(" ", "_")
-    return unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
 
 
 def preflight(
@@ -141,14 +114,14 @@ def preflight(
         PreflightFailed: With all problems at once.
         AuthenticationError: The key was refused.
     """
-    problems: list[str] = []
-    files: tuple[LocalFile, ...] = ()
-    folders: tuple[str, ...] = ()
+    folder: InputFolder | None = None
     if session.input_dir is not None and not inputs_uploaded:
-        files, folders = _scan(session.input_dir, include, exclude, client.profile, problems)
+        folder = InputFolder(session.input_dir, session.output_dir, client.profile, include, exclude)
+    problems = folder.problems if folder else []
     values: dict[str, InputValue] = {}
     named: dict[str, InputValue] = {}
     jobs = 0
+    empty_folders: set[str] = set()
     uses_girder = session.girder_output_dir is not None
     if uses_girder:
         problems += check_outputs(client, session)
@@ -162,89 +135,19 @@ def preflight(
                 raise
             problems.append(str(error))
         else:
-            check = _Settings(client, session, pipeline, files, folders, inputs_uploaded, problems)
+            check = _Settings(client, session, pipeline, folder, problems)
             values = check.resolve()
             jobs = check.jobs(max_jobs)
             named = check.girder_paths
+            empty_folders = check.empty_folders
             uses_girder = uses_girder or check.uses_girder
     if uses_girder:
         problems += check_vip_key(client)
     if problems:
         raise PreflightFailed(f"Session {session.session_name!r}", problems)
-    return Preflight(files, folders, values, jobs, named)
-
-
-def _scan(
-    folder: Path, include: Sequence[str], exclude: Sequence[str], profile: Profile, problems: list[str]
-) -> tuple[tuple[LocalFile, ...], tuple[str, ...]]:
-    if not folder.is_dir():
-        problems.append(f"The input folder {folder} does not exist.")
-        return (), ()
-    files: list[LocalFile] = []
-    owner: dict[str, str] = {}
-    folders: set[str] = set()
-    for root, subfolders, names in os.walk(folder, followlinks=True, onerror=lambda e: problems.append(_unreadable(e))):
-        subfolders[:] = [
-            name for name in sorted(subfolders) if not _leads_back(Path(root, name), folder, exclude, problems)
-        ]
-        for name in sorted(names):
-            path = Path(root, name)
-            local_name = path.relative_to(folder).as_posix()
-            if not _selected(local_name, include, exclude):
-                continue
-            stored = "/".join(stored_name(part, profile) for part in PurePosixPath(local_name).parts)
-            if any(not part for part in stored.split("/")):
-                problems.append(f"{local_name!r} has no character the platform can store. Rename it.")
-                continue
-            if stored in owner:
-                problems.append(f"{owner[stored]!r} and {local_name!r} would both be stored as {stored!r}. Rename one.")
-                continue
-            owner[stored] = local_name
-            try:
-                status = path.stat()
-                if not stat.S_ISREG(status.st_mode):
-                    # Opening a pipe would wait for its other end for ever.
-                    problems.append(f"{local_name!r} is neither a file nor a folder. Exclude it.")
-                    continue
-                with path.open("rb"):
-                    pass
-            except OSError as error:
-                problems.append(_unreadable(error))
-                continue
-            if status.st_size == 0 and not profile.stores_empty_files:
-                problems.append(f"{local_name!r} is empty; VIP cannot store empty files. Exclude it or fill it.")
-                continue
-            files.append(LocalFile(path, stored, local_name, status.st_size, status.st_mtime_ns))
-            folders.update(parent.as_posix() for parent in PurePosixPath(stored).parents if parent.name)
-    problems.extend(
-        f"{owner[stored]!r} and a folder would both be stored as {stored!r}. Rename one."
-        for stored in sorted(folders & owner.keys())
-    )
-    if not files and not problems:
-        filtered = " that the include and exclude patterns let through" if include or exclude else ""
-        problems.append(f"The input folder {folder} holds no file{filtered}.")
-    return tuple(files), tuple(sorted(folders))
-
-
-def _leads_back(path: Path, folder: Path, exclude: Sequence[str], problems: list[str]) -> bool:
-    """Whether a folder is a link to one it lies in, which would never end; a problem unless it is excluded."""
-    if not path.is_symlink() or not path.parent.resolve().is_relative_to(path.resolve()):
-        return False
-    name = path.relative_to(folder).as_posix()
-    if _selected(name, (), exclude):
-        problems.append(f"{name!r} is a link to a folder it lies in. Exclude it.")
-    return True
-
-
-def _unreadable(error: OSError) -> str:
-    return f"{error.filename} cannot be read: {error.strerror}."
-
-
-def _selected(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
-    def matches(patterns: Sequence[str]) -> bool:
-        return any(fnmatchcase(name, pattern) or PurePosixPath(name).match(pattern) for pattern in patterns)
-
-    return (not include or matches(include)) and not matches(exclude)
+    files, left_out = (folder.files, folder.left_out) if folder else ((), ())
+    folders = sorted({*(folder.folders if folder else ()), *empty_folders})
+    return Preflight(tuple(files), tuple(folders), values, jobs, named, tuple(left_out))
 
 
 @dataclass
@@ -254,26 +157,37 @@ class _Settings:
     client: VipClient
     session: VipSession
     pipeline: Pipeline
-    files: tuple[LocalFile, ...]
-    folders: tuple[str, ...]
-    inputs_uploaded: bool
+    folder: InputFolder | None
     problems: list[str]
+    empty_folders: set[str] = field(default_factory=set)
     _remote_folders: dict[str, dict[str, int | None]] = field(default_factory=dict)
     _values: dict[str, InputValue] = field(default_factory=dict)
     girder_paths: dict[str, InputValue] = field(default_factory=dict)
     uses_girder: bool = False
 
     @cached_property
-    def _local_names(self) -> frozenset[str]:
-        return frozenset(file.local_name for file in self.files)
+    def _stored_names(self) -> frozenset[str]:
+        """What will be on the platform below the input folder when the upload is done."""
+        if self.folder is None:
+            return frozenset()
+        return frozenset((*(file.name for file in self.folder.files), *self.folder.folders))
 
     @cached_property
-    def _stored_names(self) -> frozenset[str]:
-        return frozenset((*(file.name for file in self.files), *self.folders))
+    def _folder_now(self) -> InputFolder | None:
+        """The input folder as it is after the upload, to find out what a value names in it."""
+        folder = self.session.input_dir
+        if folder is None or not folder.is_dir():
+            return None
+        return InputFolder(folder, self.session.output_dir, self.client.profile)
 
     def resolve(self) -> dict[str, InputValue]:
         parameters = {parameter.key: parameter for parameter in self.pipeline.inputs}
-        settings = self.session.input_settings
+        # Nothing, for a parameter that may be left out, is the same as leaving it out.
+        settings = {
+            name: value
+            for name, value in self.session.input_settings.items()
+            if value is not None or name not in parameters or parameters[name].is_required
+        }
         if _RESULTS_DIRECTORY in settings:
             self.problems.append(f"{_RESULTS_DIRECTORY!r} is set for each run; take it out of input_settings.")
         missing = [p.key for p in parameters.values() if p.is_required and p.key not in settings]
@@ -283,9 +197,28 @@ class _Settings:
             known = ", ".join(sorted(parameters)) or "none"
             self.problems.append(f"{self.pipeline.identifier} has no parameter {name!r}. It has: {known}.")
         for name, parameter in parameters.items():
-            if name in settings:
-                self._values[name] = self._resolve(parameter, settings[name])
+            if name not in settings:
+                continue
+            try:
+                given = self._read_as_list(parameter, settings[name])
+            except ValueError as error:
+                self.problems.append(f"{name!r}: {error}.")
+            else:
+                self._values[name] = self._resolve(parameter, given)
         return self._values
+
+    def _read_as_list(self, parameter: Parameter, value: InputValue) -> InputValue:
+        """Read a list that was given as JSON text, as forms do; what takes a text gets the text."""
+        if parameter.type is ParameterType.STRING or not isinstance(value, str) or not value.strip().startswith("["):
+            return value
+        if self._local(value) is not None:
+            return value
+        try:
+            elements = json.loads(value)
+        except json.JSONDecodeError:
+            return value
+        written: list[Scalar | None] = as_written(elements)
+        return written
 
     def jobs(self, limit: int) -> int:
         """Count the jobs: lists are combined every with every, zipped ones element by element."""
@@ -304,11 +237,11 @@ class _Settings:
         return jobs
 
     def _length(self, name: str) -> int:
-        """Number of values: VIP reads `a@@b` as a list of two, and some numbers N as 0 … N-1."""
+        """Number of values; VIP reads some numbers N as 0 … N-1."""
         value = self._values[name]
         elements: Iterable[Scalar | None] = value if isinstance(value, list) else [value]
         if name not in self.pipeline.counted_parameters or value is None or value == []:
-            return sum(str(element).count(_LIST_SEPARATOR) + 1 for element in elements)
+            return len(list(elements))
         try:
             (number,) = (int(str(element)) for element in elements)
         except ValueError:
@@ -338,10 +271,17 @@ class _Settings:
         for item in value:
             found = self._value(parameter, item)
             resolved += found if isinstance(found, list) else [] if found is None else [found]
+        if len(resolved) > 1 and self.client.profile.takes_text:
+            self.problems += [
+                f"{parameter.key!r} has {shown(one)} in a list: VIP takes an '@' at an end for a part of its own "
+                f"separator {_LIST_SEPARATOR}. Launch this value by itself."
+                for one in resolved
+                if isinstance(one, str) and one[:1] + one[-1:] != one[:1].strip("@") + one[-1:].strip("@")
+            ]
         return resolved
 
     def _value(self, parameter: Parameter, value: Scalar | None) -> InputValue:
-        if parameter.is_file or parameter.may_be_file:
+        if (parameter.is_file or parameter.may_be_file) and not self._is_here(value):
             # Where no storage is mounted, there may be a folder of this name.
             explicit = self.client.profile.mounts_storages or str(value).startswith("girder:")
             if explicit and (path := girder_path(value)) is not None:
@@ -371,9 +311,12 @@ class _Settings:
         if value is None or (isinstance(value, str) and not value.strip()):
             self.problems.append(f"{name!r} has no value ({value!r}): {_expected(parameter)}, or leave it out.")
             return None
+        if not isinstance(value, str) and (_is_beyond(value) or not math.isfinite(value)):
+            self._refuse(parameter, value)
+            return None
         if parameter.is_file or (parameter.may_be_file and isinstance(value, str) and self._written_as_path(value)):
             if not isinstance(value, str):
-                self.problems.append(f"{name!r} is {value!r}: {_expected(parameter)}.")
+                self._refuse(parameter, value)
                 return None
             if parameter.type is ParameterType.LIST and not self.client.profile.makes_jobs_of_lists:
                 self.problems.append(f"{name!r} lists files, which only VIP understands. Launch them one by one.")
@@ -381,37 +324,50 @@ class _Settings:
             resolved: Scalar | None = self._file(name, value)
         else:
             resolved = self._typed(parameter, value)
-        if not self.client.profile.takes_text:
-            return resolved
-        if isinstance(resolved, str) and (wrong := sorted(set(_ALLOWED.sub("", resolved)))):
+        if isinstance(resolved, str) and self.client.profile.takes_text:
+            self._check_text(name, value, resolved)
+        return resolved
+
+    def _check_text(self, name: str, value: Scalar, sent: str) -> None:
+        """Find what VIP would refuse, or change without a word."""
+        if wrong := sorted(set(_ALLOWED.sub("", sent))):
             self.problems.append(
                 f"{name!r} has characters VIP refuses in {value!r}: {' '.join(map(repr, wrong))}. "
                 "Allowed are letters, digits, space and . , - + @ / _ ( ) : [ ] ? & ="
             )
-        return resolved
+        elif _LIST_SEPARATOR in sent:
+            self.problems.append(
+                f"{name!r} is {shown(value)}: VIP makes two values of what has {_LIST_SEPARATOR} in it. Give a list, "
+                "or another name to a file."
+            )
+        elif sent != sent.strip():
+            self.problems.append(f"{name!r} is {shown(value)}: VIP drops spaces at the ends. Take them away.")
 
     def _typed(self, parameter: Parameter, value: Scalar) -> Scalar | None:
+        takes_text = self.client.profile.takes_text
         try:
             match parameter.type:
                 case ParameterType.BOOLEAN:
                     truth = {"true": True, "false": False}[str(value).lower()]
                     # VIP takes text, others insist on JSON's own types.
-                    return str(truth).lower() if self.client.profile.takes_text else truth
+                    return str(truth).lower() if takes_text else truth
                 case ParameterType.INT64:
-                    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-                        raise ValueError
-                    return int(value)
+                    return _whole_number(value)
                 case ParameterType.DOUBLE:
-                    if isinstance(value, bool) or not math.isfinite(float(value)):
-                        raise ValueError
-                    return value if isinstance(value, int) else float(value)
-                case ParameterType.STRING if not self.client.profile.takes_text:
+                    return _number(value, takes_text=takes_text)
+                case ParameterType.STRING if not takes_text:
                     return str(value).lower() if isinstance(value, bool) else str(value)
                 case _:
                     return value
         except (ValueError, KeyError):
-            self.problems.append(f"{parameter.key!r} is {value!r}: {_expected(parameter)}.")
+            self._refuse(parameter, value)
             return None
+
+    def _refuse(self, parameter: Parameter, value: Scalar) -> None:
+        what = f"{parameter.key!r} is {shown(value)}: {_expected(parameter)}"
+        self.problems.append(f"{what}, not of type {type(value).__name__}.")
+
+    # -- values that are paths -----------------------------------------------------------------------------------------
 
     def _written_as_path(self, value: str) -> bool:
         """Only what is written as a path is one; a word that happens to name a file stays a word."""
@@ -420,37 +376,52 @@ class _Settings:
         return "/" in value and self._local(value) is not None
 
     def _file(self, name: str, value: str) -> str | None:
+        # What is here wins over anything that the value may mean elsewhere.
+        if (local := self._local(value)) is not None:
+            return self.session.vip_input_dir if local == "." else f"{self.session.vip_input_dir}/{local}"
         if _STORAGE.match(value):
             return value
-        if (local := self._local(value)) is not None:
-            return f"{self.session.vip_input_dir}/{local}"
         if not value.startswith(self.client.profile.files_root):
             self.problems.append(f"{name!r}: the file {value!r} is not in the input folder {self.session.input_dir}.")
             return None
         uploaded = value.removeprefix(self.session.vip_input_dir + "/")
-        on_its_way = not self.inputs_uploaded and uploaded in self._stored_names
+        on_its_way = uploaded in self._stored_names or (self.folder and value == self.session.vip_input_dir)
         if not on_its_way and not self._on_platform(value):
             self.problems.append(f"{name!r}: {value} does not exist on the platform.")
             return None
         return value
 
+    def _is_here(self, value: Scalar | None) -> bool:
+        """Whether a value that looks like the name of something elsewhere is a file of the input folder."""
+        return isinstance(value, str) and ":" in value and self._local(value) is not None
+
     def _local(self, value: str) -> str | None:
-        """The stored name of a local file, named relative to the input folder, absolutely, or from here."""
+        """The stored name of what a value names in the input folder, `.` for the folder itself."""
+        if self.folder is not None:
+            found = self.folder.find(value)
+            if found is not None and found not in {".", *self._stored_names}:
+                # VIP can have a folder with nothing in it, but nobody would make it.
+                self.empty_folders.update(_with_parents(found))
+            return found
         if self.session.input_dir is None:
             return None
-        for candidate in (self.session.input_dir / value, Path(value)):
-            try:
-                relative = Path(os.path.normpath(candidate.absolute())).relative_to(
-                    Path(os.path.normpath(self.session.input_dir.absolute()))
-                )
-            except ValueError:
-                continue
-            stored = "/".join(stored_name(part, self.client.profile) for part in relative.parts)
-            if relative.as_posix() in self._local_names or stored in self.folders:
+        for stored in self._lexical(value, self.session.input_dir):
+            if self._is_uploaded(stored):
                 return stored
-            if self.inputs_uploaded and self._on_platform(f"{self.session.vip_input_dir}/{stored}"):
-                return stored
-        return None
+        found = self._folder_now.find(value) if self._folder_now else None
+        return found if found is not None and self._is_uploaded(found) else None
+
+    def _is_uploaded(self, stored: str) -> bool:
+        return self._on_platform(str(PurePosixPath(self.session.vip_input_dir, stored)))
+
+    def _lexical(self, value: str, folder: Path) -> Iterator[str]:
+        """What a value may be called, going by its words alone, when its file is here no more."""
+        if value.startswith("girder:/"):
+            return
+        for candidate in (folder / value, Path(value).absolute()):
+            if candidate.is_relative_to(folder.absolute()) and ".." not in candidate.parts:
+                parts = candidate.relative_to(folder.absolute()).parts
+                yield "/".join(stored_name(part, self.client.profile) for part in parts) or "."
 
     def _on_platform(self, path: str) -> bool:
         folder, _, name = path.rstrip("/").rpartition("/")
@@ -463,8 +434,44 @@ def _expected(parameter: Parameter) -> str:
     words = {
         ParameterType.FILE: "a file in the input folder or on the platform",
         ParameterType.BOOLEAN: "true or false",
-        ParameterType.INT64: "a whole number",
+        ParameterType.INT64: "a whole number of at most 64 bits",
         ParameterType.DOUBLE: "a number",
         ParameterType.LIST: "a list",
     }
     return f"expected is {words.get(parameter.type, 'a text')}"
+
+
+def _is_beyond(value: float) -> bool:
+    return isinstance(value, int) and value not in INT64
+
+
+def _whole_number(value: Scalar) -> int:
+    """Read a whole number, in digits and not in all the ways that Python knows."""
+    if isinstance(value, str):
+        if not _DIGITS.fullmatch(value.strip()):
+            raise ValueError
+        value = int(value)
+    if isinstance(value, bool) or value != int(value) or _is_beyond(int(value)):
+        raise ValueError
+    return int(value)
+
+
+def _number(value: Scalar, *, takes_text: bool) -> int | float | str:
+    if isinstance(value, bool):
+        raise ValueError
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
+        raise ValueError
+    if _DIGITS.fullmatch(text) and not _is_beyond(int(text)):
+        return int(text)
+    if Decimal(repr(float(text))) == Decimal(text):
+        return float(text)
+    if not takes_text:
+        raise ValueError
+    return text
+
+
+def _with_parents(path: str) -> list[str]:
+    return [path, *(parent.as_posix() for parent in PurePosixPath(path).parents if parent.name)]

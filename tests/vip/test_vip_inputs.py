@@ -92,6 +92,16 @@ def problems(check: Check, **settings: Any) -> list[str]:
         ("日本", ""),
         ("a#b?c%41+d", "a#b?c%41+d"),
         ("tab\there", "tab\there"),
+        ("a\u00a0b.txt", "a_b.txt"),
+        ("a\u2003b.txt", "a_b.txt"),
+        ("a\uff0fb.txt", "a_b.txt"),
+        ("\u2025", "__"),
+        ("\u2024", "_"),
+        ("\u2026", "..."),
+        ("e\u0301t\u00e9", "ete"),
+        ("\u05e9\u05dc\u05d5\u05dd.nii", ".nii"),
+        ("\U0001f9e0 brain.nii", "_brain.nii"),
+        (" \u00a0 ", ""),
     ],
 )
 def test_names_are_stored_as_the_sandbox_stores_them(client: VipClient, name: str, stored: str) -> None:
@@ -99,13 +109,15 @@ def test_names_are_stored_as_the_sandbox_stores_them(client: VipClient, name: st
     assert stored_name(name, CARMIN) == name
 
 
-@pytest.mark.parametrize("name", ["a b é.txt", "naïve-Ångström.nii.gz", "x²", "a#b?c%41+d"])
+@pytest.mark.parametrize(
+    "name", ["a b é.txt", "naïve-Ångström.nii.gz", "x²", "a#b?c%41+d", "a\u00a0b", "\u2025", "a\uff0fb"]
+)
 def test_mapping_agrees_with_the_platform(sandbox: Sandbox, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("x")
     with VipClient(sandbox.vip.url, sandbox.ready()["vip"]["api_key"]) as client:
         folder = f"/vip/Home/names-{tmp_path.name}"
         client.make_folder(folder)
-        client.put_file(tmp_path / name, f"{folder}/{name}")
+        client.put_file(tmp_path / name, f"{folder}/{stored_name(name)}")
         assert [entry.name for entry in client.list_folder(folder)] == [stored_name(name)]
 
 
@@ -191,6 +203,84 @@ def test_what_is_no_file_is_told(check: Check, inputs: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("a b.txt", "a_b.txt"),
+        ("a\u00a0b.txt", "a b.txt"),
+        ("\u65e5\u672c.nii", "\u4e2d\u56fd.nii"),
+        ("x y/a.txt", "x_y/b.txt"),
+        ("x y/a.txt", "x_y"),
+    ],
+)
+def test_names_that_become_one_are_told(check: Check, inputs: Path, one: str, other: str) -> None:
+    for name in (one, other):
+        (inputs / name).parent.mkdir(exist_ok=True)
+        (inputs / name).write_text(name)
+    (problem,) = problems(check, text="x")
+    assert "would both be stored as" in problem
+    check(text="x", exclude=[other])
+
+
+def test_name_that_grows_too_long_is_told(check: Check, inputs: Path) -> None:
+    (inputs / ("\u33c2" * 80)).write_text("x")
+    (problem,) = problems(check, text="x")
+    assert "more than 255 bytes" in problem
+
+
+def test_what_will_be_renamed_is_shown(check: Check) -> None:
+    assert check(text="x").renamed == {"with space.txt": "with_space.txt"}
+
+
+def test_what_belongs_to_sessions_is_not_sent(check: Check, inputs: Path, tmp_path: Path) -> None:
+    """Session files, locks and output folders of any session, by what they are and not by what they are called."""
+    session_file = '{"session_name": "other", "workflows": {}}'
+    for name, content in {
+        "session_data.json": session_file,
+        ".locks/upload.lock": "",
+        "vip_outputs/other/session_data.json": session_file,
+        "vip_outputs/other/r001-abcd/result.txt": "r",
+        "vip_outputs/kept-remotely/.locks/upload.lock": "",
+        "vip_outputs/kept-remotely/r001-abcd/result.txt": "r",
+        "study/session_data.json": '{"of": "the user"}',
+        "study/scan.nii": "s",
+        "r001-abcd/not-ours.txt": "n",
+    }.items():
+        (inputs / name).parent.mkdir(parents=True, exist_ok=True)
+        (inputs / name).write_text(content)
+    (inputs / "elsewhere").symlink_to(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "result.txt").write_text("r")
+    plan = check(text="x", exclude=["a.txt", "b.txt", "hello", "with space.txt", "c.txt", "d.txt"])
+    assert [file.local_name for file in plan.files] == ["r001-abcd/not-ours.txt", "study/scan.nii"]
+    assert sorted(plan.left_out) == [
+        ".locks",
+        "elsewhere",
+        "session_data.json",
+        "study/session_data.json",
+        "vip_outputs/kept-remotely",
+        "vip_outputs/other",
+    ]
+
+
+def test_inputs_and_outputs_in_one_folder(client: VipClient, inputs: Path, tmp_path: Path) -> None:
+    (inputs / "r001-t0k3n").mkdir()
+    (inputs / "r001-t0k3n" / "result.txt").write_text("r")
+    (inputs / "session_data.json").write_text("{}")
+    (tmp_path / "link").symlink_to(inputs)
+    session = VipSession(
+        session_name="s",
+        input_dir=inputs,
+        output_dir=tmp_path / "link",
+        vip_input_dir=f"{HOME}/INPUTS",
+        vip_output_dir=f"{HOME}/OUTPUTS",
+        token="t0k3n",
+    )
+    plan = preflight(client, session)
+    assert plan.left_out == ("r001-t0k3n", "session_data.json")
+    assert len(plan.files) == 6
+
+
 # -- what is a file and what is a text ---------------------------------------------------------------------------------
 
 
@@ -218,6 +308,73 @@ def test_files_are_named_in_every_way(check: Check, inputs: Path) -> None:
 
 def test_folder_can_be_a_value(check: Check) -> None:
     assert check(text="x", file="sub").input_values["file"] == f"{HOME}/INPUTS/sub"
+
+
+def test_whole_folder_and_empty_folder_can_be_values(check: Check, inputs: Path) -> None:
+    (inputs / "nothing in it" / "deeper").mkdir(parents=True)
+    for name in (".", "./", str(inputs), "sub/..", f"{HOME}/INPUTS"):
+        assert check(text="x", file=name).input_values["file"] == f"{HOME}/INPUTS"
+    plan = check(text="x", file="nothing in it/deeper")
+    assert plan.input_values["file"] == f"{HOME}/INPUTS/nothing_in_it/deeper"
+    assert plan.folders == ("nothing_in_it", "nothing_in_it/deeper", "sub", "sub/deep")
+    assert check(text="x").folders == ("sub", "sub/deep")
+
+
+def test_empty_folder_whose_name_is_taken_is_told(check: Check, inputs: Path) -> None:
+    (inputs / "with_space.txt").mkdir()
+    told = problems(check, text="x", file="with_space.txt")
+    assert told[0] == "'with space.txt' and 'with_space.txt/' would both be stored as 'with_space.txt'. Rename one."
+
+
+def test_links_are_resolved_on_both_sides(
+    client: VipClient, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "e.txt").write_text("e")
+    (inputs / "linked").symlink_to(tmp_path / "elsewhere")
+    (inputs / "linked.txt").symlink_to(tmp_path / "elsewhere" / "e.txt")
+    (tmp_path / "link").symlink_to(inputs)
+    (tmp_path / "here" / "to-a.txt").symlink_to(inputs / "a.txt")
+    expected = {
+        str(inputs / "a.txt"): "a.txt",
+        str(tmp_path / "link" / "a.txt"): "a.txt",
+        str(tmp_path / "here" / "to-a.txt"): "a.txt",
+        "to-a.txt": "a.txt",
+        "../in/sub/c.txt": "sub/c.txt",
+        str(tmp_path / "link" / "linked.txt"): "linked.txt",
+        "linked/e.txt": "linked/e.txt",
+        str(tmp_path / "elsewhere" / "e.txt"): "linked.txt",
+        str(tmp_path / "elsewhere"): "linked",
+        "sub/../b.txt": "b.txt",
+        "linked/../in/b.txt": "b.txt",
+    }
+    for input_dir in (inputs, tmp_path / "link"):
+        session = VipSession(
+            session_name="s",
+            pipeline_id="EveryType/1.0",
+            input_settings={"text": "x", "files": list(expected)},
+            input_dir=input_dir,
+            output_dir=tmp_path / "out",
+            vip_input_dir=f"{HOME}/INPUTS",
+            vip_output_dir=f"{HOME}/OUTPUTS",
+            token="t0k3n",
+        )
+        found = preflight(client, session).input_values["files"]
+        assert found == [f"{HOME}/INPUTS/{name}" for name in expected.values()]
+
+
+@pytest.mark.parametrize("name", ["a:b.txt", "girder:x.txt", "pilotGirder:62f0a1", "girder:/collection/c/d.txt"])
+def test_file_that_is_here_wins_over_any_pattern(check: Check, inputs: Path, name: str) -> None:
+    (inputs / name).parent.mkdir(parents=True, exist_ok=True)
+    (inputs / name).write_text("x")
+    plan = check(text="x", file=name, words=["a:b"], comment=name)
+    assert plan.input_values == {
+        "text": "x",
+        "file": f"{HOME}/INPUTS/{name}",
+        "words": ["a:b"],
+        "comment": name,
+    }
+    assert not plan.girder_paths
 
 
 def test_files_on_the_platform_and_in_other_storages(check: Check, sandbox: Sandbox, tmp_path: Path) -> None:
@@ -313,6 +470,70 @@ def test_values_of_the_wrong_type_are_told(check: Check, name: str, given: Input
     assert f"expected is {expected}" in problem
 
 
+def test_nothing_for_a_parameter_that_may_be_left_out_leaves_it_out(check: Check) -> None:
+    assert check(text="x", comment=None, count=None, file=None).input_values == {"text": "x"}
+
+
+def test_lists_given_as_json_text(check: Check, inputs: Path) -> None:
+    values = check(
+        text="[1, 2]",
+        file='["a.txt", "b.txt"]',
+        count="[1, 2]",
+        ratio="[0.5]",
+        flag='["true", false]',
+        words='["a", "b"]',
+    ).input_values
+    assert values == {
+        "text": "[1, 2]",
+        "file": [f"{HOME}/INPUTS/a.txt", f"{HOME}/INPUTS/b.txt"],
+        "count": [1, 2],
+        "ratio": [0.5],
+        "flag": ["true", "false"],
+        "words": ["a", "b"],
+    }
+    (inputs / "[1]").write_text("x")
+    assert check(text="x", file="[1]").input_values["file"] == f"{HOME}/INPUTS/[1]"
+    (problem,) = problems(check, text="x", words='["a", ["b"]]')
+    assert problem.startswith("'words': element 1: ['b'] is a list in a list; expected is")
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("count", 2**63),
+        ("count", str(2**63)),
+        ("count", -(2**63) - 1),
+        ("count", 1e300),
+        ("count", "1_000"),
+        ("count", "\u0663"),
+        ("ratio", 2**64),
+        ("ratio", float("nan")),
+        ("ratio", "1e400"),
+        ("ratio", "1_0.5"),
+        ("text", 2**64),
+        ("text", float("nan")),
+        ("words", ["a", float("inf")]),
+    ],
+)
+def test_numbers_no_platform_knows_are_told_in_one_line(check: Check, name: str, given: InputValue) -> None:
+    (problem,) = problems(check, **{"text": "x", name: given})
+    assert re.fullmatch(rf"'{name}' is .*: expected is .*, not of type (int|float|str)\..*", problem)
+
+
+def test_separators_of_the_platform_are_refused(check: Check, inputs: Path) -> None:
+    """VIP joins the values of a list by `@@`, and takes apart what has it in it."""
+    (inputs / "a@@b.txt").write_text("x")
+    for settings in ({"text": "x@@y"}, {"text": ["x@@y", "z"]}, {"text": "x", "file": "a@@b.txt"}):
+        (problem,) = problems(check, **settings)
+        assert "VIP makes two values of what has @@ in it" in problem
+    assert check(text="x@y@").jobs == 1
+    (problem,) = problems(check, text=["x@", "y"])
+    assert "'text' has 'x@' in a list" in problem
+    (problem,) = problems(check, text=" x")
+    assert "VIP drops spaces at the ends" in problem
+    check(text="x")  # the file itself can be uploaded
+
+
 @pytest.mark.parametrize("text", ["it's", "a*b", "a#b", "50%", "x;y", "a\nb", "é", 'say "x"', "a|b", "$HOME", "<b>"])
 def test_characters_vip_refuses_are_told(check: Check, text: str) -> None:
     (problem,) = problems(check, text=text)
@@ -351,8 +572,7 @@ def test_results_directory_is_not_for_the_user(check: Check) -> None:
         ({"text": ["x"]}, 1),
         ({"text": ["x", "y", "z"]}, 3),
         ({"text": ["x", "y", "z"], "count": [1, 2, 3]}, 9),
-        ({"text": "x@@y"}, 2),
-        ({"text": ["x@@y", "z"], "words": ["a", "b"]}, 6),
+        ({"text": ["x", "y", "z"], "words": ["a", "b"]}, 6),
     ],
 )
 def test_lists_are_combined_every_with_every(check: Check, settings: dict[str, Any], jobs: int) -> None:
