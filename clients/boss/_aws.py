@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -32,7 +35,7 @@ from pydantic import ValidationError
 
 from prefect_biomed.clients.boss.answers import BatchAnswer, CountsAnswer, MessagesAnswer
 from prefect_biomed.clients.boss.client import BossClient
-from prefect_biomed.clients.boss.errors import QueueGone
+from prefect_biomed.clients.boss.errors import ClockOff, QueueGone
 from prefect_biomed.clients.boss.models import JoinedJob
 from prefect_biomed.clients.errors import (
     AuthenticationError,
@@ -72,6 +75,12 @@ _EXPIRED = frozenset(
 )
 _DENIED = frozenset({"AccessDenied", "AccessDeniedException", "SignatureDoesNotMatch", "InvalidSignatureException"})
 _GONE = frozenset({"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"})
+# S3 names the clock by its code, SQS in its message only.
+_SKEWED = "RequestTimeTooSkewed"
+_SKEW_TOLD = re.compile(r"Signature (expired|not yet current)|too skewed", re.IGNORECASE)
+_TOLERATED_SKEW_SECONDS = 15 * 60.0
+_CODE = re.compile(r"[A-Za-z][A-Za-z0-9.]+")
+_ETAG = re.compile(r'"?[0-9a-fA-F]{32}(-\d+)?"?')
 _BUSY = frozenset(
     {
         "InternalError",
@@ -104,6 +113,7 @@ class UploadMessage:
         handle: Receipt handle, needed to delete it.
         body: JSON text.
         receives: How often it was delivered, as far as SQS knows.
+        sent_at: When it was put into the queue, by the clock of AWS, in seconds since 1970; None where it is not told.
         leased_at: When it was asked for, on the monotonic clock.
         lease_seconds: For how long nobody else gets it.
     """
@@ -112,6 +122,7 @@ class UploadMessage:
     handle: str
     body: str
     receives: int
+    sent_at: float | None
     leased_at: float
     lease_seconds: float
 
@@ -155,8 +166,11 @@ class JobQueues:
         self._lock = threading.Lock()
         self._generation = 0
         self._issued_at = time.monotonic()
-        self._has_worked = False
-        self._refused_since: float | None = None
+        self._worked: set[str] = set()
+        self._ever_worked: set[str] = set()
+        self._renewed_for = ""
+        self._clock = _Clock()
+        self._refused_since: dict[str, float] = {}
         self._denied_at = -_DENIAL_PAUSE_SECONDS
         self._keys = _SharedKeys("-", "-")
         self._keys.replace(joined)
@@ -200,29 +214,36 @@ class JobQueues:
         if time.monotonic() - self._issued_at > self._key_seconds:
             self._renew(self._generation, "age")
 
-    def receive(self, lease_seconds: float, wait_seconds: int) -> list[UploadMessage]:
+    def time(self) -> float | None:
+        """What the clock of AWS shows at the earliest, in seconds since 1970; None before it was seen."""
+        return self._clock.time()
+
+    def receive(self, lease_seconds: float, wait_seconds: int, most: int = BATCH) -> list[UploadMessage]:
         """Lease up to ten messages; an outage of some minutes is bridged.
 
         Args:
             lease_seconds: For how long; it cannot be prolonged, because the keys do not allow it.
             wait_seconds: How long SQS waits for a first message.
+            most: So many at the most.
 
         Raises:
             QueueGone: The job is over.
             BiomedError: SQS does not answer, or refuses.
         """
-        return _persist(lambda: self._receive(int(lease_seconds), wait_seconds), time.monotonic() + _OUTAGE_SECONDS)
+        until = time.monotonic() + _OUTAGE_SECONDS
+        return _persist(lambda: self._receive(int(lease_seconds), wait_seconds, most), until)
 
-    def _receive(self, lease_seconds: int, wait_seconds: int) -> list[UploadMessage]:
+    def _receive(self, lease_seconds: int, wait_seconds: int, most: int) -> list[UploadMessage]:
         begun = time.monotonic()
         answer = self._ask(
             MessagesAnswer,
+            "ReceiveMessage",
             lambda: self._sqs.receive_message(
                 QueueUrl=self._joined.upload_queue,
-                MaxNumberOfMessages=BATCH,
+                MaxNumberOfMessages=most,
                 VisibilityTimeout=lease_seconds,
                 WaitTimeSeconds=wait_seconds,
-                MessageSystemAttributeNames=["ApproximateReceiveCount"],
+                MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
             ),
         )
         return [
@@ -231,6 +252,7 @@ class JobQueues:
                 handle=item.handle,
                 body=item.body,
                 receives=item.attributes.receives,
+                sent_at=item.attributes.sent_at,
                 leased_at=begun,  # at the earliest
                 lease_seconds=lease_seconds,
             )
@@ -246,6 +268,7 @@ class JobQueues:
         answer = _persist(
             lambda: self._ask(
                 CountsAnswer,
+                "GetQueueAttributes",
                 lambda: self._sqs.get_queue_attributes(QueueUrl=self._joined.upload_queue, AttributeNames=names),
             ),
             time.monotonic() + _OUTAGE_SECONDS,
@@ -263,7 +286,9 @@ class JobQueues:
         """
         entries = [{"Id": str(position), "MessageBody": body} for position, body in enumerate(bodies)]
         answer = self._ask(
-            BatchAnswer, lambda: self._sqs.send_message_batch(QueueUrl=self._joined.tile_index_queue, Entries=entries)
+            BatchAnswer,
+            "SendMessageBatch",
+            lambda: self._sqs.send_message_batch(QueueUrl=self._joined.tile_index_queue, Entries=entries),
         )
         accepted = {item.position for item in answer.successful}
         return [position for position in range(len(bodies)) if position not in accepted]
@@ -282,6 +307,7 @@ class JobQueues:
         answer = _persist(
             lambda: self._ask(
                 BatchAnswer,
+                "DeleteMessageBatch",
                 lambda: self._sqs.delete_message_batch(QueueUrl=self._joined.upload_queue, Entries=entries),
             ),
             until,
@@ -289,6 +315,25 @@ class JobQueues:
         gone = {item.position for item in answer.successful}
         hopeless = {item.position for item in answer.failed if item.is_our_fault}
         return {position: position not in hopeless for position in range(len(handles)) if position not in gone}
+
+    def give_back(self, handles: Sequence[str]) -> None:
+        """Let others have messages at once. Where the keys do not allow it, their leases have to end first.
+
+        Args:
+            handles: Receipt handles.
+        """
+        url = self._joined.upload_queue
+        for start in range(0, len(handles), BATCH):
+            entries = [
+                {"Id": str(position), "ReceiptHandle": handle, "VisibilityTimeout": 0}
+                for position, handle in enumerate(handles[start : start + BATCH])
+            ]
+            try:
+                _parsed(partial(self._sqs.change_message_visibility_batch, QueueUrl=url, Entries=entries))
+            except (BotoCoreError, ClientError, BiomedError) as error:
+                left = len(handles) - start
+                logger.info("%d messages come back only when their leases end (%s)", left, type(error).__name__)
+                return
 
     def put(self, key: str, content: bytes, metadata: dict[str, str], until: float) -> None:
         """Put one object, again and again until a moment when AWS is busy.
@@ -304,7 +349,7 @@ class JobQueues:
             PlatformError: AWS refuses the object.
             BiomedError: AWS did not answer in time.
         """
-        _persist(lambda: self._call(lambda: self._put(key, content, metadata)), until)
+        _persist(lambda: self._call("PutObject", lambda: self._put(key, content, metadata)), until)
 
     def _put(self, key: str, content: bytes, metadata: dict[str, str]) -> None:
         """Sign and send one object; `put_object` of boto3 does the same in more than twice the CPU time."""
@@ -316,26 +361,30 @@ class JobQueues:
         if response.status_code != 200:
             answer = {"status_code": response.status_code, "headers": response.headers, "body": response.content}
             raise ClientError(create_parser("rest-xml").parse(answer, None), "PutObject")
-        if "ETag" not in response.headers:
+        if not _ETAG.fullmatch(response.headers.get("ETag", "")):
             raise NetworkError("PutObject: what answered is not S3. Check what lies between.")
 
-    def _ask(self, shape: type[A], request: Callable[[], Any]) -> A:
+    def _ask(self, shape: type[A], operation: str, request: Callable[[], Any]) -> A:
         """Make one request and read its answer as a model; absence of what was asked for proves nothing."""
-        answer = self._call(lambda: _parsed(request))
+        answer = self._call(operation, lambda: _parsed(request))
+        if isinstance(answer, dict):
+            self._clock.see(answer)
         try:
             return shape.model_validate(answer)
         except ValidationError:
             raise NetworkError("AWS answered in another shape than asked for. Check what lies between.") from None
 
-    def _call(self, request: Callable[[], Any]) -> Any:
-        """Make one request; when the keys are refused, renew them and make it again."""
+    def _call(self, operation: str, request: Callable[[], Any]) -> Any:
+        """Make one request; when the keys are refused, renew them and make it again, for a bounded time."""
         while True:
             generation = self._generation
             try:
                 answer = request()
             except ClientError as error:
                 code = str(error.response.get("Error", {}).get("Code", ""))
-                if code in _EXPIRED or code in _DENIED:
+                self._clock.see(error.response)
+                if code == _SKEWED or code in _EXPIRED or code in _DENIED:
+                    self._clock.check(code, error)
                     self._refused(generation, code, error)
                     continue
                 raise _converted(error, code) from None
@@ -346,30 +395,35 @@ class JobQueues:
             except BotoCoreError as error:
                 raise NetworkError(f"The connection to AWS broke ({type(error).__name__}).") from None
             if generation == self._generation:
-                self._has_worked, self._refused_since = True, None
+                self._worked.add(operation)
+                self._ever_worked.add(operation)
+                self._refused_since.pop(operation, None)
             return answer
 
     def _refused(self, generation: int, code: str, error: ClientError) -> None:
         now = time.monotonic()
+        # Kept when the keys are renewed, or another operation succeeds: new keys may be refused for ever, too.
+        since = self._refused_since.setdefault(error.operation_name, now)
         with self._lock:
+            if now - since > _GIVE_UP_SECONDS:
+                raise AuthenticationError(
+                    f"AWS has refused {error.operation_name} with the keys of the job for {_GIVE_UP_SECONDS:.0f} s "
+                    f"({code}), also with new ones. Check `aws_region` of the block; ask the administrators of the "
+                    "Boss what these keys may do.",
+                    status=403,
+                )
             if generation != self._generation:
                 return
-            since = self._refused_since = self._refused_since or now
-            has_worked = self._has_worked
-            if code in _DENIED and has_worked:
+            if code in _DENIED and error.operation_name in self._ever_worked:
                 if now - self._denied_at < _DENIAL_PAUSE_SECONDS:
                     # Renewed lately, and others get through: it is this object, not the keys.
                     raise PermissionDeniedError(f"AWS denies {error.operation_name} ({code}).", status=403)
                 self._denied_at = now
-        if now - since > _GIVE_UP_SECONDS:
-            raise AuthenticationError(
-                f"AWS has refused the keys of the job for {_GIVE_UP_SECONDS:.0f} s ({code}), also new ones. Check the "
-                "region and the clock of this machine.",
-                status=403,
-            )
-        if not has_worked and now - self._issued_at < _SPREADING_SECONDS:
+        in_vain = error.operation_name == self._renewed_for and error.operation_name not in self._worked
+        if (in_vain or not self._worked) and now - self._issued_at < _SPREADING_SECONDS:
             sleep(random.uniform(0.2, 1.0))  # new keys take some seconds to be known everywhere
             return
+        self._renewed_for = error.operation_name
         self._renew(generation, code)
 
     def _renew(self, generation: int, reason: str) -> None:
@@ -389,8 +443,52 @@ class JobQueues:
             self._keys.replace(joined)
             self._joined = joined
             self._issued_at = time.monotonic()
-            self._has_worked, self._refused_since = False, None
+            self._worked.clear()
             self._generation += 1
+
+
+class _Clock:
+    """The clock of AWS, as its answers tell it, beside that of this machine."""
+
+    def __init__(self) -> None:
+        self._ahead: float | None = None
+        self._at_least: float | None = None
+
+    def see(self, answer: Mapping[str, Any]) -> None:
+        """Compare the clocks. An answer that does not tell the time changes nothing."""
+        headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        try:
+            told = parsedate_to_datetime(headers.get("date", "")).timestamp()
+        except (AttributeError, TypeError, ValueError, OverflowError):
+            return
+        self._ahead = told - time.time()
+        # Answers tell whole seconds, and take a while to arrive: the latest of them is the nearest.
+        beyond = told - time.monotonic()
+        self._at_least = beyond if self._at_least is None else max(self._at_least, beyond)
+
+    def time(self) -> float | None:
+        """What it shows at the earliest; None before it was seen."""
+        return None if self._at_least is None else time.monotonic() + self._at_least
+
+    def check(self, code: str, error: ClientError) -> None:
+        """Find out whether AWS refuses a signature because of the clock of this machine.
+
+        Raises:
+            ClockOff: It does.
+        """
+        said = str(error.response.get("Error", {}).get("Message", ""))
+        ahead = self._ahead
+        is_off = ahead is not None and abs(ahead) > _TOLERATED_SKEW_SECONDS
+        if not is_off and code != _SKEWED and not _SKEW_TOLD.search(said):
+            return
+        amount = ""
+        if ahead is not None and is_off:
+            amount = f" by {abs(ahead) / 60:.0f} minutes ({'slow' if ahead > 0 else 'fast'})"
+        raise ClockOff(
+            f"The clock of this machine is wrong{amount}, so that AWS refuses all requests: it takes those signed "
+            "within a quarter of an hour of its own time. Set the clock (by NTP), then run this again: what was "
+            "uploaded stays."
+        )
 
 
 class Pauses:
@@ -449,6 +547,10 @@ def batches(bodies: Sequence[str]) -> list[list[int]]:
 
 def _converted(error: ClientError, code: str) -> BiomedError:
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if not _CODE.fullmatch(code):
+        return NetworkError(
+            f"{error.operation_name}: what answered (HTTP {status}) is not AWS. Check what lies between.",
+        )
     text = f"{error.operation_name}: AWS answered {code} ({error.response.get('Error', {}).get('Message', '')[:200]})."
     if code in _GONE:
         return QueueGone("The queue of the job is gone: it was completed or cancelled.")

@@ -48,6 +48,7 @@ def main() -> int:
             on_progress=lambda progress: tell(progress=progress),
             stop=stop,
             is_owner=False,
+            retries_kept=order["retries_kept"],
         )
         try:
             tell(report=uploader.run().model_dump(mode="json"))

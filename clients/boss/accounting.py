@@ -58,7 +58,8 @@ def account(
     with open_ledger(client, job_id, config.tile_count, ledger_folder) as ledger:
         # Of a complete job no message is left, so that what was indexed was also deleted, if only by a killed run.
         finished = ledger.tiles(TileState.FINISHED) | ledger.tiles(TileState.INDEXED)
-        skipped = ledger.tiles(TileState.SKIPPED)
+        skipped, blank = ledger.tiles(TileState.SKIPPED), ledger.blank()
+        totals = ledger.totals()
         quarantined = [f"{kept.tile or kept.message}: {kept.reason}" for kept in ledger.quarantined()]
         failed = ledger.failed()
     chunks = list(_chunks_without(finished | skipped, config))
@@ -68,7 +69,9 @@ def account(
     return UploadReport(
         job_id=job_id,
         tile_count=config.tile_count,
-        deleted=len(finished),
+        **(totals.counts | {"deleted": len(finished)}),
+        seconds=totals.seconds,
+        blank=tuple(sorted(blank)),
         skipped=tuple(sorted(skipped)),
         quarantined=tuple(quarantined),
         failed=failed,

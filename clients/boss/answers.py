@@ -62,6 +62,14 @@ def _time(value: Any) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
+def _seconds(value: Any) -> float | None:
+    """SQS tells milliseconds as text; a time that cannot be read is one that is not told."""
+    try:
+        return int(value) / 1000
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
 class JobAnswer(Answered):
     """An ingest job in a list, or one that was just made."""
 
@@ -230,6 +238,7 @@ class FrameworkErrorAnswer(Answered):
 
 class _MessageAttributes(Answered):
     receives: int = Field(default=1, alias="ApproximateReceiveCount")
+    sent_at: Annotated[float | None, BeforeValidator(_seconds)] = Field(default=None, alias="SentTimestamp")
 
 
 class _Message(Answered):

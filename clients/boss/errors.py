@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from prefect_biomed.clients.boss.models import JobStatus, UploadReport
-from prefect_biomed.clients.errors import BiomedError, JobFailed, PlatformError
+from prefect_biomed.clients.errors import BiomedError, ConfigurationError, JobFailed, PlatformError
 
-__all__ = ["ChunkFailed", "IngestIncomplete", "NotYetComplete", "ProcessFailed", "QueueGone", "refuse_over"]
+__all__ = ["ChunkFailed", "ClockOff", "IngestIncomplete", "NotYetComplete", "ProcessFailed", "QueueGone", "refuse_over"]
 
 
 class QueueGone(JobFailed):
     """The queue was deleted: somebody completed or cancelled the job."""
+
+
+class ClockOff(ConfigurationError):
+    """The clock of this machine is so wrong that AWS refuses every signature."""
 
 
 class ChunkFailed(BiomedError):

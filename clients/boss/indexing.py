@@ -12,9 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 
 from prefect_biomed.clients.boss._aws import BATCH, JobQueues, Pauses, batches
-from prefect_biomed.clients.boss.ledger import Ledger, TileState
+from prefect_biomed.clients.boss.ledger import Ledger, LedgerEntry, TileState
 from prefect_biomed.clients.boss.messages import Messages, Work
-from prefect_biomed.clients.boss.putting import KEPT_LEASE_SECONDS
 from prefect_biomed.clients.boss.tally import Course, Setbacks, Tally
 from prefect_biomed.clients.errors import BiomedError, ConnectionFailed, JobFailed, NetworkError, is_transient
 
@@ -106,11 +105,12 @@ class Indexing(_Step):
     def deal_with(self, batch: list[Work]) -> None:
         """Send the index messages of a batch."""
         to_send: list[Work] = []
+        entries = self._ledger.entries([item.tile for item in batch])
         for item in batch:
             if item.message.left_seconds <= 0:
                 self._tally.count(abandoned=1)  # somebody else has it by now
-                self._course.let_go()
-            elif self._is_surely_indexed(item):
+                self._course.let_go(item.tile)
+            elif self._was_indexed_meanwhile(item, entries.get(item.tile)) or self._is_surely_indexed(item):
                 self._tally.count(duplicates=1)
                 self._forward(item)
             else:
@@ -124,10 +124,11 @@ class Indexing(_Step):
         """Send messages until all are accepted, or their leases end."""
         pauses = Pauses(min(item.message.leased_at + item.message.lease_seconds for item in items))
         while True:
+            begun = self._queues.time()
             refused, error = self._send_once(items, bodies)
             sent = [item for position, item in enumerate(items) if position not in refused]
             self._tally.count(indexed=len(sent))
-            self._ledger.mark([item.row for item in sent], TileState.INDEXED)
+            self._ledger.mark([item.row for item in sent], TileState.INDEXED, begun)
             for item in sent:
                 self._forward(item)
             items, bodies = [items[position] for position in refused], [bodies[position] for position in refused]
@@ -152,6 +153,14 @@ class Indexing(_Step):
                 return [position for position, item in enumerate(items) if not self._is_settled(item)], error
             return list(range(len(items))), error
 
+    def _was_indexed_meanwhile(self, item: Work, entry: LedgerEntry | None) -> bool:
+        """Whether another process of this machine has had another message of the same tile since ours came."""
+        before, item.entry = item.entry, entry
+        if entry != before and item.is_done:
+            return True
+        item.entry = before
+        return False
+
     def _is_surely_indexed(self, item: Work) -> bool:
         """Whether an index message that is in doubt must not be sent again.
 
@@ -159,9 +168,7 @@ class Indexing(_Step):
         completion finds out what is missing and queues it again, provided that one tile of the chunk arrived for sure.
         """
         entry = item.entry
-        if entry is None or entry.message != item.message.id or entry.state != TileState.INDEXING:
-            return False
-        return self._is_settled(item)
+        return entry is not None and entry.state == TileState.INDEXING and item.is_known and self._is_settled(item)
 
     def _is_settled(self, item: Work) -> bool:
         tiles = int(item.chunk.split("&")[1])
@@ -197,10 +204,10 @@ class Deleting(_Step):
                 refused = {}  # somebody completed or cancelled the job; there is nothing left to delete
             self.finish([item for position, item in enumerate(waiting) if position not in refused])
             # A handle that SQS calls invalid cannot be mended: the message comes back and is known as a duplicate.
-            self._course.let_go(sum(not can_help for can_help in refused.values()))
+            self._course.let_go(*(waiting[position].tile for position, can_help in refused.items() if not can_help))
             waiting = [waiting[position] for position, can_help in refused.items() if can_help]
             if waiting and not pauses.take():
-                self._course.let_go(len(waiting))
+                self._course.let_go(*(item.tile for item in waiting))
                 return
 
     def finish(self, items: Sequence[Work]) -> None:
@@ -208,17 +215,19 @@ class Deleting(_Step):
         if not items:
             return
         known = self._ledger.entries([item.tile for item in items])
-        self._ledger.mark([item.row for item in items], TileState.FINISHED)
+        done_at = self._queues.time()
+        told = [item.row for item in items if item.tile in known]
+        self._ledger.mark(told, TileState.FINISHED)
+        # Nobody is told of chunks: they are done when they are in.
+        self._ledger.mark([item.row for item in items if item.tile not in known], TileState.FINISHED, done_at)
         for item in items:
-            if item.message.lease_seconds == KEPT_LEASE_SECONDS:
-                self._ledger.release(item.message.id)
             state = known[item.tile].state if item.tile in known else None
             if item.is_requeued:
                 self._tally.count(requeued=1)
             elif state != TileState.FINISHED:
                 self._tally.count(deleted=1)
         self._tally.finished(len(items))
-        self._course.let_go(len(items))
+        self._course.let_go(*(item.tile for item in items))
 
     def _delete(self, items: Sequence[Work], until: float) -> dict[int, bool]:
         """Delete up to ten messages; returns the positions of those that failed. Kept messages are gone already."""

@@ -10,6 +10,7 @@ import hashlib
 import json
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
@@ -20,19 +21,24 @@ from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.errors import BiomedError, HeldElsewhere, LedgerError, LocalStorageError
 from prefect_biomed.clients.files import home, private
 
-__all__ = ["Ledger", "LedgerEntry", "Quarantined", "TileState", "default_folder", "open_ledger"]
+__all__ = ["Ledger", "LedgerEntry", "Quarantined", "TileState", "Totals", "default_folder", "open_ledger"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tiles (
-    tile TEXT PRIMARY KEY, chunk TEXT NOT NULL, message TEXT NOT NULL, state INTEGER NOT NULL
+    tile TEXT PRIMARY KEY, chunk TEXT NOT NULL, message TEXT NOT NULL, state INTEGER NOT NULL, done_at REAL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS tiles_of_chunk ON tiles (chunk, state);
 CREATE TABLE IF NOT EXISTS failed (tile TEXT PRIMARY KEY, reason TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS quarantine (
     message TEXT PRIMARY KEY, tile TEXT, body TEXT NOT NULL, reason TEXT NOT NULL, poison INTEGER NOT NULL
 );
+CREATE INDEX IF NOT EXISTS quarantine_of_tile ON quarantine (tile);
+CREATE TABLE IF NOT EXISTS blank (tile TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS runs (run TEXT PRIMARY KEY, begun REAL NOT NULL, ended REAL NOT NULL, counts TEXT NOT NULL);
 """
-_FORMAT = 1
+_FORMAT = 2
+# What a ledger of an earlier format lacks.
+_MIGRATIONS = {"1": "ALTER TABLE tiles ADD COLUMN done_at REAL"}
 _STORAGE = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY})
 
 
@@ -50,10 +56,29 @@ class TileState(IntEnum):
 
 
 class LedgerEntry(NamedTuple):
-    """What the ledger knows of a tile: its state, and the message that was worked on."""
+    """What the ledger knows of a tile.
+
+    Attributes:
+        state: How far it has come.
+        message: The message that was worked on.
+        done_at: When the Boss was told of it, by the clock of AWS, in seconds since 1970; None where that is not known.
+    """
 
     state: TileState
     message: str
+    done_at: float | None = None
+
+
+class Totals(NamedTuple):
+    """What all runs of this machine did for a job.
+
+    Attributes:
+        counts: Sums of the counts of their reports.
+        seconds: Time in which at least one was at work.
+    """
+
+    counts: dict[str, int]
+    seconds: float
 
 
 class Quarantined(NamedTuple):
@@ -115,6 +140,10 @@ class Ledger:
             for name, value in (("format", str(_FORMAT)), ("identity", identity)):
                 connection.execute("INSERT OR IGNORE INTO about VALUES (?, ?)", (name, value))
             found = dict(connection.execute("SELECT name, value FROM about").fetchall())
+            if found.get("format") in _MIGRATIONS and found.get("identity") == identity:
+                connection.execute(_MIGRATIONS[found["format"]])
+                found["format"] = str(_FORMAT)
+                connection.execute("UPDATE about SET value = ? WHERE name = 'format'", (found["format"],))
             if found.get("format") == str(_FORMAT):
                 for statement in _SCHEMA.split(";"):
                     connection.execute(statement)
@@ -147,26 +176,38 @@ class Ledger:
                     raise self._error(error) from None
                 raise
 
-    def mark(self, tiles: Iterable[tuple[str, str, str]], state: TileState) -> None:
+    def mark(self, tiles: Iterable[tuple[str, str, str]], state: TileState, done_at: float | None = None) -> None:
         """Write the state of tiles.
+
+        A tile that is finished or skipped is not failed, kept or, when skipped, filled any more: each tile is in one
+        place.
 
         Args:
             tiles: Tile, chunk, and the message worked on.
             state: Their new state.
+            done_at: When the Boss was told of them, by the clock of AWS; what is known of it stays when None.
         """
-        rows = [(*tile, int(state)) for tile in tiles]
+        rows = [(*tile, int(state), done_at) for tile in tiles]
+        names = [(row[0],) for row in rows]
         with self._transaction() as connection:
-            connection.executemany("INSERT OR REPLACE INTO tiles VALUES (?, ?, ?, ?)", rows)
+            connection.executemany(
+                "INSERT INTO tiles VALUES (?, ?, ?, ?, ?) ON CONFLICT (tile) DO UPDATE SET chunk = excluded.chunk, "
+                "message = excluded.message, state = excluded.state, done_at = coalesce(excluded.done_at, done_at)",
+                rows,
+            )
             if state in (TileState.FINISHED, TileState.SKIPPED):
-                connection.executemany("DELETE FROM failed WHERE tile = ?", [(row[0],) for row in rows])
+                connection.executemany("DELETE FROM failed WHERE tile = ?", names)
+                connection.executemany("DELETE FROM quarantine WHERE tile = ?", names)
+            if state == TileState.SKIPPED:
+                connection.executemany("DELETE FROM blank WHERE tile = ?", names)
 
     def entries(self, tiles: Sequence[str]) -> dict[str, LedgerEntry]:
         """Read the state of tiles; those that are unknown are left out."""
         if not tiles:
             return {}
         marks = ",".join("?" * len(tiles))
-        rows = self._query(f"SELECT tile, state, message FROM tiles WHERE tile IN ({marks})", tiles)
-        return {tile: LedgerEntry(TileState(state), message) for tile, state, message in rows}
+        rows = self._query(f"SELECT tile, state, message, done_at FROM tiles WHERE tile IN ({marks})", tiles)
+        return {tile: LedgerEntry(TileState(state), message, done_at) for tile, state, message, done_at in rows}
 
     def chunk_counts(self, chunk: str) -> tuple[int, int]:
         """How many tiles of a chunk were indexed for sure, and for how many that is in doubt."""
@@ -180,6 +221,46 @@ class Ledger:
     def tiles(self, state: TileState) -> set[str]:
         """The tiles in a state."""
         return {row[0] for row in self._query("SELECT tile FROM tiles WHERE state = ?", (int(state),))}
+
+    def blank(self, among: Sequence[str] | None = None) -> set[str]:
+        """The tiles that were filled because their source was missing or damaged.
+
+        Args:
+            among: Only of these; of all when None.
+        """
+        if among is None:
+            return {row[0] for row in self._query("SELECT tile FROM blank", ())}
+        marks = ",".join("?" * len(among))
+        return {row[0] for row in self._query(f"SELECT tile FROM blank WHERE tile IN ({marks})", among)}
+
+    def fill(self, tile: str, *, is_blank: bool) -> None:
+        """Note whether what is sent of a tile is the fill value or its source."""
+        statement = "INSERT OR IGNORE INTO blank VALUES (?)" if is_blank else "DELETE FROM blank WHERE tile = ?"
+        with self._transaction() as connection:
+            connection.execute(statement, (tile,))
+
+    def note_run(self, run: str, begun: float, ended: float, counts: Mapping[str, int]) -> None:
+        """Write down what a run has done so far, so that it counts also when the run is killed.
+
+        Args:
+            run: Name of the run.
+            begun: When it began, in seconds since 1970.
+            ended: When it was last at work.
+            counts: Counts of its report.
+        """
+        with self._transaction() as connection:
+            row = (run, begun, ended, json.dumps(dict(counts)))
+            connection.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?)", row)
+
+    def totals(self) -> Totals:
+        """Add up what all runs did; time in which several were at work counts once."""
+        counts: Counter[str] = Counter()
+        seconds, covered = 0.0, 0.0
+        for begun, ended, text in self._query("SELECT begun, ended, counts FROM runs ORDER BY begun", ()):
+            counts.update(json.loads(text))
+            seconds += max(0.0, ended - max(begun, covered))
+            covered = max(covered, ended)
+        return Totals(dict(counts), seconds)
 
     def fail(self, tile: str, reason: str) -> None:
         """Note that a tile could not be read or sent."""
@@ -196,7 +277,7 @@ class Ledger:
             connection.execute("DELETE FROM failed")
 
     def quarantine(self, message: str, tile: str | None, body: str, reason: str, *, poison: bool) -> None:
-        """Keep a message that is taken off the queue.
+        """Keep a message that is taken off the queue; one for each tile, the latest.
 
         Args:
             message: Its id.
@@ -206,6 +287,9 @@ class Ledger:
             poison: Whether it can never be worked on.
         """
         with self._transaction() as connection:
+            if tile is not None:
+                for table in ("quarantine", "tiles", "failed", "blank"):
+                    connection.execute(f"DELETE FROM {table} WHERE tile = ?", (tile,))
             row = (message, tile, body, reason, int(poison))
             connection.execute("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?, ?)", row)
 
@@ -213,11 +297,6 @@ class Ledger:
         """The messages that were kept."""
         rows = self._query("SELECT message, tile, body, reason, poison FROM quarantine ORDER BY message", ())
         return [Quarantined(message, tile, body, reason, bool(poison)) for message, tile, body, reason, poison in rows]
-
-    def release(self, message: str) -> None:
-        """Forget a kept message, because it was worked on after all."""
-        with self._transaction() as connection:
-            connection.execute("DELETE FROM quarantine WHERE message = ?", (message,))
 
     def _query(self, statement: str, values: Sequence[object]) -> list[Any]:
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ class Work:
         body: What the message says.
         entry: What the ledger knew of the tile when the message came.
         path: Name of the source.
+        was_blank: Whether the fill value was sent in its place before.
     """
 
     message: UploadMessage
@@ -39,6 +41,7 @@ class Work:
     body: dict[str, Any]
     entry: LedgerEntry | None = None
     path: str = ""
+    was_blank: bool = False
 
     @property
     def row(self) -> tuple[str, str, str]:
@@ -46,10 +49,27 @@ class Work:
         return self.tile, self.chunk, self.message.id
 
     @property
+    def is_known(self) -> bool:
+        """Whether the tile was worked on for this very message, or for another one that was sent no earlier.
+
+        A message that was sent before the Boss was told of the tile asks for nothing more, whatever its name: queues
+        deliver twice, and a job may be filled, or completed, twice.
+        """
+        entry, sent_at = self.entry, self.message.sent_at
+        if entry is None:
+            return False
+        is_earlier = sent_at is not None and entry.done_at is not None and sent_at < entry.done_at
+        return entry.message == self.message.id or is_earlier
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the Boss was told of the tile, so that only its message is left to be deleted."""
+        return self.is_known and self.entry is not None and self.entry.state in (TileState.INDEXED, TileState.FINISHED)
+
+    @property
     def is_requeued(self) -> bool:
         """Whether the Boss asks again for a tile that was finished."""
-        entry = self.entry
-        return entry is not None and entry.state == TileState.FINISHED and entry.message != self.message.id
+        return self.entry is not None and self.entry.state == TileState.FINISHED and not self.is_known
 
 
 class Messages:
@@ -133,6 +153,7 @@ class Messages:
     def _check_cuboids(self, cuboids: object, chunk: Position) -> None:
         if not isinstance(cuboids, list) or not cuboids:
             raise PoisonMessage("it lists no cuboids")
+        listed: set[tuple[int, int, int]] = set()
         size = self._config.piece_size
         steps = {"x": _keys.CUBOID_X, "y": _keys.CUBOID_Y, "z": _keys.CUBOID_Z}
         for cuboid in cuboids:
@@ -145,6 +166,18 @@ class Messages:
             expected = tuple((origin[axis] + offset[axis]) // steps[axis] for axis in ("x", "y", "z"))
             if (where.x, where.y, where.z) != expected or any(offset[axis] % steps[axis] for axis in steps):
                 raise PoisonMessage("the key of a cuboid does not fit its place")
+            listed.add((offset["x"], offset["y"], offset["z"]))
+        lacking = self._cuboids_of(chunk) - listed
+        if lacking:
+            raise PoisonMessage(f"its list of cuboids lacks {len(lacking)}, such as {min(lacking)}")
+
+    def _cuboids_of(self, chunk: Position) -> set[tuple[int, int, int]]:
+        """Offsets of the cuboids of a chunk that the job has voxels for."""
+        size, extent = self._config.piece_size, self._config.ingest_job.extent
+        x = range(0, min(size["x"], extent.x[1] - chunk.x * size["x"]), _keys.CUBOID_X)
+        y = range(0, min(size["y"], extent.y[1] - chunk.y * size["y"]), _keys.CUBOID_Y)
+        z = range(0, min(size["z"], extent.z[1] - chunk.z * size["z"]), _keys.CUBOID_Z)
+        return set(itertools.product(x, y, z))
 
     def _inside(self, position: Position) -> bool:
         size, extent = self._config.piece_size, self._config.ingest_job.extent

@@ -247,7 +247,7 @@ class UploadReport(_Frozen):
         deleted_before: Distinct tiles that earlier runs finished, as the ledger of this machine knows.
         requeued: Tiles that were finished and that the Boss asked for again; done again, and not counted as deleted.
         duplicates: Messages of tiles that were finished already; only deleted again.
-        abandoned: Messages given back because their lease came to its end.
+        abandoned: Messages received and not worked on: their lease was near its end, or the upload was.
         blank: Tiles filled because their source was missing or damaged.
         skipped: Tiles left out for the same reason.
         quarantined: Messages that cannot be right, or whose source is missing or damaged, taken off the queue and kept.

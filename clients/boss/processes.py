@@ -194,7 +194,8 @@ def _children(count: int, order: dict[str, Any]) -> Iterator[tuple[list[subproce
             children.append(child)
             threading.Thread(target=read, args=(number, child), daemon=True).start()
             assert child.stdin is not None
-            child.stdin.write(json.dumps(order) + "\n")  # the token goes through the pipe alone
+            # The token goes through the pipe alone.
+            child.stdin.write(json.dumps(order | {"retries_kept": number == 0}) + "\n")
             child.stdin.flush()
         yield children, lines
     finally:

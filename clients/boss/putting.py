@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from prefect_biomed.clients.boss.models import UploadSettings
 from prefect_biomed.clients.boss.sources import ChunkSource, TileSource
 from prefect_biomed.clients.boss.tally import Course, Setbacks, Tally
 from prefect_biomed.clients.errors import (
+    AuthenticationError,
     BiomedError,
     ConfigurationError,
     JobFailed,
@@ -26,13 +28,12 @@ from prefect_biomed.clients.errors import (
     is_transient,
 )
 
-__all__ = ["KEPT_LEASE_SECONDS", "ChunkPutting", "Pieces", "Putting", "TilePutting"]
+__all__ = ["ChunkPutting", "Pieces", "Putting", "TilePutting"]
 
 logger = logging.getLogger(__name__)
 
-KEPT_LEASE_SECONDS = 3600.0
-"""Lease of a message that was kept in the ledger and is in no queue any more."""
-
+# Of a message that was kept in the ledger and is in no queue any more.
+_KEPT_LEASE_SECONDS = 3600.0
 _RECENT = 200
 _MOST_CHUNKS = 4
 _LONGEST_CHUNK_LEASE_SECONDS = 600.0
@@ -151,6 +152,8 @@ class ChunkPutting:
         first = bad[0][1]
         places = ", ".join(f"({cuboid['x']}, {cuboid['y']}, {cuboid['z']})" for cuboid, _ in bad[:10])
         message = f"{len(bad)} of {len(cuboids)} cuboids of chunk {item.position} are not in, at {places}: {first}"
+        if isinstance(first, AuthenticationError | ConfigurationError):
+            raise first
         if is_transient(first) or isinstance(first, QueueGone):
             raise type(first)(message)
         raise ChunkFailed(message)
@@ -191,6 +194,8 @@ class Pieces:
         self._course = course
         self._forward = forward
         self._durations: deque[float] = deque(maxlen=_RECENT)
+        self._not_begun: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._put_aside: set[str] = set()
 
     @property
     def slow_seconds(self) -> float:
@@ -202,21 +207,34 @@ class Pieces:
         """Read and put one piece; runs in the pool, so that nothing may be raised."""
         begun = time.monotonic()
         try:
-            if self._course.is_over:
-                self._course.let_go()
+            if not self._course.may_begin:
+                self.leave(item)
             elif item.message.left_seconds < 0.25 * item.message.lease_seconds:
                 self._tally.count(abandoned=1)
-                self._course.let_go()
+                self._course.let_go(item.tile)
             elif self._brought(item):
                 self._durations.append(time.monotonic() - begun)
-        except (ConfigurationError, JobFailed, NotFoundError) as error:
-            self._course.let_go()
+        except (AuthenticationError, ConfigurationError, JobFailed, NotFoundError) as error:
+            self._course.let_go(item.tile)
             self._course.fail(error)
         except BiomedError as error:
             self._setbacks.troubled(item.tile, error)
         except BaseException as error:
-            self._course.let_go()
+            self._course.let_go(item.tile)
             self._course.fail(error)
+
+    def leave(self, item: Work) -> None:
+        """Have done with a piece that was not begun; `give_back` lets others have it at once."""
+        self._tally.count(abandoned=1)
+        self._not_begun.put(item.message.handle)
+        self._course.let_go(item.tile)
+
+    def give_back(self) -> None:
+        """Let others have at once what was received and not begun. Where that is not allowed, its lease has to end."""
+        handles = []
+        while not self._not_begun.empty():
+            handles.append(self._not_begun.get())
+        self._queues.give_back([handle for handle in handles if handle])
 
     def bad_source(self, item: Work, error: SourceUnreadable) -> None:
         """Apply the policy to a source that is missing, damaged or of the wrong kind."""
@@ -225,6 +243,7 @@ class Pieces:
             if self._policy == "fail":
                 self._setbacks.give_up(item.tile, str(error))
             elif self._policy == "blank":
+                self._ledger.fill(item.tile, is_blank=True)
                 self.putting.put(item, self.putting.blank())
                 self._tally.name("blank", item.tile)
                 self._forward(item)
@@ -232,10 +251,10 @@ class Pieces:
                 self._ledger.mark([item.row], TileState.SKIPPED)
                 self._tally.name("skipped", item.tile)
                 self._take_off(item.message)
-                self._course.let_go()
+                self._course.let_go(item.tile)
             else:
                 self.quarantine(item.message, item.tile, str(error), poison=False)
-                self._course.let_go()
+                self._course.let_go(item.tile)
         except BiomedError as problem:
             self._setbacks.troubled(item.tile, problem)
 
@@ -250,24 +269,30 @@ class Pieces:
         """
         name = tile or f"message {message.id}"
         logger.warning("%s is quarantined: %s", name, reason)
+        self._put_aside.add(name)
         self._ledger.quarantine(message.id, tile, message.body, reason, poison=poison)
         self._tally.name("quarantined", f"{name}: {reason}")
         self._take_off(message)
 
     def retry_quarantined(self, messages: Messages) -> None:
-        """Try again what an earlier upload put aside; its messages are gone, all else is as usual."""
+        """Try again what an earlier upload put aside; its messages are gone, all else is as usual.
+
+        To be called when the queue is empty: what the Boss has asked for again is in the queue, and done from there.
+        """
         for kept in self._ledger.quarantined():
-            if kept.poison:
+            if kept.poison or kept.tile in self._put_aside or not self._course.may_begin:
                 continue
-            message = UploadMessage(kept.message, "", kept.body, 0, time.monotonic(), KEPT_LEASE_SECONDS)
+            message = UploadMessage(kept.message, "", kept.body, 0, None, time.monotonic(), _KEPT_LEASE_SECONDS)
             try:
                 item = messages.read(message)
+                item.entry = self._ledger.entries([item.tile]).get(item.tile)
                 item.path = self.putting.source.path(item.position)
-                self.putting.put(item, self.putting.read(item))
+                if not item.is_done:
+                    self.putting.put(item, self.putting.read(item))
             except (PoisonMessage, SourceUnreadable) as error:
                 self._tally.name("quarantined", f"{kept.tile}: {error}")
                 continue
-            self._course.hold()
+            self._course.hold(item.tile)
             self._forward(item)
 
     def _take_off(self, message: UploadMessage) -> None:
@@ -280,6 +305,8 @@ class Pieces:
         except SourceUnreadable as error:
             self.bad_source(item, error)
             return False
+        if item.was_blank:
+            self._ledger.fill(item.tile, is_blank=False)
         self._forward(item)
         return True
 

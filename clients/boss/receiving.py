@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from prefect_biomed.clients.boss._aws import JobQueues, UploadMessage
+from prefect_biomed.clients.boss._aws import BATCH, JobQueues, UploadMessage
 from prefect_biomed.clients.boss._keys import PoisonMessage
-from prefect_biomed.clients.boss.ledger import Ledger, TileState
+from prefect_biomed.clients.boss.ledger import Ledger
 from prefect_biomed.clients.boss.messages import Messages, Work
 from prefect_biomed.clients.boss.models import UploadSettings
 from prefect_biomed.clients.boss.putting import Pieces
@@ -61,19 +61,20 @@ class Receiving:
         self._counted_at = 0.0
         self._quiet_since: float | None = None
         self._empty_looks = 0
+        self._twins: list[UploadMessage] = []
+        self._looks_at_kept = False
 
     def run(self, *, retry_quarantined: bool) -> None:
         """Receive until the queue is empty, a limit is reached, or the upload is over.
 
         Args:
-            retry_quarantined: Whether to try first what earlier uploads put aside.
+            retry_quarantined: Whether to try what earlier uploads put aside, when the queue is empty.
         """
+        self._looks_at_kept = retry_quarantined
         putting, course = self._pieces.putting, self._course
         limit = self._settings.max_seconds
         deadline = math.inf if limit is None else time.monotonic() + limit
         with ThreadPoolExecutor(putting.workers, thread_name_prefix="boss-put") as pool:
-            if retry_quarantined:
-                self._pieces.retry_quarantined(self._messages)
             while not course.is_over and not self._is_at_limit(deadline):
                 if not course.has_room(putting.most):
                     continue
@@ -81,7 +82,7 @@ class Receiving:
                 self._queues.renew_if_old()
                 if time.monotonic() - self._counted_at > _COUNT_EVERY_SECONDS:
                     self._count()
-                fresh = self._accept(self._receive(is_idle=is_idle), pool)
+                fresh = self._accept(self._separate_twins(), pool) + self._accept(self._receive(is_idle=is_idle), pool)
                 if fresh:
                     self._received += fresh
                     self._quiet_since, self._empty_looks = None, 0
@@ -105,8 +106,14 @@ class Receiving:
             # The counts are approximate; two looks are not proof, but the completion looks again.
             self._empty_looks += 1
             self._course.pause(_LOOK_AGAIN_SECONDS)
-            self._course.is_exhausted = self._empty_looks >= 2
-            return self._course.is_exhausted
+            if self._empty_looks < 2:
+                return False
+            if self._looks_at_kept:
+                self._looks_at_kept = False
+                self._pieces.retry_quarantined(self._messages)
+                return False
+            self._course.is_exhausted = True
+            return True
         self._empty_looks = 0
         self._quiet_since = self._quiet_since or time.monotonic()
         if time.monotonic() - self._quiet_since > self._settings.straggler_seconds:
@@ -120,7 +127,17 @@ class Receiving:
         return visible, leased
 
     def _receive(self, *, is_idle: bool) -> list[UploadMessage]:
-        return self._queues.receive(self._lease(), _WAIT_SECONDS if is_idle and self._quiet_since else 0)
+        limit = self._settings.max_tiles
+        most = BATCH if limit is None else min(BATCH, limit - self._received)
+        messages = self._queues.receive(self._lease(), _WAIT_SECONDS if is_idle and self._quiet_since else 0, most)
+        self._tally.count(received=len(messages))
+        return messages
+
+    def _separate_twins(self) -> list[UploadMessage]:
+        """Take out the messages whose tile came by another message, and is not in hand any more."""
+        due = [message for message in self._twins if not self._course.holds(self._messages.read(message).tile)]
+        self._twins = [message for message in self._twins if message not in due]
+        return [message for message in due if message.left_seconds > 0]
 
     def _lease(self) -> float:
         """Long enough for all that is in hand at the present pace; it cannot be prolonged later."""
@@ -130,7 +147,6 @@ class Receiving:
 
     def _accept(self, messages: Sequence[UploadMessage], pool: ThreadPoolExecutor) -> int:
         """Check a batch and hand it to the pool, grouped by source; returns how many were worth it."""
-        self._tally.count(received=len(messages))
         work: list[Work] = []
         fresh = 0
         for message in messages:
@@ -139,15 +155,19 @@ class Receiving:
             except PoisonMessage as error:
                 fresh += 1
                 self._pieces.quarantine(message, None, f"{error}", poison=True)
-        entries = self._ledger.entries([item.tile for item in work])
+        names = [item.tile for item in work]
+        entries, blank = self._ledger.entries(names), self._ledger.blank(names)
         ready: list[Work] = []
         for item in work:
-            item.entry = entries.get(item.tile)
+            item.entry, item.was_blank = entries.get(item.tile), item.tile in blank
             if item.tile in self._tally.failed:
                 continue  # left in the queue, under the policy `fail`
             fresh += 1
-            self._course.hold()
-            if item.entry and item.entry.message == item.message.id and item.entry.state >= TileState.INDEXED:
+            if self._course.holds(item.tile):
+                self._twins.append(item.message)
+                continue
+            self._course.hold(item.tile)
+            if item.is_done:
                 self._tally.count(duplicates=1)
                 self._is_indexed(item)
             elif self._has_path(item):
@@ -163,6 +183,6 @@ class Receiving:
             self._pieces.bad_source(item, error)
             return False
         except BaseException:
-            self._course.let_go()
+            self._course.let_go(item.tile)
             raise
         return True

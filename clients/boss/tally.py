@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
+import uuid
 from collections import Counter, deque
 
 from prefect_biomed.clients.boss.errors import ChunkFailed
@@ -18,10 +20,14 @@ logger = logging.getLogger(__name__)
 
 _NAMED_LIMIT = 1000
 _RATE_SECONDS = 30.0
+_COUNTS = ("received", "put", "put_bytes", "indexed", "deleted", "requeued", "duplicates", "abandoned")
 
 
 class Course:
-    """Whether an upload goes on, and how many messages are in hand.
+    """Whether an upload goes on, and which tiles are in hand.
+
+    Args:
+        grace_seconds: For how long after its end what was received is still begun.
 
     Attributes:
         reason: Why it ended before the queue was empty; empty otherwise.
@@ -29,47 +35,70 @@ class Course:
         is_exhausted: Whether the queue was found empty.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace_seconds: float = 0.0) -> None:
         self.reason = ""
         self.error: BaseException | None = None
         self.is_exhausted = False
+        self._grace_seconds = grace_seconds
+        self._begins_until = math.inf
         self._changed = threading.Condition()
         self._over = threading.Event()
-        self._in_hand = 0
+        self._in_hand: set[str] = set()
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more is to be begun."""
+        """Whether nothing more is to be received."""
         return self._over.is_set()
 
     @property
-    def in_hand(self) -> int:
-        """Messages that were received and are not dealt with."""
-        return self._in_hand
+    def may_begin(self) -> bool:
+        """Whether what was received is still to be begun."""
+        return time.monotonic() < self._begins_until
 
-    def end(self, reason: str) -> None:
-        """Begin nothing more; the first reason is kept."""
+    @property
+    def in_hand(self) -> int:
+        """Tiles that were received and are not dealt with."""
+        return len(self._in_hand)
+
+    def end(self, reason: str, *, at_once: bool = False) -> None:
+        """Receive nothing more; the first reason is kept.
+
+        Args:
+            reason: Why.
+            at_once: Whether what was received, but not begun, is left alone, too.
+        """
+        now = time.monotonic()
         if not self._over.is_set():
             self.reason = self.reason or reason
+            self._begins_until = now + self._grace_seconds
             self._over.set()
+        if at_once:
+            self._begins_until = min(self._begins_until, now)
         with self._changed:
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
         """End it because of an error; the first one is kept."""
         self.error = self.error or error
-        self.end(f"failed: {error}")
+        self.end(f"failed: {error}", at_once=True)
 
-    def hold(self) -> None:
-        """Take a message in hand."""
-        self._change(+1)
+    def holds(self, tile: str) -> bool:
+        """Whether a tile is in hand."""
+        return tile in self._in_hand
 
-    def let_go(self, count: int = 1) -> None:
-        """Have done with messages, for good or until they come back."""
-        self._change(-count)
+    def hold(self, tile: str) -> None:
+        """Take a tile in hand."""
+        with self._changed:
+            self._in_hand.add(tile)
+
+    def let_go(self, *tiles: str) -> None:
+        """Have done with tiles, for good or until they come back."""
+        with self._changed:
+            self._in_hand.difference_update(tiles)
+            self._changed.notify_all()
 
     def has_room(self, most: int, seconds: float = 1.0) -> bool:
-        """Wait until no more than so many messages are in hand.
+        """Wait until no more than so many tiles are in hand.
 
         Args:
             most: That many.
@@ -79,22 +108,17 @@ class Course:
             False when there are more after that time, or when the upload is over meanwhile.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._in_hand <= most or self.is_over, timeout=seconds)
-            return self._in_hand <= most
+            self._changed.wait_for(lambda: self.in_hand <= most or self.is_over, timeout=seconds)
+            return self.in_hand <= most
 
     def await_change(self, seconds: float) -> None:
-        """Wait until a message is dealt with, or for so long."""
+        """Wait until a tile is dealt with, or for so long."""
         with self._changed:
             self._changed.wait(seconds)
 
     def pause(self, seconds: float) -> None:
         """Wait for so long, or until the upload is over."""
         self._over.wait(seconds)
-
-    def _change(self, by: int) -> None:
-        with self._changed:
-            self._in_hand += by
-            self._changed.notify_all()
 
 
 class Tally:
@@ -117,6 +141,7 @@ class Tally:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._names: dict[str, list[str]] = {"blank": [], "skipped": [], "quarantined": []}
+        self._run, self._begun = uuid.uuid4().hex, time.time()
         self._finish_times: deque[tuple[float, int]] = deque()
 
     def count(self, **changes: int) -> None:
@@ -140,6 +165,17 @@ class Tally:
         """Note that tiles were finished, for the rate."""
         with self._lock:
             self._finish_times.append((time.monotonic(), count))
+
+    def write_down(self, ledger: Ledger, joins: int) -> None:
+        """Let the ledger know what was done so far, for the report of the whole job.
+
+        Args:
+            ledger: The ledger of the job.
+            joins: Times that keys were asked for.
+        """
+        with self._lock:
+            counts = {name: self._counts[name] for name in _COUNTS} | {"joins": joins}
+        ledger.note_run(self._run, self._begun, time.time(), counts)
 
     def progress(self, ledger: Ledger) -> UploadProgress:
         """Tell how far the upload is.
@@ -182,11 +218,10 @@ class Tally:
         failed = ledger.failed()
         quarantined = [kept for kept in ledger.quarantined() if not kept.poison]
         accounted = finished + left_out + len(failed) + len(quarantined)
-        names = ("received", "put", "put_bytes", "indexed", "deleted", "requeued", "duplicates", "abandoned")
         return UploadReport(
             job_id=self._job_id,
             tile_count=self._tile_count,
-            **{name: self._counts[name] for name in names},
+            **{name: self._counts[name] for name in _COUNTS},
             **{kind: tuple(tiles) for kind, tiles in self._names.items()},
             deleted_before=before + settled,
             failed=failed,
@@ -223,12 +258,12 @@ class Setbacks:
             self._note(tile, str(error))
         else:
             self._tally.count(abandoned=1)
-        self._course.let_go()
+        self._course.let_go(tile)
 
     def give_up(self, tile: str, reason: str) -> None:
         """Leave the message of a tile in the queue for good."""
         self._note(tile, reason)
-        self._course.let_go()
+        self._course.let_go(tile)
 
     def _note(self, tile: str, reason: str) -> None:
         self._tally.failed[tile] = reason

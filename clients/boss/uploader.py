@@ -56,6 +56,7 @@ class Uploader:
         on_progress: Called about every second in the thread that called `run`.
         stop: Set it to end the upload politely.
         is_owner: False for one of several processes of one upload, of which the parent keeps house.
+        retries_kept: Whether to try again what earlier uploads put aside; one process of an upload does.
 
     Raises:
         PreflightFailed: The configuration is that of another job.
@@ -74,6 +75,7 @@ class Uploader:
         on_progress: Callable[[UploadProgress], None] | None = None,
         stop: threading.Event | None = None,
         is_owner: bool = True,
+        retries_kept: bool = True,
     ) -> None:
         settings = settings or UploadSettings()
         joined = joined or wait_until_ready(client, job_id)
@@ -85,11 +87,12 @@ class Uploader:
         self._on_progress = on_progress
         self._external_stop = stop or threading.Event()
         self._is_owner = is_owner
+        self._retries_kept = retries_kept
         self._ledger = open_ledger(client, job.id, job.tile_count, ledger_folder)
         source = open_source(config, joined.datatype, settings)
         self._queues = JobQueues(client, joined, connections=settings.threads + 2, key_seconds=settings.key_seconds)
         self._tally = Tally(job.id, job.tile_count)
-        self._course = Course()
+        self._course = Course(settings.grace_seconds)
         messages = Messages(config, joined)
         self._line = _assembled(messages, source, settings, self._queues, self._ledger, self._tally, self._course)
 
@@ -115,7 +118,7 @@ class Uploader:
         threads = {
             "index": self._thread("index", line.indexing.run),
             "delete": self._thread("delete", line.deleting.run),
-            "receive": self._thread("receive", lambda: line.receiving.run(retry_quarantined=self._is_owner)),
+            "receive": self._thread("receive", lambda: line.receiving.run(retry_quarantined=self._retries_kept)),
         }
         try:
             while threads["receive"].is_alive():
@@ -124,7 +127,7 @@ class Uploader:
                 if self._external_stop.is_set():
                     course.end("stopped on request")
         except BaseException:
-            course.end("interrupted")
+            course.end("interrupted", at_once=True)
             raise
         finally:
             self._shut_down(threads)
@@ -154,6 +157,7 @@ class Uploader:
         return thread
 
     def _show_progress(self) -> None:
+        self._tally.write_down(self._ledger, self._queues.joins)
         if self._on_progress:
             self._on_progress(self._tally.progress(self._ledger))
 
@@ -164,6 +168,7 @@ class Uploader:
         for name, step in (("index", self._line.indexing), ("delete", self._line.deleting)):
             step.end()
             threads[name].join(max(0.0, deadline - time.monotonic()))
+        self._line.pieces.give_back()
         if any(thread.is_alive() for thread in threads.values()):
             logger.warning("The grace period is over; what is still in flight comes back when its lease ends")
 

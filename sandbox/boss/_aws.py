@@ -2,7 +2,8 @@
 
 The policy of the keys that a join issues is enforced: receive, delete and attributes on the
 upload queue, send on the index queue, PutObject on one bucket. All else is denied, above all
-ChangeMessageVisibility and every way of reading an object back.
+ChangeMessageVisibility (unless a switch allows it) and every way of reading an object back.
+Requests signed more than a quarter of an hour off are refused.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import unquote
 from xml.sax.saxutils import escape
@@ -35,6 +37,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _TARGET = "AmazonSQS."
+_SIGNED = "%Y%m%dT%H%M%SZ"
+_SKEW = timedelta(minutes=15)
 _METADATA_BYTES = 2048
 _MESSAGE_BYTES = 256 * 1024
 _POLL_SECONDS = 0.01
@@ -77,11 +81,28 @@ class AwsApp:
             await self._answer_s3(scope, headers, body, send)
 
     def _key(self, headers: dict[str, str], unknown: str) -> Key:
+        self._check_clock(headers, is_s3=unknown == "InvalidAccessKeyId")
         found = _CREDENTIAL.search(headers.get("authorization", ""))
         key = self._service.valid_key(found.group(1)) if found else None
         if key is None:
             raise AwsProblem(403, unknown, "The access key is not known.")
         return key
+
+    def _check_clock(self, headers: dict[str, str], *, is_s3: bool) -> None:
+        try:
+            signed = datetime.strptime(headers.get("x-amz-date", ""), _SIGNED).replace(tzinfo=UTC)
+        except ValueError:
+            return
+        now = datetime.now(UTC) + timedelta(seconds=self._service.switches.clock_ahead_seconds)
+        if abs(now - signed) <= _SKEW:
+            return
+        if is_s3:
+            text = "The difference between the request time and the current time is too large."
+            raise AwsProblem(403, "RequestTimeTooSkewed", text)
+        text = f"Signature expired: {signed:{_SIGNED}} is now earlier than {now - _SKEW:{_SIGNED}}"
+        if signed > now:
+            text = f"Signature not yet current: {signed:{_SIGNED}} is still later than {now + _SKEW:{_SIGNED}}"
+        raise AwsProblem(403, "InvalidSignatureException", text)
 
     # -- SQS ---------------------------------------------------------------------------------
 
@@ -129,7 +150,10 @@ class AwsApp:
         if found is None:
             raise AwsProblem(400, "QueueDoesNotExist", "The specified queue does not exist.")
         queue, job, kind = found
-        if job is not key.job or _ALLOWED.get(operation) != kind:
+        allowed = _ALLOWED.get(operation)
+        if operation == "ChangeMessageVisibilityBatch" and self._service.switches.keys_may_give_back:
+            allowed = "upload"
+        if job is not key.job or allowed != kind:
             key.job.observed.denied[operation] += 1
             text = f"User ingest{key.job.id} is not authorized to perform: sqs:{operation}"
             raise AwsProblem(403, "AccessDenied", text)
@@ -162,6 +186,14 @@ class AwsApp:
             text = "The input receipt handle is invalid."
             raise AwsProblem(400, "ReceiptHandleIsInvalid", text) from error
 
+    @staticmethod
+    def _give_back(queue: Queue, handle: str) -> None:
+        try:
+            queue.give_back(handle)
+        except ReceiptHandleIsInvalid as error:
+            text = "The input receipt handle is invalid."
+            raise AwsProblem(400, "ReceiptHandleIsInvalid", text) from error
+
     def _batch(
         self,
         operation: str,
@@ -189,7 +221,10 @@ class AwsApp:
                 good.append({"Id": entry["Id"], **_sent(queue.send(entry["MessageBody"]))})
             else:
                 try:
-                    self._delete(queue, job, entry["ReceiptHandle"])
+                    if operation == "DeleteMessageBatch":
+                        self._delete(queue, job, entry["ReceiptHandle"])
+                    else:
+                        self._give_back(queue, entry["ReceiptHandle"])
                     good.append({"Id": entry["Id"]})
                 except AwsProblem as problem:
                     fault = {"Code": problem.code, "Message": problem.message, "SenderFault": True}

@@ -98,17 +98,27 @@ class Queue:
         Raises:
             ReceiptHandleIsInvalid: The handle cannot be read.
         """
-        try:
-            identity, receives, _ = base64.b64decode(handle, validate=True).decode().split(":")
-            number = int(receives)
-        except (ValueError, UnicodeDecodeError) as error:
-            raise ReceiptHandleIsInvalid(handle[:20]) from error
+        identity, number = _parsed(handle)
         with self.lock:
             message = self._messages.get(identity)
             if message is None or message.receives != number:
                 return False
             del self._messages[identity]
             self._leased.pop(identity, None)
+            return True
+
+    def give_back(self, handle: str) -> bool:
+        """Make a leased message visible at once; False when the handle is stale or the message is gone.
+
+        Raises:
+            ReceiptHandleIsInvalid: The handle cannot be read.
+        """
+        identity, number = _parsed(handle)
+        with self.lock:
+            message = self._messages.get(identity)
+            if message is None or message.receives != number or self._leased.pop(identity, None) is None:
+                return False
+            self._visible.append(identity)
             return True
 
     def clear(self) -> None:
@@ -147,3 +157,11 @@ class Queue:
             if until is not None and until <= now:
                 del self._leased[identity]
                 self._visible.append(identity)
+
+
+def _parsed(handle: str) -> tuple[str, int]:
+    try:
+        identity, receives, _ = base64.b64decode(handle, validate=True).decode().split(":")
+        return identity, int(receives)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ReceiptHandleIsInvalid(handle[:20]) from error

@@ -81,6 +81,8 @@ class BossSwitches(Switches):
     key_delay_seconds: float = Field(default=0.0, description="Time until a new key is known.")
     index_delay_seconds: float = Field(default=0.0, description="Delay of the index lambda.")
     hold_ingest: bool = Field(default=False, description="The ingest lambda does not run.")
+    keys_may_give_back: bool = Field(default=False, description="Keys allow ChangeMessageVisibility; theirs do not.")
+    clock_ahead_seconds: float = Field(default=0.0, description="By so much the clock of AWS is ahead of the client's.")
     long_settings: int = Field(default=0, description="Characters of padding in join settings.")
     aws_faults: list[AwsFault] = Field(default=[], description="Planned faults of SQS and S3.")
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from harness.ingest_lab import QUICK, SOON, Lab, volume
 from prefect_biomed.clients.boss import IngestConfig, JobStatus, UploadSettings, account, wait_until_ready
+from prefect_biomed.clients.boss import _aws as aws
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError, JobFailed, PreflightFailed
 from prefect_biomed.sandbox import Fault
 from prefect_biomed.sandbox.boss import AwsFault
@@ -71,11 +72,14 @@ def test_a_tampered_message_is_quarantined_and_not_put(lab: Lab) -> None:
     assert np.array_equal(lab.read((16, 512, 512)), volume((16, 512, 512)))
 
 
-def test_a_duplicate_delivery_after_indexing_is_only_deleted(lab: Lab) -> None:
+def test_a_duplicate_delivery_after_indexing_is_only_deleted(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aws, "_GIVE_UP_SECONDS", 1.0)
     lab.write_stack(volume((16, 512, 512)))
     config, job = lab.create(lab.config())
     wait_until_ready(lab.client, job.id, SOON)
-    lab.boss.switches.aws_faults = [AwsFault(operation="DeleteMessageBatch", code="AccessDenied", status=403, times=3)]
+    lab.boss.switches.aws_faults = [
+        AwsFault(operation="DeleteMessageBatch", code="AccessDenied", status=403, times=None)
+    ]
     # The first run can index but not delete; its messages come back.
     with pytest.raises(BiomedError, match=r"denies|refused"):
         lab.upload(config, job.id, QUICK.model_copy(update={"grace_seconds": 5.0}))
