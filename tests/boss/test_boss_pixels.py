@@ -19,6 +19,7 @@ from harness.ingest_lab import QUICK, Lab, volume
 from prefect_biomed.clients.boss import images
 from prefect_biomed.clients.boss.images import DecodeCache, ImageWindow, TileFormat
 from prefect_biomed.clients.boss.plugins import base
+from prefect_biomed.clients.boss.plugins.allowed import ENTRY_POINTS, VARIABLE
 from prefect_biomed.clients.boss.sources import compress
 from prefect_biomed.clients.errors import ConfigurationError, SourceUnreadable
 
@@ -358,6 +359,7 @@ def test_classes_written_for_boss_ingest_load_unchanged(lab: Lab, monkeypatch: p
         "        return output\n"
     )
     monkeypatch.syspath_prepend(str(lab.folder))
+    monkeypatch.setenv(VARIABLE, "another_plugin, their_plugin")
     config, job = lab.create(lab.config(**plugins("their_plugin", "Grey", {})))
     report = lab.upload(config, job.id)
     assert "ingestclient" not in sys.modules
@@ -365,7 +367,49 @@ def test_classes_written_for_boss_ingest_load_unchanged(lab: Lab, monkeypatch: p
     assert "no grey today" in report.failed["x=0 y=0 z=9 t=0"]
 
 
-def test_a_class_that_is_not_there_is_said(lab: Lab) -> None:
+@pytest.mark.parametrize("listed", ["", "unwanted", "unwanted_plugin.Other", "os"])
+def test_a_class_that_nobody_has_allowed_is_refused_before_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: str
+) -> None:
+    mark = tmp_path / "ran"
+    (tmp_path / "unwanted_plugin.py").write_text(f"open({str(mark)!r}, 'w')\n\n\nclass Thing:\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(VARIABLE, listed)
+    line = rf"{VARIABLE}={listed}{',' * bool(listed)}unwanted_plugin$"
+    with pytest.raises(ConfigurationError, match=line):
+        base.load("unwanted_plugin.Thing", {})
+    with pytest.raises(ConfigurationError, match="not allowed"):
+        base.load(f"{BUILT_IN}_evil.Thing", {})
+    assert not mark.exists()
+    assert "unwanted_plugin" not in sys.modules
+
+
+@pytest.mark.parametrize("path", ["os.system", "subprocess.Popen", "os.path", f"{BUILT_IN}.base.re"])
+def test_what_is_no_plugin_is_never_called(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setenv(VARIABLE, "os,subprocess")
+    with pytest.raises(ConfigurationError, match=r"is no plugin|could not be loaded"):
+        base.load(path, {})
+
+
+def test_a_class_that_an_installed_package_offers_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = tmp_path / "their_package-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\ntheirs = offered_plugin:Offered\n")
+    (tmp_path / "offered_plugin.py").write_text(
+        "class Offered:\n"
+        "    def setup(self, parameters):\n        pass\n\n"
+        "    def process(self, *where):\n        pass\n\n\n"
+        "class Hidden(Offered):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert type(base.load("offered_plugin.Offered", {})).__name__ == "Offered"
+    with pytest.raises(ConfigurationError, match="not allowed"):
+        base.load("offered_plugin.Hidden", {})
+
+
+def test_a_class_that_is_not_there_is_said(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "no_such_module")
     with pytest.raises(ConfigurationError, match="no_such_module"):
         base.load("no_such_module.Thing", {})
     with pytest.raises(ConfigurationError, match="needs the parameter 'root_dir'"):

@@ -207,6 +207,7 @@ def test_one_plugin_class_serves_both_clients_and_gives_equal_cuboids(
     theirs = {key: lab.boss.service._blobs.get(stored.blob) for key, stored in lab.boss.job(1).objects.items()}
     assert np.array_equal(lab.read((20, 512, 700), "uint16"), pixels)
     monkeypatch.syspath_prepend(str(lab.folder))
+    monkeypatch.setenv("PREFECT_BIOMED_BOSS_PLUGINS", "lab_plugin")
     report, job = lab.ingest(config)
     assert set(job.objects) == set(theirs)
     assert len(theirs) == 4

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import IO, Any, ClassVar
 
 from prefect_biomed.clients.boss.images import ImageWindow
+from prefect_biomed.clients.boss.plugins.allowed import check_allowed
 from prefect_biomed.clients.errors import ConfigurationError, SourceUnreadable
 
 __all__ = [
@@ -203,20 +204,24 @@ def load(dotted_path: str, parameters: dict[str, Any]) -> Any:
 
     Args:
         dotted_path: Package, module and class. `ingestclient.plugins…` and `ingest.plugins…` mean the built-in class
-            of that name where there is one.
+            of that name where there is one. Other classes have to be allowed, see `check_allowed`.
         parameters: Handed to its `setup`.
 
     Returns:
         The plugin, set up.
 
     Raises:
-        ConfigurationError: There is no such class, or it cannot be imported or set up.
+        ConfigurationError: There is no such class, it is not allowed, or it cannot be imported or set up.
     """
     module_name, _, class_name = dotted_path.rpartition(".")
     candidates = [module_name]
+    is_known = _is_built_in(module_name)
     for prefix in _OFFICIAL:
         if f"{module_name}.".startswith(prefix):
             candidates.insert(0, f"{_BUILT_IN}.{module_name.removeprefix(prefix)}")
+            is_known = True
+    if not is_known:
+        check_allowed(dotted_path)
     reasons = []
     for candidate in candidates:
         try:
@@ -224,8 +229,10 @@ def load(dotted_path: str, parameters: dict[str, Any]) -> Any:
         except (ImportError, AttributeError) as error:
             reasons.append(str(error))
             continue
-        plugin = plugin_class()
+        if not _is_plugin(plugin_class):
+            raise ConfigurationError(f"{dotted_path} is no plugin: a class with `setup` and `process` is needed.")
         try:
+            plugin = plugin_class()
             plugin.setup(parameters)
         except (ConfigurationError, SourceUnreadable):
             raise
@@ -238,8 +245,16 @@ def load(dotted_path: str, parameters: dict[str, Any]) -> Any:
     )
 
 
+def _is_built_in(module_name: str) -> bool:
+    return f"{module_name}.".startswith(f"{_BUILT_IN}.")
+
+
+def _is_plugin(found: object) -> bool:
+    return isinstance(found, type) and all(callable(getattr(found, name, None)) for name in ("setup", "process"))
+
+
 def _module(name: str) -> ModuleType:
-    if name.startswith(_BUILT_IN):
+    if _is_built_in(name):
         return importlib.import_module(name)
     with _import_lock, _base_classes():
         return importlib.import_module(name)
