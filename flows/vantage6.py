@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow
 from prefect.logging.loggers import LoggingAdapter
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
 from prefect_biomed.clients.errors import ConfigurationError
@@ -20,12 +20,15 @@ from prefect_biomed.clients.vantage6 import (
     Node,
     Organization,
     OrganizationSpec,
+    Orientation,
     Result,
     RunFailure,
     Session,
     Task,
     TaskRequest,
     User,
+    frame_of,
+    load_result,
     organization_folder,
 )
 from prefect_biomed.flows.cancellation import ending_remote_jobs
@@ -41,6 +44,9 @@ from prefect_biomed.tasks import vantage6 as steps
 from prefect_biomed.tasks._reporting import artifact_key, markdown
 from prefect_biomed.tasks.policies import intent_token
 from prefect_biomed.tasks.run_names import flow_run_named
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = [
     "Analysis",
@@ -61,6 +67,8 @@ _KIND = "vantage6-analysis"
 class Analysis(BaseModel):
     """What an analysis gave.
 
+    ``analysis["north"]`` is the result of one organization, by its name or id.
+
     Attributes:
         task: The task that computed it.
         results: One for each organization; those without a value say why.
@@ -72,6 +80,40 @@ class Analysis(BaseModel):
     task: Task
     results: tuple[Result, ...]
     failures: tuple[RunFailure, ...] = ()
+
+    def __getitem__(self, organization: str | int) -> Result:
+        """Give the result of one organization.
+
+        Args:
+            organization: Its exact name, or its id.
+
+        Raises:
+            KeyError: It is not among those that were asked; the message lists them.
+        """
+        for result in self.results:
+            if organization in (result.organization, result.organization_id):
+                return result
+        known = ", ".join(f"{one.organization!r} (id {one.organization_id})" for one in self.results) or "none"
+        raise KeyError(f"No result of organization {organization!r} in task {self.task.id}. Known: {known}.")
+
+    @property
+    def value(self) -> JsonValue | bytes:
+        """The output of a task of one organization, as of a central one: decoded JSON, or bytes. Reads its file.
+
+        Raises:
+            ConfigurationError: There are results of several organizations, or of none.
+            ResultUnavailable: There is no output; the message says why.
+        """
+        if len(self.results) != 1:
+            raise ConfigurationError(
+                f"Task {self.task.id} has {len(self.results)} results, so it has no single value: take results, "
+                "analysis['<organization>'] or to_frame()."
+            )
+        return load_result(self.results[0])
+
+    def to_frame(self, *, orient: Orientation | None = None) -> pandas.DataFrame:
+        """Put the results into one table of pandas; arguments, rows and errors as for `frame_of`."""
+        return frame_of(self.results, orient=orient)
 
 
 class Federation(BaseModel):
@@ -160,7 +202,7 @@ def federated_analysis(
         PreflightFailed: All problems found before anything was sent.
         TaskFailed: Runs ended without success; organization, node, status and log of each, causes first.
         DeadlineExceeded: Not all runs have ended in time; `task_id` takes the task up again.
-        ResultUnavailable: A result is empty, expired, not JSON, or encrypted for others.
+        ResultUnavailable: A result is empty, expired, cut short, a pickle, or encrypted for others.
     """
     details, waiting = details or TaskDetails(), waiting or AnalysisWaiting()
     if task_id is not None:

@@ -69,6 +69,8 @@ __all__ = [
 ]
 
 _KILLED_WITHIN_SECONDS = 120.0
+# Larger results would make a table that nobody reads.
+_SHOWN_BYTES = 400
 
 
 @task(
@@ -222,7 +224,7 @@ def get_results(
     output_dir: Path | None = None,
     spill_bytes: int = SPILL_BYTES,
 ) -> list[Result]:
-    """Fetch the results of a task that has ended: organization names joined, decrypted, decoded.
+    """Fetch the results of a task that has ended: organization names joined, decrypted, JSON decoded.
 
     Safe to repeat: it only reads (`GET result`, `GET run`, `GET blobstream/{uuid}`).
 
@@ -238,7 +240,7 @@ def get_results(
         One result for each organization.
 
     Raises:
-        ResultUnavailable: A run has no result; the class says why: empty, expired, foreign, not JSON, a pickle.
+        ResultUnavailable: A run has no result; the class says why: empty, expired, foreign, cut short, a pickle.
         DecryptionFailed: The private key is missing or another one, or the result is damaged.
         TaskGone: The task was deleted.
     """
@@ -253,6 +255,8 @@ def get_results(
         [
             {
                 "organization": result.organization,
+                "value": _shown(result),
+                "format": result.format or "",
                 "bytes": result.size_bytes,
                 "file": str(result.path or ""),
                 "unavailable": result.unavailable or "",
@@ -597,3 +601,10 @@ def _rows(look: Look) -> list[dict[str, object]]:
         }
         for state in look.states
     ]
+
+
+def _shown(result: Result) -> str:
+    """The value of a small result, for a table."""
+    if result.format != "json" or result.path is not None or result.size_bytes > _SHOWN_BYTES:
+        return ""
+    return json.dumps(result.value, ensure_ascii=False)

@@ -32,6 +32,7 @@ from prefect_biomed.clients.vantage6.errors import (
     UnsafeFormat,
 )
 from prefect_biomed.clients.vantage6.federation_folder import organization_folder
+from prefect_biomed.clients.vantage6.frames import Orientation, frame_of
 from prefect_biomed.clients.vantage6.launches import add_preprocessing, launch, make_dataframe, make_session
 from prefect_biomed.clients.vantage6.models import (
     AlgorithmStore,
@@ -82,7 +83,7 @@ from prefect_biomed.clients.vantage6.provisioning import (
     make_organization,
 )
 from prefect_biomed.clients.vantage6.resources import RESOURCES, Resource, resource_named, resource_of
-from prefect_biomed.clients.vantage6.results import SPILL_BYTES, fetch_results
+from prefect_biomed.clients.vantage6.results import SPILL_BYTES, fetch_results, load_result
 from prefect_biomed.clients.vantage6.sessions import wait_for_dataframe
 
 __all__ = [
@@ -114,6 +115,7 @@ __all__ = [
     "OfflineNodes",
     "Organization",
     "OrganizationSpec",
+    "Orientation",
     "PrivateKey",
     "PublicKey",
     "Record",
@@ -150,7 +152,9 @@ __all__ = [
     "connect",
     "failures_of",
     "fetch_results",
+    "frame_of",
     "launch",
+    "load_result",
     "make_collaboration",
     "make_dataframe",
     "make_node",

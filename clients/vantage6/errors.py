@@ -113,7 +113,7 @@ class ForeignResult(ResultUnavailable):
 
 
 class ResultNotReadable(ResultUnavailable):
-    """The result is not JSON.
+    """The result begins as JSON and is not: it was cut short or damaged.
 
     Attributes:
         content: The first bytes of what came, at most 64 kB.

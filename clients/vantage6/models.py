@@ -591,26 +591,35 @@ class TaskOutcome(BaseModel):
 
 
 class Result(BaseModel):
-    """The output of one organization, decrypted and decoded.
+    """The output of one organization, decrypted, and decoded when it is JSON.
+
+    Infinities and what is no number survive storing and loading, and so do bytes.
 
     Attributes:
         run_id: The run that made it.
         task_id: Its task.
         organization_id: The organization that computed it.
         organization: Its name.
-        value: The decoded JSON; None when it was written to a file, or when there is none.
-        path: File that holds the JSON, when it was too large to be kept in memory.
-        size_bytes: Size of the JSON in bytes.
-        unavailable: Why there is no value, None when there is one.
+        format: What it is, by the usual extension of its files: ``json``, ``csv``, ``parquet``, ``png`` and so on,
+            ``txt`` for another text, ``bin`` for what is not known; None when there is no output.
+        value: The decoded JSON; None when it is something else or was written to a file, or when there is none.
+        content: What is not JSON, as it came; None when it was written to a file, or when there is none.
+        path: File that holds the output, when it was too large to be kept in memory.
+        size_bytes: Size of the output in bytes.
+        unavailable: Why there is no output, None when there is one.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(
+        frozen=True, ser_json_inf_nan="constants", ser_json_bytes="base64", val_json_bytes="base64"
+    )
 
     run_id: int
     task_id: int
     organization_id: int | None
     organization: str
+    format: str | None = None
     value: JsonValue = Field(None, repr=False)
+    content: bytes | None = Field(None, repr=False)
     path: Path | None = None
     size_bytes: int = 0
     unavailable: str | None = None

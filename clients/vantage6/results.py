@@ -1,4 +1,7 @@
-"""Fetching results: joined with the names of organizations, decrypted, decoded, and never larger than memory allows."""
+"""Fetching results: joined with the names of organizations, decrypted, and never larger than memory allows.
+
+What a result is, is told by its first bytes: JSON is decoded, all else is handed on as it is.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from prefect_biomed.clients.files import atomic_write
 from prefect_biomed.clients.vantage6._long_json import LongText
 from prefect_biomed.clients.vantage6.client import Vantage6Client
@@ -18,16 +23,17 @@ from prefect_biomed.clients.vantage6.encryption import decode_base64_stream
 from prefect_biomed.clients.vantage6.errors import (
     DecryptionFailed,
     ForeignResult,
+    InvalidKey,
     ResultEmpty,
     ResultExpired,
     ResultNotReadable,
     ResultUnavailable,
 )
-from prefect_biomed.clients.vantage6.models import Action, EncodedResult, Result, Run, Task
+from prefect_biomed.clients.vantage6.models import Action, EncodedResult, Organization, Result, Run, Task
 from prefect_biomed.clients.vantage6.monitoring import organization_names
-from prefect_biomed.clients.vantage6.payloads import check_start, decode_json
+from prefect_biomed.clients.vantage6.payloads import START_BYTES, decode_json, is_whole_json, recognise
 
-__all__ = ["SPILL_BYTES", "fetch_results"]
+__all__ = ["SPILL_BYTES", "fetch_results", "load_result"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +65,13 @@ def fetch_results(
         task_id: A task that has ended.
         output_dir: Folder for results that are too large for memory.
         partial: Whether a run without result is reported in its `Result` rather than raised.
-        spill_bytes: Results above this size are written to ``task-<id>-run-<id>.json``.
+        spill_bytes: Results above this size are written to ``task-<id>-run-<id>`` with the extension of their format.
 
     Returns:
         The results in the order of the runs.
 
     Raises:
-        ResultUnavailable: A run has no result, has not ended, or its result is not JSON; the class says which.
+        ResultUnavailable: A run has no result, has not ended, or its result was cut short; the class says which.
         UnsafeFormat: A result is a pickle.
         ForeignResult: The task was created by another organization, whose key alone reads the results.
         DecryptionFailed: The private key is missing or another one, or a result is damaged.
@@ -80,7 +86,7 @@ def fetch_results(
         run = runs.get(record.id)
         if run is None:
             continue
-        path = output_dir / f"task-{task_id}-run-{run.id}.json"
+        path = output_dir / f"task-{task_id}-run-{run.id}"
         base = Result(
             run_id=run.id,
             task_id=task_id,
@@ -97,6 +103,29 @@ def fetch_results(
     return [results[run_id] for run_id in sorted(results)]
 
 
+def load_result(result: Result) -> JsonValue | bytes:
+    """Give an output whatever its format and wherever it is. Reads the file of one that was too large for memory.
+
+    Args:
+        result: The result.
+
+    Returns:
+        The decoded JSON, or the bytes of what is not JSON.
+
+    Raises:
+        ResultUnavailable: There is no output; the message says why.
+        ResultNotReadable: The file is not JSON although it begins and ends so.
+        OSError: The file cannot be read any more.
+    """
+    if result.unavailable is not None:
+        raise ResultUnavailable(f"{result.organization} has no result of task {result.task_id}: {result.unavailable}")
+    if result.path is None:
+        return result.value if result.content is None else result.content
+    content = result.path.read_bytes()
+    # Before formats were told, only JSON was written.
+    return decode_json(content, run_id=result.run_id) if result.format in ("json", None) else content
+
+
 def _read(
     client: Vantage6Client,
     task: Task,
@@ -109,22 +138,26 @@ def _read(
     if not content:
         return _nothing(run, base, has_content=content is not None)
     with _chunks(client, content) as encoded:
-        head, chunks = _peek(encoded)
-        if b"$" in head:
+        head, _, chunks = _peek(encoded, _HEAD_BYTES)
+        encrypted = b"$" in head
+        if encrypted:
             decoded = _decrypted(client, task, run, chunks, binary=_is_blob(content))
         else:
             decoded = decode_base64_stream(chunks)
         try:
-            kept, size = _collect(client.version.major, decoded, run.id, path, spill_bytes)
-            value = None if kept is None else decode_json(kept, run_id=run.id)
+            output = _Output(client.version.major, decoded, run.id)
+            if not output.start:
+                return _nothing(run, base, has_content=True)
+            if output.format == "bin" and encrypted:
+                _check_reader(client, run)
+            return base.model_copy(update=output.collect(path, spill_bytes))
         except ResultNotReadable as error:
-            if b"$" in head:
-                raise DecryptionFailed(
-                    f"The result of run {run.id} of {base.organization} does not decrypt to JSON: the private key is "
-                    "not the one it was encrypted for, or the algorithm answers with something else."
-                ) from error
-            raise
-    return base.model_copy(update={"value": value, "path": path if kept is None else None, "size_bytes": size})
+            if not encrypted:
+                raise
+            raise DecryptionFailed(
+                f"The result of run {run.id} of {base.organization} does not decrypt to what it begins with: it was "
+                "cut short or damaged, or the private key is not the one it was encrypted for."
+            ) from error
 
 
 def _nothing(run: Run, base: Result, *, has_content: bool) -> Result:
@@ -159,11 +192,15 @@ def _chunks(client: Vantage6Client, content: str | LongText) -> Iterator[Iterato
         yield iter([content.encode("ascii", "replace")])
 
 
-def _peek(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
-    head = b""
-    while len(head) < _HEAD_BYTES and (chunk := next(chunks, None)) is not None:
+def _peek(chunks: Iterator[bytes], size: int) -> tuple[bytes, bool, Iterator[bytes]]:
+    """Look at the beginning: give it, whether it is all, and everything from the start again."""
+    head = bytearray()
+    while len(head) <= size:
+        chunk = next(chunks, None)
+        if chunk is None:
+            return bytes(head), True, iter([bytes(head)])
         head += chunk
-    return head[:_HEAD_BYTES], chain([head], chunks)
+    return bytes(head[:size]), False, chain([bytes(head)], chunks)
 
 
 def _decrypted(
@@ -181,33 +218,80 @@ def _decrypted(
     return client.private_key.decrypt_stream(chunks) if binary else client.private_key.decrypt_text_stream(chunks)
 
 
-def _collect(
-    major: int, chunks: Iterator[bytes], run_id: int, path: Path, spill_bytes: int
-) -> tuple[bytes | None, int]:
-    """Keep a content in memory, or when it is large in a file; then the first part is None."""
-    kept = bytearray()
-    for chunk in chunks:
-        kept += chunk
-        if len(kept) > spill_bytes:
-            return None, _spill(major, bytes(kept), chunks, run_id, path)
-    text = check_start(major, bytes(kept), run_id=run_id)
-    return text, len(text)
-
-
-def _spill(major: int, start: bytes, chunks: Iterator[bytes], run_id: int, path: Path) -> int:
-    text = check_start(major, start, run_id=run_id)
-    # JSON is UTF-8; what a wrong key makes of a message is not.
-    check = codecs.getincrementaldecoder("utf-8")()
-    size = 0
+def _check_reader(client: Vantage6Client, run: Run) -> None:
+    """Tell unknown bytes from what another key makes of a message, of which nothing else tells."""
+    own = client.get(Organization, client.organization_id)
     try:
-        with atomic_write(path) as file:
-            for chunk in chain([text], chunks):
-                check.decode(chunk)
-                size += file.write(chunk)
-            check.decode(b"", final=True)
-    except UnicodeDecodeError:
-        raise ResultNotReadable(
-            f"The result of run {run_id} is no text, so it is not JSON.", content=start, size_bytes=size
-        ) from None
-    logger.info("The result of run %d has %d bytes and is in %s", run_id, size, path)
-    return size
+        is_reader = client.private_key is not None and client.private_key.matches(own.public_key)
+    except InvalidKey:
+        is_reader = False
+    if not is_reader:
+        raise DecryptionFailed(
+            f"The result of run {run.id} decrypts to bytes of no known format, and the private key given is not the "
+            f"one that the server knows of {own.name!r}. Give the key for which it was encrypted."
+        )
+
+
+class _Output:
+    """A decrypted output, of which only the beginning has been read.
+
+    Args:
+        major: Generation of the server.
+        chunks: The output.
+        run_id: The run, for messages.
+
+    Attributes:
+        start: Its first bytes.
+        format: What it is, as `recognise` tells it.
+    """
+
+    def __init__(self, major: int, chunks: Iterator[bytes], run_id: int) -> None:
+        self.start, complete, self._chunks = _peek(chunks, START_BYTES)
+        self.format, skipped = recognise(major, self.start, complete=complete, run_id=run_id)
+        self.start = self.start[skipped:]
+        self._run_id = run_id
+        if skipped:
+            self._chunks = chain([next(self._chunks)[skipped:]], self._chunks)
+
+    def collect(self, path: Path, spill_bytes: int) -> dict[str, object]:
+        """Read it to the end; tell the fields of a result.
+
+        Args:
+            path: File for what is too large for memory, without extension.
+            spill_bytes: What may be kept in memory.
+        """
+        kept = bytearray()
+        for chunk in self._chunks:
+            kept += chunk
+            if len(kept) > spill_bytes:
+                target = path.with_name(f"{path.name}.{self.format}")
+                size = self._write(target, chain([bytes(kept)], self._chunks))
+                return {"format": self.format, "path": target, "size_bytes": size}
+        content = bytes(kept)
+        found: dict[str, object] = {"format": self.format, "size_bytes": len(content)}
+        if self.format == "json":
+            return found | {"value": decode_json(content, run_id=self._run_id)}
+        return found | {"content": content}
+
+    def _write(self, path: Path, chunks: Iterable[bytes]) -> int:
+        # JSON is UTF-8; what a wrong key makes of a message is not.
+        check = codecs.getincrementaldecoder("utf-8" if self.format == "json" else "latin-1")()
+        size, end = 0, b""
+        try:
+            with atomic_write(path) as file:
+                for chunk in chunks:
+                    check.decode(chunk)
+                    size += file.write(chunk)
+                    end = (end + chunk[-_HEAD_BYTES:])[-_HEAD_BYTES:]
+                check.decode(b"", final=True)
+                if self.format == "json" and not is_whole_json(self.start, end):
+                    raise ValueError("it does not end as JSON does")
+        except ValueError:
+            raise ResultNotReadable(
+                f"The result of run {self._run_id} ({size} bytes) begins as JSON and does not end so: it was cut short "
+                "or damaged.",
+                content=self.start,
+                size_bytes=size,
+            ) from None
+        logger.info("The result of run %d has %d bytes and is in %s", self._run_id, size, path)
+        return size

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
+import json
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
 __all__ = ["CLINICAL", "Algorithm", "Image", "Job", "Killed", "SubtaskFailed", "read_table"]
@@ -359,6 +363,53 @@ def payload(job: Job, size: int) -> dict[str, Any]:
     return {"organization": job.organization_id, "padding": "x" * max(0, size - 40)}
 
 
+def undefined(job: Job) -> dict[str, float]:
+    """Put out what is no number, and infinities, as the statistics of no rows are."""
+    return {"mean": math.nan, "largest": math.inf, "smallest": -math.inf, "count": 0}
+
+
+def table(job: Job, kind: str = "csv", columns: list[str] | None = None) -> bytes:
+    """Put out the rows of the table as a file: `csv`, `jsonl`, or with pandas and pyarrow `parquet` or `arrow`."""
+    chosen = {name: job.column(name).tolist() for name in columns or job.table}
+    if kind == "csv":
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(chosen)
+        writer.writerows(zip(*chosen.values(), strict=True))
+        return text.getvalue().encode()
+    if kind == "jsonl":
+        rows = zip(*chosen.values(), strict=True)
+        return "".join(json.dumps(dict(zip(chosen, row, strict=True))) + "\n" for row in rows).encode()
+    import pandas
+
+    frame, file = pandas.DataFrame(chosen), io.BytesIO()
+    {"parquet": frame.to_parquet, "arrow": frame.to_feather}[kind](file)
+    return file.getvalue()
+
+
+def plot(job: Job, column: str, bins: int = 20) -> bytes:
+    """Put out a histogram of a column as a PNG."""
+    counts, _ = np.histogram(job.column(column), bins)
+    heights = np.rint(100 * counts / max(1, counts.max())).astype(int)
+    pixels = np.where(np.arange(100, 0, -1)[:, None] <= np.repeat(heights, 8), 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def noise(job: Job, size: int, start: str = "") -> bytes:
+    """Put out `size` bytes that begin with the given ones (base64) and go on at random."""
+    begin = base64.b64decode(start)
+    return begin + np.random.default_rng(size).bytes(max(0, size - len(begin)))
+
+
+def answer_of_some(job: Job, organizations: list[int], seconds: float = 3600.0) -> dict[str, int]:
+    """Answer at once at the given organizations, and at the others after a long time only."""
+    if job.organization_id not in organizations:
+        job.sleep(seconds)
+    return {"organization": job.organization_id}
+
+
 # -- steps of a v5 session ---------------------------------------------------------------------------------
 
 
@@ -392,6 +443,11 @@ clinical = Image.of(
         "central_sleep": central_sleep,
         "raw": raw,
         "payload": payload,
+        "undefined": undefined,
+        "table": table,
+        "plot": plot,
+        "noise": noise,
+        "answer_of_some": answer_of_some,
         "read_csv": Algorithm(read_csv, "data_extraction"),
         "keep_above": Algorithm(keep_above, "preprocessing"),
     },

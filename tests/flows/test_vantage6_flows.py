@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import stat
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import yaml
 from prefect import flow, task
@@ -111,6 +113,40 @@ def request(method: str, *organizations: str, **fields: Any) -> TaskRequest:
         databases="default",
         **fields,
     )
+
+
+@every_generation
+def test_what_an_algorithm_answers_with_is_had_as_a_table_or_a_picture(
+    federations: Callable[[int], Federation], generation: int
+) -> None:
+    here = federations(generation)
+    stacked = []
+    for kind in ("csv", "parquet", "arrow", "jsonl"):
+        table = federated_analysis(
+            **arguments(here, "table", collaboration="encrypted", arguments={"kind": kind, "columns": ["age", "bmi"]})
+        )
+        assert {one.format for one in table.results} == {kind}
+        stacked.append(table.to_frame().sort_values(["organization", "age", "bmi"], ignore_index=True))
+    assert all(len(frame) == 442 and frame.equals(stacked[0]) for frame in stacked)
+    picture = federated_analysis(
+        **arguments(here, "plot", organizations=["north"], arguments={"column": "age"}, collaboration="encrypted")
+    )
+    assert isinstance(picture.value, bytes)
+    assert PIL.Image.open(io.BytesIO(picture.value)).size == (160, 100)
+
+
+def test_the_table_of_results_shows_small_values(here: Federation) -> None:
+    analysis = federated_analysis(
+        **arguments(here, "partial_average", organizations=["north"], arguments={"column": "age"})
+    )
+    with get_client(sync_client=True) as client:
+        kept = client.read_artifacts(
+            artifact_filter=ArtifactFilter.model_validate({"key": {"any_": [f"vantage6-results-{analysis.task.id}"]}})
+        )
+    # Servers of other tests count their tasks from 1, too.
+    newest = max(kept, key=lambda artifact: str(artifact.created))
+    (row,) = json.loads(str(newest.data))
+    assert json.loads(row["value"]) == analysis.value and row["format"] == "json"
 
 
 def test_a_federated_regression_equals_the_pooled_fit(federations: Callable[[int], Federation], tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 import requests
+from prefect.serializers import JSONSerializer
 from pydantic import SecretStr
 
 from harness.federation import CLINICAL, FAST, HOSPITALS, Federation, federation, token, wait
@@ -38,6 +41,7 @@ from prefect_biomed.clients.vantage6 import (
     PrivateKey,
     Record,
     RequestRefused,
+    Result,
     ResultEmpty,
     ResultNotReadable,
     ResultUnavailable,
@@ -54,6 +58,7 @@ from prefect_biomed.clients.vantage6 import (
     change_password,
     fetch_results,
     launch,
+    load_result,
     make_dataframe,
     make_session,
     recover_mfa,
@@ -421,9 +426,48 @@ def test_a_large_result_goes_to_a_file(
     assert not (tmp_path / "none").exists()
 
 
+OUTPUTS = {
+    "bin": bytes(range(128, 256)) * 100,
+    "csv": b"age,group\n" + b"30,a\n" * 1000,
+    "parquet": b"PAR1" + bytes(range(256)) * 10 + b"PAR1",
+    "txt": b"all went well\n" * 100,
+}
+
+
+@every_generation
+@pytest.mark.parametrize("collaboration", ["plain", "encrypted"])
+def test_a_result_that_is_no_json_is_had_as_it_is_whatever_its_size(
+    federations: Callable[[int], Federation], generation: int, collaboration: str, tmp_path: Path
+) -> None:
+    here = federations(generation)
+    with here.client() as client:
+        tasks = {
+            kind: here.launch(
+                client,
+                "raw",
+                "north",
+                collaboration=collaboration,
+                arguments={"content": base64.b64encode(output).decode()},
+            )
+            for kind, output in OUTPUTS.items()
+        }
+        for kind, task in tasks.items():
+            wait(client, task)
+            (small,) = fetch_results(client, task.id, output_dir=tmp_path, spill_bytes=10**6)
+            (large,) = fetch_results(client, task.id, output_dir=tmp_path, spill_bytes=10)
+            assert (small.format, small.content, small.value, small.path) == (kind, OUTPUTS[kind], None, None)
+            assert large.format == kind and large.content is None and large.path is not None
+            assert large.path.suffix == f".{kind}" and large.path.read_bytes() == OUTPUTS[kind]
+            assert small.size_bytes == large.size_bytes == len(OUTPUTS[kind])
+            assert load_result(small) == load_result(large) == OUTPUTS[kind]
+            assert Result.model_validate_json(small.model_dump_json()) == small
+
+
 @pytest.mark.parametrize("spill_bytes", [10, 10**6])
-def test_a_result_that_is_no_json_is_said_whatever_its_size(here: Federation, tmp_path: Path, spill_bytes: int) -> None:
-    content = "gIGCg4SFhoeI" * 100
+def test_json_that_was_cut_short_is_no_result_whatever_its_size(
+    here: Federation, tmp_path: Path, spill_bytes: int
+) -> None:
+    content = base64.b64encode(b'{"weights": [' + b"0.25, " * 20_000).decode()
     with here.client() as client:
         for collaboration, error in [("plain", ResultNotReadable), ("encrypted", DecryptionFailed)]:
             task = here.launch(client, "raw", "north", collaboration=collaboration, arguments={"content": content})
@@ -433,6 +477,37 @@ def test_a_result_that_is_no_json_is_said_whatever_its_size(here: Federation, tm
             (result,) = fetch_results(client, task.id, output_dir=tmp_path, partial=True, spill_bytes=spill_bytes)
             assert result.value is None and result.path is None and result.unavailable
     assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_bytes_are_believed_only_with_the_key_of_the_organization(here: Federation, tmp_path: Path) -> None:
+    """One wrong key in some hundred passes for the right one; then a message becomes noise."""
+    content = base64.b64encode(bytes(range(128, 256))).decode()
+    with here.client() as client, here.client("north-admin") as admin:
+        task = here.launch(client, "raw", "north", collaboration="encrypted", arguments={"content": content})
+        wait(client, task)
+        own = client.get(Organization, client.organization_id)
+        admin.update(Organization, own.id, public_key=PrivateKey.generate(2048).public_key.text)
+        try:
+            with pytest.raises(DecryptionFailed, match="no known format"):
+                fetch_results(client, task.id, output_dir=tmp_path)
+        finally:
+            admin.update(Organization, own.id, public_key=own.public_key)
+
+
+@every_generation
+def test_what_is_no_number_survives_fetching_storing_and_loading(
+    federations: Callable[[int], Federation], generation: int, tmp_path: Path
+) -> None:
+    here = federations(generation)
+    with here.client() as client:
+        task = here.launch(client, "undefined", "north", collaboration="encrypted")
+        wait(client, task)
+        (result,) = fetch_results(client, task.id, output_dir=tmp_path)
+    again = Result.model_validate_json(result.model_dump_json())
+    by_prefect = JSONSerializer().loads(JSONSerializer().dumps([result]))[0]
+    for one in (result, again, by_prefect):
+        value: Any = one.value
+        assert math.isnan(value["mean"]) and (value["largest"], value["smallest"]) == (math.inf, -math.inf)
 
 
 def test_a_wrong_key_never_gives_a_result(here: Federation, tmp_path: Path) -> None:
