@@ -29,6 +29,7 @@ __all__ = [
     "RequestTimedOut",
     "ServerUnavailable",
     "SourceUnreadable",
+    "StorageFull",
     "TransferFailed",
     "UnexpectedResponse",
     "UnsafeContent",
@@ -112,6 +113,10 @@ class ServerUnavailable(PlatformError):
     """The server, or a proxy before it, is out of order for the moment (HTTP 429, 502, 503, 504)."""
 
     transient = True
+
+
+class StorageFull(PlatformError):
+    """The platform takes no more files: its disk or the user's quota is full. The same for every file."""
 
 
 class UnexpectedResponse(PlatformError):

@@ -23,6 +23,7 @@ from prefect_biomed.clients.errors import (
     PermissionDeniedError,
     PlatformError,
     ServerUnavailable,
+    StorageFull,
     UnexpectedResponse,
 )
 from prefect_biomed.clients.http import UNAVAILABLE, HttpSession, bare
@@ -103,6 +104,7 @@ class RestClient:
         401: (AuthenticationError, "The credentials were refused; check them."),
         403: (PermissionDeniedError, "The credentials are good, but do not allow this."),
         404: (NotFoundError, "Check the name."),
+        507: (StorageFull, "Make room on the platform; then run this again."),
     }
     """Error class and advice by HTTP status, for answers in the platform's own shape; `PlatformError` for others."""
 
@@ -308,6 +310,8 @@ def _unspoken(status: int, url: str, text: str, subject: str, *, later: bool) ->
     what = f"{subject}{url} answered HTTP {status} with {_kind_of(text)}"
     if later:
         return ServerUnavailable(f"{what}. The server is out of order for the moment.", status=status, url=url)
+    if status == requests.codes.insufficient_storage:
+        return StorageFull(f"{what}. Make room on the platform; then run this again.", status=status, url=url)
     if status == requests.codes.unauthorized:
         return AuthenticationError(
             f"{what}. The credentials were refused; check them, and whether a proxy asks for others.",

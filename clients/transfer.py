@@ -11,6 +11,7 @@ from prefect_biomed.clients.errors import (
     AuthenticationError,
     BiomedError,
     PermissionDeniedError,
+    StorageFull,
     TransferFailed,
 )
 
@@ -18,6 +19,8 @@ __all__ = ["transfer_all"]
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
+
+_CONCERNS_ALL = (AuthenticationError, PermissionDeniedError, StorageFull)
 
 
 def transfer_all(
@@ -46,6 +49,7 @@ def transfer_all(
         TransferFailed: Some items failed; all others were transferred.
         AuthenticationError: The key was refused; nothing further was begun.
         PermissionDeniedError: The same for a lack of rights.
+        StorageFull: The same for a lack of room.
     """
     outcomes: dict[int, Outcome] = {}
     failures: dict[str, BiomedError] = {}
@@ -66,7 +70,7 @@ def transfer_all(
                     index = running.pop(future)
                     try:
                         outcomes[index] = future.result()
-                    except (AuthenticationError, PermissionDeniedError):
+                    except _CONCERNS_ALL:
                         raise
                     except BiomedError as error:
                         failures[name(items[index])] = error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from prefect_biomed.clients.errors import (
     NotFoundError,
     PermissionDeniedError,
     PlatformError,
+    StorageFull,
 )
 from prefect_biomed.clients.http import UNAVAILABLE
 from prefect_biomed.clients.rest import Refusal
@@ -85,6 +87,7 @@ _KINDS: dict[int, tuple[type[PlatformError], str]] = {
     **dict.fromkeys((2000, 2001), (CapacityError, "Too many executions are running.")),
 }
 """By error code, of VIP and of CARMIN-server; the code counts more than the status: 401 can mean a missing file."""
+_FULL = re.compile(r"\bquota\b|\bno space left\b|\bdisk (is )?full\b", re.IGNORECASE)
 
 
 def read_refusal(status: int, body: Any) -> Refusal | None:
@@ -102,6 +105,12 @@ def read_refusal(status: int, body: Any) -> Refusal | None:
         return None
     said = without_tokens(str(body.get("errorMessage") or ""))
     kind, advice = _KINDS.get(code, (None, ""))
+    if kind is None and code != NO_REASON and _FULL.search(said):
+        # No platform has a code for it.
+        kind, advice = (
+            StorageFull,
+            "Make room on the platform, or ask its administrators for more; then run this again.",
+        )
     if status in UNAVAILABLE:
         # Later counts more than why.
         kind, advice = None, ""

@@ -257,11 +257,11 @@ class InputFolder:
         if any(len(part.encode(errors="surrogateescape")) > _LONGEST_NAME for part in parts):
             self.problems.append(f"{local_name!r} would be stored under a name of more than 255 bytes. Rename it.")
             return False
+        if not self._claim_one(local_name, stored):
+            return False
         names = PurePosixPath(local_name).parts
-        for depth in range(1, len(names)):
-            if not self._claim_one("/".join((*names[:depth], "")), "/".join(parts[:depth])):
-                return False
-        return self._claim_one(local_name, stored)
+        folders = range(1, len(names))
+        return all(self._claim_one("/".join((*names[:depth], "")), "/".join(parts[:depth])) for depth in folders)
 
     def _claim_one(self, local_name: str, stored: str) -> bool:
         owner = self._owners.setdefault(stored, local_name)

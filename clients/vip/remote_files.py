@@ -6,12 +6,16 @@ import logging
 import operator
 from pathlib import Path
 
+import requests
+
 from prefect_biomed.clients.errors import (
     AuthenticationError,
     NetworkError,
     NotFoundError,
     PermissionDeniedError,
     PlatformError,
+    StorageFull,
+    is_transient,
 )
 from prefect_biomed.clients.polling import PollSettings, looks, poll
 from prefect_biomed.clients.vip.carmin import compare_digest
@@ -72,7 +76,7 @@ def put_and_verify(
 
     An upload that VIP calls failed may still arrive, because it goes on behind the answer. So after any doubt the
     platform is looked at until the size matches or `settle_seconds` are over; only then what is there is deleted and
-    the file sent again. Safe to repeat.
+    the file sent again. A refusal leaves no doubt: the same file would be refused again. Safe to repeat.
 
     Args:
         client: The account.
@@ -82,6 +86,8 @@ def put_and_verify(
         attempts: How often to send it at most.
 
     Raises:
+        PlatformError: The file was refused.
+        StorageFull: The platform takes no more files.
         BiomedError: The last failure, after the last attempt; or what is there cannot be looked at.
         UnexpectedResponse: The file that arrived is not the one that was sent.
     """
@@ -93,9 +99,9 @@ def put_and_verify(
     for attempt in range(1, attempts + 1):
         try:
             client.put_file(local, path)
-        except (AuthenticationError, PermissionDeniedError):
-            raise
         except (NetworkError, PlatformError) as error:
+            if isinstance(error, PlatformError) and _refuses(error):
+                raise
             logger.warning("Upload of %s, attempt %d of %d, in doubt: %s", path, attempt, attempts, error)
             if _settles(client, path, size, settle_seconds):
                 break
@@ -112,6 +118,16 @@ def put_and_verify(
             break
     if not client.profile.stores_raw_bodies:
         compare_digest(local, path, client.md5)
+
+
+def _refuses(error: PlatformError) -> bool:
+    """Whether an answer to an upload says no, and would say so again."""
+    if isinstance(error, AuthenticationError | PermissionDeniedError | StorageFull):
+        return True
+    if error.status == requests.codes.request_entity_too_large:
+        # Whoever says it, a proxy too, has read no more of the file than its length.
+        return True
+    return error.spoken and error.status is not None and error.status < 500 and not is_transient(error)
 
 
 def _settles(client: VipClient, path: str, size: int, seconds: float) -> bool:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
 
-from prefect_biomed.clients.errors import SourceUnreadable
+from prefect_biomed.clients.errors import BiomedError, SourceUnreadable, TransferFailed, UnexpectedResponse
 from prefect_biomed.clients.files import digest
 from prefect_biomed.clients.transfer import transfer_all
+from prefect_biomed.clients.vip.carmin import compare_digest
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.models import VipSession
 from prefect_biomed.clients.vip.preflight import LocalFile, Preflight
@@ -60,7 +61,9 @@ def upload(
     """Bring the files of a session to the platform.
 
     Safe to repeat, also after a kill: one listing for each folder is compared with the local files and with the record
-    of what was sent, and only what is missing or differs is sent. Two processes on one session take turns.
+    of what was sent, and only what is missing or differs is sent. What was sent is proven in the end: each folder is
+    listed once more, and names and sizes compared, whatever the answers to the uploads were. What is missing is sent a
+    second time. Two processes on one session take turns.
 
     Args:
         client: The account; its `parallelism` is the number of transfers at once.
@@ -74,8 +77,10 @@ def upload(
         What was done.
 
     Raises:
-        TransferFailed: Some files could not be sent; the others were.
+        TransferFailed: Some files could not be sent, or are not there although they were accepted; the others are.
         AuthenticationError: The key was refused. What was sent is recorded.
+        PermissionDeniedError: The same for a lack of rights.
+        StorageFull: The same for a lack of room.
         SessionLocked: Another process uploads for this session.
     """
     file = SessionFile(session, client)
@@ -101,19 +106,12 @@ def _upload(
         return UploadSummary(sent=0, skipped=len(plan.files), replaced=0, bytes_sent=0)
 
     there = _make_folders(client, session, plan)
-    todo = _compare(plan, there, sent_before)
+    todo = _compare(client, session, plan, there, sent_before)
     logger.info("%d files to send (%d bytes), %d are there already", len(todo.missing), todo.bytes, len(todo.done))
     skipped = len(todo.done)
     journal = _Journal(file, todo.done, todo.bytes, progress)
     try:
-        transfer_all(
-            todo.missing,
-            lambda item: _send(client, session, item, item.name in todo.outdated, settle_seconds),
-            name=lambda item: item.local_name,
-            subject=f"Upload to {session.vip_input_dir}",
-            parallelism=client.parallelism,
-            on_done=journal.note,
-        )
+        _send_until_proven(client, session, plan, todo, journal, settle_seconds)
     finally:
         journal.save()
     return UploadSummary(sent=len(todo.missing), skipped=skipped, replaced=len(todo.outdated), bytes_sent=todo.bytes)
@@ -152,12 +150,18 @@ class _Journal:
 
     def note(self, item: LocalFile, sent: UploadedFile) -> None:
         """Take note of a file that has arrived."""
+        if item.name not in self._done:
+            self._bytes_sent += item.size
         self._done[item.name] = sent
-        self._bytes_sent += item.size
         if self._progress:
             self._progress(self._bytes_sent, self._total)
         if time.monotonic() - self._saved_at > _SAVE_EVERY_SECONDS:
             self.save()
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Take back what was taken for arrived and has not."""
+        for name in names:
+            self._done.pop(name, None)
 
     def save(self) -> None:
         """Write down what has arrived."""
@@ -181,19 +185,110 @@ def _make_folders(client: VipClient, session: VipSession, plan: Preflight) -> di
     return there
 
 
-def _compare(plan: Preflight, there: dict[str, dict[str, int | None]], sent_before: dict[str, UploadedFile]) -> _Todo:
+def _compare(
+    client: VipClient,
+    session: VipSession,
+    plan: Preflight,
+    there: dict[str, dict[str, int | None]],
+    sent_before: dict[str, UploadedFile],
+) -> _Todo:
     todo = _Todo(done={}, missing=[], outdated=set())
     for item in plan.files:
         position = PurePosixPath(item.name)
         sizes = there[position.parent.as_posix()]
         if position.name not in sizes:
             todo.missing.append(item)
-        elif (known := _unchanged(item, sizes[position.name], sent_before.get(item.name))) is not None:
+        elif (known := _unchanged(item, sizes[position.name], sent_before.get(item.name))) is not None and (
+            item.name in sent_before or _is_same(client, session, item)
+        ):
             todo.done[item.name] = known
         else:
             todo.missing.append(item)
             todo.outdated.add(item.name)
     return todo
+
+
+def _is_same(client: VipClient, session: VipSession, item: LocalFile) -> bool:
+    """Whether a file of the right size that somebody else has sent is the same, where the platform can tell."""
+    if client.profile.stores_raw_bodies:
+        return True
+    try:
+        compare_digest(item.path, f"{session.vip_input_dir}/{item.name}", client.md5)
+    except UnexpectedResponse as error:
+        logger.warning("%s", error)
+        return False
+    return True
+
+
+def _send_until_proven(
+    client: VipClient, session: VipSession, plan: Preflight, todo: _Todo, journal: _Journal, settle_seconds: float
+) -> None:
+    """Send what is missing; what the listings do not show then is sent once more, unless it was refused."""
+    outdated = todo.outdated
+    failures = _send_all(client, session, todo.missing, outdated, journal, settle_seconds)
+    absent = _absent(client, session, plan.files) if todo.missing else {}
+    again = [item for item in plan.files if item.name in absent and item.local_name not in failures]
+    if again:
+        logger.warning("%d files are not there although they were accepted; sending them again", len(again))
+        outdated = {item.name for item in again if absent[item.name] is not None}
+        failures |= _send_all(client, session, again, outdated, journal, settle_seconds)
+        absent = _absent(client, session, plan.files)
+    missing = {
+        item.local_name: _not_there(session, item, absent[item.name]) for item in plan.files if item.name in absent
+    }
+    journal.forget(absent)
+    # Some that were answered with an error have arrived all the same.
+    if failed := missing | {name: error for name, error in failures.items() if name in missing}:
+        raise TransferFailed(f"Upload to {session.vip_input_dir}", failed, len(plan.files))
+
+
+def _send_all(
+    client: VipClient,
+    session: VipSession,
+    items: Sequence[LocalFile],
+    outdated: set[str],
+    journal: _Journal,
+    settle_seconds: float,
+) -> dict[str, BiomedError]:
+    """Send files; return why some could not be sent."""
+    try:
+        transfer_all(
+            items,
+            lambda item: _send(client, session, item, item.name in outdated, settle_seconds),
+            name=lambda item: item.local_name,
+            subject=f"Upload to {session.vip_input_dir}",
+            parallelism=client.parallelism,
+            on_done=journal.note,
+        )
+    except TransferFailed as error:
+        return error.failures
+    return {}
+
+
+def _absent(client: VipClient, session: VipSession, files: Iterable[LocalFile]) -> dict[str, int | None]:
+    """The files that are not on the platform with their size, and the size that is there instead, None for nothing."""
+    absent: dict[str, int | None] = {}
+    there: dict[str, dict[str, int | None]] = {}
+    for item in files:
+        path = PurePosixPath(session.vip_input_dir, item.name)
+        folder = str(path.parent)
+        if folder not in there:
+            there[folder] = list_folder_or_nothing(client, folder)
+        if path.name in there[folder] and there[folder][path.name] == item.size:
+            continue
+        # Some platforms do not list all that they have.
+        entry = client.entry(str(path))
+        if not entry.exists or entry.is_directory or entry.size != item.size:
+            absent[item.name] = (entry.size or 0) if entry.exists else None
+    return absent
+
+
+def _not_there(session: VipSession, item: LocalFile, size: int | None) -> UnexpectedResponse:
+    found = "it is not there" if size is None else f"{size} bytes are there"
+    return UnexpectedResponse(
+        f"{session.vip_input_dir}/{item.name} was accepted twice, with {item.size} bytes, but {found}. Leave the file "
+        "as it is while it is sent, and run this again, or ask the platform's support."
+    )
 
 
 def _send(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,9 @@ from prefect_biomed.clients.errors import (
     AuthenticationError,
     NotFoundError,
     PermissionDeniedError,
+    PlatformError,
     PreflightFailed,
+    StorageFull,
     TransferFailed,
     is_transient,
 )
@@ -275,7 +278,6 @@ def test_upload_that_is_called_failed_and_arrives_later(
         {"status": 502, "body": HTML},
         {"status": 400, "body": HTML},
         {"status": 200, "body": HTML},
-        {"status": 413, "body": HTML},
         {"drop": "before"},
     ],
     ids=lambda fault: str(fault.get("status", "dropped")),
@@ -301,6 +303,81 @@ def test_upload_in_doubt_is_a_success_only_when_the_size_is_right(
     vip.vip.faults.clear()
     summary = send(client, lost)
     assert (summary.sent, summary.skipped) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(413, HTML), (413, '{"errorMessage": "too large"}'), (400, '{"errorCode": 8009, "errorMessage": "no"}')],
+)
+def test_refused_upload_is_neither_repeated_nor_looked_for(
+    vip: Sandbox, client: VipClient, new_session: NewSession, status: int, body: str
+) -> None:
+    """The file fails at once, the others are sent; nobody waits for what will not come."""
+    session = new_session(files={f"{name}.bin": b"x" for name in "abc"})
+    kind = "text/html" if body is HTML else "application/json"
+    vip.vip.faults.add(Fault(method="PUT", path=r"a\.bin", status=status, body=body, content_type=kind))
+    started = time.monotonic()
+    with pytest.raises(TransferFailed, match=r"1 of 3 files failed") as caught:
+        send(client, session)
+    assert time.monotonic() - started < 10
+    assert set(caught.value.failures) == {"a.bin"}
+    assert not is_transient(caught.value)
+    assert len(vip.vip.journal.entries("PUT", r"a\.bin")) == 1
+    vip.vip.faults.clear()
+    assert send(client, session).sent == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (507, HTML, StorageFull),
+        (507, '{"errorCode": 1, "errorMessage": "no"}', StorageFull),
+        (400, '{"errorCode": 8042, "errorMessage": "Quota exceeded"}', StorageFull),
+        (400, '{"errorCode": 8013, "errorMessage": "no"}', PermissionDeniedError),
+        (403, '{"errorCode": 8000, "errorMessage": "no"}', PermissionDeniedError),
+    ],
+)
+def test_refusal_that_concerns_all_stops_the_others(
+    vip: Sandbox, connect: Connect, new_session: NewSession, status: int, body: str, expected: type[PlatformError]
+) -> None:
+    session = new_session(files={f"{number}.bin": b"x" for number in range(40)})
+    kind = "text/html" if body is HTML else "application/json"
+    vip.vip.faults.add(Fault(method="PUT", path=r"\.bin", status=status, body=body, content_type=kind))
+    with pytest.raises(expected):
+        send(connect(parallelism=2), session)
+    assert len(vip.vip.journal.entries("PUT", r"\.bin")) <= 6
+
+
+def test_file_that_was_accepted_and_is_not_there_is_sent_again(
+    vip: Sandbox, client: VipClient, new_session: NewSession
+) -> None:
+    """A proxy says that a file was stored, and it was not: one more listing of each folder proves what is there."""
+    session = new_session(files={"a.bin": b"1", "b.bin": b"2", "sub/a.bin": b"3"})
+    vip.vip.faults.add(Fault(method="PUT", path=r"/a\.bin", status=201, calls=[1]))
+    assert send(client, session).sent == 3
+    names = {entry.name for entry in client.list_folder(session.vip_input_dir)}
+    assert names == {"a.bin", "b.bin", "sub"}
+    assert client.exists(f"{session.vip_input_dir}/sub/a.bin")
+
+    lost = new_session(name="lost", files={"a.bin": b"1", "b.bin": b"2"})
+    vip.vip.faults.add(Fault(method="PUT", path=r"lost/INPUTS/a\.bin", status=201))
+    with pytest.raises(TransferFailed, match=r"a\.bin was accepted twice, with 1 bytes, but it is not there") as caught:
+        send(client, lost)
+    assert set(caught.value.failures) == {"a.bin"}
+    vip.vip.faults.clear()
+    summary = send(client, lost)
+    assert (summary.sent, summary.skipped) == (1, 1)
+
+
+def test_file_that_was_refused_and_arrived_all_the_same_is_there(
+    vip: Sandbox, client: VipClient, new_session: NewSession
+) -> None:
+    """Whatever the answer was, what the platform lists counts."""
+    session = new_session(files={"a.bin": b"1", "b.bin": b"2"})
+    vip.vip.faults.add(Fault(method="PUT", path=r"a\.bin", status=413, body=HTML, after_effect=True))
+    assert send(client, session).sent == 2
+    assert len(vip.vip.journal.entries("PUT", r"a\.bin")) == 1
+    assert send(client, session).skipped == 2
 
 
 def test_answer_lost_after_the_file_arrived(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
