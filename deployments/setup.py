@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from prefect.blocks.core import Block
 
@@ -47,19 +48,41 @@ def fields_from(environment: Mapping[str, str], platform: str, block_type: type[
     return {field: environment[variable] for field, variable in variables.items() if variable in environment}
 
 
+def save_blocks(environment: Mapping[str, str], name: str) -> dict[str, list[str]]:
+    """Register the block types, and save the blocks that the environment describes.
+
+    Safe to repeat: a block that exists is replaced.
+
+    Args:
+        environment: The variables.
+        name: Name of the saved blocks.
+
+    Returns:
+        The fields that were set, by the slug of each block type; none for one that was only registered.
+
+    Raises:
+        ValidationError: A variable does not hold what its field takes; without the value.
+    """
+    saved = {}
+    for platform, kind in credentials_types().items():
+        # The types of these two are those of their asynchronous twins.
+        register: Any = kind.register_type_and_schema
+        register(_sync=True)
+        fields = fields_from(environment, platform, kind)
+        if fields:
+            block: Any = kind.model_validate(fields)
+            block.save(name, overwrite=True, _sync=True)
+        saved[kind.get_block_type_slug()] = sorted(fields)
+    return saved
+
+
 def main() -> None:
     """Register all block types, save the blocks that the environment describes, and say which."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--name", default="default", help="name of the saved blocks")
     name = parser.parse_args().name
-    for platform, block_type in credentials_types().items():
-        block_type.register_type_and_schema()
-        fields = fields_from(os.environ, platform, block_type)
-        if fields:
-            block_type.model_validate(fields).save(name, overwrite=True)
-            print(f"{block_type.get_block_type_slug()}/{name} saved with {', '.join(sorted(fields))}")
-        else:
-            print(f"{block_type.get_block_type_slug()} registered")
+    for slug, fields in save_blocks(os.environ, name).items():
+        print(f"{slug}/{name} saved with {', '.join(fields)}" if fields else f"{slug} registered")
 
 
 if __name__ == "__main__":

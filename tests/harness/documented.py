@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PROGRAMS = ("make", "pip", "prefect", "python")
+PROGRAMS = ("make", "pip", "prefect", "prefect-biomed", "python")
 
 
 def commands() -> dict[str, list[str]]:

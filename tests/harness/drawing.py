@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
-FOLDERS = ("analysis", "blocks", "clients", "flows", "sandbox", "tasks")
+FOLDERS = ("analysis", "blocks", "cli", "clients", "flows", "sandbox", "tasks")
 PLATFORMS = ("boss", "vantage6", "vip")
 _BEGIN, _END = "<!-- drawing:", "<!-- /drawing -->"
 

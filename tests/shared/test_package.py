@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from prefect import Flow
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("analysis", "blocks", "clients", "deployments", "flows", "sandbox", "tasks")
+PACKAGES = ("analysis", "blocks", "cli", "clients", "deployments", "flows", "sandbox", "tasks")
 
 
 def tracked(*below: str) -> list[str]:

@@ -1,0 +1,205 @@
+"""The commands, one function each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="prefect-biomed",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Drive VIP, vantage6 and the Boss with Prefect.",
+)
+
+T = TypeVar("T")
+
+ParamFile = Annotated[Path | None, typer.Option("--param-file", "-f", help="YAML or JSON file of parameters.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", "-s", help="One parameter: name=value or group.name=value. Repeatable.")
+]
+Credentials = Annotated[
+    list[str] | None, typer.Option("--credentials", "-c", help="Saved block, as vip-credentials/lab. Repeatable.")
+]
+Key = Annotated[str | None, typer.Option(help="Identity of the intent: the same key again never launches twice.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+@app.command(epilog="Example: prefect-biomed run vip-session -f session.yaml -s nb_runs=3 --key sub-01")
+def run(
+    flow: Annotated[str, typer.Argument(help="Such as vip-session; `prefect-biomed flows` lists them.")],
+    param_file: ParamFile = None,
+    settings: Settings = None,
+    credentials: Credentials = None,
+    key: Key = None,
+    outputs_json: Annotated[Path | None, typer.Option(help="Write state, result and files to this file.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Run a flow here, with a Prefect server or without one.
+
+    Exit codes: 0 done, 1 failed, 2 something that was given is wrong and nothing was begun, 75 try the same again.
+    """
+    _run(flow, param_file, settings, credentials, key=key, outputs_json=outputs_json, json=json)
+
+
+@app.command(epilog="Example: prefect-biomed flows --json")
+def flows(json: AsJson = False) -> None:
+    """List the flows that `run` knows."""
+    from prefect_biomed.cli.running import as_json, flow_names
+
+    known = flow_names()
+    typer.echo(as_json(known) if json else "\n".join(known))
+
+
+@app.command(epilog="Example: prefect-biomed init study --deployment vip-session --deployment repeatability-weekly")
+def init(
+    folder: Annotated[Path, typer.Argument(help="Made when missing; files that are there stay as they are.")] = Path(),
+    deployment: Annotated[list[str] | None, typer.Option(help="Repeatable; vip-session by default.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Make a project: deployments, parameter files, variables of the credentials."""
+    from prefect_biomed.cli import project
+    from prefect_biomed.cli.running import as_json
+
+    made = _or_exit(lambda: project.init(folder, deployment or ("vip-session",)))
+    if json:
+        typer.echo(as_json(made))
+        return
+    for name in made.written:
+        typer.echo(f"{folder / name} written")
+    for name in made.kept:
+        typer.echo(f"{folder / name} was there and is as it was")
+
+
+@app.command(epilog="Example: prefect-biomed deploy --dry-run")
+def deploy(
+    prefect_file: Annotated[
+        Path | None, typer.Option(help="Deployments; prefect.yaml of this folder, else those of the package.")
+    ] = None,
+    name: Annotated[list[str] | None, typer.Option(help="Only this deployment. Repeatable.")] = None,
+    pool: Annotated[str, typer.Option(help="Work pool that is made when it is missing.")] = "biomed",
+    block: Annotated[str, typer.Option(help="Name under which credentials of the environment are saved.")] = "default",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Register blocks and deployments; parameters, schedules and limits that users have set stay."""
+    from prefect_biomed.cli import project
+    from prefect_biomed.cli.running import as_json
+
+    here = Path(project.FILE_NAME)
+    file = prefect_file or (here if here.is_file() else None)
+    deployed = _or_exit(lambda: project.deploy(file, name or (), pool=pool, block=block, dry_run=dry_run))
+    if json:
+        typer.echo(as_json(deployed))
+        return
+    for one in deployed:
+        typer.echo(f"{one.name}: {one.what}" + (f"; kept: {', '.join(one.kept)}" if one.kept else ""))
+
+
+@app.command(epilog="Example: prefect-biomed resume /data/outputs/sub-01")
+def resume(folder: Path, settings: Settings = None, credentials: Credentials = None, json: AsJson = False) -> None:
+    """Continue a VIP session from its output folder alone."""
+    _run("vip-resume", None, [f"output_dir={folder}", *(settings or [])], credentials, json=json)
+
+
+@app.command(epilog="Example: prefect-biomed running --json")
+def running(settings: Settings = None, credentials: Credentials = None, json: AsJson = False) -> None:
+    """Show what is running or was left on the platforms."""
+    _run("what-is-running", None, settings, credentials, json=json)
+
+
+@app.command(name="show-pipeline", epilog="Example: prefect-biomed show-pipeline GreyMatter")
+def show_pipeline(
+    pipeline: Annotated[str | None, typer.Argument(help="Part of an identifier; all when empty.")] = None,
+    credentials: Credentials = None,
+    json: AsJson = False,
+) -> None:
+    """List the pipelines of VIP, or describe one with settings to paste."""
+    _run("vip-show-pipeline", None, [f"pipeline_id={pipeline}"] if pipeline else None, credentials, json=json)
+
+
+@app.command(epilog="Example: prefect-biomed compare runs/ report/ --baseline references/")
+def compare(
+    runs: Annotated[Path, typer.Argument(help="Folder whose sub-folders hold one run each.")],
+    report: Annotated[Path, typer.Argument(help="Folder for the report.")],
+    baseline: Annotated[Path | None, typer.Option(help="Folder whose sub-folders hold one reference run each.")] = None,
+    settings: Settings = None,
+    json: AsJson = False,
+) -> None:
+    """Compare the results of runs, and write a report."""
+    given = [f"runs_dir={runs.absolute()}", f"output_dir={report.absolute()}"]
+    given += [f"baseline_dir={baseline.absolute()}"] if baseline else []
+    _run("compare-folders", None, [*given, *(settings or [])], None, json=json)
+
+
+@app.command(epilog="Example: prefect-biomed validate ingest.json")
+def validate(
+    config: Annotated[Path, typer.Argument(help="A configuration of boss-ingest.")], json: AsJson = False
+) -> None:
+    """Check a configuration of an ingest for the Boss, without asking the Boss."""
+    from prefect_biomed.cli.running import REFUSED, as_json
+    from prefect_biomed.clients.boss import IngestConfig
+    from prefect_biomed.clients.errors import ConfigurationError, PreflightFailed
+
+    problems: list[str] = []
+    try:
+        IngestConfig.load(config)
+    except PreflightFailed as error:
+        problems = list(error.problems)
+    except ConfigurationError as error:
+        problems = [str(error)]
+    if json:
+        typer.echo(as_json({"config": config, "problems": problems}))
+    else:
+        typer.echo("\n".join(problems) if problems else f"{config} is well formed.")
+    raise typer.Exit(REFUSED if problems else 0)
+
+
+def _or_exit(act: Callable[[], T]) -> T:
+    """Do it; an error of ours is one line and exit code 2."""
+    from prefect_biomed.cli.running import REFUSED
+    from prefect_biomed.clients.errors import BiomedError
+
+    try:
+        return act()
+    except BiomedError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(REFUSED) from error
+
+
+def _run(
+    flow: str,
+    file: Path | None,
+    settings: list[str] | None,
+    credentials: list[str] | None,
+    *,
+    key: str | None = None,
+    outputs_json: Path | None = None,
+    json: bool = False,
+) -> None:
+    from prefect_biomed.cli.running import REFUSED, Outcome, as_json, read_parameters, run_flow
+    from prefect_biomed.clients.errors import ConfigurationError
+    from prefect_biomed.clients.files import atomic_write
+
+    try:
+        parameters: dict[str, Any] = read_parameters(file, settings or [])
+    except ConfigurationError as error:
+        outcome = Outcome(flow=flow, state="Refused", message=str(error), exit_code=REFUSED)
+    else:
+        outcome = run_flow(flow, parameters, key=key, credentials=credentials or [])
+    if outputs_json is not None:
+        with atomic_write(outputs_json) as written:
+            written.write(as_json(outcome).encode())
+    if json:
+        typer.echo(as_json(outcome))
+    else:
+        typer.echo(f"{outcome.flow}: {outcome.state}" + (f". {outcome.message}" if outcome.message else ""))
+        typer.echo("\n".join(outcome.files))
+    raise typer.Exit(outcome.exit_code)
