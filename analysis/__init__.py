@@ -31,6 +31,7 @@ from prefect_biomed.analysis.models import (  # noqa: E402  # only once the extr
     Tolerance,
     Verdict,
 )
+from prefect_biomed.analysis.outcomes import NotJudged, Outcome, Reason  # noqa: E402  # only once the extra is there
 from prefect_biomed.analysis.report import write_report  # noqa: E402  # only once the extra is there
 from prefect_biomed.analysis.stability import StabilityTest, judge_runs  # noqa: E402  # only once the extra is there
 
@@ -41,6 +42,9 @@ __all__ = [
     "FileComparison",
     "Judgement",
     "MeasureComparison",
+    "NotJudged",
+    "Outcome",
+    "Reason",
     "Report",
     "Rules",
     "RunRecord",

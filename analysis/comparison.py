@@ -41,6 +41,7 @@ __all__ = [
     "measures_in_all",
     "named_runs",
     "opened",
+    "same_bytes",
 ]
 
 Runs = Mapping[str, Path]
@@ -234,8 +235,8 @@ def _compare_file(group: FileGroup, runs: Sequence[str], rules: Rules) -> FileCo
     letters = _letters(digests)
     if len(set(digests.values())) == 1:
         first = next(iter(group.paths.values()))
-        same_bytes = all(_same_bytes(first, path) for path in group.paths.values())
-        agreement = Agreement.MISSING if missing else Agreement.IDENTICAL if same_bytes else Agreement.SAME_CONTENT
+        alike = all(same_bytes(first, path) for path in group.paths.values())
+        agreement = Agreement.MISSING if missing else Agreement.IDENTICAL if alike else Agreement.SAME_CONTENT
         # Opened only to say what it is.
         with opened(FileGroup(group.name, dict(list(group.paths.items())[:1])), rules) as contents:
             kind = next(iter(contents.values())).kind
@@ -292,7 +293,16 @@ def _letters(digests: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _same_bytes(one: Path, other: Path) -> bool:
+def same_bytes(one: Path, other: Path) -> bool:
+    """Tell whether two files hold the same bytes; reads no further than the first difference.
+
+    Args:
+        one: A file.
+        other: Another.
+
+    Returns:
+        Whether they do.
+    """
     if one.stat().st_size != other.stat().st_size:
         return False
     with one.open("rb") as first, other.open("rb") as second:

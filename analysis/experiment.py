@@ -33,6 +33,7 @@ from prefect_biomed.analysis.models import (
     RunSummary,
     SeriesSummary,
 )
+from prefect_biomed.analysis.outcomes import Outcome
 from prefect_biomed.analysis.stability import LEAST_REFERENCES, judge_runs
 from prefect_biomed.clients.errors import ConfigurationError, LedgerError
 
@@ -43,6 +44,8 @@ logger = logging.getLogger(__name__)
 _RECORDS = "experiment.jsonl"
 _JUDGEMENTS = "judgements.jsonl"
 _LOCK_SECONDS = 60.0
+# Another value makes all series be judged again.
+_METHOD = "exchange of runs"
 Line = TypeVar("Line", bound=BaseModel)
 
 
@@ -108,13 +111,14 @@ class RunRecord(BaseModel):
 
 
 class _JudgementRecord(BaseModel):
-    """One line of `judgements.jsonl`."""
+    """One line of `judgements.jsonl`. Lines of another method are left where they are and not used."""
 
     series: str
     pipeline: str
     baseline: str
     level: float
     rules: str
+    method: str = ""
     judgement: Judgement
 
 
@@ -326,7 +330,8 @@ class Experiment:
         known = {
             (line.series, line.pipeline): line.judgement
             for line in self._read(_JUDGEMENTS, _JudgementRecord)
-            if (line.baseline, line.level, line.rules) == (baseline, level, rules.model_dump_json())
+            if (line.baseline, line.level, line.rules, line.method)
+            == (baseline, level, rules.model_dump_json(), _METHOD)
         }
         of_pipeline = [
             r
@@ -344,6 +349,7 @@ class Experiment:
                     baseline=baseline,
                     level=level,
                     rules=rules.model_dump_json(),
+                    method=_METHOD,
                     judgement=judgement,
                 )
                 with self._locked():
@@ -404,7 +410,7 @@ def _drift_since(timeline: list[SeriesSummary]) -> datetime | None:
     for summary in reversed(timeline):
         if summary.judgement is None or not summary.judgement.changed:
             # A series that could not be judged does not end a drift.
-            if summary.judgement is not None and summary.judgement.note:
+            if summary.judgement is not None and summary.judgement.outcome is Outcome.NOT_JUDGED:
                 continue
             break
         since = summary.began

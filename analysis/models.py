@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prefect_biomed.analysis.outcomes import NotJudged, Outcome
+
 __all__ = [
     "Agreement",
     "Comparison",
@@ -249,87 +251,143 @@ class Comparison(_Frozen):
 
 
 class Verdict(_Frozen):
-    """One measure of a new run against the reference runs.
+    """What one measure of the new runs, all together, says against the reference runs.
 
     Attributes:
         file: File of the measure.
-        measure: Its name within the file.
-        run: The new run.
-        level: Probability of a false alarm that was set for this test.
-        references: Number of reference runs.
-        points: Points that vary in the references and were tested.
-        point_level: Level of the prediction interval of each single point.
-        outside: Number of points outside their interval.
-        expected: Number expected outside when nothing has changed.
-        constant_changed: Points that were the same in all references and are not in the new run.
-        p: Probability of a result at least as extreme when nothing has changed, corrected for the number of points.
-            None where there is no number to test, such as a changed header.
-        changed: Whether the measure has changed at this level.
-        where: Places of the largest deviations, in words.
-        false_positives: How many references the same test calls changed when each is judged by the others.
-        reason: Why it is changed, where `p` does not say it.
+        measure: Its name within the file; a field, where words differ; empty for the file as a whole.
+        statistic: The statistic in which the new runs stand out most.
+        p: Probability that anything in the whole judgement is at least as extreme when nothing has changed.
+        changed: Whether that is at most the level of the judgement.
+        points: Points that vary.
+        outside: Points at which the new runs stand out from the references, for their spread. To show where: the test
+            makes no use of it.
+        expected: Number of points that stand out when nothing has changed and noise is normal.
+        where: Places of the largest differences, in words.
+        reason: What words say now and said before; empty for numbers.
+        fields: Number of fields of the file that differ in the same way.
     """
 
     file: str
     measure: str
-    run: str
-    level: float
-    references: int
+    statistic: str = ""
+    p: float | None = None
+    changed: bool = False
     points: int = 0
-    point_level: float = 0.01
     outside: int = 0
     expected: float = 0.0
-    constant_changed: int = 0
-    p: float | None = None
-    changed: bool
     where: tuple[str, ...] = ()
-    false_positives: int = 0
     reason: str = ""
+    fields: int = 1
 
 
 class Judgement(_Frozen):
     """New runs against reference runs, over all files and measures.
 
     Attributes:
+        outcome: Within, changed or not judged.
         references: Number of reference runs.
         runs: Names of the new runs.
-        level: Probability of a false alarm set for all tests together.
-        tests: Number of tests that share the level.
-        p: Smallest p value, corrected for the number of tests; None when nothing varied in the references.
-        changed: Whether something has changed.
-        verdicts: The verdicts that say changed, and those with the smallest p values.
+        level: Probability of a false alarm of the whole judgement.
+        unit: What was exchanged: `run` or `series`.
+        units: Number of reference and of new units.
+        labellings: In how many ways they were exchanged, the observed one counted.
+        exact: Whether these are all ways, or a sample.
+        smallest_p: The smallest p value that so many units can reach.
+        enough: Number of new units that would reach the level with these references, and of references with these
+            new units.
+        files: Number of files.
+        tests: Number of measures, and of files with words, that vary.
+        p: Probability of a result at least as extreme when nothing has changed; None when nothing varies.
+        verdicts: The verdicts, the clearest first.
         changed_files: Files that have changed.
-        false_positives: How many references are called changed by the others; None when it was not tested.
-        outside_share: Fraction of points outside their interval, all measures and new runs together.
+        not_judged: What is not judged, and why; without the files that have changed.
+        not_judged_files: In how many files.
+        outside_share: Fraction of points at which the new runs stand out, over all measures.
         note: Why there is no judgement, where there is none.
     """
 
+    outcome: Outcome = Outcome.NOT_JUDGED
     references: int
     runs: tuple[str, ...]
     level: float
+    unit: Literal["run", "series"] = "run"
+    units: tuple[int, int] = (0, 0)
+    labellings: int = 0
+    exact: bool = True
+    smallest_p: float = 1.0
+    enough: tuple[int, int] = (0, 0)
+    files: int = 0
     tests: int = 0
     p: float | None = None
-    changed: bool = False
     verdicts: tuple[Verdict, ...] = ()
     changed_files: tuple[str, ...] = ()
-    false_positives: int | None = None
+    not_judged: tuple[NotJudged, ...] = ()
+    not_judged_files: int = 0
     outside_share: float = 0.0
     note: str = ""
 
     @property
+    def changed(self) -> bool:
+        """Whether something has changed."""
+        return self.outcome is Outcome.CHANGED
+
+    @property
     def sentence(self) -> str:
-        """Either `within the numerical noise …` or `changed: …`, or why neither can be said."""
+        """`within the numerical noise …`, `changed: …` or `not judged: …`, with what is not judged and why."""
         if self.note:
             return f"not judged: {self.note}"
-        if not self.changed:
-            if self.p is None:
-                return f"within the numerical noise of the {self.references} reference runs (no difference at all)"
-            return f"within the numerical noise of the {self.references} reference runs (p = {probability(self.p)})"
+        if self.changed:
+            return f"changed: {self._changes}{self._left('. Not judged: ')}"
+        if self.outcome is Outcome.NOT_JUDGED:
+            return f"not judged: {self._too_few or self._left('')}{self._rest}"
+        found = "no difference at all" if self.p is None else f"p = {probability(self.p)}"
+        return f"within the numerical noise of the {self.references} reference runs ({found}; {self._all_files} judged)"
+
+    @property
+    def _all_files(self) -> str:
+        return "1 file" if self.files == 1 else f"all {self.files} files"
+
+    @property
+    def _changes(self) -> str:
         by_file = {verdict.file: verdict for verdict in reversed(self.verdicts) if verdict.changed}
         parts = [_in_words(by_file[name]) for name in self.changed_files[:3] if name in by_file]
         if len(self.changed_files) > 3:
             parts.append(f"and {len(self.changed_files) - 3} more files")
-        return "changed: " + "; ".join(parts)
+        return f"{'; '.join(parts)} (p = {probability(self.p or 0.0)})"
+
+    @property
+    def _too_few(self) -> str:
+        """Why no p value could be small enough, where none could."""
+        if self.p is None or self.smallest_p <= self.level:
+            return ""
+        what = "runs" if self.unit == "run" else "series"
+        base, new = self.units
+        return (
+            f"{base} reference {what} and {new} new {'run' if (self.unit, new) == ('run', 1) else what} cannot give "
+            f"a p below {probability(self.smallest_p)}, and the level is {self.level:g}; {self.enough[0]} new {what}, "
+            f"or {self.enough[1]} reference {what}, would do"
+        )
+
+    def _left(self, before: str) -> str:
+        """How many files are not judged, by reason, with an example of each."""
+        if not self.not_judged:
+            return ""
+        reasons = []
+        for reason in dict.fromkeys(left.reason for left in self.not_judged):
+            mine = [left for left in self.not_judged if left.reason is reason]
+            files = len({left.file for left in mine})
+            part = f", {mine[0].part}" if mine[0].part else ""
+            more = f" and {files - 1} more" if files > 1 else ""
+            reasons.append(f"{mine[0].file}{part}{more}: {reason.value}")
+        listed = "; ".join(reasons[:3])
+        return f"{before}{self.not_judged_files} of {self.files} files ({listed})"
+
+    @property
+    def _rest(self) -> str:
+        if self._too_few or self.p is None:
+            return ""
+        return f". No change was found in the rest (p = {probability(self.p)})"
 
 
 def probability(p: float) -> str:
@@ -339,18 +397,18 @@ def probability(p: float) -> str:
         p: From 0 to 1.
 
     Returns:
-        Two digits, or `< 1e-15`.
+        Two digits.
     """
-    return "< 1e-15" if p < 1e-15 else f"{p:.2g}"
+    return f"{p:.2g}"
 
 
 def _in_words(verdict: Verdict) -> str:
     what = f"{verdict.file}, {verdict.measure}" if verdict.measure else verdict.file
     if verdict.reason:
-        return f"{what} ({verdict.reason})"
-    p = "" if verdict.p is None else f", p = {probability(verdict.p)}"
-    expected = f"{verdict.expected:.0f}" if verdict.expected >= 1 else f"{verdict.expected:.2g}"
-    return f"{what} ({verdict.outside} of {verdict.points} points outside, {expected} expected{p})"
+        more = f", and {verdict.fields - 1} more fields" if verdict.fields > 1 else ""
+        return f"{what} ({verdict.reason}{more})"
+    at = f", most at {verdict.where[0]}" if verdict.where else ""
+    return f"{what} ({verdict.outside} of {verdict.points} points stand out{at})"
 
 
 class RunSummary(_Frozen):
@@ -432,7 +490,7 @@ class Report(_Frozen):
         runs: The runs of this series.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     title: str
     series: str
     created: datetime

@@ -29,6 +29,7 @@ from prefect_biomed.analysis.models import (
     Rules,
     probability,
 )
+from prefect_biomed.analysis.outcomes import Outcome
 from prefect_biomed.clients.files import atomic_write
 
 __all__ = ["markdown_of", "write_report"]
@@ -223,9 +224,7 @@ def _shortened(name: str) -> str:
 
 
 def _finding(judgement: Judgement) -> str:
-    if judgement.note:
-        return "not judged"
-    return "changed" if judgement.changed else "within the noise"
+    return "within the noise" if judgement.outcome is Outcome.WITHIN else judgement.outcome.value
 
 
 def _timeline(part: PipelineReport, name: str) -> Plot:
@@ -252,7 +251,7 @@ def _timeline(part: PipelineReport, name: str) -> Plot:
     axes.set_yscale("symlog", linthresh=1.0)
     axes.set_ylim(0, 130)
     axes.set_yticks([0, 1, 10, 100], ["0 %", "1 %", "10 %", "100 %"])
-    axes.set_ylabel("points outside\ntheir interval")
+    axes.set_ylabel("points that\nstand out")
     # matplotlib annotates only part of its functions.
     locator: Any = AutoDateLocator
     formatter: Any = ConciseDateFormatter
@@ -263,7 +262,7 @@ def _timeline(part: PipelineReport, name: str) -> Plot:
     since = f" The change began on {part.drift_since:%Y-%m-%d %H:%M} UTC." if part.drift_since else ""
     changed = sum(bool(summary.judgement and summary.judgement.changed) for summary in part.timeline)
     text = (
-        f"Share of points outside the 99 % prediction interval of the baseline, for {len(dates)} series of "
+        f"Share of points at which a series stands out from the baseline, for {len(dates)} series of "
         f"{part.pipeline}; 1 % is expected. {changed} series have changed.{since}"
     )
     return Plot(name, "Drift against the baseline", text, _png(figure))

@@ -1,111 +1,73 @@
-"""Telling a change from numerical noise.
+"""Telling a change from numerical noise: runs are judged by runs.
 
-The idea is that of Chatelain et al., "A numerical variability approach to results stability tests and its application
-to neuroimaging" (arXiv 2307.01373): repetitions of a reference give bounds within which results may vary, and the test
-is itself tested by leaving each reference out. The statistics are for a handful of references:
+What the files of reference runs and new runs say goes through one exchange test (`exchange`): numbers point by point,
+and by the same door words, header entries, shapes, files that are there or not, points without a number, and digests of
+what cannot be read. There is no change without a p value, and the p value is that of the whole judgement.
 
-- Each point has the prediction interval of Student's t for one more value, `mean ± t(N-1) · spread · sqrt(1 + 1/N)`.
-- A measure is changed when one point is further out than all points together allow (Šidák), when more points are
-  outside their intervals than the references have outside theirs when each is judged by the others, or when points
-  that are constant in all references are not any more. The level is shared among these three.
-- The level is shared again (Bonferroni) by all measures and new runs.
+What the test cannot see, because the references themselves lack it or disagree about it, is listed as not judged
+(`outcomes`); with any of that a judgement is *changed* or *not judged*, never *within*.
 """
 
 from __future__ import annotations
 
-import heapq
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from prefect_biomed.analysis.comparators import BLOCK, Content, Measure
-from prefect_biomed.analysis.comparison import FileGroup, Runs, file_groups, opened
+from prefect_biomed.analysis.comparison import FileGroup, Runs, file_groups, opened, same_bytes
+from prefect_biomed.analysis.exchange import POINT_LEVEL, Evidence, Found, Labellings, Scan, runs_needed
 from prefect_biomed.analysis.models import Judgement, Rules, Tolerance, Verdict
+from prefect_biomed.analysis.outcomes import NotJudged, Outcome, Reason
+from prefect_biomed.clients.errors import ConfigurationError
 
 __all__ = ["LEAST_REFERENCES", "StabilityTest", "Tested", "judge_runs"]
 
 LEAST_REFERENCES = 3
-"""With fewer the spread of a point is not known well enough to test anything."""
+"""A series of fewer good runs is no baseline."""
 
-_POINT_LEVEL = 0.01
-# Shares of the level: extreme points, number of points outside, points that were constant.
-_EXTREME, _COUNT, _CONSTANT = 0.45, 0.45, 0.10
-# Below this the number of points outside is too coarse a measure.
-_LEAST_EXPECTED = 10.0
-_MAX_WHERE = 5
-_MAX_VERDICTS = 200
+_MAX_LISTED = 200
+_MAX_WORDS = 5
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Tested:
-    """What the test found for one run.
+    """What the test found for the new runs together.
 
     Attributes:
-        p: Probability of a result at least as extreme when nothing has changed; None when nothing could be tested.
-        points: Points that vary in the references.
-        outside: Points outside their prediction interval.
-        constant_changed: Points that are constant in the references and not here.
-        where: Positions of the largest deviations.
+        p: Probability of a result at least as extreme when nothing has changed; None when nothing varies.
+        smallest_p: The smallest that these numbers of runs can reach.
+        points: Points that vary.
+        outside: Points at which the new runs stand out, to show where.
+        where: Positions of the largest differences.
     """
 
     p: float | None
+    smallest_p: float
     points: int
     outside: int
-    constant_changed: int
     where: tuple[int, ...] = ()
-
-
-class _Counts:
-    """What is counted for one run while its points pass by."""
-
-    def __init__(self) -> None:
-        self.points = self.outside = self.odd = 0
-        self.extreme = 0.0
-        self.largest: list[tuple[float, int]] = []
-
-    def add(self, deviations: Floats, critical: float, positions: NDArray[np.intp] | None = None) -> None:
-        self.points += deviations.size
-        self.outside += int(np.count_nonzero(deviations > critical))
-        self.extreme = max(self.extreme, float(deviations.max(initial=0.0)))
-        if positions is not None and deviations.size:
-            for index in np.argsort(deviations)[-_MAX_WHERE:]:
-                self.largest.append((float(deviations[index]), int(positions[index])))
-            self.largest = heapq.nlargest(_MAX_WHERE, self.largest)
-
-    def add_odd(self, positions: NDArray[np.intp]) -> None:
-        self.odd += positions.size
-        self.largest += [(math.inf, int(index)) for index in positions[:_MAX_WHERE]]
-        self.largest = heapq.nlargest(_MAX_WHERE, self.largest)
 
 
 class StabilityTest:
     """Judges one measure of new runs by the same measure of reference runs, block by block.
 
     Args:
-        references: Number of reference runs, at least three.
+        references: Number of reference runs.
         runs: Number of new runs.
-        point_level: Level of the prediction interval of each point.
-        tolerance: Deviations from the mean of the references within it never count.
+        tolerance: Points at which all runs agree within it do not count.
     """
 
-    def __init__(
-        self, references: int, runs: int, *, point_level: float = _POINT_LEVEL, tolerance: Tolerance | None = None
-    ) -> None:
-        if references < LEAST_REFERENCES:
-            raise ValueError(f"{references} references, at least {LEAST_REFERENCES} are needed")
-        self.point_level = point_level
+    def __init__(self, references: int, runs: int, *, tolerance: Tolerance | None = None) -> None:
+        if references < 1 or runs < 1:
+            raise ValueError(f"{references} references and {runs} new runs: at least one of each is needed")
+        self._measured = _Measured(Labellings(references, runs), tolerance or Tolerance())
         self._references = references
-        self._tolerance = tolerance or Tolerance()
-        self._critical = float(stats.t.isf(point_level / 2, references - 1))
-        self._critical_left_out = float(stats.t.isf(point_level / 2, references - 2))
-        self._new = [_Counts() for _ in range(runs)]
-        self._left_out = [_Counts() for _ in range(references)]
 
     def add(self, references: Floats, runs: Floats, start: int = 0) -> None:
         """Take in some points.
@@ -115,311 +77,347 @@ class StabilityTest:
             runs: Values of the new runs, shape (runs, points).
             start: Number of the first point.
         """
-        first = references[0]
-        constant = ((references == first) | (np.isnan(references) & np.isnan(first))).all(axis=0)
-        testable = ~constant & np.isfinite(references).all(axis=0)
-        positions = np.flatnonzero(testable)
-        sample = references[:, testable]
-        mean = sample.mean(axis=0)
-        spread = sample.std(axis=0, ddof=1) * math.sqrt(1.0 + 1.0 / self._references)
-        for counts, run in zip(self._new, runs, strict=True):
-            same = (run == first) | (np.isnan(run) & np.isnan(first)) | self._tolerated(run, first)
-            counts.add_odd(np.flatnonzero(constant & ~same) + start)
-            values = run[testable]
-            with np.errstate(invalid="ignore"):
-                deviations = np.abs(values - mean) / spread
-            deviations[~np.isfinite(values)] = math.inf
-            deviations[self._tolerated(values, mean)] = 0.0
-            counts.add(deviations, self._critical, positions + start)
-        self._leave_out(sample, sample - mean)
-
-    def _tolerated(self, values: Floats, expected: Floats) -> NDArray[np.bool_]:
-        if self._tolerance.absolute == 0.0 and self._tolerance.relative == 0.0:
-            return np.zeros(values.shape, dtype=np.bool_)
-        with np.errstate(invalid="ignore"):
-            allowed = self._tolerance.absolute + self._tolerance.relative * np.maximum(abs(values), abs(expected))
-            within: NDArray[np.bool_] = np.abs(values - expected) <= allowed
-        return within
-
-    def _leave_out(self, sample: Floats, deviations: Floats) -> None:
-        """Judge each reference by the others, whose mean and spread follow from those of all."""
-        others = self._references - 1
-        squares = (deviations**2).sum(axis=0)
-        widening = math.sqrt(1.0 + 1.0 / others)
-        for number, counts in enumerate(self._left_out):
-            own = deviations[number]
-            left = squares - own**2 * self._references / others
-            # Where one run is all the spread there is, nothing but rounding is left of the difference.
-            exact = left <= 1e-8 * squares
-            distance = np.abs(own[~exact]) * (self._references / others)
-            counts.add(distance / (np.sqrt(left[~exact] / (others - 1)) * widening), self._critical_left_out)
-            if not exact.any():
-                continue
-            rest, value = np.delete(sample[:, exact], number, axis=0), sample[number, exact]
-            alike = (rest == rest[0]).all(axis=0)
-            counts.odd += int(np.count_nonzero(alike))
-            rest, value = rest[:, ~alike], value[~alike]
-            spread = rest.std(axis=0, ddof=1) * widening
-            counts.add(np.abs(value - rest.mean(axis=0)) / spread, self._critical_left_out)
+        self._measured.add(np.concatenate([references, runs]), start)
 
     def results(self) -> list[Tested]:
         """Judge the new runs.
 
         Returns:
-            One for each.
+            One for all of them together.
         """
-        odd = sum(counts.odd for counts in self._left_out)
-        rates = [_rate(counts) for counts in self._left_out]
+        measured = self._measured
+        evidence = Evidence(measured.labellings)
+        for scan in measured.scans:
+            evidence.add(scan)
         return [
             Tested(
-                p=self._p(counts, self._references, odd, rates),
-                points=counts.points,
-                outside=counts.outside,
-                constant_changed=counts.odd,
-                where=tuple(position for _, position in counts.largest),
+                p=evidence.p,
+                smallest_p=measured.labellings.smallest_p,
+                points=measured.numbers.points,
+                outside=measured.numbers.outside,
+                where=measured.numbers.where,
             )
-            for counts in self._new
         ]
 
-    def left_out(self) -> list[float | None]:
+    def left_out(self) -> list[float]:
         """Judge each reference by the others.
 
         Returns:
-            The p value of each; None where nothing could be tested.
+            For each, the share of the references that are at least as far from the centre of all runs.
         """
-        odd = sum(counts.odd for counts in self._left_out)
-        rates = [_rate(counts) for counts in self._left_out]
-        return [
-            self._p(counts, self._references - 1, odd - counts.odd, rates[:number] + rates[number + 1 :])
-            for number, counts in enumerate(self._left_out)
-        ]
-
-    def _p(self, counts: _Counts, references: int, odd: int, rates: Sequence[float]) -> float | None:
-        if not counts.points and not odd:
-            return None
-        found = [1.0]
-        if counts.points:
-            single = 2.0 * float(stats.t.sf(counts.extreme, references - 1))
-            found.append(-math.expm1(counts.points * math.log1p(-min(single, 1.0 - 1e-16))) / _EXTREME)
-        if counts.points * self.point_level >= _LEAST_EXPECTED:
-            found.append(self._p_of_count(counts, rates) / _COUNT)
-        if counts.odd:
-            found.append(float(stats.binom.sf(counts.odd - 1, odd + counts.odd, 1.0 / (references + 1))) / _CONSTANT)
-        return min(found)
-
-    def _p_of_count(self, counts: _Counts, rates: Sequence[float]) -> float:
-        """Prediction interval of the share of points outside, from the shares of the references left out in turn.
-
-        Neighbouring points are rarely independent, so its spread is taken from the references, not from theory; a few
-        references that agree by chance must not make it vanish.
-        """
-        expected = sum(rates) / len(rates)
-        theory = max(expected, self.point_level) * (1.0 - expected) / counts.points
-        variance = max(float(np.var(rates, ddof=1)), 0.25 * theory)
-        deviation = (_rate(counts) - expected) / math.sqrt(variance * (1.0 + 1.0 / len(rates)))
-        return float(stats.t.sf(deviation, len(rates) - 1))
+        distances = self._measured.numbers.distances()[: self._references]
+        return [float(np.mean(distances >= own)) for own in distances]
 
 
-def _rate(counts: _Counts) -> float:
-    return counts.outside / counts.points if counts.points else 0.0
+class _Measured:
+    """One measure while its points pass by: its numbers, and where it has none."""
+
+    def __init__(self, labellings: Labellings, tolerance: Tolerance) -> None:
+        self.labellings, self._tolerance = labellings, tolerance
+        self.numbers, self._gaps = Scan(labellings), Scan(labellings)
+        self.references_vary = False
+        self.runs_that_differ: NDArray[np.bool_] = np.zeros(labellings.runs, dtype=np.bool_)
+        self.with_numbers = self.without_yardstick = 0
+
+    @property
+    def scans(self) -> tuple[Scan, Scan]:
+        return self.numbers, self._gaps
+
+    def add(self, values: Floats, start: int) -> None:
+        references = self.labellings.references
+        finite = np.isfinite(values)
+        if not finite.all():
+            self._add_gaps(values, finite, start)
+            values = _filled(values, finite)
+        values = self._within_tolerance(values)
+        differs = values != values[0]
+        self.references_vary = self.references_vary or bool(differs[:references].any())
+        self.runs_that_differ |= differs[references:].any(axis=1)
+        self.numbers.add(values, start)
+
+    def _add_gaps(self, values: Floats, finite: NDArray[np.bool_], start: int) -> None:
+        references = self.labellings.references
+        some = ~finite.all(axis=0)
+        for kind in (np.isnan, np.isposinf, np.isneginf):
+            found = kind(values[:, some]).astype(np.float64)
+            self.references_vary = self.references_vary or bool((found[:references] != found[0]).any())
+            self.runs_that_differ |= (found[references:] != found[0]).any(axis=1)
+            self._gaps.add(found, start)
+        with_number = finite[:references].sum(axis=0)
+        self.with_numbers += int(np.count_nonzero(finite.any(axis=0)))
+        self.without_yardstick += int(np.count_nonzero((with_number == 1) & finite[references:].any(axis=0)))
+
+    def _within_tolerance(self, values: Floats) -> Floats:
+        if self._tolerance.absolute == 0.0 and self._tolerance.relative == 0.0:
+            return values
+        allowed = self._tolerance.absolute + self._tolerance.relative * np.abs(values).max(axis=0)
+        result: Floats = np.where(np.ptp(values, axis=0) <= allowed, values[0], values)
+        return result
+
+
+def _filled(values: Floats, finite: NDArray[np.bool_]) -> Floats:
+    """Put the mean of the other runs where a run has no number, which treats all runs alike."""
+    known = np.where(finite, values, 0.0)
+    count = finite.sum(axis=0)
+    result: Floats = np.where(finite, values, known.sum(axis=0) / np.maximum(count, 1))
+    return result
 
 
 class _Findings:
-    """Collects verdicts while the files pass by; who has changed can be said only when all tests are counted."""
+    """Collects what is found while the files pass by; what has changed can be said only when all are seen."""
 
-    def __init__(self, references: Sequence[str], runs: Sequence[str], level: float) -> None:
+    def __init__(self, references: Sequence[str], runs: Sequence[str], labellings: Labellings, level: float) -> None:
         self.references, self.runs, self.level = references, runs, level
-        self.tested: list[tuple[Verdict, list[float | None]]] = []
-        self.certain: list[Verdict] = []
-        self.points = self.outside = 0
-        self.untestable: list[str] = []
+        self.labellings = labellings
+        self.evidence = Evidence(labellings)
+        self.found: list[tuple[Verdict, float]] = []
+        self.not_judged: list[NotJudged] = []
+        self.files = self.measures = self.points = self.outside = 0
 
-    def certainly(self, file: str, measure: str, run: str, reason: str, **numbers: object) -> None:
-        """Note a change that needs no test, because all references agree."""
-        known = {"file": file, "measure": measure, "run": run, "reason": reason, **numbers}
-        self.certain.append(
-            Verdict.model_validate(known | {"level": self.level, "references": len(self.references), "changed": True})
+    def leave(self, file: str, part: str, reason: Reason, detail: str = "") -> None:
+        """Note something that is not judged."""
+        self.not_judged.append(NotJudged(file=file, part=part, reason=reason, detail=detail))
+
+    def add(self, file: str, measured: _Measured, measure: Measure) -> None:
+        """Take in a measure, all of its points seen."""
+        best: Found | None = None
+        for scan in measured.scans:
+            found = self.evidence.add(scan)
+            best = found if best is None or (found is not None and found.size > best.size) else best
+        if best is None:
+            return
+        numbers = measured.numbers
+        self.measures += 1
+        self.points += numbers.points
+        self.outside += numbers.outside
+        verdict = Verdict(
+            file=file,
+            measure=measure.name,
+            statistic=best.name,
+            points=numbers.points,
+            outside=numbers.outside,
+            expected=numbers.points * POINT_LEVEL,
+            where=tuple(measure.where(position) for position in numbers.where),
         )
+        self.found.append((verdict, best.size))
+
+    def add_words(self, file: str, said: Mapping[str, Sequence[str | None]]) -> None:
+        """Take in what is either equal or not: fields by name, with the value of each run, references first."""
+        scan = Scan(self.labellings)
+        varying = {field: values for field, values in said.items() if len(set(values)) > 1}
+        for values in varying.values():
+            kinds = np.array([[value == kind for value in values] for kind in dict.fromkeys(values)], dtype=np.float64)
+            scan.add(kinds.T)
+        found = self.evidence.add(scan)
+        if found is None:
+            return
+        self.measures += 1
+        count = len(self.references)
+        apart = {f: v for f, v in varying.items() if not set(v[:count]) & set(v[count:])} or varying
+        for field, values in list(apart.items())[:_MAX_WORDS]:
+            verdict = Verdict(
+                file=file,
+                measure=field,
+                statistic=found.name,
+                reason=_in_words(values[:count], values[count:]),
+                fields=len(apart),
+            )
+            self.found.append((verdict, found.size))
+
+
+def _in_words(references: Sequence[str | None], runs: Sequence[str | None]) -> str:
+    """What the references say of a field, and what the new runs say."""
+
+    def shown(values: Sequence[str | None]) -> str:
+        known = list(dict.fromkeys("absent" if value is None else repr(value[:60]) for value in values))
+        return known[0] if len(known) == 1 else f"{known[0]} and {len(known) - 1} more"
+
+    whose = "all references" if len(set(references)) == 1 else "the references"
+    return f"now {shown(runs)}, in {whose} {shown(references)}"
 
 
 def judge_runs(
-    references: Runs, runs: Runs, *, rules: Rules | None = None, level: float = 0.05, minimum: int = LEAST_REFERENCES
+    references: Runs,
+    runs: Runs,
+    *,
+    rules: Rules | None = None,
+    level: float = 0.05,
+    units: Mapping[str, str] | None = None,
 ) -> Judgement:
-    """Judge new runs by the numerical noise of reference runs.
+    """Judge new runs together, by the numerical noise of reference runs.
+
+    Each file is read once, some hundred thousand points of each run at a time.
 
     Args:
-        references: Folders of the reference runs, by name. What one of them lacks or says differently is not judged.
+        references: Folders of the reference runs, by name.
         runs: Folders of the new runs, by name.
         rules: What is compared and how; sensible ones when None.
-        level: Probability of calling something changed when nothing is, for all tests together.
-        minimum: Fewest references with which a measure that varies is tested; at least three.
+        level: Probability of calling something changed when nothing is, for the whole judgement.
+        units: Series by name of the run, when whole series are to be exchanged because the platform varies from series
+            to series; of each as many runs are used as the smallest has. Single runs are exchanged when None.
 
     Returns:
-        The judgement. With too few references it says so as soon as anything differs.
+        The judgement.
+
+    Raises:
+        ConfigurationError: A run has no unit, or one unit holds references and new runs.
     """
     rules = rules or Rules()
-    findings = _Findings(list(references), list(runs), level)
+    if not references or not runs:
+        note = "no run succeeded" if not runs else "there are no reference runs"
+        return Judgement(references=len(references), runs=tuple(runs), level=level, note=note)
     # Prefixes keep a run that is named like a reference apart from it.
-    both = {f"r:{name}": folder for name, folder in references.items()} | {
-        f"n:{name}": folder for name, folder in runs.items()
-    }
-    with file_groups(both, rules) as groups:
+    old, new = {f"r:{name}": folder for name, folder in references.items()}, {f"n:{n}": f for n, f in runs.items()}
+    numbers: list[int] | None = None
+    if units is not None:
+        old, new, numbers = _of_equal_units(old, new, units)
+    labellings = Labellings(len(old), len(new), units=numbers)
+    findings = _Findings(list(old), list(new), labellings, level)
+    with file_groups(old | new, rules) as groups:
         for group in groups:
-            _judge_file(group, rules, findings, max(minimum, LEAST_REFERENCES))
-    return _conclude(findings)
+            _judge_file(group, rules, findings)
+    return _conclude(findings, "run" if units is None else "series")
 
 
-def _judge_file(group: FileGroup, rules: Rules, findings: _Findings, minimum: int) -> None:
-    has_references = [name for name in findings.references if f"r:{name}" in group.paths]
-    has_runs = [name for name in findings.runs if f"n:{name}" in group.paths]
-    if not has_references:
-        for run in has_runs:
-            findings.certainly(group.name, "", run, "a file that no reference has")
+def _of_equal_units(
+    old: Runs, new: Runs, units: Mapping[str, str]
+) -> tuple[dict[str, Path], dict[str, Path], list[int]]:
+    """Leave out runs of the larger units, and number the units."""
+    unit_of = {run: units.get(run.partition(":")[2]) for run in [*old, *new]}
+    # The same name may be given to a reference and a new run; their units must differ all the same.
+    if None in unit_of.values() or {unit_of[run] for run in old} & {unit_of[run] for run in new}:
+        raise ConfigurationError("Each run needs a series, and no series may hold references and new runs.")
+    members = {unit: [run for run in unit_of if unit_of[run] == unit] for unit in dict.fromkeys(unit_of.values())}
+    size = min(map(len, members.values()))
+    kept = [run for unit in members.values() for run in unit[:size]]
+    number = {unit: position for position, unit in enumerate(members)}
+    kept_old, kept_new = ({r: f for r, f in side.items() if r in kept} for side in (old, new))
+    return kept_old, kept_new, [number[unit_of[run]] for run in [*kept_old, *kept_new]]
+
+
+def _names(runs: Iterable[str]) -> str:
+    return ", ".join(run.partition(":")[2] for run in runs)
+
+
+def _judge_file(group: FileGroup, rules: Rules, findings: _Findings) -> None:
+    findings.files += 1
+    everyone = [*findings.references, *findings.runs]
+    lacking = [run for run in findings.references if run not in group.paths]
+    missing = [run for run in findings.runs if run not in group.paths]
+    if lacking or missing:
+        presence = ["there" if run in group.paths else None for run in everyone]
+        findings.add_words(group.name, {"": presence})
+        if lacking and len(missing) < len(findings.runs):
+            findings.leave(group.name, "", Reason.ABSENT, f"{len(lacking)} of {len(findings.references)} lack it")
+        elif missing and not lacking:
+            findings.leave(group.name, "", Reason.MISSING, f"missing in {_names(missing)}")
         return
-    if len(has_references) < len(findings.references):
+    if _all_same(group):
         return
-    for run in findings.runs:
-        if run not in has_runs:
-            findings.certainly(group.name, "", run, "missing, and all references have it")
-    with opened(group, rules) as contents:
-        base = [contents[f"r:{name}"] for name in findings.references]
-        new = {run: contents[f"n:{run}"] for run in has_runs}
-        _judge_facts(group.name, base, new, findings)
-        for name in base[0].measures:
-            known = [content.measures.get(name) for content in base]
-            first = base[0].measures[name]
-            if any(measure is None or measure.shape != first.shape for measure in known):
+    with opened(group, rules) as by_run:
+        contents = [by_run[run] for run in everyone]
+        before = len(findings.not_judged)
+        references_vary = _judge_words(group.name, contents, findings)
+        differing = np.zeros(len(findings.runs), dtype=np.bool_)
+        for name in dict.fromkeys(name for content in contents for name in content.measures):
+            measures = [content.measures.get(name) for content in contents]
+            shapes = {measure.shape if measure else None for measure in measures}
+            if len(shapes) > 1:
+                _judge_shapes(group.name, name, measures, findings)
                 continue
-            fitting = {}
-            for run, content in new.items():
-                measure = content.measures.get(name)
-                if measure is None or measure.shape != first.shape:
-                    shape = "absent" if measure is None else f"of shape {measure.shape}"
-                    findings.certainly(group.name, name, run, f"{shape}, in all references of shape {first.shape}")
-                else:
-                    fitting[run] = measure
-            if fitting:
-                stack = [measure for measure in known if measure is not None]
-                _judge_measure(group.name, stack, fitting, rules.tolerance(group.name), findings, minimum)
+            measured = _judge_measure(group.name, [m for m in measures if m], rules.tolerance(group.name), findings)
+            references_vary = references_vary or measured.references_vary
+            differing |= measured.runs_that_differ
+        if not references_vary and 0 < differing.sum() < len(differing) and len(findings.not_judged) == before:
+            odd = [run for run, differs in zip(findings.runs, differing, strict=True) if differs]
+            findings.leave(group.name, "", Reason.CONSTANT, f"differs in {_names(odd)}")
 
 
-def _judge_facts(file: str, base: Sequence[Content], new: Mapping[str, Content], findings: _Findings) -> None:
-    for field, value in base[0].words.items():
-        if any(content.words.get(field) != value for content in base):
+def _all_same(group: FileGroup) -> bool:
+    first, *others = group.paths.values()
+    return all(same_bytes(first, path) for path in others)
+
+
+def _judge_words(file: str, contents: Sequence[Content], findings: _Findings) -> bool:
+    """Take in facts and digests, note those that cannot be judged, and tell whether the references vary in any."""
+    count = len(findings.references)
+    words = [content.words for content in contents]
+    first = words[0]
+    said = {
+        field: [known.get(field) for known in words]
+        for field in dict.fromkeys(field for known in words for field in known)
+        if any(known.get(field) != first.get(field) for known in words)
+    }
+    findings.add_words(file, said)
+    references_vary = False
+    for field, values in said.items():
+        known, new = set(values[:count]), set(values[count:])
+        if len(known) == 1:
             continue
-        for run, content in new.items():
-            found = content.words.get(field)
-            if found != value:
-                says = "absent" if found is None else f"now {found[:60]!r}"
-                findings.certainly(file, field, run, f"{says}, in all references {value[:60]!r}")
-
-
-def _judge_measure(
-    file: str,
-    references: Sequence[Measure],
-    runs: Mapping[str, Measure],
-    tolerance: Tolerance,
-    findings: _Findings,
-    minimum: int,
-) -> None:
-    if len(references) < minimum:
-        if _anything_differs([*references, *runs.values()]):
-            findings.untestable.append(f"{file}, {references[0].name}")
-        return
-    test = StabilityTest(len(references), len(runs), tolerance=tolerance)
-    for start in range(0, references[0].size, BLOCK):
-        stop = start + BLOCK
-        test.add(
-            np.stack([measure.read(start, stop) for measure in references]),
-            np.stack([measure.read(start, stop) for measure in runs.values()]),
-            start,
-        )
-    left_out = test.left_out()
-    for run, tested in zip(runs, test.results(), strict=True):
-        where = tuple(references[0].where(position) for position in tested.where)
-        findings.points += tested.points
-        findings.outside += tested.outside
-        if tested.p is None:
-            if tested.constant_changed:
-                reason = (
-                    f"{tested.constant_changed} of {references[0].size} points differ, and all "
-                    f"{len(references)} references are the same"
-                )
-                findings.certainly(
-                    file, references[0].name, run, reason, constant_changed=tested.constant_changed, where=where
-                )
+        references_vary = True
+        if new <= known:
             continue
-        verdict = Verdict(
-            file=file,
-            measure=references[0].name,
-            run=run,
-            level=findings.level,
-            references=len(references),
-            points=tested.points,
-            point_level=test.point_level,
-            outside=tested.outside,
-            expected=tested.points * test.point_level,
-            constant_changed=tested.constant_changed,
-            p=min(1.0, tested.p),
-            changed=False,
-            where=where,
-        )
-        findings.tested.append((verdict, left_out))
+        if not any(field in content.digests for content in contents):
+            reason = Reason.ABSENT if None in known else Reason.WORDS
+        else:
+            reason = Reason.UNREADABLE if any(content.note for content in contents) else Reason.OPAQUE
+        findings.leave(file, field, reason, f"{len(known)} kinds in {count} references")
+    return references_vary
 
 
-def _anything_differs(measures: Sequence[Measure]) -> bool:
+def _judge_shapes(file: str, name: str, measures: Sequence[Measure | None], findings: _Findings) -> None:
+    """Take in numbers that cannot be laid side by side: their shapes are words, and they are not judged."""
+    count = len(findings.references)
+    shapes = [str(measure.shape) if measure else None for measure in measures]
+    findings.add_words(file, {f"shape of {name}": shapes})
+    reason = Reason.ABSENT if None in shapes[:count] else Reason.MISSING if None in shapes[count:] else Reason.SHAPE
+    findings.leave(file, name, reason, f"{len(set(shapes))} shapes" if reason is Reason.SHAPE else "")
+
+
+def _judge_measure(file: str, measures: Sequence[Measure], tolerance: Tolerance, findings: _Findings) -> _Measured:
+    measured = _Measured(findings.labellings, tolerance)
     for start in range(0, measures[0].size, BLOCK):
-        first = measures[0].read(start, start + BLOCK)
-        for measure in measures[1:]:
-            if not np.array_equal(first, measure.read(start, start + BLOCK), equal_nan=True):
-                return True
-    return False
+        measured.add(np.stack([measure.read(start, start + BLOCK) for measure in measures]), start)
+    findings.add(file, measured, measures[0])
+    if measured.without_yardstick * 2 > measured.with_numbers:
+        detail = f"{measured.without_yardstick} of {measured.with_numbers} points"
+        findings.leave(file, measures[0].name, Reason.NOT_FINITE, detail)
+    return measured
 
 
-def _conclude(findings: _Findings) -> Judgement:
-    references = len(findings.references)
-    note = ""
-    if not findings.runs:
-        note = "no run succeeded"
-    elif not references:
-        note = "there are no reference runs"
-    elif references < LEAST_REFERENCES and (findings.untestable or findings.certain):
-        what = (findings.untestable + [verdict.file for verdict in findings.certain])[0]
-        note = (
-            f"{what} differs, but {references} reference runs are too few to tell a change from noise. "
-            f"At least {LEAST_REFERENCES} are needed"
-        )
-    tests = len(findings.tested)
-    threshold = findings.level / max(tests, 1)
-    false_alarms: set[int] = set()
-    verdicts = list(findings.certain)
-    # Each reference would have been one run, so its tests are those of one run.
-    per_run = max(1, tests // max(len(findings.runs), 1))
-    for verdict, left_out in findings.tested:
-        wrong = {number for number, p in enumerate(left_out) if p is not None and p <= findings.level / per_run}
-        false_alarms |= wrong
-        verdicts.append(
-            verdict.model_copy(
-                update={
-                    "changed": verdict.p is not None and verdict.p <= threshold,
-                    "level": threshold,
-                    "false_positives": len(wrong),
-                }
-            )
-        )
-    verdicts.sort(key=lambda verdict: (not verdict.changed, -1.0 if verdict.p is None else verdict.p))
-    smallest = min((v.p for v, _ in findings.tested if v.p is not None), default=None)
-    changed = dict.fromkeys(verdict.file for verdict in verdicts if verdict.changed)
+def _conclude(findings: _Findings, unit: str) -> Judgement:
+    labellings, level = findings.labellings, findings.level
+    p = findings.evidence.p
+    # No labelling can say so much as to be called changed.
+    powerless = p is not None and labellings.smallest_p > level
+    changed = p is not None and p <= level
+    verdicts = [
+        verdict.model_copy(update={"p": (own := findings.evidence.p_of(size)), "changed": own <= level})
+        for verdict, size in sorted(findings.found, key=lambda found: -found[1])
+    ]
+    # Only what has no share in a change that was found is still in need of a judgement.
+    changed_files = tuple(dict.fromkeys(verdict.file for verdict in verdicts if verdict.changed))
+    not_judged = [left for left in findings.not_judged if left.file not in changed_files]
+    outcome = Outcome.CHANGED if changed else Outcome.NOT_JUDGED if powerless or not_judged else Outcome.WITHIN
+    old_units = labellings.units - labellings.new_units
+    enough = runs_needed(old_units, labellings.new_units, level)
     return Judgement(
-        references=references,
-        runs=tuple(findings.runs),
-        level=findings.level,
-        tests=tests,
-        p=None if smallest is None else min(1.0, smallest * tests),
-        changed=bool(changed) and not note,
-        verdicts=tuple(verdicts[:_MAX_VERDICTS]),
-        changed_files=() if note else tuple(changed),
-        false_positives=len(false_alarms) if findings.tested else None,
+        outcome=outcome,
+        references=len(findings.references),
+        runs=tuple(run.partition(":")[2] for run in findings.runs),
+        level=level,
+        unit=unit,
+        units=(old_units, labellings.new_units),
+        labellings=len(labellings),
+        exact=labellings.is_exact,
+        smallest_p=labellings.smallest_p,
+        enough=enough,
+        files=findings.files,
+        tests=findings.measures,
+        p=p,
+        verdicts=tuple(verdicts[:_MAX_LISTED]),
+        changed_files=changed_files,
+        not_judged=tuple(not_judged[:_MAX_LISTED]),
+        not_judged_files=len({left.file for left in not_judged}),
         outside_share=findings.outside / findings.points if findings.points else 0.0,
-        note=note,
     )

@@ -11,7 +11,7 @@ from prefect import flow
 from prefect.states import Completed
 from pydantic import Field
 
-from prefect_biomed.analysis import Experiment, Report, Rules
+from prefect_biomed.analysis import Experiment, Outcome, Report, Rules
 from prefect_biomed.analysis.models import PipelineReport
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import ConfigurationError, JobFailed
@@ -72,7 +72,8 @@ def repeatability_experiment(
     """Run pipelines several times on the same input and tell what differs, and whether it differs more than before.
 
     One upload is shared by all runs. A retry of the same flow run takes up where it stopped and launches nothing twice.
-    The state it ends with says `within the numerical noise …` or `changed: …`.
+    The state it ends with says `within the numerical noise …`, `changed: …` or `not judged: …`; of the latter two it is
+    named `Changed` and `NotJudged`.
 
     Args:
         credentials: The account.
@@ -132,7 +133,7 @@ def compare_folders(
     Args:
         runs_dir: Folder whose sub-folders hold one run each.
         output_dir: Folder of the report.
-        baseline_dir: Folder whose sub-folders hold one reference run each; at least three of them.
+        baseline_dir: Folder whose sub-folders hold one reference run each.
         assessment: Title of the report, probability of a false alarm, and rules of the comparison.
 
     Returns:
@@ -260,11 +261,20 @@ def _sub_folders(folder: Path) -> dict[str, Path]:
     return found
 
 
+_STATES = {Outcome.WITHIN: "Completed", Outcome.CHANGED: "Changed", Outcome.NOT_JUDGED: "NotJudged"}
+
+
 def _ended(report: Report) -> Report:
-    """End the flow with what was found as the message of its state; Prefect hands the report in it to callers."""
-    judged = [part for part in report.pipelines if part.against_baseline is not None]
-    sentences = [f"{part.pipeline} {part.against_baseline.sentence}" for part in judged if part.against_baseline]
+    """End the flow with what was found as the message of its state; Prefect hands the report in it to callers.
+
+    The name of the state is that of the worst outcome: `Changed`, `NotJudged` or `Completed`.
+    """
+    judged = {part.pipeline: part.against_baseline for part in report.pipelines if part.against_baseline is not None}
+    sentences = [f"{pipeline} {judgement.sentence}" for pipeline, judgement in judged.items()]
+    outcomes = {judgement.outcome for judgement in judged.values()}
+    worst = next((o for o in (Outcome.CHANGED, Outcome.NOT_JUDGED) if o in outcomes), Outcome.WITHIN)
     return Completed(  # type: ignore[return-value]  # Prefect takes a state for the result it holds
+        name=_STATES[worst],
         message=". ".join(sentences or [f"{part.pipeline}: {part.comparison.sentence}" for part in report.pipelines]),
         data=report,
     )

@@ -14,7 +14,7 @@ from prefect_biomed.analysis import judge_runs as judge
 from prefect_biomed.analysis import write_report as write
 from prefect_biomed.analysis.comparison import named_runs
 from prefect_biomed.analysis.experiment import inputs_digest
-from prefect_biomed.analysis.models import ReportFiles
+from prefect_biomed.analysis.models import PipelineReport, ReportFiles
 from prefect_biomed.clients.vip import DownloadSummary, VipSession, Workflow
 from prefect_biomed.tasks._reporting import artifact_key, event, image, markdown
 from prefect_biomed.tasks.policies import RETRY
@@ -61,7 +61,7 @@ def judge_runs(
     Safe to repeat: it only reads.
 
     Args:
-        references: Folders of the reference runs, at least three.
+        references: Folders of the reference runs.
         runs: Folders of the new runs.
         rules: What is compared and how; sensible ones when None.
         level: Probability of calling something changed when nothing is.
@@ -179,9 +179,11 @@ def assess_series(
 def write_report(
     report: Report, folder: Path, runs: dict[str, dict[str, Path]] | None = None, rules: Rules | None = None
 ) -> ReportFiles:
-    """Write a report as HTML, Markdown, JSON and PNG, leave its short form as artifacts, and announce drift.
+    """Write a report as HTML, Markdown, JSON and PNG, leave its short form as artifacts, and announce what was found.
 
-    Safe to repeat: files appear whole and replace older ones. A repetition announces drift again.
+    Emits `biomed.repeatability.within`, `.changed` or `.not_judged` for each pipeline that was judged, and
+    `biomed.repeatability.drift`. Safe to repeat: files appear whole and replace older ones. A repetition announces them
+    again.
 
     Args:
         report: What to say.
@@ -203,21 +205,30 @@ def write_report(
     for sentence in report.sentences:
         logger.info("%s", sentence)
     logger.info("The report is %s", files.html)
-    for part in report.drifted:
-        judgement = part.against_baseline
-        if judgement is not None:
-            event(
-                "biomed.repeatability.drift",
-                f"repeatability.{artifact_key(report.title, part.pipeline)}",
-                pipeline=part.pipeline,
-                series=report.series,
-                baseline=part.baseline,
-                sentence=judgement.sentence,
-                changed_files=list(judgement.changed_files),
-                since=part.drift_since.isoformat() if part.drift_since else None,
-                report=str(files.html),
-            )
+    for part in report.pipelines:
+        _announce(report, part, files)
     return files
+
+
+def _announce(report: Report, part: PipelineReport, files: ReportFiles) -> None:
+    """Emit the outcome of a pipeline, and its drift."""
+    judgement = part.against_baseline
+    if judgement is None:
+        return
+    names = [judgement.outcome.name.lower(), *(["drift"] if part in report.drifted else [])]
+    for name in names:
+        event(
+            f"biomed.repeatability.{name}",
+            f"repeatability.{artifact_key(report.title, part.pipeline)}",
+            pipeline=part.pipeline,
+            series=report.series,
+            baseline=part.baseline,
+            sentence=judgement.sentence,
+            changed_files=list(judgement.changed_files),
+            not_judged_files=judgement.not_judged_files,
+            since=part.drift_since.isoformat() if part.drift_since else None,
+            report=str(files.html),
+        )
 
 
 def _folder_of(session: VipSession, repetition: int, workflow: Workflow, files: Sequence[Path]) -> Path | None:

@@ -1,28 +1,49 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
-from scipy import stats
 
-from prefect_biomed.analysis import Judgement, Rules, StabilityTest, Tolerance, judge_runs
+from prefect_biomed.analysis import Judgement, Outcome, Reason, Rules, StabilityTest, Tolerance, judge_runs
+from prefect_biomed.analysis.exchange import Evidence, Labellings, Scan, runs_needed, smallest_p
+from prefect_biomed.clients.errors import ConfigurationError
 
 REFERENCES = 10
 LEVEL = 0.05
 NOISE = 1e-6
+Noise = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 Runs = dict[str, Path]
 Maker = Callable[[str, int, Callable[[np.random.Generator], bytes]], Runs]
 
 
-def band(experiments: int, probability: float) -> tuple[int, int]:
-    """The binomial 95 % band."""
-    low, high = stats.binom.interval(0.95, experiments, probability)
-    return int(low), int(high)
+NOISES: dict[str, Noise] = {
+    "normal": lambda generator, shape: generator.standard_normal(shape),
+    "t3": lambda generator, shape: generator.standard_t(3, shape),
+    "float32": lambda generator, shape: (
+        (np.linspace(50, 200, shape[1]) * (1 + 6e-8 * generator.standard_normal(shape))).astype("f4").astype("f8")
+    ),
+    "few values": lambda generator, shape: generator.integers(0, 3, shape).astype("f8"),
+    "smooth": lambda generator, shape: np.cumsum(generator.standard_normal(shape), axis=1),
+    "one odd run": lambda generator, shape: (
+        generator.standard_normal(shape) * np.where(np.arange(shape[0]) == 1, 50.0, 1.0)[:, None]
+    ),
+}
+
+
+def p_of(measures: list[np.ndarray], labellings: Labellings) -> float:
+    """The p value of several measures together, each of shape (runs, points)."""
+    evidence = Evidence(labellings)
+    for values in measures:
+        scan = Scan(labellings)
+        scan.add(values)
+        evidence.add(scan)
+    assert evidence.p is not None
+    return evidence.p
 
 
 @pytest.fixture
@@ -50,209 +71,258 @@ def volume(generator: np.random.Generator, shift: float = 0.0, description: str 
     return bytes(image.to_bytes())
 
 
-def brain(path: Path) -> np.ndarray:
-    """The voxels that the noisy pipeline of the sandbox keeps, of a real volume."""
-    voxels = np.asarray(nibabel.load(path).dataobj, dtype=np.float64)
-    total = voxels.copy()
-    for axis in range(3):
-        total += np.roll(voxels, 1, axis) + np.roll(voxels, -1, axis)
-    return voxels[total / 7.0 > voxels.mean()]
+def all_orders(references: int, runs: int) -> list[list[int]]:
+    """The runs in all orders that differ in which of them are the new ones, and so come last."""
+    everyone = range(references + runs)
+    return [[i for i in everyone if i not in new] + list(new) for new in combinations(everyone, runs)]
 
 
-@pytest.mark.slow
-def test_false_alarms_and_shifts_over_200_experiments(volume: Path) -> None:
-    generator = np.random.default_rng(2307)
-    voxels = brain(volume)
-    spread = NOISE * voxels
-    alarms = found = left_out = 0
-    for _ in range(200):
-        runs = voxels + spread * generator.standard_normal((REFERENCES + 2, voxels.size))
-        moved = generator.choice(voxels.size, voxels.size // 100, replace=False)
-        runs[-1, moved] += 3.0 * spread[moved]
-        test = StabilityTest(REFERENCES, 2)
-        test.add(runs[:REFERENCES], runs[REFERENCES:])
-        same, shifted = test.results()
-        assert same.p is not None
-        assert shifted.p is not None
-        alarms += same.p <= LEVEL
-        found += shifted.p <= LEVEL
-        left_out += sum(p is not None and p <= LEVEL for p in test.left_out())
-    low, high = band(200, LEVEL)
-    assert low <= alarms <= high
-    assert found >= 190
-    # The references of one experiment share their noise, so this is no binomial; the rate is what the verdict carries.
-    assert 0.01 < left_out / (200 * REFERENCES) < 0.08
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize(("references", "runs"), [(3, 3), (5, 1), (4, 2)])
+def test_p_is_exact_whatever_the_noise(noise: str, references: int, runs: int) -> None:
+    """Of all the ways in which the same runs may have been called new, a share of at most p has a p value so small."""
+    generator = np.random.default_rng([references, runs])
+    measures = [NOISES[noise](generator, (references + runs, points)) for points in (1, 40, 300)]
+    labellings = Labellings(references, runs)
+    found = np.array([p_of([v[order] for v in measures], labellings) for order in all_orders(references, runs)])
+    assert labellings.is_exact
+    assert len(found) == len(labellings)
+    for p in np.unique(found):
+        assert np.mean(found <= p) <= p + 1e-12
+    assert found.min() >= 1.0 / len(labellings)
 
 
-def documented() -> Iterator[tuple[int, int, float]]:
-    """References, points and the share of shifts found, as the documentation states them."""
-    text = (Path(__file__).parents[2] / "docs" / "repeatability.md").read_text()
-    sizes = [int(size) for size in re.findall(r"(\d+) points", text[text.index("| references |") :])]
-    for row in re.findall(r"^\| (\d+) \|((?: \d+ % \|)+)$", text, re.MULTILINE):
-        for size, share in zip(sizes, re.findall(r"\d+", row[1]), strict=True):
-            yield int(row[0]), size, int(share) / 100
+def test_p_is_exact_when_series_are_exchanged() -> None:
+    generator = np.random.default_rng(6)
+    levels = np.repeat(3.0 * generator.standard_normal((6, 50)), 2, axis=0)
+    values = levels + generator.standard_normal((12, 50))
+    labellings = Labellings(10, 2, units=np.repeat(range(6), 2).tolist())
+    found = []
+    for last in range(6):
+        order = [i for i in range(12) if i // 2 != last] + [2 * last, 2 * last + 1]
+        found.append(p_of([values[order]], labellings))
+    assert sorted(round(p * 6) for p in found) == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(ValueError, match="of one size"):
+        Labellings(3, 2, units=[0, 0, 1, 1, 1])
 
 
-@pytest.mark.parametrize("sizes", [(1000, 3000), pytest.param((10000, 20000), marks=pytest.mark.slow)])
-def test_the_documentation_states_how_often_a_shift_is_found(sizes: tuple[int, ...]) -> None:
-    generator = np.random.default_rng(3)
-    experiments = 60
-    cells = [cell for cell in documented() if cell[1] in sizes]
-    assert len(cells) == 10
-    for references, size, share in cells:
-        found = 0
-        for _ in range(experiments):
-            runs = generator.standard_normal((references + 1, size))
-            runs[-1, generator.choice(size, size // 100, replace=False)] += 3.0
-            test = StabilityTest(references, 1)
-            test.add(runs[:references], runs[references:])
-            p = test.results()[0].p
-            found += p is not None and p <= LEVEL
-        print(f"{references} references, {size} points: {found / experiments:.0%} found, {share:.0%} stated")
-        low, high = stats.binom.interval(0.999, experiments, min(max(share, 0.01), 0.99))
-        assert low <= found <= high, (references, size)
+def test_a_sample_of_labellings_counts_the_observed_one() -> None:
+    labellings = Labellings(20, 20, limit=200)
+    assert (len(labellings), labellings.is_exact) == (201, False)
+    assert labellings.is_new[0].tolist() == [False] * 20 + [True] * 20
+    generator = np.random.default_rng(1)
+    values = generator.standard_normal((40, 100))
+    values[20:] += 1.0
+    assert p_of([values], labellings) == pytest.approx(1 / 201)
 
 
-@pytest.mark.parametrize("references", [3, 5])
-def test_few_references_raise_no_more_alarms(references: int) -> None:
-    generator = np.random.default_rng(references)
-    alarms = 0
-    for _ in range(200):
-        runs = generator.standard_normal((references + 1, 3000))
-        test = StabilityTest(references, 1)
-        test.add(runs[:references], runs[references:])
-        p = test.results()[0].p
-        alarms += p is not None and p <= LEVEL
-    assert alarms <= band(200, LEVEL)[1]
+CHANGES: dict[str, Callable[[np.ndarray, np.random.Generator], None]] = {
+    "1 % of the points by 3 spreads": lambda new, generator: np.add.at(
+        new, (slice(None), generator.choice(new.shape[1], new.shape[1] // 100, replace=False)), 3.0
+    ),
+    "all points by half a spread": lambda new, generator: np.add(new, 0.5, out=new),
+    "one point by 100 spreads": lambda new, generator: np.add.at(new, (slice(None), 7), 100.0),
+    "the spread by 1.5": lambda new, generator: np.multiply(new, 1.5, out=new),
+}
 
 
-def test_neighbours_that_move_together_raise_no_more_alarms() -> None:
-    generator = np.random.default_rng(8)
-    alarms = 0
-    for _ in range(100):
-        coarse = generator.standard_normal((REFERENCES + 1, 60))
-        runs = np.repeat(coarse, 100, axis=1) + 0.3 * generator.standard_normal((REFERENCES + 1, 6000))
-        test = StabilityTest(REFERENCES, 1)
-        test.add(runs[:REFERENCES], runs[REFERENCES:])
-        p = test.results()[0].p
-        alarms += p is not None and p <= LEVEL
-    assert alarms <= band(100, LEVEL)[1]
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("others", [0, pytest.param(29, marks=pytest.mark.slow)])
+def test_changes_are_found_alone_and_among_other_measures(change: str, others: int) -> None:
+    generator = np.random.default_rng(11)
+    labellings = Labellings(5, 5)
+    found = 0
+    for _ in range(10):
+        measures = [generator.standard_normal((10, 20_000)) for _ in range(others + 1)]
+        CHANGES[change](measures[0][5:], generator)
+        found += p_of(measures, labellings) <= LEVEL
+    assert found >= 9
+
+
+def test_the_smallest_p_and_the_runs_that_would_do() -> None:
+    assert smallest_p(10, 1) == pytest.approx(1 / 11)
+    assert smallest_p(5, 5) == pytest.approx(2 / 252)
+    assert runs_needed(10, 1, LEVEL) == (2, 19)
+    assert runs_needed(3, 3, LEVEL) == (4, 4)
 
 
 def test_blocks_give_the_same_result_as_the_whole() -> None:
     generator = np.random.default_rng(4)
-    runs = generator.standard_normal((7, 1000))
-    runs[6, 123] = 40.0
-    whole, parts = StabilityTest(6, 1), StabilityTest(6, 1)
+    runs = generator.standard_normal((8, 1000))
+    runs[6:, 123] += 40.0
+    runs[0, 3] = np.nan
+    whole, parts = StabilityTest(6, 2), StabilityTest(6, 2)
     whole.add(runs[:6], runs[6:])
     for start in range(0, 1000, 300):
         parts.add(runs[:6, start : start + 300], runs[6:, start : start + 300], start)
-    assert whole.results() == parts.results()
-    assert whole.left_out() == parts.left_out()
-    assert whole.results()[0].where[0] == 123
+    (one,), (other,) = whole.results(), parts.results()
+    assert (one.points, one.outside, one.where) == (other.points, other.outside, other.where)
+    assert one.p == other.p == pytest.approx(1 / 28)
+    assert one.where[0] == 123
 
 
-def test_leaving_one_out_is_judging_it_by_the_others() -> None:
+def test_a_reference_is_ranked_among_the_references() -> None:
     generator = np.random.default_rng(12)
     references = generator.standard_normal((5, 3000))
-    # Points where one run is odd, and nearly so.
-    references[1:, :40] = 1.0
-    references[2:, 40:80] = 1.0 + 1e-12 * generator.standard_normal((3, 40))
+    references[2] *= 3.0
     test = StabilityTest(5, 1)
-    test.add(references, references[:1])
-    for number, counts in enumerate(test._left_out):
-        alone = StabilityTest(4, 1)
-        alone.add(np.delete(references, number, axis=0), references[number : number + 1])
-        found = alone.results()[0]
-        assert (counts.points, counts.outside, counts.odd) == (found.points, found.outside, found.constant_changed)
-
-
-def test_an_outlier_in_one_point_is_the_prediction_interval() -> None:
-    references = np.array([[1.0], [2.0], [3.0], [4.0]])
-    test = StabilityTest(4, 1)
-    test.add(references, np.array([[12.0]]))
-    deviation = (12.0 - 2.5) / (references.std(ddof=1) * np.sqrt(1.25))
-    expected = 2 * stats.t.sf(deviation, 3) / 0.45
-    assert test.results()[0].p == pytest.approx(expected)
+    test.add(references, references[:1] + 1.0)
+    left_out = test.left_out()
+    assert left_out[2] == pytest.approx(0.2)
+    assert sorted(round(p * 5) for p in left_out) == [1, 2, 3, 4, 5]
 
 
 def test_more_of_the_same_is_within_the_noise(make: Maker) -> None:
     judgement = judge_runs(make("a.nii", REFERENCES, volume), make("a.nii", 3, volume))
-    assert not judgement.changed
+    assert judgement.outcome is Outcome.WITHIN
     assert judgement.sentence.startswith("within the numerical noise of the 10 reference runs (p = ")
-    assert (judgement.tests, judgement.false_positives) == (3, 0)
+    assert judgement.sentence.endswith("; 1 file judged)")
+    assert (judgement.tests, judgement.files, judgement.not_judged) == (1, 1, ())
+    assert (judgement.labellings, judgement.exact, judgement.smallest_p) == (286, True, pytest.approx(1 / 286))
 
 
 def test_a_shift_is_named_with_place_and_number(make: Maker) -> None:
     judgement = judge_runs(make("a.nii", 5, volume), make("a.nii", 2, lambda g: volume(g, shift=1e-4)))
-    assert judgement.changed
+    assert judgement.outcome is Outcome.CHANGED
     assert judgement.changed_files == ("a.nii",)
-    assert judgement.sentence.startswith("changed: a.nii, voxels (7600 of 7600 points outside, 76 expected, p = ")
-    assert "differs" not in judgement.sentence
+    assert judgement.sentence.startswith("changed: a.nii, voxels (7600 of 7600 points stand out, most at voxel (")
+    assert judgement.sentence.endswith("(p = 0.048)")
     verdict = judgement.verdicts[0]
-    assert (verdict.references, verdict.level) == (5, LEVEL / 2)
     assert verdict.where[0].startswith("voxel (")
-    assert verdict.p is not None
-    assert verdict.p < 1e-4
+    assert verdict.p == judgement.p == pytest.approx(1 / 21)
+
+
+@pytest.mark.parametrize(("references", "runs"), [(5, 1), (10, 1), (3, 3)])
+def test_no_change_is_called_and_none_is_ruled_out_where_the_level_is_out_of_reach(
+    make: Maker, references: int, runs: int
+) -> None:
+    old, new = make("a.nii", references, volume), make("a.nii", runs, lambda g: volume(g, shift=6.0))
+    judgement = judge_runs(old, new)
+    assert judgement.outcome is Outcome.NOT_JUDGED
+    assert f"not judged: {references} reference runs and {runs} new run" in judgement.sentence
+    assert "would do" in judgement.sentence
 
 
 def test_a_header_that_was_the_same_is_named(make: Maker) -> None:
-    judgement = judge_runs(make("a.nii", 4, volume), make("a.nii", 1, lambda g: volume(g, description="v2")))
+    judgement = judge_runs(make("a.nii", 4, volume), make("a.nii", 4, lambda g: volume(g, description="v2")))
     assert judgement.sentence.startswith("changed: a.nii, header descrip (now ")
+    assert judgement.p == pytest.approx(2 / 70)
 
 
 def test_what_was_constant_and_is_not_is_a_change(make: Maker) -> None:
-    references = make("a.json", 4, lambda g: b'{"n": [1, 2, 3], "t": "x"}')
+    references = make("a.json", 5, lambda g: b'{"n": [1, 2, 3], "t": "x"}')
     assert judge_runs(references, make("a.json", 2, lambda g: b'{"t": "x", "n": [1, 2, 3]}')).sentence == (
-        "within the numerical noise of the 4 reference runs (no difference at all)"
+        "within the numerical noise of the 5 reference runs (no difference at all; 1 file judged)"
     )
-    judgement = judge_runs(references, make("a.json", 1, lambda g: b'{"n": [1, 2, 4], "t": "x"}'))
+    judgement = judge_runs(references, make("a.json", 2, lambda g: b'{"n": [1, 2, 4], "t": "x"}'))
     assert judgement.verdicts[0].where == ("$.n[2]",)
-    assert judgement.sentence == ("changed: a.json, $.n[*] (1 of 3 points differ, and all 4 references are the same)")
+    assert judgement.sentence == ("changed: a.json, $.n[*] (1 of 1 points stand out, most at $.n[2]) (p = 0.048)")
+
+
+def test_a_file_without_noise_from_which_one_run_differs_is_not_judged(make: Maker) -> None:
+    references, runs = make("a.json", 5, lambda g: b'{"n": 1}'), make("a.json", 5, lambda g: b'{"n": 1}')
+    (runs["run 3"] / "a.json").write_text('{"n": 2}')
+    judgement = judge_runs(references, runs)
+    assert judgement.outcome is Outcome.NOT_JUDGED
+    assert [(left.reason, left.detail) for left in judgement.not_judged] == [(Reason.CONSTANT, "differs in run 3")]
+    assert "No change was found in the rest (p = 1)" in judgement.sentence
 
 
 def test_missing_and_new_files_are_changes(make: Maker) -> None:
-    judgement = judge_runs(make("a.txt", 3, lambda g: b"x"), make("b.txt", 1, lambda g: b"x"))
+    judgement = judge_runs(make("a.txt", 5, lambda g: b"x"), make("b.txt", 5, lambda g: b"x"))
     assert judgement.changed_files == ("a.txt", "b.txt")
-    assert "missing, and all references have it" in judgement.sentence
+    assert "a.txt (now absent, in all references 'there')" in judgement.sentence
 
 
-def test_what_varies_in_words_among_the_references_is_not_judged(make: Maker) -> None:
-    words = make("a.txt", 3, lambda g: b"alpha" if g.random() < 2 else b"")
+def test_a_file_that_some_runs_lack_is_not_judged(make: Maker) -> None:
+    references, runs = make("a.txt", 5, lambda g: b"x"), make("a.txt", 5, lambda g: b"x")
+    (runs["run 2"] / "a.txt").unlink()
+    judgement = judge_runs(references, runs)
+    assert [(left.reason, left.detail) for left in judgement.not_judged] == [(Reason.MISSING, "missing in run 2")]
+    (references["run 2"] / "a.txt").unlink()
+    assert [left.reason for left in judge_runs(references, runs).not_judged] == [Reason.ABSENT]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("a.txt", Reason.WORDS), ("a.bin", Reason.OPAQUE), ("a.json", Reason.UNREADABLE)]
+)
+def test_what_varies_in_the_references_and_cannot_be_measured_is_not_judged(
+    make: Maker, name: str, reason: Reason
+) -> None:
+    def random(generator: np.random.Generator) -> bytes:
+        letters = bytes(generator.integers(97, 123, 30).tolist())
+        return letters if name == "a.txt" else b"\xff\x00" + letters if name == "a.bin" else b"{" + letters
+
+    references = make(name, 5, random)
+    judgement = judge_runs(references, make(name, 5, random))
+    assert judgement.outcome is Outcome.NOT_JUDGED
+    assert {left.reason for left in judgement.not_judged} == {reason}
+    assert judgement.sentence.startswith(f"not judged: 1 of 1 files ({name}, ")
+    # What some of the references say themselves is judged by them.
+    known = make(name, 5, lambda g: (references["run 1"] / name).read_bytes())
+    (known["run 2"] / name).write_bytes((references["run 2"] / name).read_bytes())
+    assert not judge_runs(references, known).not_judged
+
+
+def test_another_word_in_all_new_runs_is_a_change_though_the_references_differ(make: Maker) -> None:
+    words = make("a.txt", 5, lambda g: b"alpha")
     (words["run 2"] / "a.txt").write_text("beta")
-    assert not judge_runs(words, make("a.txt", 1, lambda g: b"gamma")).changed
+    judgement = judge_runs(words, make("a.txt", 5, lambda g: b"gamma"))
+    assert judgement.sentence.startswith("changed: a.txt, line 1 (now 'gamma', in the references 'alpha' and 1 more)")
+
+
+def test_another_shape_is_a_change_and_a_varying_one_is_not_judged(make: Maker) -> None:
+    def table(generator: np.random.Generator) -> bytes:
+        return b"x\n" + b"1.5\n" * int(generator.integers(1, 30))
+
+    fixed = make("a.csv", 5, lambda g: b"x\n1.5\n")
+    assert judge_runs(fixed, make("a.csv", 5, lambda g: b"x\n1.5\n2\n")).changed
+    judgement = judge_runs(make("a.csv", 5, table), make("a.csv", 5, table))
+    assert judgement.outcome is Outcome.NOT_JUDGED
+    assert Reason.SHAPE in {left.reason for left in judgement.not_judged}
 
 
 def test_tolerance_forgives(make: Maker) -> None:
-    references, shifted = make("a.nii", 5, volume), make("a.nii", 1, lambda g: volume(g, shift=1e-4))
+    references, shifted = make("a.nii", 5, volume), make("a.nii", 2, lambda g: volume(g, shift=1e-4))
     rules = Rules(tolerances={"*.nii": Tolerance(relative=1e-3)})
-    assert judge_runs(references, shifted).changed
-    assert not judge_runs(references, shifted, rules=rules).changed
+    assert judge_runs(references, shifted).outcome is Outcome.CHANGED
+    assert judge_runs(references, shifted, rules=rules).outcome is Outcome.WITHIN
 
 
-def test_too_few_references_are_no_judgement(make: Maker) -> None:
-    judgement = judge_runs(make("a.nii", 2, volume), make("a.nii", 1, volume))
-    assert not judgement.changed
-    assert judgement.sentence == (
-        "not judged: a.nii, voxels differs, but 2 reference runs are too few to tell a change from noise. "
-        "At least 3 are needed"
-    )
-    assert judge_runs(make("b", 2, lambda g: b"x"), {}).sentence == "not judged: no run succeeded"
+def test_without_runs_or_references_there_is_no_judgement(make: Maker) -> None:
+    runs = make("b", 2, lambda g: b"x")
+    assert judge_runs(runs, {}).sentence == "not judged: no run succeeded"
+    assert judge_runs({}, runs).sentence == "not judged: there are no reference runs"
 
 
 def test_missing_values_in_a_noisy_measure() -> None:
     generator = np.random.default_rng(2)
-    runs = generator.standard_normal((6, 50))
+    runs = generator.standard_normal((10, 50))
     runs[:, 3] = np.nan
-    test = StabilityTest(5, 1)
+    runs[1, 4] = np.nan
+    same = StabilityTest(5, 5)
+    same.add(runs[:5], runs[5:])
+    assert same.results()[0].p != pytest.approx(2 / 252)
+    runs[5:, 7] = np.inf
+    test = StabilityTest(5, 5)
     test.add(runs[:5], runs[5:])
-    assert test.results()[0].constant_changed == 0
-    runs[5, 7] = np.inf
-    test = StabilityTest(5, 1)
-    test.add(runs[:5], runs[5:])
-    assert test.results()[0].p == 0.0
+    assert test.results()[0].p == pytest.approx(2 / 252)
+
+
+def test_series_are_exchanged_as_a_whole(make: Maker) -> None:
+    references, runs = make("a.nii", 6, volume), make("a.nii", 3, volume)
+    new = {f"new {name}": folder for name, folder in runs.items()}
+    units = {name: str(number // 2) for number, name in enumerate(references)} | dict.fromkeys(new, "now")
+    judgement = judge_runs(references, new, units=units)
+    assert (judgement.unit, judgement.units, judgement.runs) == ("series", (3, 1), ("new run 1", "new run 2"))
+    assert judgement.sentence == (
+        "not judged: 3 reference series and 1 new series cannot give a p below 0.25, and the level is 0.05; "
+        "4 new series, or 19 reference series, would do"
+    )
+    with pytest.raises(ConfigurationError, match="needs a series"):
+        judge_runs(references, new, units={})
 
 
 def test_judgements_survive_json(make: Maker) -> None:
-    judgement = judge_runs(make("a.nii", 3, volume), make("a.nii", 1, lambda g: volume(g, shift=1.0)))
+    judgement = judge_runs(make("a.nii", 5, volume), make("a.nii", 2, lambda g: volume(g, shift=1.0)))
     assert Judgement.model_validate(json.loads(judgement.model_dump_json())) == judgement

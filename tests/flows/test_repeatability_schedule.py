@@ -155,7 +155,7 @@ def test_two_versions_through_their_deployment(laboratory: Laboratory, parameter
     run = FlowRun(
         laboratory,
         "repeatability-experiment/repeatability-versions",
-        parameters | {"pipelines": ["GreyMatter/1.0", "GreyMatter/1.1"], "repetitions": 3},
+        parameters | {"pipelines": ["GreyMatter/1.0", "GreyMatter/1.1"], "repetitions": 4},
     )
     assert run.wait() == "COMPLETED", run.logs()
     report = last_report(parameters)

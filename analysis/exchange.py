@@ -1,0 +1,364 @@
+"""The exchange test: runs are judged by runs, whatever their noise is.
+
+When nothing has changed, the N reference runs and the M new ones are exchangeable: which of them are called new is
+chance. So the runs are called new and old in all ways, a few statistics are computed for each of these labellings, and
+the labelling that was observed is compared with all others. That is exact for any noise, any correlation of the points
+and any grid that values are rounded to. All statistics of all measures of all files are put on one scale by
+their size, and only the largest counts (Westfall and Young): the error rate is that of the whole judgement.
+
+Everything that is computed from the data before a labelling is chosen treats all runs alike, or the exchange would not
+hold: points are centred over all runs, in double precision, and scaled by the spread of all runs.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special, stats
+
+__all__ = ["Evidence", "Labellings", "Scan", "runs_needed", "smallest_p"]
+
+Floats = NDArray[np.float64]
+
+LABELLINGS = 10_000
+"""So many are drawn when there are more ways to exchange the runs."""
+
+# Of the scatter of a typical point: on a grid of few values some point is separated by chance with no spread at all, so
+# the largest difference is that of a point that is large for the measure, too.
+_GRID = 0.05
+POINT_LEVEL = 0.01
+"""Level at which a single point is said to stand out, to show where; the test does not use it."""
+MAX_WHERE = 5
+
+# Of the spread of all runs: no within-group spread counts as smaller. Bounds what a point without any spread can say.
+_FLOOR = 1e-5
+# Labellings whose statistics differ by no more than rounding are ties, and ties count against a change.
+_TIE = 1e-9
+_SEED = 2307
+_TINY = 1e-300
+# Distance from the middle to the lowest tenth, of a normal and of a Gumbel variable.
+_NORMAL_HALF = float(stats.norm.isf(0.1))
+_GUMBEL_HALF = float(stats.gumbel_r.isf(0.5) - stats.gumbel_r.isf(0.9))
+
+
+def smallest_p(references: int, runs: int) -> float:
+    """Tell the smallest p value that a number of runs can reach.
+
+    Args:
+        references: Number of reference units.
+        runs: Number of new units.
+
+    Returns:
+        One over the number of ways to choose the new ones; twice that for equal numbers, where the labelling that
+        swaps the two groups can tell the same.
+    """
+    if not references or not runs:
+        return 1.0
+    return min(1.0, (2.0 if references == runs else 1.0) / math.comb(references + runs, runs))
+
+
+def runs_needed(references: int, runs: int, level: float) -> tuple[int, int]:
+    """Tell how many runs would reach a level.
+
+    Args:
+        references: Number of reference units there are.
+        runs: Number of new units there are.
+        level: The level.
+
+    Returns:
+        The number of new units that would do with these references, and the number of references that would do with
+        these new units.
+    """
+    enough = next(m for m in range(max(runs, 1), 10_000) if smallest_p(max(references, 1), m) <= level)
+    base = next(n for n in range(max(references, 1), 10_000) if smallest_p(n, max(runs, 1)) <= level)
+    return enough, base
+
+
+class Labellings:
+    """The ways to call some of the runs new. The first is the one that was observed.
+
+    Args:
+        references: Number of reference runs; they come first.
+        runs: Number of new runs.
+        units: Runs that can only be exchanged together, as one number for each run; every run alone when None. Units
+            must be of one size, and hold either references or new runs.
+        limit: So many are drawn, with a fixed seed and the observed one among them, when there are more.
+
+    Raises:
+        ValueError: The units differ in size or mix references and new runs.
+    """
+
+    def __init__(
+        self, references: int, runs: int, *, units: Sequence[int] | None = None, limit: int = LABELLINGS
+    ) -> None:
+        self.references, self.runs = references, runs
+        members = _members(references + runs, units)
+        new_units = [number for number, unit in enumerate(members) if unit[-1] >= references]
+        if any(unit[0] < references <= unit[-1] for unit in members) or len({len(unit) for unit in members}) > 1:
+            raise ValueError("units of exchange must be of one size, each of references or of new runs only")
+        self.units, self.new_units = len(members), len(new_units)
+        total = math.comb(self.units, self.new_units)
+        self.is_exact = total <= limit
+        chosen = combinations(range(self.units), self.new_units) if self.is_exact else self._drawn(limit)
+        observed = tuple(new_units)
+        rows = [observed, *(labelling for labelling in chosen if labelling != observed)]
+        self.is_new = np.zeros((len(rows), references + runs), dtype=np.bool_)
+        for row, labelling in enumerate(rows):
+            for unit in labelling:
+                self.is_new[row, members[unit]] = True
+        new = self.is_new.astype(np.float64)
+        size = math.sqrt(references * runs / (references + runs))
+        # Contrasts of length one.
+        self.weights: Floats = size * (new / runs - (1.0 - new) / references)
+        self.smallest_p = smallest_p(self.units - self.new_units, self.new_units) if self.is_exact else 1.0 / len(rows)
+        # Sets of runs are found again by the sum of random whole numbers that a double holds exactly.
+        keys = np.random.default_rng(_SEED).integers(1, 2**45, references + runs)
+        self.keys: Floats = keys.astype(np.float64)
+        sums = self.is_new @ self.keys
+        self._order = np.argsort(sums)
+        self._sorted: Floats = sums[self._order]
+
+    def _drawn(self, limit: int) -> Iterator[tuple[int, ...]]:
+        generator = np.random.default_rng(_SEED)
+        for _ in range(limit):
+            yield tuple(sorted(generator.permutation(self.units)[: self.new_units].tolist()))
+
+    def __len__(self) -> int:
+        """Number of labellings, the observed one counted."""
+        return len(self.is_new)
+
+    def find(self, sums: Floats) -> NDArray[np.intp]:
+        """Find the labellings that call certain runs new.
+
+        Args:
+            sums: Sums of `keys` over those runs.
+
+        Returns:
+            Their numbers; -1 for sets that are no labelling or were not drawn.
+        """
+        position = np.minimum(np.searchsorted(self._sorted, sums), len(self) - 1)
+        found: NDArray[np.intp] = np.where(self._sorted[position] == sums, self._order[position], -1)
+        return found
+
+
+def _members(count: int, units: Sequence[int] | None) -> list[list[int]]:
+    if units is None:
+        return [[number] for number in range(count)]
+    return [[i for i, unit in enumerate(units) if unit == wanted] for wanted in dict.fromkeys(units)]
+
+
+class Scan:
+    """One pass over the points of one measure.
+
+    Args:
+        labellings: The labellings.
+    """
+
+    def __init__(self, labellings: Labellings) -> None:
+        self._labellings = labellings
+        count = labellings.references + labellings.runs
+        self.points = self.outside = 0
+        self._scatter = np.zeros((count, count))
+        self._total = np.zeros(count)
+        self._votes = np.zeros(len(labellings))
+        self._explained = np.zeros(len(labellings))
+        self._typical = 0.0
+        self._standing_out: list[tuple[float, int]] = []
+        self._critical = float(stats.t.isf(POINT_LEVEL / 2, max(count - 2, 1)))
+
+    def add(self, values: Floats, start: int = 0) -> None:
+        """Take in some points.
+
+        Args:
+            values: Shape (runs, points), references first, all finite. Points that do not vary say nothing.
+            start: Number of the first point.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            centred = values - values.mean(axis=0)
+            squares = np.einsum("rp,rp->p", centred, centred)
+        varies = (values != values[0]).any(axis=0) & (squares > 0.0) & np.isfinite(squares)
+        if not varies.any():
+            return
+        spread = np.sqrt(squares[varies])
+        scaled = centred[:, varies] / spread
+        self.points += spread.size
+        self._scatter += scaled @ scaled.T
+        self._total += scaled.sum(axis=1)
+        self._typical = self._typical or float(np.median(spread))
+        self._vote(scaled, spread)
+        self._stand_out(scaled, np.flatnonzero(varies) + start)
+
+    def _vote(self, scaled: Floats, spread: Floats) -> None:
+        """Let each point vote for the labellings whose new runs it has above, or below, all others."""
+        references, runs = self._labellings.references, self._labellings.runs
+        kept = sorted({runs - 1, runs, references - 1, references})
+        ordered = np.partition(scaled, kept, axis=0)
+        above = ordered[references] > ordered[references - 1]
+        below = ordered[runs] > ordered[runs - 1]
+        for apart, extreme in (
+            (above, scaled[:, above] >= ordered[references, above]),
+            (below, scaled[:, below] <= ordered[runs - 1, below]),
+        ):
+            labelling = self._labellings.find(self._labellings.keys @ extreme)
+            known = labelling >= 0
+            if not known.any():
+                continue
+            labelling, extreme = labelling[known], extreme[:, known]
+            sums = np.abs(np.einsum("rp,rp->p", scaled[:, apart][:, known], extreme))
+            explained = sums**2 * (1.0 / references + 1.0 / runs)
+            left = np.maximum(1.0 - explained, 0.0) + _GRID * (self._typical / spread[apart][known]) ** 2
+            self._votes += np.bincount(labelling, minlength=self._votes.size)
+            np.maximum.at(self._explained, labelling, explained / (explained + left))
+
+    def _stand_out(self, scaled: Floats, positions: NDArray[np.intp]) -> None:
+        """Note where the new runs differ most from the references; the test makes no use of it."""
+        count = len(scaled)
+        sums = scaled[self._labellings.references :].sum(axis=0)
+        explained = sums**2 * count / (self._labellings.references * self._labellings.runs)
+        ratio = explained * max(count - 2, 1) / np.maximum(1.0 - explained, _FLOOR)
+        self.outside += int(np.count_nonzero(ratio > self._critical**2))
+        for index in np.argsort(ratio)[-MAX_WHERE:]:
+            self._standing_out.append((float(ratio[index]), int(positions[index])))
+        self._standing_out = heapq.nlargest(MAX_WHERE, self._standing_out)
+
+    @property
+    def where(self) -> tuple[int, ...]:
+        """Positions at which the new runs differ most from the references, for their spread."""
+        return tuple(position for _, position in self._standing_out)
+
+    def statistics(self) -> dict[str, Floats]:
+        """Compute the statistics, each for all labellings and on one scale, that of a standard normal variable.
+
+        Returns:
+            By name. Statistics that are the same for all labellings are absent.
+        """
+        if not self.points:
+            return {}
+        count = self._labellings.references + self._labellings.runs
+        weights = self._labellings.weights
+        between = np.einsum("lr,rs,ls->l", weights, self._scatter, weights, optimize=True)
+        own, total = np.diag(self._scatter), float(np.trace(self._scatter))
+        ratio = between / np.maximum(total - between, _FLOOR * total)
+        found = {
+            "common shift": _as_normal(weights @ self._total, self._total),
+            "spread": _as_normal(weights @ own, own - own.mean()),
+            "mean square": _by_bulk(np.cbrt(ratio)) if self.points > 1 else None,
+            "separated points": _by_bulk(2.0 * np.sqrt(self._votes + 0.375), least=1.0),
+            "largest": _by_extremes(-_log_p(self._explained, count), least=1.0),
+        }
+        return {name: values for name, values in found.items() if values is not None}
+
+    def distances(self) -> Floats:
+        """Tell how far each run is from the centre of all, relative to the others: the mean over the points."""
+        own = np.diag(self._scatter)
+        result: Floats = own / max(float(own.mean()), _TINY)
+        return result
+
+
+def _log_p(explained: Floats, count: int) -> Floats:
+    """Log of the probability that chance explains as much of the scatter of one normal variable."""
+    within = 1.0 - np.minimum(explained, 1.0) / (1.0 + _FLOOR)
+    result: Floats = np.log(np.maximum(special.betainc(max(count - 2, 1) / 2.0, 0.5, within), _TINY))
+    return result
+
+
+def _as_normal(contrast: Floats, values: Floats) -> Floats | None:
+    """Put the difference of the groups in one number a run on the scale of a normal variable."""
+    total = float(values @ values)
+    if total <= _TINY:
+        return None
+    result: Floats = -special.ndtri_exp(_log_p(contrast**2 / total, values.size) - math.log(2.0))
+    return result
+
+
+def _bulk(values: Floats) -> tuple[float, float] | None:
+    """Middle and spread of the lower half, which a change does not reach; None when nothing varies."""
+    middle, low = (float(value) for value in np.quantile(values, (0.5, 0.1)))
+    if np.ptp(values) <= _TIE * (1.0 + abs(middle)):
+        return None
+    return middle, middle - low
+
+
+def _by_bulk(values: Floats, *, least: float = 0.0) -> Floats | None:
+    """Centre and scale what is nearly normal over the labellings."""
+    bulk = _bulk(values)
+    if bulk is None:
+        return None
+    middle, half = bulk
+    whole = float(values.std())
+    # Few points take few values, and then the lower half may be one value.
+    spread = max(half / _NORMAL_HALF, whole / 10.0) if half > _TIE * whole else whole
+    return (values - middle) / max(spread, least)
+
+
+def _by_extremes(values: Floats, *, least: float) -> Floats | None:
+    """Centre and scale what is a maximum over points, and so nearly of the Gumbel distribution."""
+    bulk = _bulk(values)
+    if bulk is None:
+        return None
+    excess = (values - bulk[0]) / max(bulk[1] / _GUMBEL_HALF, least) - math.log(math.log(2.0))
+    tail = -np.expm1(-np.exp(-np.clip(excess, -5.0, 600.0)))
+    # What many labellings reach, as on a grid of few values, says no more than its rarity.
+    result: Floats = np.minimum(-special.ndtri_exp(np.log(tail)), (values - values.mean()) / values.std())
+    return result
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one measure says of the labelling that was observed.
+
+    Attributes:
+        name: The statistic that says most.
+        size: Its size, on the scale of all statistics.
+    """
+
+    name: str
+    size: float
+
+
+class Evidence:
+    """The largest of all statistics of all measures, for each labelling.
+
+    Args:
+        labellings: The labellings.
+    """
+
+    def __init__(self, labellings: Labellings) -> None:
+        self._labellings = labellings
+        self._largest = np.full(len(labellings), -np.inf)
+
+    def add(self, scan: Scan) -> Found | None:
+        """Take in a measure.
+
+        Args:
+            scan: The measure, all of its points seen.
+
+        Returns:
+            What it says; None when it says nothing, because it does not vary.
+        """
+        statistics = scan.statistics()
+        for values in statistics.values():
+            np.maximum(self._largest, values, out=self._largest)
+        if not statistics:
+            return None
+        name = max(statistics, key=lambda known: statistics[known][0])
+        return Found(name, float(statistics[name][0]))
+
+    @property
+    def p(self) -> float | None:
+        """Share of the labellings that say at least as much as the observed one; None when nothing varied."""
+        return self.p_of(float(self._largest[0])) if np.isfinite(self._largest[0]) else None
+
+    def p_of(self, size: float) -> float:
+        """Share of the labellings whose largest statistic is at least so large: p of one measure, adjusted for all.
+
+        Args:
+            size: A size on the scale of all statistics.
+        """
+        return float(np.mean(self._largest >= size - _TIE * (1.0 + abs(size))))
