@@ -23,7 +23,7 @@ from prefect_biomed.clients.vip.models import (
     Workflow,
     WorkflowStatus,
 )
-from prefect_biomed.clients.vip.monitoring import failures, find, find_all, kill, monitor
+from prefect_biomed.clients.vip.monitoring import failures, find_all, kill, monitor
 from prefect_biomed.clients.vip.preflight import Preflight, preflight
 from prefect_biomed.clients.vip.profiles import Profile
 from prefect_biomed.clients.vip.session_file import SessionFile, SessionRecord, open_session
@@ -61,7 +61,6 @@ __all__ = [
     "describe",
     "download",
     "failures",
-    "find",
     "find_all",
     "finish",
     "kill",

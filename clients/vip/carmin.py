@@ -13,6 +13,7 @@ import requests
 
 from prefect_biomed.clients.errors import PlatformError, UnexpectedResponse
 from prefect_biomed.clients.rest import pages_of
+from prefect_biomed.clients.vip.errors import ListUnavailable
 from prefect_biomed.clients.vip.models import InputValue, PathEntry, Pipeline, Workflow
 
 __all__ = ["ENDED", "PLAYED_ALREADY", "compare_digest", "list_pages", "name_files_by_url", "workflow_from_results"]
@@ -40,7 +41,8 @@ def list_pages(page: Callable[..., list[Workflow]], newest: int | None) -> list[
         The executions, in the order of the pages.
 
     Raises:
-        UnexpectedResponse: The platform cannot list its executions at all, or does so without end.
+        ListUnavailable: The platform cannot list its executions at all.
+        UnexpectedResponse: It does so without end.
     """
 
     def numbered(number: int) -> tuple[list[Workflow], bool]:
@@ -56,7 +58,7 @@ def list_pages(page: Callable[..., list[Workflow]], newest: int | None) -> list[
     except PlatformError as error:
         if error.status != requests.codes.internal_server_error:
             raise
-        raise UnexpectedResponse(
+        raise ListUnavailable(
             f"The platform cannot list its executions ({error}). CARMIN-server as published cannot once one of "
             "them has ended. Delete the ended ones, or ask its administrators.",
             status=error.status,

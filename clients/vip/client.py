@@ -327,7 +327,7 @@ class VipClient(_Api):
             Summaries: without jobs and outputs on VIP. Cleaned executions are not among them.
 
         Raises:
-            UnexpectedResponse: The platform cannot list executions at all.
+            ListUnavailable: The platform cannot list executions at all.
         """
         if self.profile.lists_in_pages:
             return carmin.list_pages(self._workflow_page, newest)
@@ -405,18 +405,26 @@ class VipClient(_Api):
     def kill(self, identifier: str) -> None:
         """Kill an execution (`PUT /executions/{id}/kill`).
 
-        VIP does not look before it kills: a finished execution becomes `Killed`. So its status is read first.
+        VIP does not look before it kills: a finished execution becomes `Killed`. So its status is read first. One that
+        was created and never started, where that are two steps, does nothing and cannot be killed.
 
         Args:
             identifier: The execution. Nothing is done when it has ended.
         """
-        if self.workflow(identifier).status.is_terminal:
+        status = self.workflow(identifier).status
+        if status.is_terminal or (self.profile.plays_launches and status == "Initializing"):
             return
         try:
             self.tell("PUT", f"/executions/{_part(identifier)}/kill", about=f"kill of workflow {identifier}")
         except PlatformError as error:
-            if error.code not in carmin.ENDED:
+            if error.code not in carmin.ENDED and not self._has_ended_all_the_same(identifier, error):
                 raise
+
+    def _has_ended_all_the_same(self, identifier: str, refused: PlatformError) -> bool:
+        """Whether an execution whose kill was answered with an error does not run any more, or never did."""
+        if self.profile.describes_ended_executions or refused.status != requests.codes.internal_server_error:
+            return False
+        return self.workflow(identifier).status.is_terminal
 
     def delete_workflow(self, identifier: str, *, delete_files: bool = False) -> None:
         """Remove the record of a finished or killed execution.

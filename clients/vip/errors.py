@@ -18,6 +18,7 @@ from prefect_biomed.clients.errors import (
     PermissionDeniedError,
     PlatformError,
     StorageFull,
+    UnexpectedResponse,
 )
 from prefect_biomed.clients.http import UNAVAILABLE
 from prefect_biomed.clients.rest import Refusal
@@ -26,6 +27,7 @@ from prefect_biomed.clients.vip.models import Workflow, without_tokens
 __all__ = [
     "NO_REASON",
     "GenericVipError",
+    "ListUnavailable",
     "SessionLocked",
     "StillNeeded",
     "StillRunning",
@@ -54,6 +56,10 @@ class WorkflowFailed(JobFailed):
 
 class SessionLocked(HeldElsewhere):
     """Another process works on the same session; it can be tried again when that one has ended."""
+
+
+class ListUnavailable(UnexpectedResponse):
+    """The platform cannot list its executions; each can still be asked for by its identifier."""
 
 
 class StillRunning(BiomedError):

@@ -14,7 +14,7 @@ from prefect_biomed.clients.once import Circumstances, Intent, IntentFolder, Int
 from prefect_biomed.clients.polling import PollSettings, now, poll
 from prefect_biomed.clients.vip.carmin import name_files_by_url
 from prefect_biomed.clients.vip.client import VipClient
-from prefect_biomed.clients.vip.errors import NO_REASON, GenericVipError
+from prefect_biomed.clients.vip.errors import NO_REASON, GenericVipError, ListUnavailable
 from prefect_biomed.clients.vip.girder_sessions import make_run_folder, note_runs
 from prefect_biomed.clients.vip.models import InputValue, VipSession, Workflow, WorkflowStatus
 from prefect_biomed.clients.vip.preflight import preflight
@@ -216,7 +216,12 @@ class _Run:
 
     def find(self, intent: Intent) -> list[Workflow]:
         """Look for executions of this name, oldest first."""
-        listed = self._client.workflows()
+        try:
+            listed = self._client.workflows()
+        except ListUnavailable as error:
+            # Where an execution starts only when it is played, one whose identifier is not known does nothing.
+            logger.debug("%s is not looked for: %s", self.name, error)
+            return []
         self._check_reach(listed, intent)
         # One that failed before it began was refused, and never runs.
         failed = WorkflowStatus.INITIALIZATION_FAILED

@@ -14,10 +14,10 @@ from prefect_biomed.clients.errors import (
     NetworkError,
     NotFoundError,
     PlatformError,
-    UnexpectedResponse,
 )
 from prefect_biomed.clients.polling import PollSettings, poll
 from prefect_biomed.clients.vip.client import VipClient
+from prefect_biomed.clients.vip.errors import ListUnavailable
 from prefect_biomed.clients.vip.girder_sessions import note_runs
 from prefect_biomed.clients.vip.models import (
     Job,
@@ -28,29 +28,13 @@ from prefect_biomed.clients.vip.models import (
 )
 from prefect_biomed.clients.vip.session_file import SessionFile, SessionRecord
 
-__all__ = ["failures", "find", "find_all", "kill", "list_by_id", "monitor"]
+__all__ = ["failures", "find_all", "kill", "list_by_id", "monitor"]
 
 logger = logging.getLogger(__name__)
 
 _DETAILS_EVERY_SECONDS = 300.0
 _LOG_LINES = 15
 _KILL_SECONDS = 300.0
-
-
-def find(client: VipClient, name: str) -> Workflow | None:
-    """Look for the execution that carries a name of ours.
-
-    Args:
-        client: The account.
-        name: Execution name, unique by its token.
-
-    Returns:
-        The execution; the oldest where there are several; None when there is none among those VIP lists.
-    """
-    matches = [workflow for workflow in client.workflows() if workflow.name == name]
-    if len(matches) > 1:
-        logger.warning("%d executions are named %s; the oldest is taken", len(matches), name)
-    return matches[-1] if matches else None
 
 
 def find_all(client: VipClient, session: VipSession) -> list[Workflow]:
@@ -61,10 +45,11 @@ def find_all(client: VipClient, session: VipSession) -> list[Workflow]:
         session: The session.
 
     Returns:
-        The executions whose names carry the session and its token, oldest first.
+        The executions whose names carry the session and its token, oldest first; those VIP lists, which are the 500
+        newest of the account, and none where the platform cannot list. Those of the session file are others to ask for.
     """
     names = {session.workflow_name(repetition) for repetition in range(1, session.nb_runs + 1)}
-    return [workflow for workflow in reversed(client.workflows()) if workflow.name in names]
+    return [workflow for workflow in reversed(list_by_id(client).values()) if workflow.name in names]
 
 
 def list_by_id(client: VipClient) -> dict[str, Workflow]:
@@ -78,9 +63,7 @@ def list_by_id(client: VipClient) -> dict[str, Workflow]:
     """
     try:
         return {workflow.identifier: workflow for workflow in client.workflows()}
-    except UnexpectedResponse as error:
-        if client.profile.describes_ended_executions:
-            raise
+    except ListUnavailable as error:
         logger.debug("%s", error)
         return {}
 
@@ -281,10 +264,15 @@ def _await_end(client: VipClient, ids: Sequence[str], timeout_seconds: float) ->
                 states[identifier] = client.workflow(identifier)
         return [states[identifier] for identifier in ids]
 
+    def nothing_runs(workflows: Sequence[Workflow]) -> bool:
+        # Where an execution is created and then played, one that nobody has played never runs.
+        never = {WorkflowStatus.INITIALIZING} if client.profile.plays_launches else frozenset()
+        return all(workflow.status.is_terminal or workflow.status in never for workflow in workflows)
+
     for _ in poll(
         look,
         PollSettings(1.0, 1.5, 15.0, timeout_seconds),
-        done=_all_ended,
+        done=nothing_runs,
         what=f"Kill of {', '.join(ids)}",
         take_up_again="Kill them again.",
         at_deadline=lambda: "The kill was accepted and may still take effect.",

@@ -21,6 +21,7 @@ from prefect_biomed.clients.errors import (
     is_transient,
 )
 from prefect_biomed.clients.vip.client import VipClient
+from prefect_biomed.clients.vip.errors import GenericVipError
 from prefect_biomed.clients.vip.girder import girder_path
 from prefect_biomed.clients.vip.girder_sessions import check_outputs, check_vip_key, girder_of
 from prefect_biomed.clients.vip.local_files import InputFolder, LocalFile, stored_name
@@ -118,6 +119,8 @@ def preflight(
     if session.input_dir is not None and not inputs_uploaded:
         folder = InputFolder(session.input_dir, session.output_dir, client.profile, include, exclude)
     problems = folder.problems if folder else []
+    if not inputs_uploaded:
+        problems += _check_home(client, session)
     values: dict[str, InputValue] = {}
     named: dict[str, InputValue] = {}
     jobs = 0
@@ -148,6 +151,20 @@ def preflight(
     files, left_out = (folder.files, folder.left_out) if folder else ((), ())
     folders = sorted({*(folder.folders if folder else ()), *empty_folders})
     return Preflight(tuple(files), tuple(folders), values, jobs, named, tuple(left_out))
+
+
+def _check_home(client: VipClient, session: VipSession) -> list[str]:
+    """Find out whether the account may use the folder that holds the folders of sessions."""
+    home = str(PurePosixPath(session.vip_dir).parent)
+    try:
+        client.exists(home)
+    except AuthenticationError:
+        raise
+    except PlatformError as error:
+        if is_transient(error) and not isinstance(error, GenericVipError):
+            raise
+        return [f"The account may not use vip_home {home}: {error} Give another folder on the platform."]
+    return []
 
 
 @dataclass

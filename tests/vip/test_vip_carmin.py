@@ -14,6 +14,7 @@ from harness.vip_steps import EXECUTIONS, QUICK, effects, files_in, refused, run
 from harness.wire import exchange
 from prefect_biomed.clients.errors import (
     AuthenticationError,
+    LaunchInDoubt,
     NotFoundError,
     PermissionDeniedError,
     PlatformError,
@@ -29,6 +30,7 @@ from prefect_biomed.clients.vip import (
     describe,
     download,
     failures,
+    find_all,
     finish,
     kill,
     launch,
@@ -36,6 +38,7 @@ from prefect_biomed.clients.vip import (
     open_session,
     preflight,
 )
+from prefect_biomed.clients.vip.errors import ListUnavailable
 from prefect_biomed.clients.vip.models import PathEntry
 from prefect_biomed.sandbox import Fault, Sandbox
 
@@ -262,14 +265,68 @@ def test_stock_server_that_cannot_describe_what_has_ended(
     assert failures(client, session, [client.workflow(launched.identifier)]) == ([], [])
     assert download(client, session).fetched == 1
 
-    # The list is broken as well: whether something was launched cannot be told, so nothing is.
-    vip.vip.journal.clear()
-    with pytest.raises(UnexpectedResponse, match=r"cannot list its executions.*Delete the ended ones"):
-        launch(client, new_session(EVERY_TYPE, {"text": "y"}, name="next"), 1)
-    assert effects(vip) == []
+    # The list is broken as well, and everything goes on without it.
+    with pytest.raises(ListUnavailable, match=r"cannot list its executions.*Delete the ended ones"):
+        client.workflows()
+    following = new_session(EVERY_TYPE, {"text": "y"}, name="next", nb_runs=2)
+    started = start(client, following)
+    assert len({launched.identifier, *(workflow.identifier for workflow in started)}) == 3
+    assert [workflow.identifier for workflow in start(client, following)] == [one.identifier for one in started]
+    assert find_all(client, following) == []
     finish(client, session)
     assert SessionFile(session).read().workflow_ids("Removed") == [launched.identifier]
-    assert launch(client, new_session(EVERY_TYPE, {"text": "y"}, name="next"), 1).identifier != launched.identifier
+    assert finish(client, session).removed == ()
+    assert [workflow.status for workflow in wait(client, open_session(following.output_dir))] == ["Finished"] * 2
+    assert download(client, following).fetched == 2
+
+
+def test_stock_server_loses_the_answer_to_a_launch(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
+    """Without the list nobody finds what was created; it was never played, so the next attempt makes no second run."""
+    vip.vip.switches.carmin_stock = True
+    run(client, new_session(EVERY_TYPE, {"text": "x"}, name="first"))
+    vip.vip.faults.add(Fault(method="POST", path=EXECUTIONS, drop="after", calls=[1]))
+    session = new_session(EVERY_TYPE, {"text": "y"})
+    vip.vip.journal.clear()
+    with pytest.raises(LaunchInDoubt):
+        launch(client, session, 1, settle_seconds=0.2)
+    workflow = launch(client, session, 1, settle_seconds=0.2)
+    assert len(vip.vip.journal.entries("POST", EXECUTIONS)) == 2
+    assert [entry.status for entry in vip.vip.journal.entries("PUT", "/play$")] == [204]
+    assert [ended.identifier for ended in wait(client, session)] == [workflow.identifier]
+
+
+def test_stock_server_cannot_kill_what_runs(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
+    """Its answer to a kill is always 500: an error while the execution runs, and none once it has ended."""
+    vip.vip.switches.carmin_stock = True
+    vip.vip.switches.job_seconds = 30
+    session = new_session(EVERY_TYPE, {"text": "x"})
+    (workflow,) = start(client, session)
+    with pytest.raises(PlatformError, match="HTTP 500"):
+        kill(client, [workflow.identifier])
+    vip.vip.switches.job_seconds = 0
+    wait(client, session)
+    assert [ended.status for ended in kill(client, [workflow.identifier])] == ["Finished"]
+
+
+def test_execution_that_nobody_has_played_needs_no_kill(vip: Sandbox, client: VipClient) -> None:
+    created = client.launch(name="x", pipeline_id=EVERY_TYPE, input_values={"text": "x"}, results_location=None)
+    began = time.monotonic()
+    assert [workflow.status for workflow in kill(client, [created.identifier])] == ["Initializing"]
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("home", ["/vip/Home/API", "/bob", "/nobody/x"])
+def test_home_that_the_account_may_not_use_is_found_before_anything_is_sent(
+    vip: Sandbox, client: VipClient, new_session: NewSession, home: str
+) -> None:
+    session = new_session(EVERY_TYPE, {"text": "x"}, files={"a.txt": b"1"}).model_copy(
+        update={"vip_input_dir": f"{home}/s/INPUTS", "vip_output_dir": f"{home}/s/OUTPUTS"}
+    )
+    with pytest.raises(PreflightFailed) as caught:
+        preflight(client, session)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"The account may not use vip_home {home}: ")
+    assert effects(vip) == []
 
 
 def test_execution_that_can_neither_be_described_nor_listed_is_told(

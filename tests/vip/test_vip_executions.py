@@ -105,8 +105,8 @@ def test_what_the_server_checks_at_a_launch_the_preflight_checks_before(
     assert effects(vip) == []
 
 
-def test_lists_make_jobs_and_so_do_strings_with_a_separator(client: VipClient, new_session: NewSession) -> None:
-    """`x@@y` is two values; lists are multiplied, or zipped, and zipped ones of unequal length fail late."""
+def test_lists_make_jobs_and_strings_with_a_separator_are_refused(client: VipClient, new_session: NewSession) -> None:
+    """To VIP `x@@y` is two values; lists are multiplied, or zipped, and zipped ones of unequal length fail late."""
 
     files = dict.fromkeys("abcde", b"x")
 
@@ -118,8 +118,10 @@ def test_lists_make_jobs_and_so_do_strings_with_a_separator(client: VipClient, n
         (workflow,) = wait(client, session)
         return plan.jobs, workflow
 
-    jobs, workflow = launched("EveryType/1.0", "string", text="x@@y")
-    assert (jobs, len(workflow.jobs), workflow.status) == (2, 2, "Finished")
+    workflow = ended(client, go(client, text="x@@y").identifier)
+    assert (len(workflow.jobs), workflow.status) == (2, "Finished")
+    with pytest.raises(PreflightFailed, match="VIP makes two values of what has @@ in it"):
+        launched("EveryType/1.0", "string", text="x@@y")
     jobs, workflow = launched("EveryType/1.0", "cross", text=["x", "y", "z"], count=[1, 2])
     assert (jobs, len(workflow.jobs), len(workflow.outputs)) == (6, 6, 6)
 
