@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -22,8 +22,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, Val
 
 from prefect_biomed.clients.errors import (
     BiomedError,
+    CapacityError,
     ConfigurationError,
     ConnectionFailed,
+    DeadlineExceeded,
     LaunchInDoubt,
     LedgerError,
     PlatformError,
@@ -32,9 +34,18 @@ from prefect_biomed.clients.errors import (
     is_transient,
 )
 from prefect_biomed.clients.files import atomic_write, exclusive, on_disk
-from prefect_biomed.clients.polling import Uptime, looks, now, passed, uptime
+from prefect_biomed.clients.polling import PollSettings, Uptime, looks, now, passed, poll, uptime
 
-__all__ = ["Circumstances", "Intent", "IntentFolder", "IntentStore", "Launch", "leaves_doubt", "once"]
+__all__ = [
+    "Circumstances",
+    "Intent",
+    "IntentFolder",
+    "IntentStore",
+    "Launch",
+    "is_later_version",
+    "leaves_doubt",
+    "once",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +184,13 @@ def leaves_doubt(error: BiomedError, says_no: Callable[[PlatformError], bool] = 
     return True
 
 
-def once(launch: Launch[T], store: IntentStore, circumstances: Circumstances | None = None) -> T:
+def once(
+    launch: Launch[T],
+    store: IntentStore,
+    circumstances: Circumstances | None = None,
+    *,
+    queue: PollSettings | None = None,
+) -> T:
     """Make a remote object, once and never twice.
 
     Safe to repeat with the same token: after any error, after a kill at any moment, by two processes at once, and on
@@ -183,6 +200,8 @@ def once(launch: Launch[T], store: IntentStore, circumstances: Circumstances | N
         launch: What to make, and how.
         store: Where the intent is remembered.
         circumstances: What the caller knows beyond that.
+        queue: How to wait and try again while the platform refuses for want of capacity; such a refusal is final when
+            None. No other machine comes in between two tries.
 
     Returns:
         The object: new, found, or known from an earlier call.
@@ -191,15 +210,15 @@ def once(launch: Launch[T], store: IntentStore, circumstances: Circumstances | N
         LaunchInDoubt: The request may or may not have taken effect, and looking did not settle it. The record stays:
             repeating looks first, and sends again only when no earlier request can take effect any more.
         HeldElsewhere: Another process or machine is at it.
+        DeadlineExceeded: No capacity became free in time; nothing was made.
         PlatformError: The platform refused; nothing was made. Or it answered with an error of its own that may leave
             something behind, and nothing has appeared since; then the record stays as for `LaunchInDoubt`.
         BiomedError: As `find`, `prepare` and `get` raise.
     """
     circumstances = circumstances or Circumstances()
-    token, patience = launch.token, max(launch.settle_seconds, _LOCK_SECONDS)
-    lease = circumstances.lease(token) if circumstances.lease else nullcontext()
-    with lease as open_since, store.exclusive(token, patience):
-        outcome = _attempt(launch, store, circumstances, open_since)
+    lease = circumstances.lease(launch.token) if circumstances.lease else nullcontext()
+    with lease as open_since:
+        outcome = _queued(launch, store, circumstances, open_since, queue)
     # Raised out here, because a lease that is left by an error stays open: nobody has to wait for what was refused.
     if isinstance(outcome, _Refused):
         raise outcome.error
@@ -211,6 +230,63 @@ class _Refused:
     """An attempt that has surely sent nothing, or nothing that has taken effect."""
 
     error: BiomedError
+
+
+@dataclass(frozen=True)
+class _Raised:
+    """An error to be raised outside the queue, which would take it for a look that failed."""
+
+    error: BiomedError
+
+
+def _queued(
+    launch: Launch[T],
+    store: IntentStore,
+    circumstances: Circumstances,
+    open_since: datetime | None,
+    queue: PollSettings | None,
+) -> T | _Refused:
+    """Attempt it until the platform has capacity, and once without a queue."""
+    if queue is None:
+        return _exclusive_attempt(launch, store, circumstances, open_since)
+    # The lease is held in between, so only the first attempt has to ask what came before.
+    first, again = (circumstances, open_since), (replace(circumstances, attempted_since=None), None)
+    refusals: list[BiomedError] = []
+
+    def look() -> T | _Refused | _Raised | None:
+        try:
+            outcome = _exclusive_attempt(launch, store, *(again if refusals else first))
+        except BiomedError as error:
+            return _Raised(error)
+        if isinstance(outcome, _Refused) and isinstance(outcome.error, CapacityError):
+            logger.info("%s is queued: %s", launch.what, outcome.error)
+            refusals.append(outcome.error)
+            return None
+        return outcome
+
+    try:
+        *_, outcome = poll(
+            look,
+            queue,
+            done=lambda seen: seen is not None,
+            what=f"The queue for {launch.what}",
+            take_up_again="Run this again when others have ended.",
+            at_deadline=lambda: f"{launch.what} was not launched: {refusals[-1]}",
+        )
+    except DeadlineExceeded as error:
+        return _Refused(error)
+    if isinstance(outcome, _Raised):
+        raise outcome.error
+    if outcome is None:
+        raise AssertionError("a queue ends with an outcome")
+    return outcome
+
+
+def _exclusive_attempt(
+    launch: Launch[T], store: IntentStore, circumstances: Circumstances, open_since: datetime | None
+) -> T | _Refused:
+    with store.exclusive(launch.token, max(launch.settle_seconds, _LOCK_SECONDS)):
+        return _attempt(launch, store, circumstances, open_since)
 
 
 def _attempt(
@@ -414,7 +490,7 @@ class IntentFolder:
             version = content.get("version")
             if version is None and self._migrate is not None:
                 return self._migrate(content)
-            if isinstance(version, int) and version > self.VERSION:
+            if is_later_version(version, self.VERSION):
                 raise LedgerError(
                     f"{path} was written by a later version of prefect-biomed. Update the package on this machine. "
                     "The file was left as it is."
@@ -425,6 +501,24 @@ class IntentFolder:
                 f"{path} is damaged, so it is not known whether its launch was made. It was left as it is. Look on the "
                 "platform for what it has made, then restore the file or move it away."
             ) from None
+
+
+def is_later_version(version: object, known: int) -> bool:
+    """Tell whether the version in a record says that a later release has written it.
+
+    Args:
+        version: As it stands in the record; whatever counts as a number, also as text.
+        known: The version that this release writes.
+
+    Returns:
+        False for what is no number, which is damage.
+    """
+    if not isinstance(version, int | float | str):
+        return False
+    try:
+        return float(version) > known
+    except ValueError:
+        return False
 
 
 def _no_number(name: str) -> float:

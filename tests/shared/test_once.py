@@ -624,7 +624,7 @@ def test_damaged_intent_is_not_taken_for_none(store: IntentFolder, platform: Pla
     [
         '"intended_at": "2026-11-28T00:00:00"',
         '"intended_at": "2026-11-28T00:00:00Z", "uptime": {"boot": "x", "seconds": NaN}',
-        '"version": 2.0',
+        '"version": 1.0',
         '"version": "1"',
         '"id": ""',
     ],
