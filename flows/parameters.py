@@ -12,13 +12,12 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from prefect_biomed.clients.vantage6 import OfflineNodes, SessionScope
-from prefect_biomed.clients.vip import InputSettings
+from prefect_biomed.clients.vip import InputSettings, SessionOptions
 from prefect_biomed.clients.vip.session_file import VIP_HOME
 
 __all__ = [
     "AnalysisWaiting",
     "CancellableWaiting",
-    "CollectedOutputs",
     "FederatedOutputs",
     "FederatedWaiting",
     "Girder",
@@ -38,6 +37,7 @@ __all__ = [
     "TaskDetails",
     "Upload",
     "Waiting",
+    "chosen",
 ]
 
 _SECONDS = {"unit": "s"}
@@ -79,22 +79,15 @@ class SessionUpload(Upload):
     """Where the session file is kept, by which the session is resumed: `local`, `vip`, or nowhere when empty."""
 
 
-class CollectedOutputs(Group):
-    """Which outputs are downloaded, and in which shape."""
-
-    get_status: tuple[Status, ...] = Field(default=("Finished", "Killed"), title="Wanted statuses")
-    """Statuses whose outputs are downloaded."""
-    unzip: bool = Field(default=True, title="Unpack archives")
-    """Whether archives are replaced by a folder with their content."""
-    keep_archives: bool = Field(default=False, title="Keep archives")
-    """Whether archives stay beside that folder."""
-
-
-class Outputs(CollectedOutputs):
+class Outputs(Group):
     """Which outputs are downloaded, in which shape, and what counts as success."""
 
     get_status: tuple[Status, ...] = Field(default=("Finished",), title="Wanted statuses")
     """Statuses whose outputs are downloaded and that count as success."""
+    unzip: bool = Field(default=True, title="Unpack archives")
+    """Whether archives are replaced by a folder with their content."""
+    keep_archives: bool = Field(default=False, title="Keep archives")
+    """Whether archives stay beside that folder."""
     strict: bool = Field(default=False, title="Every job has to succeed")
     """Whether a run of which some jobs failed makes the session fail."""
 
@@ -108,6 +101,23 @@ class Removal(Group):
     """Whether the inputs stay on the platform all the same."""
     keep_output: bool = Field(default=False, title="Keep outputs")
     """Whether the outputs stay on the platform all the same."""
+    delete_records: bool = Field(default=False, title="Remove the records of runs too")
+    """Whether the platform's records of the runs, with their logs, are removed too. On platforms other than VIP they
+    hold the outputs and go with them."""
+
+
+def chosen(options: SessionOptions, *groups: Outputs | Removal | None) -> SessionOptions:
+    """Let parameters of a flow take the place of options.
+
+    Args:
+        options: The options as they are.
+        *groups: What was given; fields that were left out change nothing.
+
+    Returns:
+        The options that count.
+    """
+    given = {name: getattr(group, name) for group in groups if group for name in group.model_fields_set}
+    return options.model_copy(update=given)
 
 
 class Girder(Group):

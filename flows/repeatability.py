@@ -19,6 +19,7 @@ from prefect_biomed.clients.vip import VipSession
 from prefect_biomed.flows.parameters import (
     CancellableWaiting,
     Group,
+    Outputs,
     RefreshTime,
     Removal,
     SessionName,
@@ -102,12 +103,15 @@ def repeatability_experiment(
         JobFailed: No run succeeded. The failed runs are written down and reported.
         DeadlineExceeded: The runs have not ended in time; a retry of this flow run goes on waiting.
     """
-    upload, removal, waiting = upload or Upload(), removal or Removal(), waiting or CancellableWaiting()
+    upload, waiting = upload or Upload(), waiting or CancellableWaiting()
     owner = new_session(
         input_dir=input_dir,
         output_dir=experiment_dir,
         session_name=session_name,
         upload=SessionUpload(**upload.model_dump()),
+        # Archives stay packed: they are evidence, and the comparison looks into them.
+        outputs=Outputs(unzip=False),
+        removal=removal,
     )
     experiment = Experiment(owner.output_dir)
     series = experiment.open_series(owner.token)
@@ -118,9 +122,9 @@ def repeatability_experiment(
     launched = _launch_in_turn(credentials, sessions, repetitions, waiting)
     for session in sessions:
         _collect(credentials, session, launched, experiment, series, assessment, refresh_time, waiting.timeout_seconds)
-        finish_session(credentials, session, removal)
+        finish_session(credentials, session)
     if input_dir is not None:
-        finish_session(credentials, owner, removal)
+        finish_session(credentials, owner)
     return _report(experiment, series, sessions, baseline, assessment)
 
 
@@ -223,8 +227,7 @@ def _collect(
         timeout_seconds=timeout_seconds,
         raise_on_failure=False,
     )
-    # Archives stay packed: they are evidence, and the comparison looks into them.
-    downloaded = steps.download_outputs(credentials, session, workflow_ids=workflow_ids, unzip=False)
+    downloaded = steps.download_outputs(credentials, session, workflow_ids=workflow_ids)
     experiments.record_runs(experiment.folder, series, session, workflows, downloaded, credentials.url, rules)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefect_biomed.clients.errors import ConfigurationError
-from prefect_biomed.clients.vip import InputValue, VipSession
+from prefect_biomed.clients.vip import InputValue, SessionOptions, VipSession
 from prefect_biomed.clients.vip.girder import girder_path
-from prefect_biomed.flows.parameters import Girder, SessionUpload
+from prefect_biomed.flows.parameters import Girder, Outputs, Removal, SessionUpload, chosen
 from prefect_biomed.tasks.policies import intent_token, is_deployed, lasting_folder
 
 __all__ = ["default_output_dir", "new_session"]
@@ -23,6 +23,8 @@ def new_session(
     nb_runs: int = 1,
     upload: SessionUpload | None = None,
     girder: Girder | None = None,
+    outputs: Outputs | None = None,
+    removal: Removal | None = None,
 ) -> VipSession:
     """Name a session so that a retry finds its executions again. Nothing is sent.
 
@@ -37,6 +39,8 @@ def new_session(
         nb_runs: Number of runs with the same settings.
         upload: Where the session is kept on the platform, and where its session file.
         girder: Where outputs go on Girder; they stay on VIP when None.
+        outputs: Which outputs are downloaded, in which shape, and what counts as success.
+        removal: What is removed from the platform at the end.
 
     Returns:
         The session.
@@ -67,6 +71,7 @@ def new_session(
         girder_output_dir=f"{girder_path(girder.output) or girder.output}/{name}" if girder.output else None,
         girder_metadata=girder.metadata,
         girder_download=girder.download,
+        options=chosen(SessionOptions(), outputs, removal),
     )
 
 

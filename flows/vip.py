@@ -13,20 +13,21 @@ from pydantic import BaseModel, ConfigDict, Field
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError
 from prefect_biomed.clients.vip import (
+    Outcome,
     Pipeline,
     SessionResult,
     VipSession,
     Workflow,
     WorkflowFailed,
-    WorkflowStatus,
+    judge,
     open_girder_session,
+    open_intents,
     open_session,
 )
-from prefect_biomed.clients.vip.session_file import FILE_NAME, VIP_HOME, SessionFile
+from prefect_biomed.clients.vip.session_file import FILE_NAME, VIP_HOME, SessionFile, SessionRecord
 from prefect_biomed.flows import sessions as naming
 from prefect_biomed.flows.cancellation import ending_remote_jobs
 from prefect_biomed.flows.parameters import (
-    CollectedOutputs,
     Girder,
     GirderSession,
     Outputs,
@@ -39,6 +40,7 @@ from prefect_biomed.flows.parameters import (
     Settings,
     Upload,
     Waiting,
+    chosen,
 )
 from prefect_biomed.flows.suspension import prepare_suspension, resume_session, suspend_session
 from prefect_biomed.tasks import vip as steps
@@ -133,6 +135,8 @@ def vip_session(
         nb_runs=nb_runs,
         upload=upload,
         girder=girder,
+        outputs=outputs,
+        removal=removal,
     )
     if waiting.wait == "suspend":
         prepare_suspension(session)
@@ -145,7 +149,7 @@ def vip_session(
         suspend_session(credentials, session, workflow_ids)
     elif not waiting.wait:
         return SessionResult(session=session, workflows=tuple(launched))
-    return _collect(credentials, session, refresh_time, outputs, removal, waiting, workflow_ids=workflow_ids)
+    return _conclude(credentials, session, [_fetch(credentials, session, workflow_ids, refresh_time, waiting)])
 
 
 @flow(name="vip-resume", flow_run_name=flow_run_named("session_name", "output_dir"))
@@ -162,7 +166,9 @@ def vip_resume(
 ) -> SessionResult:
     """Continue a session from its name or folder alone, whoever began it and wherever it stopped.
 
-    Runs that were intended but not launched are launched; a session of vip-client is taken as it is.
+    The session file tells what was intended: inputs that are missing are uploaded, runs that were not launched are
+    launched, and success is judged as it was asked for when the session was begun. Runs of vip-client are taken as they
+    are.
 
     Args:
         credentials: The account.
@@ -171,9 +177,10 @@ def vip_resume(
         output_dir: Folder that holds the session's `session_data.json`.
         refresh_time: Seconds between two looks at the runs.
         vip_home: Folder on the platform that holds the folders of sessions.
-        outputs: Which outputs are downloaded, in which shape, and what counts as success; those of finished runs,
-            unpacked, when empty.
-        removal: What is removed from the platform at the end; all of the session when empty. All stays after a failure.
+        outputs: Which outputs are downloaded, in which shape, and what counts as success. What is left out stays as it
+            was when the session was begun.
+        removal: What is removed from the platform at the end. What is left out stays as it was when the session was
+            begun. All stays after a failure.
         girder: Where the session is on Girder, and whether its outputs are downloaded; not needed with a local folder.
         waiting: How long to wait for capacity and for the runs; to the end when empty.
 
@@ -181,15 +188,18 @@ def vip_resume(
         The runs and the local files.
 
     Raises:
-        LedgerError: There is no session file, it is damaged, or it belongs to another session.
+        LedgerError: There is no session file, it is damaged, or it belongs to another session; or inputs are missing,
+            and their folder is not on this machine.
         WorkflowFailed: Some runs failed. What succeeded is downloaded, nothing is removed from the platform.
         DeadlineExceeded: The runs have not ended in time; they go on.
     """
     waiting = waiting or Waiting()
-    session, is_complete = _open_session(credentials, session_name, output_dir, vip_home, girder or GirderSession())
-    if not is_complete:
-        _launch(credentials, session, waiting)
-    return _collect(credentials, session, refresh_time, outputs, removal, waiting)
+    intents = _open_session(credentials, session_name, output_dir, vip_home, girder or GirderSession())
+    intents = [one.model_copy(update={"options": chosen(one.options, outputs, removal)}) for one in intents]
+    for session in intents:
+        _complete(credentials, session, waiting, is_newest=session is intents[-1])
+    fetched = [_fetch(credentials, one, ids, refresh_time, waiting) for one, ids in _runs_of(credentials, intents)]
+    return _conclude(credentials, intents[-1], fetched)
 
 
 class PipelineRun(BaseModel):
@@ -246,12 +256,14 @@ def vip_shared_inputs(
         WorkflowFailed: Some runs failed. The others are downloaded; their inputs stay for those that failed.
         DeadlineExceeded: Some runs have not ended in time; they go on.
     """
-    upload, removal, waiting = upload or Upload(), removal or Removal(), waiting or Waiting()
+    upload, waiting = upload or Upload(), waiting or Waiting()
     owner = naming.new_session(
         input_dir=input_dir,
         output_dir=output_dir,
         session_name=session_name,
         upload=SessionUpload(**upload.model_dump()),
+        outputs=outputs,
+        removal=removal,
     )
     sessions = [
         session_on_inputs_of(owner, number, run, owner.output_dir / str(number))
@@ -262,8 +274,8 @@ def vip_shared_inputs(
     sessions = [steps.get_inputs(credentials, session, owner) for session in sessions]
     for session in sessions:
         _launch(credentials, session, waiting)
-    results, failed = _collect_each(credentials, sessions, refresh_time, outputs, removal, waiting)
-    finish_session(credentials, owner, removal)
+    results, failed = _collect_each(credentials, sessions, refresh_time, waiting)
+    finish_session(credentials, owner)
     if failed:
         raise WorkflowFailed("\n".join(map(str, failed)), [w for error in failed for w in error.workflows])
     return results
@@ -273,30 +285,31 @@ def vip_shared_inputs(
 def vip_collect(
     credentials: VipCredentials,
     folder: Path,
-    outputs: CollectedOutputs | None = None,
+    outputs: Outputs | None = None,
     removal: Removal | None = None,
 ) -> list[SessionResult]:
     """Finish every open session of a folder in one pass: what has ended is downloaded, what runs is left alone.
 
-    Made for a schedule. Sessions that another run is watching may be collected too; that run then finds the files. A
-    flow run that was suspended until its session has ended is resumed, and does the rest itself.
+    A session of which a run failed is downloaded as far as it succeeded, told in the table, and stays on the platform
+    and open. Made for a schedule. Sessions that another run is watching may be collected too; that run then finds the
+    files. A flow run that was suspended until its session has ended is resumed, and does the rest itself.
 
     Args:
         credentials: The account.
         folder: Folder whose sub-folders hold a `session_data.json`.
-        outputs: Which outputs are downloaded, and in which shape; those of finished and killed runs, unpacked, when
-            empty.
-        removal: What is removed from the platform of sessions that have ended; all of them when empty.
+        outputs: Which outputs are downloaded, in which shape, and what counts as success. What is left out is as each
+            session was begun with.
+        removal: What is removed from the platform of sessions that have succeeded. What is left out is as each session
+            was begun with.
 
     Returns:
-        The sessions collected in this pass.
+        The sessions collected in this pass, with the problems of those that failed.
 
     Raises:
         BiomedError: Some sessions could not be collected; the others were.
     """
-    wanted = Outputs(**(outputs or CollectedOutputs()).model_dump())
     paths = sorted(folder.expanduser().absolute().glob(f"*/{FILE_NAME}"))
-    passed = [_pass(credentials, path.parent, wanted, removal or Removal()) for path in paths]
+    passed = [_pass(credentials, path.parent, outputs, removal) for path in paths]
     table(
         artifact_key("vip-collect", folder.name), [one.row for one in passed if one.row], f"Open sessions of {folder}"
     )
@@ -348,20 +361,20 @@ def session_on_inputs_of(owner: VipSession, number: int, run: PipelineRun, outpu
     )
 
 
-def finish_session(credentials: VipCredentials, session: VipSession, removal: Removal) -> None:
-    """Remove a session from the platform as far as wanted.
+def finish_session(credentials: VipCredentials, session: VipSession) -> None:
+    """Remove a session from the platform as far as its options say.
 
     Args:
         credentials: The account.
         session: The session.
-        removal: What is removed.
 
     Raises:
         StillRunning: Some runs have not ended; nothing was removed.
+        NotFetched: Some have wanted outputs that were not fetched; nothing was removed.
         DeadlineExceeded: A deletion takes longer; finishing again goes on with it.
     """
-    if removal.finish:
-        steps.finish(credentials, session, keep_input=removal.keep_input, keep_output=removal.keep_output)
+    if session.options.finish:
+        steps.finish(credentials, session)
 
 
 def _open_session(
@@ -370,8 +383,8 @@ def _open_session(
     output_dir: Path | None,
     vip_home: str,
     girder: GirderSession,
-) -> tuple[VipSession, bool]:
-    """Find a session, and whether it was launched by vip-client, so that nothing is missing from it."""
+) -> list[VipSession]:
+    """Find a session: what was intended with it, the newest last."""
     if session_name is None and output_dir is None and girder.folder is None:
         raise ConfigurationError("Give session_name or output_dir, or girder with the folder of the session.")
     name = session_name or (girder.folder or "").rstrip("/").rpartition("/")[2]
@@ -379,11 +392,43 @@ def _open_session(
     with credentials.get_client() as client:
         if girder.folder is not None:
             session = open_girder_session(client, girder.folder, folder, download=girder.download)
-        else:
-            session = open_session(folder, session_name=session_name, client=client, vip_home=vip_home)
-            session = session.model_copy(update={"girder_download": session.girder_download or girder.download})
+            folder, session_name = session.output_dir, session.session_name
+        found = open_intents(folder, session_name=session_name, client=client, vip_home=vip_home)
+    return [one.model_copy(update={"girder_download": one.girder_download or girder.download}) for one in found]
+
+
+def _complete(credentials: VipCredentials, session: VipSession, waiting: Waiting, *, is_newest: bool) -> None:
+    """Upload and launch what was intended and is missing."""
+    with credentials.get_client() as client:
         record = SessionFile(session, client).read()
-    return session, record.is_adopted and bool(record.workflows)
+    ledger = record.ledger
+    if record.is_adopted(session.token):
+        return
+    steps.complete_inputs(credentials, session)
+    for repetition in range(1, session.nb_runs + 1):
+        name = session.workflow_name(repetition)
+        launched = ledger.launches.get(name)
+        if launched is not None and launched.workflow_id in ledger.ended:
+            continue
+        if launched is None and name in ledger.begun and not is_newest:
+            get_run_logger().warning("%s was refused, and something else was begun since; it is left alone", name)
+            continue
+        steps.launch_pipeline(credentials, session, repetition, queue_timeout_seconds=waiting.queue_timeout_seconds)
+
+
+def _runs_of(credentials: VipCredentials, intents: Sequence[VipSession]) -> list[tuple[VipSession, list[str]]]:
+    """The runs of each intent that have to be seen to; all of the newest one when none has to."""
+    newest = intents[-1]
+    with credentials.get_client() as client:
+        record = SessionFile(newest, client).read()
+    runs = [(session, _open_runs(record, session.token)) for session in intents[:-1]]
+    own = _open_runs(record, newest.token) or record.workflows_of(newest.token)
+    return [(session, ids) for session, ids in runs if ids] + [(newest, own)]
+
+
+def _open_runs(record: SessionRecord, token: str) -> list[str]:
+    """The runs of an intent whose outputs were not removed."""
+    return [identifier for identifier in record.workflows_of(token) if identifier in record.workflow_ids()]
 
 
 def _upload(credentials: VipCredentials, session: VipSession, upload: Upload) -> None:
@@ -404,19 +449,22 @@ def _launch(credentials: VipCredentials, session: VipSession, waiting: Waiting) 
     ]
 
 
-def _collect(
+class _Fetched(NamedTuple):
+    """What has come of the runs of one intent, and where their outputs are."""
+
+    outcomes: list[Outcome]
+    files: dict[str, tuple[Path, ...]]
+    packed: dict[str, str]
+
+
+def _fetch(
     credentials: VipCredentials,
     session: VipSession,
+    workflow_ids: Sequence[str],
     refresh_time: float,
-    outputs: Outputs | None,
-    removal: Removal | None,
     waiting: Waiting,
-    *,
-    workflow_ids: list[str] | None = None,
-    accept_failures: bool = False,
-) -> SessionResult:
-    """Monitor, download, finish. Outputs are fetched before a failed run is reported."""
-    outputs, removal = outputs or Outputs(), removal or Removal()
+) -> _Fetched:
+    """Monitor and download, and judge what has come of it."""
     workflows = steps.monitor_workflows(
         credentials,
         session,
@@ -425,53 +473,57 @@ def _collect(
         timeout_seconds=waiting.timeout_seconds,
         raise_on_failure=False,
     )
-    downloaded = steps.download_outputs(
-        credentials,
-        session,
-        workflow_ids=workflow_ids,
-        get_status=outputs.get_status,
-        unzip=outputs.unzip,
-        keep_archives=outputs.keep_archives,
-    )
-    accepted = {*outputs.get_status, WorkflowStatus.REMOVED}
-    failed = [w for w in workflows if w.status not in accepted or (outputs.strict and w.failed_jobs)]
-    is_finished = removal.finish and (accept_failures or not failed)
+    downloaded = steps.download_outputs(credentials, session, workflow_ids=workflow_ids)
+    with credentials.get_client() as client:
+        outcomes = judge(client, session, workflows, fetched=True)
+    return _Fetched(outcomes, downloaded.files, downloaded.packed)
+
+
+def _conclude(
+    credentials: VipCredentials, session: VipSession, fetched: Sequence[_Fetched], *, accept_failures: bool = False
+) -> SessionResult:
+    """Finish a session of which everything is here, and report it. One that failed stays on the platform."""
+    outcomes = [one for part in fetched for one in part.outcomes]
+    failed = [one for one in outcomes if not one.is_success]
+    is_finished = session.options.finish and not failed
     if is_finished:
-        finish_session(credentials, session, removal)
+        finish_session(credentials, session)
     result = SessionResult(
         session=session,
-        workflows=tuple(workflows),
-        files=downloaded.files,
+        workflows=tuple(one.workflow for one in outcomes),
+        files={identifier: files for part in fetched for identifier, files in part.files.items()},
         is_finished=is_finished,
-        packed=downloaded.packed,
+        packed={path: why for part in fetched for path, why in part.packed.items()},
+        problems={one.workflow.identifier: one.problems for one in failed},
     )
-    markdown(artifact_key("vip-session", session.session_name), _summary(result), f"Session {session.session_name}")
+    markdown(
+        artifact_key("vip-session", session.session_name),
+        _summary(result, outcomes),
+        f"Session {session.session_name}",
+    )
     if failed and not accept_failures:
         raise WorkflowFailed(
-            f"{len(failed)} of {len(workflows)} runs of {session.session_name} failed: "
-            + ", ".join(f"{workflow.identifier} {workflow.status.value}" for workflow in failed)
+            f"{len(failed)} of {len(outcomes)} runs of {session.session_name} failed: "
+            + ", ".join(f"{one.workflow.identifier} {'; '.join(one.problems)}" for one in failed)
             + f". The logs above say why. What succeeded is in {session.output_dir}; nothing was removed from the "
             "platform. Start a new run, or remove the rest with vip_resume and get_status of outputs set to accept "
             "these.",
-            failed,
+            [one.workflow for one in failed],
         )
     return result
 
 
 def _collect_each(
-    credentials: VipCredentials,
-    sessions: Sequence[VipSession],
-    refresh_time: float,
-    outputs: Outputs | None,
-    removal: Removal,
-    waiting: Waiting,
+    credentials: VipCredentials, sessions: Sequence[VipSession], refresh_time: float, waiting: Waiting
 ) -> tuple[list[SessionResult], list[WorkflowFailed]]:
     """Collect all sessions; one that failed does not keep the others from it."""
     results: list[SessionResult] = []
     failed: list[WorkflowFailed] = []
     for session in sessions:
         try:
-            results.append(_collect(credentials, session, refresh_time, outputs, removal, waiting))
+            runs = _runs_of(credentials, [session])
+            fetched = [_fetch(credentials, one, ids, refresh_time, waiting) for one, ids in runs]
+            results.append(_conclude(credentials, session, fetched))
         except WorkflowFailed as error:
             failed.append(error)
     return results, failed
@@ -485,10 +537,13 @@ class _Passed(NamedTuple):
     problem: str | None = None
 
 
-def _pass(credentials: VipCredentials, folder: Path, outputs: Outputs, removal: Removal) -> _Passed:
+def _pass(credentials: VipCredentials, folder: Path, outputs: Outputs | None, removal: Removal | None) -> _Passed:
     """Collect a session unless some run goes on, or a suspended flow run will do it."""
     try:
-        session = open_session(folder)
+        intents = [
+            one.model_copy(update={"options": chosen(one.options, outputs, removal)}) for one in open_intents(folder)
+        ]
+        session = intents[-1]
         if not SessionFile(session).read().workflow_ids():
             return _Passed()
         workflows = steps.monitor_workflows(credentials, session, wait=False, raise_on_failure=False)
@@ -496,7 +551,9 @@ def _pass(credentials: VipCredentials, folder: Path, outputs: Outputs, removal: 
         outlook = "over" if running else resume_session(session)
         result = None
         if not running and outlook == "over":
-            result = _collect(credentials, session, 1.0, outputs, removal, Waiting(), accept_failures=True)
+            runs = [(one, ids) for one, ids in _runs_of(credentials, intents) if ids]
+            fetched = [_fetch(credentials, one, ids, 1.0, Waiting()) for one, ids in runs]
+            result = _conclude(credentials, session, fetched, accept_failures=True)
     except BiomedError as error:
         get_run_logger().error("%s: %s", folder, error)
         return _Passed(row={"session": folder.name, "error": str(error)}, problem=f"{folder}: {error}")
@@ -504,17 +561,18 @@ def _pass(credentials: VipCredentials, folder: Path, outputs: Outputs, removal: 
         "session": session.session_name,
         "runs": len(workflows),
         "still running": len(running),
+        "failed": len(result.problems) if result else 0,
         "flow run": "" if outlook == "over" else outlook,
     }
     return _Passed(row=row, result=result)
 
 
-def _summary(result: SessionResult) -> str:
+def _summary(result: SessionResult, outcomes: Sequence[Outcome]) -> str:
     session = result.session
     rows = [
-        f"| {w.name} | {w.identifier} | {w.status.value} | {len(w.jobs) - len(w.failed_jobs)} of {len(w.jobs)} "
-        f"| {len(result.files.get(w.identifier, ()))} |"
-        for w in result.workflows
+        f"| {one.workflow.name} | {one.workflow.identifier} | {one.status.value} | {one.jobs - one.failed_jobs} of "
+        f"{one.jobs} | {len(result.files.get(one.workflow.identifier, ()))} | {'; '.join(one.problems)} |"
+        for one in outcomes
     ]
     return "\n".join(
         [
@@ -523,8 +581,8 @@ def _summary(result: SessionResult) -> str:
             f"Pipeline **{session.pipeline_id}**, outputs in `{session.output_dir}`."
             + (f" On Girder they are in `{session.girder_output_dir}`." if session.girder_output_dir else ""),
             "",
-            "| run | execution | status | jobs | local files |",
-            "|---|---|---|---|---|",
+            "| run | execution | status | jobs | local files | problems |",
+            "|---|---|---|---|---|---|",
             *rows,
             "",
             "Its folders were removed from the platform."

@@ -31,6 +31,7 @@ from prefect_biomed.clients.vip import (
     share_inputs,
     upload,
 )
+from prefect_biomed.clients.vip import complete_inputs as send_what_is_missing
 from prefect_biomed.clients.vip import finish as finish_session
 from prefect_biomed.clients.vip.girder_sessions import note_runs
 from prefect_biomed.clients.vip.session_file import SessionFile
@@ -41,6 +42,7 @@ from prefect_biomed.tasks.run_names import task_run_named
 __all__ = [
     "WatchSettings",
     "check_sessions",
+    "complete_inputs",
     "download_outputs",
     "finish",
     "get_inputs",
@@ -56,7 +58,7 @@ class WatchSettings(BaseModel):
     """What a watch of runs puts up with, and what happens at the end of its time.
 
     Attributes:
-        strict: Whether a run of which some jobs failed counts as failed.
+        strict: Whether a run of which some jobs failed counts as failed; as the session's options say when None.
         kill_at_deadline: Whether runs that have not ended in time are killed.
         unknown_grace_seconds: How long the platform may have no trace of a run.
         error_budget: So many looks in a row may fail.
@@ -64,7 +66,7 @@ class WatchSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    strict: bool = False
+    strict: bool | None = None
     kill_at_deadline: bool = False
     unknown_grace_seconds: float = Field(default=900.0, ge=0)
     error_budget: int = Field(default=20, ge=0)
@@ -184,7 +186,6 @@ def upload_inputs(
         plan = preflight(client, session, include=include, exclude=exclude, max_jobs=max_jobs)
         if session.input_dir is None:
             logger.info("Nothing to send: all inputs are on the platform or on Girder")
-            return UploadSummary(sent=0, skipped=0, replaced=0, bytes_sent=0)
         logger.info("%d files, %d bytes; each run will have %d jobs", len(plan.files), plan.bytes, plan.jobs or 1)
         if plan.renamed:
             renamed = [f"{here!r} as {there!r}" for here, there in plan.renamed.items()]
@@ -194,6 +195,31 @@ def upload_inputs(
         progress = Progress(artifact_key("vip-upload", session.session_name), f"Upload of {session.session_name}")
         summary = upload(client, session, plan, update_files=update_files, progress=progress)
     logger.info("%d files sent, %d were there already", summary.sent, summary.skipped)
+    return summary
+
+
+@task(task_run_name=task_run_named("Complete the inputs of", "session"), **RETRY)
+def complete_inputs(credentials: VipCredentials, session: VipSession) -> UploadSummary:
+    """Send what is missing of the inputs of a session that was broken off.
+
+    Safe to repeat: only what is missing or differs is sent (`PUT /path/…`), and nothing once all is there.
+
+    Args:
+        credentials: The account; its `parallelism` is the number of transfers at once.
+        session: The session, as its session file has it.
+
+    Returns:
+        How much was sent and how much was there already.
+
+    Raises:
+        LedgerError: Inputs are missing, and their folder is not on this machine.
+        PreflightFailed: The input folder has changed, so that it cannot be sent.
+        TransferFailed: Some files could not be sent; the others were.
+    """
+    progress = Progress(artifact_key("vip-upload", session.session_name), f"Upload of {session.session_name}")
+    with credentials.get_client() as client:
+        summary = send_what_is_missing(client, session, progress=progress)
+    get_run_logger().info("%d files sent, %d were there already", summary.sent, summary.skipped)
     return summary
 
 
@@ -370,9 +396,9 @@ def download_outputs(
     credentials: VipCredentials,
     session: VipSession,
     workflow_ids: Sequence[str] | None = None,
-    get_status: Sequence[str] = ("Finished",),
-    unzip: bool = True,
-    keep_archives: bool = False,
+    get_status: Sequence[str] | None = None,
+    unzip: bool | None = None,
+    keep_archives: bool | None = None,
 ) -> DownloadSummary:
     """Fetch the outputs of the runs that ended with one of the wanted statuses.
 
@@ -384,9 +410,11 @@ def download_outputs(
         credentials: The account; its `parallelism` is the number of transfers at once.
         session: The session.
         workflow_ids: The runs; all of the session when None.
-        get_status: Statuses whose outputs are wanted, such as `["Finished", "Killed"]`.
-        unzip: Whether archives are replaced by a folder of the same name with their content.
-        keep_archives: Whether archives stay, beside a folder `<name>.content`.
+        get_status: Statuses whose outputs are wanted, such as `["Finished", "Killed"]`; those of the session's options
+            when None.
+        unzip: Whether archives are replaced by a folder of the same name with their content; as the session's options
+            say when None.
+        keep_archives: Whether archives stay, beside a folder `<name>.content`; as the session's options say when None.
 
     Returns:
         What was fetched, with all local files.
@@ -394,6 +422,8 @@ def download_outputs(
     Raises:
         TransferFailed: Some outputs could not be fetched; the others are here. An archive that cannot be unpacked stays
             as it is, and the result and the log say why.
+        StillRunning: A run that was named has not ended.
+        LedgerError: The session has no runs.
         UnsafeContent: A name the platform gave would leave the output folder.
     """
     progress = Progress(artifact_key("vip-download", session.session_name), f"Download of {session.session_name}")
@@ -418,31 +448,40 @@ def download_outputs(
 def finish(
     credentials: VipCredentials,
     session: VipSession,
-    keep_input: bool = False,
-    keep_output: bool = False,
+    keep_input: bool | None = None,
+    keep_output: bool | None = None,
     timeout_seconds: float = 300.0,
+    delete_records: bool | None = None,
 ) -> FinishSummary:
     """Remove the session's folders from the platform. Local files stay.
 
-    Safe to repeat: what is gone is not deleted again (`DELETE /path/…`). Inputs that other sessions hold are kept.
+    Safe to repeat: what is gone is not deleted again (`DELETE /path/…`). Only outputs are removed that the session file
+    shows as fetched, or as not wanted. Inputs that other sessions hold are kept.
 
     Args:
         credentials: The account.
-        session: The session.
+        session: The session; its options say what stays when the next are None.
         keep_input: Whether the inputs stay on the platform.
         keep_output: Whether the outputs stay on the platform.
         timeout_seconds: How long to wait for each deletion, which the platform queues.
+        delete_records: Whether the platform's records of finished and killed runs are deleted too.
 
     Returns:
         What was removed, and for whom inputs were kept.
 
     Raises:
         StillRunning: Some runs have not ended; nothing was removed.
+        NotFetched: Some have wanted outputs that were not fetched; nothing was removed.
         DeadlineExceeded: A deletion takes longer; finishing again goes on with it.
     """
     with credentials.get_client() as client:
         summary = finish_session(
-            client, session, timeout_seconds=timeout_seconds, keep_input=keep_input, keep_output=keep_output
+            client,
+            session,
+            timeout_seconds=timeout_seconds,
+            keep_input=keep_input,
+            keep_output=keep_output,
+            delete_records=delete_records,
         )
     logger = get_run_logger()
     logger.info("Removed from the platform: %s", ", ".join(summary.removed) or "nothing")

@@ -3,7 +3,14 @@
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.description import describe
 from prefect_biomed.clients.vip.download import DownloadSummary, download
-from prefect_biomed.clients.vip.errors import GenericVipError, SessionLocked, StillNeeded, StillRunning, WorkflowFailed
+from prefect_biomed.clients.vip.errors import (
+    GenericVipError,
+    NotFetched,
+    SessionLocked,
+    StillNeeded,
+    StillRunning,
+    WorkflowFailed,
+)
 from prefect_biomed.clients.vip.finish import FinishSummary, finish, remove_session, share_inputs
 from prefect_biomed.clients.vip.girder import GirderEntry, GirderStorage
 from prefect_biomed.clients.vip.girder_sessions import open_girder_session, share_girder_key
@@ -18,18 +25,21 @@ from prefect_biomed.clients.vip.models import (
     PathEntry,
     Pipeline,
     Platform,
+    SessionOptions,
     SessionResult,
     VipSession,
     Workflow,
     WorkflowStatus,
 )
 from prefect_biomed.clients.vip.monitoring import failures, find_all, kill, monitor
+from prefect_biomed.clients.vip.outcome import Asked, Outcome, judge, outcome
 from prefect_biomed.clients.vip.preflight import Preflight, preflight
 from prefect_biomed.clients.vip.profiles import Profile
-from prefect_biomed.clients.vip.session_file import SessionFile, SessionRecord, open_session
-from prefect_biomed.clients.vip.upload import UploadSummary, upload
+from prefect_biomed.clients.vip.session_file import SessionFile, SessionRecord, open_intents, open_session
+from prefect_biomed.clients.vip.upload import UploadSummary, complete_inputs, upload
 
 __all__ = [
+    "Asked",
     "DownloadSummary",
     "FinishSummary",
     "GenericVipError",
@@ -39,6 +49,8 @@ __all__ = [
     "InputValue",
     "Job",
     "JobStatus",
+    "NotFetched",
+    "Outcome",
     "Parameter",
     "ParameterType",
     "PathEntry",
@@ -48,6 +60,7 @@ __all__ = [
     "Profile",
     "SessionFile",
     "SessionLocked",
+    "SessionOptions",
     "SessionRecord",
     "SessionResult",
     "StillNeeded",
@@ -58,16 +71,20 @@ __all__ = [
     "Workflow",
     "WorkflowFailed",
     "WorkflowStatus",
+    "complete_inputs",
     "describe",
     "download",
     "failures",
     "find_all",
     "finish",
+    "judge",
     "kill",
     "launch",
     "monitor",
     "open_girder_session",
+    "open_intents",
     "open_session",
+    "outcome",
     "preflight",
     "remove_session",
     "share_girder_key",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import requests
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from prefect_biomed.clients.archives import ArchiveLimits, is_archive, unpack
 from prefect_biomed.clients.errors import (
     ConfigurationError,
+    LedgerError,
     NetworkError,
     UnexpectedResponse,
     UnsafeContent,
@@ -24,12 +26,13 @@ from prefect_biomed.clients.polling import tries
 from prefect_biomed.clients.rest import walk
 from prefect_biomed.clients.transfer import transfer_all
 from prefect_biomed.clients.vip.client import VipClient
+from prefect_biomed.clients.vip.errors import StillRunning
 from prefect_biomed.clients.vip.girder import file_id, local_names
 from prefect_biomed.clients.vip.girder_sessions import girder_of, output_entries
 from prefect_biomed.clients.vip.models import PathEntry, VipSession, Workflow, WorkflowStatus, is_on_girder
 from prefect_biomed.clients.vip.session_file import FILE_NAME, LOCKS, SessionFile, SessionRecord
 
-__all__ = ["DownloadSummary", "Output", "download", "fetch_file"]
+__all__ = ["DownloadSummary", "Output", "download", "fetch_file", "not_here"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +83,9 @@ def download(
     session: VipSession,
     *,
     workflow_ids: Sequence[str] | None = None,
-    get_status: Sequence[str] = ("Finished",),
-    unzip: bool = True,
-    keep_archives: bool = False,
+    get_status: Sequence[str] | None = None,
+    unzip: bool | None = None,
+    keep_archives: bool | None = None,
     limits: ArchiveLimits | None = None,
     retry_seconds: Sequence[float] = RETRY_SECONDS,
     progress: Progress | None = None,
@@ -96,10 +99,12 @@ def download(
     Args:
         client: The account; its `parallelism` is the number of transfers at once.
         session: The session.
-        workflow_ids: The executions; all of the session when None.
-        get_status: Statuses whose outputs are wanted.
-        unzip: Whether archives, recognised by content, are replaced by a folder of the same name.
-        keep_archives: Whether archives stay, beside a folder with `.content` at the end of the name.
+        workflow_ids: The executions; all of the session when None. One that the record lacks is asked for by itself.
+        get_status: Statuses whose outputs are wanted; those of the session's options when None.
+        unzip: Whether archives, recognised by content, are replaced by a folder of the same name; as the session's
+            options say when None.
+        keep_archives: Whether archives stay, beside a folder with `.content` at the end of the name; as the session's
+            options say when None.
         limits: Bounds on an archive.
         retry_seconds: Pauses between the tries of one output.
         progress: Told the number of outputs done and in all.
@@ -111,23 +116,32 @@ def download(
         TransferFailed: Some outputs could not be fetched; the others are here. An archive that cannot be unpacked is no
             failure: it stays as it is, and the result says why.
         ConfigurationError: `Removed` is among the wanted statuses.
+        LedgerError: The session has no executions.
+        StillRunning: One that was asked for has not ended.
+        NotFoundError: The platform does not know one that was asked for, or says so in its own way.
         AuthenticationError: The key was refused. What is here stays.
     """
-    if WorkflowStatus.REMOVED in get_status:
+    options = session.options
+    statuses = options.get_status if get_status is None else get_status
+    if WorkflowStatus.REMOVED in statuses:
         raise ConfigurationError("get_status has 'Removed', whose outputs exist no more. Leave it out.")
     file = SessionFile(session, client)
     with file.exclusive("download"):
-        chosen = _choose(session, file.read(), workflow_ids, get_status)
+        chosen = _choose(session, _brought_up_to_date(client, file, workflow_ids), workflow_ids, statuses)
         plan = _locate(client, session, file, chosen)
         missing = [output for output in plan.due if not _is_here(output)]
         _fetch(client, session, missing, len(plan.due), retry_seconds, progress)
         for folder in {output.local.parent for output in missing}:
             PartialFile.sweep(folder)
-        packed = _unpack_all(session, plan.due, keep_archives, limits) if unzip else {}
+        packed: dict[str, str] = {}
+        if options.unzip if unzip is None else unzip:
+            keep = options.keep_archives if keep_archives is None else keep_archives
+            packed = _unpack_all(session, plan.due, keep, limits)
         with file.edit() as record:
             record.ledger.downloaded = sorted({*record.ledger.downloaded, *plan.complete})
+    done = {*chosen.here, *plan.complete}
     return DownloadSummary(
-        files={identifier: _files(group) for identifier, group in plan.outputs.items()},
+        files={identifier: _files(group) for identifier, group in plan.outputs.items() if group or identifier in done},
         fetched=len(missing),
         skipped=len(plan.due) - len(missing),
         gone=plan.gone,
@@ -142,14 +156,16 @@ class _Chosen:
     Attributes:
         on_platform: Those the platform can describe.
         on_girder: Those removed from the platform, whose outputs are still on Girder.
-        here: Those removed after their outputs were fetched, for instance by a scheduled collection.
-        known: Paths of the outputs by workflow, as the session file has them.
+        here: Those whose outputs were fetched and are here, whether they are still on the platform or not.
+        gone: Those removed from the platform of whose outputs some are not here.
+        known: Outputs by workflow, as the session file has them.
     """
 
     on_platform: tuple[str, ...]
     on_girder: tuple[str, ...]
     here: tuple[str, ...]
-    known: dict[str, tuple[str, ...]]
+    gone: tuple[str, ...]
+    known: dict[str, list[dict[str, Any]]]
 
 
 @dataclass
@@ -174,36 +190,82 @@ class _Plan:
         return list(self.by_place.values())
 
 
+def _brought_up_to_date(client: VipClient, file: SessionFile, workflow_ids: Sequence[str] | None) -> SessionRecord:
+    """The record, after the platform was asked for each execution of which it does not know that it has ended."""
+    record = file.read()
+    if workflow_ids is None and not record.workflows:
+        raise LedgerError(f"Session {file.session.session_name!r} has no executions to download. Launch it first.")
+    wanted = record.workflows if workflow_ids is None else workflow_ids
+    seen = [client.workflow(identifier) for identifier in wanted if not _has_ended(record, identifier)]
+    if seen:
+        with file.edit() as record:
+            for workflow in seen:
+                record.note_workflow(workflow)
+    running = [workflow.identifier for workflow in seen if not workflow.status.is_terminal]
+    if workflow_ids is not None and running:
+        raise StillRunning(
+            f"{', '.join(running)} of session {file.session.session_name!r} have not ended, so their outputs are not "
+            "complete. Wait for them.",
+            running,
+        )
+    return record
+
+
+def _has_ended(record: SessionRecord, workflow_id: str) -> bool:
+    known = record.workflows.get(workflow_id)
+    return known is not None and WorkflowStatus(known.status).is_terminal
+
+
 def _choose(
     session: VipSession, record: SessionRecord, workflow_ids: Sequence[str] | None, get_status: Sequence[str]
 ) -> _Chosen:
-    wanted = set(record.workflows if workflow_ids is None else workflow_ids)
-    known = {
-        identifier: tuple(str(output["path"]) for output in record.workflows[identifier].outputs)
-        for identifier in wanted & record.workflows.keys()
-    }
-    removed = [identifier for identifier in record.workflow_ids(WorkflowStatus.REMOVED) if identifier in wanted]
-    on_girder = tuple(
-        identifier
-        for identifier in removed
-        if session.girder_download and any(is_on_girder(path) for path in known[identifier])
-    )
-    return _Chosen(
-        on_platform=tuple(identifier for identifier in record.workflow_ids(*get_status) if identifier in wanted),
-        on_girder=on_girder,
-        here=tuple(i for i in removed if i in record.ledger.downloaded and i not in on_girder),
-        known=known,
-    )
+    places: dict[str, list[str]] = {"on_platform": [], "on_girder": [], "here": [], "gone": []}
+    known: dict[str, list[dict[str, Any]]] = {}
+    for identifier in dict.fromkeys(record.workflows if workflow_ids is None else workflow_ids):
+        run = record.workflows[identifier]
+        outputs = [output for output in run.outputs if output.get("exists", True) and not output.get("isDirectory")]
+        known[identifier] = outputs
+        is_removed = run.status == WorkflowStatus.REMOVED
+        if is_removed and session.girder_download and any(is_on_girder(str(output["path"])) for output in outputs):
+            places["on_girder"].append(identifier)
+        elif not is_removed and run.status not in get_status:
+            continue
+        elif identifier in record.ledger.downloaded and not not_here(session, identifier, outputs):
+            places["here"].append(identifier)
+        else:
+            places["gone" if is_removed else "on_platform"].append(identifier)
+    return _Chosen(known=known, **{name: tuple(identifiers) for name, identifiers in places.items()})
+
+
+def not_here(session: VipSession, workflow_id: str, outputs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Name those outputs of a run that are not in the local folder, or with another size.
+
+    Args:
+        session: The session.
+        workflow_id: The run.
+        outputs: Its output files, as the session file has them.
+
+    Returns:
+        Their paths on the platform. The folder of an unpacked archive counts as the archive.
+    """
+    return tuple(output.path for output in _outputs(session, workflow_id, outputs) if not _is_here(output))
+
+
+def _outputs(session: VipSession, workflow_id: str, outputs: Sequence[Mapping[str, Any]]) -> list[Output]:
+    places = _places(session, workflow_id, [str(output["path"]) for output in outputs])
+    return [Output(str(one["path"]), places[str(one["path"])], one.get("size")) for one in outputs]
 
 
 def _locate(client: VipClient, session: VipSession, file: SessionFile, chosen: _Chosen) -> _Plan:
     plan = _Plan()
-    for identifier in chosen.here:
-        places = _places(session, identifier, chosen.known[identifier])
-        plan.outputs[identifier] = [Output(path, local, None) for path, local in places.items()]
+    for identifier in (*chosen.here, *chosen.gone):
+        known = _outputs(session, identifier, chosen.known[identifier])
+        plan.outputs[identifier] = [output for output in known if _is_here(output)]
+        plan.by_place |= {output.local: output for output in plan.outputs[identifier]}
+        plan.gone += tuple(output.path for output in known if not _is_here(output))
     for identifier in (*chosen.on_platform, *chosen.on_girder):
         workflow = (
-            Workflow(identifier=identifier, outputs=chosen.known[identifier])
+            Workflow(identifier=identifier, outputs=tuple(str(one["path"]) for one in chosen.known[identifier]))
             if identifier in chosen.on_girder
             else client.workflow(identifier)
         )

@@ -28,6 +28,7 @@ __all__ = [
     "NO_REASON",
     "GenericVipError",
     "ListUnavailable",
+    "NotFetched",
     "SessionLocked",
     "StillNeeded",
     "StillRunning",
@@ -63,10 +64,22 @@ class ListUnavailable(UnexpectedResponse):
 
 
 class StillRunning(BiomedError):
-    """The session cannot be finished because executions may still write outputs. Nothing was removed.
+    """Executions may still write outputs, so the session can be neither fetched nor finished. Nothing was removed.
 
     Attributes:
         workflow_ids: The executions that run.
+    """
+
+    def __init__(self, message: str, workflow_ids: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.workflow_ids = tuple(workflow_ids)
+
+
+class NotFetched(BiomedError):
+    """The session cannot be removed because it holds outputs that were wanted and not fetched. Nothing was removed.
+
+    Attributes:
+        workflow_ids: The executions that made them, as far as they are known.
     """
 
     def __init__(self, message: str, workflow_ids: Sequence[str] = ()) -> None:

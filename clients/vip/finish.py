@@ -9,13 +9,14 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
 
-from prefect_biomed.clients.errors import LedgerError, NotFoundError
+from prefect_biomed.clients.errors import LedgerError
 from prefect_biomed.clients.vip.client import VipClient
-from prefect_biomed.clients.vip.errors import StillNeeded, StillRunning
+from prefect_biomed.clients.vip.errors import NotFetched, StillNeeded, StillRunning
 from prefect_biomed.clients.vip.models import VipSession, Workflow, WorkflowStatus
-from prefect_biomed.clients.vip.monitoring import list_by_id
+from prefect_biomed.clients.vip.monitoring import details, find_all, list_by_id
+from prefect_biomed.clients.vip.outcome import judge
 from prefect_biomed.clients.vip.remote_files import delete_and_wait, list_folder_or_nothing, put_and_verify
-from prefect_biomed.clients.vip.session_file import SessionFile
+from prefect_biomed.clients.vip.session_file import SessionFile, SessionRecord
 
 __all__ = ["FinishSummary", "finish", "remove_session", "share_inputs"]
 
@@ -53,8 +54,9 @@ def share_inputs(client: VipClient, session: VipSession, owner: VipSession) -> V
         The session, with the input folders of the owner.
 
     Raises:
-        LedgerError: The owner's inputs are not on the platform, or the session has inputs of its own.
+        LedgerError: The owner's inputs are not on the platform or not complete, or the session has inputs of its own.
     """
+    SessionFile(owner, client).read().refuse_incomplete_inputs(owner)
     if not client.exists(owner.vip_input_dir):
         raise LedgerError(f"{owner.vip_input_dir} is not on the platform. Upload the inputs of the owner first.")
     own = f"{session.vip_dir}/INPUTS"
@@ -72,57 +74,112 @@ def finish(
     session: VipSession,
     *,
     timeout_seconds: float = 300.0,
-    keep_input: bool = False,
-    keep_output: bool = False,
-    delete_records: bool = False,
+    keep_input: bool | None = None,
+    keep_output: bool | None = None,
+    delete_records: bool | None = None,
 ) -> FinishSummary:
     """Remove the folders of a session from the platform and mark its workflows `Removed`. Safe to repeat.
 
-    Inputs that other sessions hold are kept; the last one out removes them.
+    Only outputs are removed that the record shows as fetched, or as not wanted by the options of the session. Inputs
+    that other sessions hold are kept; the last one out removes them.
 
     Args:
         client: The account.
         session: The session.
         timeout_seconds: How long to wait for each deletion.
-        keep_input: Whether the inputs stay on the platform.
-        keep_output: Whether the outputs stay on the platform.
-        delete_records: Whether the platform's records of finished and killed executions are deleted too. On platforms
-            other than VIP they hold the outputs and go with them.
+        keep_input: Whether the inputs stay on the platform; as the session's options say when None.
+        keep_output: Whether the outputs stay on the platform; as the session's options say when None.
+        delete_records: Whether the platform's records of finished and killed executions are deleted too; as the
+            session's options say when None. On platforms other than VIP they hold the outputs and go with them.
 
     Returns:
         What was removed and what was kept for whom.
 
     Raises:
-        StillRunning: Some executions have not ended; nothing was removed.
+        StillRunning: Some executions have not ended, or may have been launched; nothing was removed.
+        NotFetched: Some have wanted outputs that were not fetched; nothing was removed.
         DeadlineExceeded: A deletion takes longer. Finishing again goes on with it.
     """
+    options = session.options
+    keep_input = options.keep_input if keep_input is None else keep_input
+    keep_output = options.keep_output if keep_output is None else keep_output
+    delete_records = options.delete_records if delete_records is None else delete_records
+    if client.profile.keeps_outputs_in_records:
+        delete_records = not keep_output
     file = SessionFile(session, client)
     with file.exclusive("finish"):
-        ids = file.read().workflow_ids()
-        workflows = _ended(client, session, ids)
+        workflows = _ended(client, session, file)
+        if not keep_output:
+            _refuse_unfetched(client, session, workflows)
+            # First, because a record that is kept on the platform goes with the outputs.
+            with file.edit() as record:
+                record.ledger.is_removed = True
         removed, held_by = _remove_folders(client, session, timeout_seconds, keep_input, keep_output)
-        if client.profile.keeps_outputs_in_records:
-            delete_records = not keep_output
         if delete_records:
             _delete_records(client, workflows)
-        if not keep_output and session.backup != "vip":
+        if not keep_output:
             with file.edit() as record:
-                for identifier in ids:
-                    record.workflows[identifier].status = WorkflowStatus.REMOVED.value
+                for workflow in workflows:
+                    record.workflows[workflow.identifier].status = WorkflowStatus.REMOVED.value
     if held_by:
         logger.info("%s is kept for %s", session.vip_input_dir, ", ".join(held_by))
     return FinishSummary(removed=tuple(removed), kept_for=held_by)
 
 
-def _ended(client: VipClient, session: VipSession, ids: list[str]) -> list[Workflow]:
-    workflows = _states(client, ids)
+def _ended(client: VipClient, session: VipSession, file: SessionFile) -> list[Workflow]:
+    """All executions of the session whose outputs were not removed, and how they ended, which is written down."""
+    record = file.read()
+    ids = record.workflow_ids()
+    begun = [name for name, launch in record.ledger.launches.items() if launch.workflow_id is None]
+    if begun or not file.exists:
+        # Nobody has written down what these have come to, so their names tell.
+        ids = list(dict.fromkeys([*ids, *_found_by_name(client, session, begun)]))
+    workflows = _states(client, record, ids)
     if running := [workflow.identifier for workflow in workflows if not workflow.status.is_terminal]:
         raise StillRunning(
             f"Session {session.session_name!r} is not finished: {', '.join(running)} may still write outputs. "
             "Nothing was removed. Wait for them, or kill them.",
             running,
         )
+    known = [workflow for workflow in workflows if workflow.status != WorkflowStatus.REMOVED]
+    if known:
+        with file.edit() as record:
+            for workflow in known:
+                record.note_workflow(workflow)
     return workflows
+
+
+def _found_by_name(client: VipClient, session: VipSession, begun: Sequence[str]) -> list[str]:
+    found = {workflow.name: workflow.identifier for workflow in find_all(client, session, begun)}
+    if lost := [name for name in begun if name not in found]:
+        raise StillRunning(
+            f"Session {session.session_name!r} is not finished: it is not known whether {', '.join(lost)} was "
+            "launched. Nothing was removed. Run vip_resume, which finds out."
+        )
+    return list(found.values())
+
+
+def _refuse_unfetched(client: VipClient, session: VipSession, workflows: Sequence[Workflow]) -> None:
+    file = SessionFile(session, client)
+    if not file.exists and client.profile.takes_results_location and client.exists(session.vip_output_dir):
+        raise NotFetched(
+            f"Session {session.session_name!r} is not finished: nothing is written down of it here, and there are "
+            f"outputs in {session.vip_output_dir}. Nothing was removed. Download them first, or keep them with "
+            "keep_output."
+        )
+    record = file.read()
+    lost = {
+        one.workflow.identifier: one.unfetched
+        for one in judge(client, session, workflows, fetched=True)
+        if one.unfetched and one.workflow.identifier not in record.ledger.downloaded
+    }
+    if lost:
+        told = "; ".join(f"{identifier} ({', '.join(outputs[:3])})" for identifier, outputs in lost.items())
+        raise NotFetched(
+            f"Session {session.session_name!r} is not finished: wanted outputs were not fetched: {told}. Nothing was "
+            "removed. Download them first, or keep them with keep_output.",
+            list(lost),
+        )
 
 
 def _remove_folders(
@@ -151,19 +208,15 @@ def _delete_records(client: VipClient, workflows: Sequence[Workflow]) -> None:
             client.delete_workflow(workflow.identifier)
 
 
-def _states(client: VipClient, ids: list[str]) -> list[Workflow]:
-    if not ids:
-        return []
-    listed = list_by_id(client)
-    return [listed.get(identifier) or _state(client, identifier) for identifier in ids]
-
-
-def _state(client: VipClient, identifier: str) -> Workflow:
-    try:
-        return client.workflow(identifier)
-    except NotFoundError:
-        # Its record was deleted, which the platform allows only after the end.
-        return Workflow(identifier=identifier, status=WorkflowStatus.REMOVED)
+def _states(client: VipClient, record: SessionRecord, ids: Sequence[str]) -> list[Workflow]:
+    """Describe executions as far as that is not written down: a list tells neither jobs nor outputs."""
+    listed = list_by_id(client) if ids else {}
+    states = []
+    for identifier in ids:
+        summary, ended = listed.get(identifier), record.ledger.ended.get(identifier)
+        is_known = summary is not None and ended is not None and summary.status == ended.status
+        states.append(summary if is_known and summary is not None else details(client, identifier, record))
+    return states
 
 
 def _hold(client: VipClient, input_dir: str, holder: str) -> None:

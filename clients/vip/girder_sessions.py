@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -45,6 +46,13 @@ logger = logging.getLogger(__name__)
 
 _OUR_METADATA = ("session_name", "workflow_id", "workflow_start", "workflow_status")
 _WRITE_ACCESS = 1
+# Of this machine only, and names of files, which Girder refuses as keys.
+_ONLY_LOCAL: dict[str, Any] = {
+    "uploads": True,
+    "downloaded": True,
+    "resume": True,
+    "intents": {"__all__": {"inputs": {"expected": True}}},
+}
 
 
 def girder_of(client: VipClient) -> GirderStorage:
@@ -212,7 +220,7 @@ def _note_runs(
                 identifier: {**run.model_dump(mode="json"), "output_path": places.get(identifier, folder)}
                 for identifier, run in runs.items()
             },
-            "prefect_biomed": record.ledger.model_dump(mode="json", exclude={"uploads", "downloaded", "resume"}),
+            "prefect_biomed": record.ledger.model_dump(mode="json", exclude=_ONLY_LOCAL),
         },
     )
 
@@ -256,6 +264,8 @@ def open_girder_session(client: VipClient, folder: str, output_dir: Path, *, dow
         found = SessionRecord.model_validate(meta)
         name = found.session_name
         found.vip_output_dir = f"{VIP_HOME}/{name}/OUTPUTS"
+        token = found.ledger.newest
+        intent = found.ledger.intents[token]
         session = VipSession.model_validate(
             {
                 "session_name": name,
@@ -264,11 +274,12 @@ def open_girder_session(client: VipClient, folder: str, output_dir: Path, *, dow
                 "output_dir": output_dir,
                 "vip_input_dir": f"{VIP_HOME}/{name}/INPUTS",
                 "vip_output_dir": found.vip_output_dir,
-                "nb_runs": found.ledger.nb_runs,
-                "token": found.ledger.token,
+                "nb_runs": intent.nb_runs,
+                "token": token,
                 "girder_output_dir": path,
-                "girder_metadata": found.ledger.girder_metadata,
-                "girder_download": download or found.ledger.girder_download,
+                "girder_metadata": intent.girder_metadata,
+                "girder_download": download or intent.girder_download,
+                "options": intent.options,
             }
         )
     except ValidationError as error:
@@ -283,7 +294,7 @@ def open_girder_session(client: VipClient, folder: str, output_dir: Path, *, dow
             record.prefect_biomed = found.ledger
         for identifier, run in found.workflows.items():
             record.workflows.setdefault(identifier, WorkflowRecord.model_validate(run.model_dump()))
-        record.ledger.note_girder(session)
+        record.note_intent(session)
     return open_session(output_dir, session_name=name)
 
 

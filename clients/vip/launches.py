@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
-from itertools import chain, repeat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from prefect_biomed.clients.errors import BiomedError, CapacityError, LedgerError, PlatformError
-from prefect_biomed.clients.once import Circumstances, Intent, IntentFolder, IntentStore, Launch, once
-from prefect_biomed.clients.polling import PollSettings, now, poll
+from prefect_biomed.clients.errors import BiomedError, LedgerError, PlatformError
+from prefect_biomed.clients.once import Circumstances, Intent, IntentFolder, Launch, once
+from prefect_biomed.clients.polling import PollSettings, now
 from prefect_biomed.clients.vip.carmin import name_files_by_url
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.errors import NO_REASON, GenericVipError, ListUnavailable
@@ -64,11 +62,13 @@ def launch(
         LaunchInDoubt: The answer was lost and no execution of that name has appeared. Repeating looks again first.
         DeadlineExceeded: No capacity became free in time; nothing was launched.
         SessionLocked: Another process is launching this repetition.
+        LedgerError: Something else was launched under the token of the session.
         PlatformError: The launch was refused.
     """
     if session.pipeline_id is None:
         raise LedgerError(f"Session {session.session_name!r} has no pipeline_id. Give one.")
     run = _Run(client, session, session.pipeline_id, repetition, max_jobs, started_by)
+    run.refuse_another()
     plan = Launch(
         what=run.name,
         token=run.name,
@@ -81,71 +81,16 @@ def launch(
         end=lambda workflow: client.kill(workflow.identifier),
         says_no=lambda error: error.code != NO_REASON,
     )
-    refused: BiomedError | None = None
-    with _leased(circumstances or Circumstances(), run.name) as attempts:
-        try:
-            workflow = _when_there_is_room(run.name, lambda: _made(run, plan, next(attempts)), capacity or _QUEUE)
-        except BiomedError as error:
-            intent = run.store.read(run.name)
-            if intent is None or intent.is_in_doubt:
-                raise
-            # A lease that is left by an error stays open, and nobody has to wait for what was refused.
-            refused = error
-    if refused is not None:
-        raise refused
+    workflow = _made(run, plan, circumstances, capacity or _QUEUE)
     client.play(workflow)
     note_runs(client, session, [workflow])
     return workflow
 
 
-@contextmanager
-def _leased(circumstances: Circumstances, token: str) -> Iterator[Iterator[Circumstances]]:
-    """Hold the lease while the launch is queued: no other machine may come in between two tries.
-
-    Yields:
-        The circumstances of each try; only the first has to ask what came before.
-    """
-    if circumstances.lease is None:
-        yield chain([circumstances], repeat(Circumstances(on_duplicates=circumstances.on_duplicates)))
-        return
-    with circumstances.lease(token) as open_since:
-        first = replace(circumstances, lease=lambda _: nullcontext(open_since))
-        again = Circumstances(on_duplicates=circumstances.on_duplicates)
-        yield chain([first], repeat(again))
-
-
-def _when_there_is_room(name: str, attempt: Callable[[], Workflow], queue: PollSettings) -> Workflow:
-    """Repeat a launch as long as it is refused because of the platform's limit of running executions."""
-    refusals: list[CapacityError] = []
-
-    def look() -> Workflow | BiomedError | None:
-        try:
-            return attempt()
-        except CapacityError as error:
-            logger.info("%s is queued: %s", name, error)
-            refusals.append(error)
-            return None
-        except BiomedError as error:
-            # Raised outside the queue, which would take it for a look that failed.
-            return error
-
-    *_, outcome = poll(
-        look,
-        queue,
-        done=lambda seen: seen is not None,
-        what=f"The queue for {name}",
-        take_up_again="Run this again when executions have ended.",
-        at_deadline=lambda: f"{name} was not launched: {refusals[-1]}",
-    )
-    if isinstance(outcome, Workflow):
-        return outcome
-    raise outcome or AssertionError("a queue ends with an outcome")
-
-
-def _made(run: _Run, plan: Launch[Workflow], circumstances: Circumstances) -> Workflow:
+def _made(run: _Run, plan: Launch[Workflow], circumstances: Circumstances | None, capacity: PollSettings) -> Workflow:
     """Make the execution, or say what an answer means after which nothing can be done about it."""
     try:
-        workflow = once(plan, run.store, circumstances)
+        workflow = once(plan, run, circumstances, queue=capacity)
     except GenericVipError as error:
         if error is not run.answer:
             raise
@@ -198,6 +143,7 @@ class _Run:
         self._values: dict[str, InputValue] = {}
         self._location: str | None = None
         self._settings: dict[str, InputValue] | None = None
+        self._required_outputs: tuple[str, ...] | None = None
         self._seen: dict[str, Workflow] = {}
 
     @property
@@ -205,12 +151,9 @@ class _Run:
         """Whether an error of the platform's own can leave an execution behind, which is not what was wanted."""
         return self._client.profile.keeps_refused_launches
 
-    @property
-    def store(self) -> IntentStore:
-        """Where the intent is kept: with the session, or in a folder beside its locks when that is kept nowhere."""
-        if self._session.backup is None:
-            return IntentFolder(self._session.output_dir / LOCKS / "intents")
-        return self
+    def refuse_another(self) -> None:
+        """Make sure that the token of the session stands for what is to be launched."""
+        self._file.read().refuse_another(self._session)
 
     # -- the execution -------------------------------------------------------------------------------------------------
 
@@ -238,11 +181,14 @@ class _Run:
     def prepare(self, intent: Intent) -> dict[str, Any]:
         """Check the settings against the pipeline and make the folder of the results."""
         client, session = self._client, self._session
-        pinned = _with_files_of_first_run(session, self._file.read())
+        record = self._file.read()
+        record.refuse_incomplete_inputs(session)
+        pinned = _with_files_of_first_run(session, record)
         plan = preflight(client, pinned, max_jobs=self._max_jobs, inputs_uploaded=True)
         if pinned is session:
             self._settings = {**session.input_settings, **plan.settings}
         self._values = plan.input_values
+        self._required_outputs = plan.required_outputs
         if client.profile.takes_files_as_urls:
             self._values = name_files_by_url(self._values, client.pipeline(self._pipeline_id), client.path_url)
         location = session.run_dir(self._repetition)
@@ -298,6 +244,10 @@ class _Run:
         """Read the intent."""
         ledger = self._file.read().ledger
         known = ledger.launches.get(token)
+        if known is None and self._session.backup is None:
+            # Where earlier releases kept it.
+            before = IntentFolder(self._session.output_dir / LOCKS / "intents").read(token)
+            return before or (Intent(token=token) if token in ledger.begun else None)
         if known is None:
             return Intent(token=token) if token in ledger.begun else None
         asked = known.model_dump(mode="json", include=_ASKED)
@@ -332,13 +282,8 @@ class _Run:
             if intent.id in self._seen:
                 record.note_workflow(self._seen[intent.id])
             if intent.is_in_doubt:
-                self._note_what_is_asked(record)
-
-    def _note_what_is_asked(self, record: SessionRecord) -> None:
-        record.pipeline_id = self._pipeline_id
-        if self._settings is not None:
-            record.input_settings = self._settings
-        record.ledger.note_girder(self._session)
+                noted = record.note_intent(self._session, self._settings)
+                noted.required_outputs = self._required_outputs or noted.required_outputs
 
 
 _ASKED = {"results_location", "girder_inputs", "started_by"}

@@ -29,6 +29,7 @@ from prefect_biomed.clients.vip.profiles import CARMIN, VIP, Profile
 from prefect_biomed.clients.vip.values import as_written, named_values
 
 __all__ = [
+    "TOKEN",
     "Descriptor",
     "InputSettings",
     "InputValue",
@@ -40,6 +41,7 @@ __all__ = [
     "Pipeline",
     "Platform",
     "Scalar",
+    "SessionOptions",
     "SessionResult",
     "VipSession",
     "Workflow",
@@ -99,6 +101,9 @@ InputValue = Annotated[Scalar | list[Scalar | None] | None, BeforeValidator(as_w
 """One value of `input_settings`; a list means parallel jobs."""
 InputSettings = Annotated[dict[str, InputValue], BeforeValidator(named_values)]
 """Values by parameter, as a mapping or as a JSON text."""
+
+TOKEN = r"^[0-9a-z]{4,32}$"
+"""What the token of an intent looks like."""
 
 # Portals before mid-2025 spell "no default" in words.
 _NO_DEFAULT = frozenset({"$input.getDefaultValue()", "No_value_provided"})
@@ -295,6 +300,7 @@ class Pipeline(_Model):
             every. Empty where the platform does not tell.
         counted_parameters: Parameters for which a number N stands for the list 0 … N-1. Empty where the platform does
             not tell.
+        described_outputs: Names of the outputs that every successful run has, as its descriptor tells.
     """
 
     identifier: str
@@ -305,6 +311,13 @@ class Pipeline(_Model):
     parameters: tuple[Parameter, ...] = ()
     dot_parameters: frozenset[str] = frozenset()
     counted_parameters: frozenset[str] = frozenset()
+    described_outputs: frozenset[str] = frozenset()
+
+    @property
+    def required_outputs(self) -> frozenset[str]:
+        """Names of the outputs that every successful run has; empty where the platform does not tell."""
+        among = (parameter for parameter in self.parameters if parameter.is_returned_value)
+        return frozenset(parameter.key for parameter in among if not parameter.is_optional) or self.described_outputs
 
     @property
     def inputs(self) -> tuple[Parameter, ...]:
@@ -329,6 +342,7 @@ class Pipeline(_Model):
             update={
                 "dot_parameters": keys(descriptor.dot),
                 "counted_parameters": keys(descriptor.counted),
+                "described_outputs": descriptor.required_outputs,
                 "parameters": tuple(
                     parameter.model_copy(update={"list_of_files": entry.type == "File"})
                     if (entry := described.get(parameter.id or parameter.name)) and entry.is_list
@@ -346,7 +360,9 @@ class _Input(Answered):
     is_list: Annotated[bool, _or(False)] = Field(False, validation_alias="list")
 
 
-_Keys = Annotated[frozenset[str], BeforeValidator(lambda value: value or ())]
+class _OutputFile(Answered):
+    id: str
+    optional: Annotated[bool, _or(True)] = False
 
 
 class Descriptor(Answered):
@@ -356,15 +372,22 @@ class Descriptor(Answered):
         inputs: Its inputs.
         dot: Identifiers of inputs whose lists are combined element by element.
         counted: Identifiers of inputs for which a number N stands for the list 0 … N-1.
+        outputs: Its outputs.
     """
 
     inputs: tuple[_Input, ...]
+    outputs: Annotated[tuple[_OutputFile, ...], _or(())] = Field((), validation_alias="output-files")
     dot: Annotated[frozenset[str], BeforeValidator(lambda value: value or ())] = Field(
         frozenset(), validation_alias=AliasPath("custom", "vip:dot")
     )
     counted: Annotated[frozenset[str], BeforeValidator(lambda value: value or ())] = Field(
         frozenset(), validation_alias=AliasPath("custom", "vip:intIteratorInputs")
     )
+
+    @property
+    def required_outputs(self) -> frozenset[str]:
+        """Identifiers of the outputs that every successful run has."""
+        return frozenset(output.id for output in self.outputs if not output.optional)
 
 
 class Job(_Model):
@@ -446,6 +469,7 @@ class Workflow(_Model):
         start_date: When it started, in UTC.
         end_date: When it ended; VIP never tells.
         outputs: Paths of the returned files, or their addresses on Girder without the token; may grow while it runs.
+        output_names: Names of the outputs that have files; empty where the platform does not tell.
         jobs: Its jobs; empty in lists, and always on platforms that do not tell.
     """
 
@@ -456,6 +480,7 @@ class Workflow(_Model):
     start_date: Annotated[datetime | None, BeforeValidator(_when), _or(None)] = None
     end_date: Annotated[datetime | None, BeforeValidator(_when), _or(None)] = None
     outputs: tuple[Annotated[str, BeforeValidator(_platform_path)], ...] = ()
+    output_names: frozenset[str] = frozenset()
     jobs: Annotated[tuple[Job, ...], BeforeValidator(_by_number)] = ()
 
     @model_validator(mode="before")
@@ -463,12 +488,40 @@ class Workflow(_Model):
     def _from_answer(cls, answer: Any) -> Any:
         if not isinstance(answer, Mapping) or "returnedFiles" not in answer:
             return answer
-        return {**answer, "outputs": _returned(answer["returnedFiles"])}
+        returned = answer["returnedFiles"]
+        names = [name for name, files in returned.items() if files] if isinstance(returned, Mapping) else []
+        return {**answer, "outputs": _returned(returned), "output_names": names}
 
     @property
     def failed_jobs(self) -> tuple[Job, ...]:
         """The jobs that failed."""
         return tuple(job for job in self.jobs if job.status.is_failure)
+
+
+class SessionOptions(BaseModel):
+    """What decides whether a session has succeeded, what is fetched of it, and what is removed from the platform.
+
+    Attributes:
+        get_status: Statuses whose outputs are fetched and that count as success.
+        strict: Whether a run of which some jobs failed counts as failed.
+        unzip: Whether archives are replaced by a folder of the same name with their content.
+        keep_archives: Whether archives stay, beside a folder `<name>.content`.
+        finish: Whether the session is removed from the platform at the end.
+        keep_input: Whether the inputs stay all the same.
+        keep_output: Whether the outputs stay all the same.
+        delete_records: Whether the platform's records of executions go with the outputs.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    get_status: tuple[str, ...] = ("Finished",)
+    strict: bool = False
+    unzip: bool = True
+    keep_archives: bool = False
+    finish: bool = True
+    keep_input: bool = False
+    keep_output: bool = False
+    delete_records: bool = False
 
 
 class VipSession(BaseModel):
@@ -489,6 +542,7 @@ class VipSession(BaseModel):
             outputs; None when they go to `vip_output_dir`.
         girder_metadata: Metadata for the folder of each run on Girder.
         girder_download: Whether outputs on Girder are wanted in `output_dir` too.
+        options: What decides success and removal.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
@@ -501,11 +555,12 @@ class VipSession(BaseModel):
     vip_input_dir: str
     vip_output_dir: str
     nb_runs: Annotated[int, Field(ge=1, le=1000)] = 1
-    token: Annotated[str, Field(pattern=r"^[0-9a-z]{4,32}$")]
+    token: Annotated[str, Field(pattern=TOKEN)]
     backup: Literal["local", "vip"] | None = "local"
     girder_output_dir: Annotated[str | None, Field(pattern=r"^/(collection|user)/[^/]+(/[^/]+)*$")] = None
     girder_metadata: dict[str, JsonValue] = Field(default_factory=dict)
     girder_download: bool = False
+    options: SessionOptions = SessionOptions()
 
     @property
     def vip_dir(self) -> str:
@@ -555,6 +610,7 @@ class SessionResult(BaseModel):
         files: Local files by execution; those inside unpacked archives too.
         is_finished: Whether its folders were removed from the platform.
         packed: Why an archive among the files could not be unpacked, by its path.
+        problems: Why executions do not count as success, by execution; empty for a session that succeeded.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -564,3 +620,4 @@ class SessionResult(BaseModel):
     files: dict[str, tuple[Path, ...]] = Field(default_factory=dict)
     is_finished: bool = False
     packed: dict[str, str] = Field(default_factory=dict)
+    problems: dict[str, tuple[str, ...]] = Field(default_factory=dict)

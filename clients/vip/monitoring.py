@@ -26,9 +26,10 @@ from prefect_biomed.clients.vip.models import (
     Workflow,
     WorkflowStatus,
 )
+from prefect_biomed.clients.vip.outcome import Outcome, judge
 from prefect_biomed.clients.vip.session_file import SessionFile, SessionRecord
 
-__all__ = ["failures", "find_all", "kill", "list_by_id", "monitor"]
+__all__ = ["details", "failures", "find_all", "kill", "list_by_id", "monitor"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,19 +38,20 @@ _LOG_LINES = 15
 _KILL_SECONDS = 300.0
 
 
-def find_all(client: VipClient, session: VipSession) -> list[Workflow]:
+def find_all(client: VipClient, session: VipSession, names: Iterable[str] = ()) -> list[Workflow]:
     """Look for all executions of a session, those too whose identifiers were never written down.
 
     Args:
         client: The account.
         session: The session.
+        names: Names of further executions.
 
     Returns:
         The executions whose names carry the session and its token, oldest first; those VIP lists, which are the 500
         newest of the account, and none where the platform cannot list. Those of the session file are others to ask for.
     """
-    names = {session.workflow_name(repetition) for repetition in range(1, session.nb_runs + 1)}
-    return [workflow for workflow in reversed(list_by_id(client).values()) if workflow.name in names]
+    own = {session.workflow_name(repetition) for repetition in range(1, session.nb_runs + 1)}
+    return [workflow for workflow in reversed(list_by_id(client).values()) if workflow.name in {*own, *names}]
 
 
 def list_by_id(client: VipClient) -> dict[str, Workflow]:
@@ -198,7 +200,7 @@ class _Watch:
         if old is not None and summary is not None and summary.status == old.status and fresh:
             return old
         self._detailed_at[identifier] = now
-        return _details(self._client, identifier, self._record)
+        return details(self._client, identifier, self._record)
 
     def _check_trace(self, identifier: str, now: float) -> None:
         if self._states[identifier].status != WorkflowStatus.UNKNOWN:
@@ -210,13 +212,28 @@ class _Watch:
             )
 
 
-def _details(client: VipClient, identifier: str, record: SessionRecord) -> Workflow:
+def details(client: VipClient, identifier: str, record: SessionRecord) -> Workflow:
+    """Describe an execution, also one whose record the platform has deleted since it ended.
+
+    Args:
+        client: The account.
+        identifier: The execution.
+        record: What is written down of the session.
+
+    Returns:
+        The execution; `Removed` when the platform has forgotten it, and the record tells that it had ended.
+
+    Raises:
+        NotFoundError: Neither the platform nor the record knows it.
+    """
     try:
         return client.workflow(identifier)
     except NotFoundError:
         known = record.workflows.get(identifier)
-        if known is None or known.status != WorkflowStatus.REMOVED:
+        ended = record.ledger.ended.get(identifier)
+        if known is None or (ended is None and known.status != WorkflowStatus.REMOVED):
             raise
+        # The platform forgets only what has ended.
         return Workflow(identifier=identifier, status=WorkflowStatus.REMOVED)
 
 
@@ -282,50 +299,39 @@ def _await_end(client: VipClient, ids: Sequence[str], timeout_seconds: float) ->
 
 
 def failures(
-    client: VipClient, session: VipSession, workflows: Iterable[Workflow], *, strict: bool = False
+    client: VipClient, session: VipSession, workflows: Iterable[Workflow], *, strict: bool | None = None
 ) -> tuple[list[str], list[Workflow]]:
     """Say in words what went wrong in executions that have ended.
 
     Args:
         client: The account.
-        session: The session, whose lists tell the inputs of a job.
+        session: The session, whose lists tell the inputs of a job, and whose options tell what counts as success.
         workflows: Executions that have ended, with their jobs.
-        strict: Whether an execution of which some jobs failed counts as failed.
+        strict: Whether an execution of which some jobs failed counts as failed; as the session's options say when None.
 
     Returns:
         One text for each execution with failed jobs or without success, with exit codes, messages, failing inputs and
-        the last lines of the logs; and the executions that count as failed. Where the platform calls every end
-        Finished, one that lacks outputs the pipeline always has counts as failed, too.
+        the last lines of the logs; and the executions that count as failed. See `outcome`.
     """
+    if strict is not None:
+        options = session.options.model_copy(update={"strict": strict})
+        session = session.model_copy(update={"options": options})
     values = SessionFile(session, client).read().input_settings or {}
     lists = {name: value for name, value in values.items() if isinstance(value, list) and len(value) > 1}
-    due = _outputs_due(client, session)
-    texts: list[str] = []
-    failed: list[Workflow] = []
-    for workflow in workflows:
-        succeeded = workflow.status.is_success and len(workflow.outputs) >= due
-        if succeeded and not workflow.failed_jobs:
-            continue
-        if strict or not succeeded:
-            failed.append(workflow)
-        count = (
-            f"{len(workflow.jobs) - len(workflow.failed_jobs)} of {len(workflow.jobs)} jobs"
-            if client.profile.tells_jobs
-            else f"{len(workflow.outputs)} of at least {due} outputs"
-        )
-        lines = [f"{workflow.identifier} ({workflow.name}) {workflow.status.value}, {count}"]
-        for job in workflow.failed_jobs or (None,):
-            lines += _job_lines(client, workflow, job, lists)
-        texts.append("\n".join(lines))
-    return texts, failed
+    outcomes = judge(client, session, list(workflows))
+    wrong = [one for one in outcomes if not one.is_success or one.failed_jobs]
+    texts = [_in_words(client, one, lists) for one in wrong]
+    return texts, [one.workflow for one in outcomes if not one.is_success]
 
 
-def _outputs_due(client: VipClient, session: VipSession) -> int:
-    """How many outputs an execution has at least; 0 where the platform knows whether a job succeeded."""
-    if client.profile.tells_jobs or session.pipeline_id is None:
-        return 0
-    parameters = client.pipeline(session.pipeline_id).parameters
-    return sum(parameter.is_returned_value and not parameter.is_optional for parameter in parameters)
+def _in_words(client: VipClient, one: Outcome, lists: Mapping[str, Sequence[Scalar | None]]) -> str:
+    workflow = one.workflow
+    count = [f"{one.jobs - one.failed_jobs} of {one.jobs} jobs"] if client.profile.tells_jobs else []
+    told = [one.status.value, *count, *(problem for problem in one.problems if problem != one.status.value)]
+    lines = [f"{workflow.identifier} ({workflow.name}) {', '.join(told)}"]
+    for job in workflow.failed_jobs or (None,):
+        lines += _job_lines(client, workflow, job, lists)
+    return "\n".join(lines)
 
 
 def _job_lines(

@@ -59,6 +59,9 @@ class Preflight:
         jobs: Number of jobs one run will have.
         girder_paths: Those of the values that name files on Girder, by path.
         left_out: What lies in the input folder and is not sent, because it belongs to sessions.
+        include: Patterns of the files to upload that it was made with.
+        exclude: Patterns of files not to upload that it was made with.
+        required_outputs: Names of the outputs that every successful run has.
     """
 
     files: tuple[LocalFile, ...]
@@ -67,6 +70,9 @@ class Preflight:
     jobs: int
     girder_paths: dict[str, InputValue] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    required_outputs: tuple[str, ...] = ()
 
     @property
     def renamed(self) -> dict[str, str]:
@@ -123,6 +129,7 @@ def preflight(
         problems += _check_home(client, session)
     values: dict[str, InputValue] = {}
     named: dict[str, InputValue] = {}
+    outputs: tuple[str, ...] = ()
     jobs = 0
     empty_folders: set[str] = set()
     uses_girder = session.girder_output_dir is not None
@@ -143,6 +150,7 @@ def preflight(
             jobs = check.jobs(max_jobs)
             named = check.girder_paths
             empty_folders = check.empty_folders
+            outputs = tuple(sorted(pipeline.required_outputs))
             uses_girder = uses_girder or check.uses_girder
     if uses_girder:
         problems += check_vip_key(client)
@@ -150,7 +158,9 @@ def preflight(
         raise PreflightFailed(f"Session {session.session_name!r}", problems)
     files, left_out = (folder.files, folder.left_out) if folder else ((), ())
     folders = sorted({*(folder.folders if folder else ()), *empty_folders})
-    return Preflight(tuple(files), tuple(folders), values, jobs, named, tuple(left_out))
+    return Preflight(
+        tuple(files), tuple(folders), values, jobs, named, tuple(left_out), tuple(include), tuple(exclude), outputs
+    )
 
 
 def _check_home(client: VipClient, session: VipSession) -> list[str]:

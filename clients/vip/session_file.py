@@ -1,18 +1,19 @@
-"""`session_data.json`: the session as vip-client writes it, and beside it the ledger of what we did.
+"""`session_data.json`: the session as vip-client writes it, and beside it the ledger of what we intend and did.
 
 vip-client 0.1.10 reads our files and keeps the key `prefect_biomed` when it saves; we read its files and keep every key
-we do not know.
+we do not know. What vip-client reads describes the newest intent of the session; the ledger has all of them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AwareDatetime,
@@ -27,12 +28,15 @@ from pydantic import (
 
 from prefect_biomed.clients.errors import HeldElsewhere, LedgerError
 from prefect_biomed.clients.files import atomic_write, exclusive, on_disk
-from prefect_biomed.clients.polling import Uptime
+from prefect_biomed.clients.once import is_later_version
+from prefect_biomed.clients.polling import Uptime, now
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.errors import SessionLocked
 from prefect_biomed.clients.vip.models import (
+    TOKEN,
     InputValue,
     PathEntry,
+    SessionOptions,
     VipSession,
     Workflow,
     WorkflowStatus,
@@ -40,12 +44,25 @@ from prefect_biomed.clients.vip.models import (
 )
 from prefect_biomed.clients.vip.remote_files import delete_and_wait, put_and_verify
 
-__all__ = ["LaunchRecord", "SessionFile", "SessionRecord", "UploadedFile", "WorkflowRecord", "open_session"]
+__all__ = [
+    "EndedRecord",
+    "InputsRecord",
+    "IntentRecord",
+    "LaunchRecord",
+    "Ledger",
+    "SessionFile",
+    "SessionRecord",
+    "UploadedFile",
+    "WorkflowRecord",
+    "digest_of_inputs",
+    "open_intents",
+    "open_session",
+]
 
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "session_data.json"
-VERSION = 1
+VERSION = 2
 """Version of the layout of our part of a session file."""
 VIP_HOME = "/vip/Home/API"
 LOCKS = ".locks"
@@ -92,46 +109,179 @@ class LaunchRecord(BaseModel):
     started_by: str | None = None
 
 
+class InputsRecord(BaseModel):
+    """The inputs of one intent, written before the first of them is sent.
+
+    Attributes:
+        include: Patterns of the files to send; all when empty.
+        exclude: Patterns of files not to send.
+        expected: Sizes of the files by path below the input folder, until all are there.
+        is_complete: Whether all are on the platform; None when nobody has written it down.
+        digest: SHA-256 over names and digests of all files, once they are complete.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    expected: dict[str, int] = Field(default_factory=dict)
+    is_complete: bool | None = None
+    digest: str | None = None
+
+
+class IntentRecord(BaseModel):
+    """What one launch of the session is to be, written before anything is sent for it.
+
+    Attributes:
+        begun_at: When it was written; None for one of an earlier release.
+        pipeline_id: Pipeline to run; None for a session that only holds inputs.
+        given: Values of its parameters as the user gave them.
+        input_settings: The same as they are sent; None until the pre-flight.
+        nb_runs: Number of runs.
+        local_input_dir: Folder of the inputs here.
+        vip_input_dir: Folder of the inputs on the platform; that of another session when they are borrowed.
+        inputs: Which inputs, and whether they are on the platform.
+        required_outputs: Names of the outputs that every successful run has; None until the pre-flight.
+        options: What decides success and removal.
+        girder_output_dir: See `VipSession`.
+        girder_metadata: See `VipSession`.
+        girder_download: See `VipSession`.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    begun_at: AwareDatetime | None = None
+    pipeline_id: str | None = None
+    given: dict[str, InputValue] = Field(default_factory=dict)
+    input_settings: dict[str, InputValue] | None = None
+    nb_runs: int = 1
+    local_input_dir: str | None = None
+    vip_input_dir: str | None = None
+    inputs: InputsRecord = Field(default_factory=InputsRecord)
+    required_outputs: tuple[str, ...] | None = None
+    options: SessionOptions = SessionOptions()
+    girder_output_dir: str | None = None
+    girder_metadata: dict[str, JsonValue] = Field(default_factory=dict)
+    girder_download: bool = False
+
+    @classmethod
+    def of(cls, session: VipSession) -> IntentRecord:
+        """Make the record of an intent of which nothing has been sent.
+
+        Args:
+            session: The session as it is to run.
+
+        Returns:
+            The record.
+        """
+        return cls(
+            pipeline_id=session.pipeline_id,
+            given=session.input_settings,
+            nb_runs=session.nb_runs,
+            local_input_dir=str(session.input_dir) if session.input_dir else None,
+            vip_input_dir=session.vip_input_dir,
+            options=session.options,
+            girder_output_dir=session.girder_output_dir,
+            girder_metadata=session.girder_metadata,
+            girder_download=session.girder_download,
+        )
+
+    def runs_the_same(self, session: VipSession) -> bool:
+        """Tell whether a session runs the same pipeline with the same settings.
+
+        Args:
+            session: The session; its settings may be as given or as sent.
+
+        Returns:
+            True when it does.
+        """
+        asked = _as_json(session.input_settings)
+        known = [_as_json(settings) for settings in (self.given, self.input_settings) if settings is not None]
+        return self.pipeline_id == session.pipeline_id and asked in known
+
+    def update(self, session: VipSession, sent: Mapping[str, InputValue] | None = None) -> None:
+        """Take over how a session is to run from now on. Its options and what is known of the inputs stay.
+
+        Args:
+            session: The session.
+            sent: Its settings as they are sent, once the pre-flight has been made.
+        """
+        same = self.runs_the_same(session)
+        fresh = IntentRecord.of(session)
+        for name in fresh.model_fields_set - {"options"} - ({"given"} if same else set()):
+            setattr(self, name, getattr(fresh, name))
+        if sent is not None:
+            self.input_settings = dict(sent)
+        elif not same:
+            self.input_settings = None
+
+
+def _as_json(settings: Mapping[str, InputValue]) -> str:
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+class EndedRecord(BaseModel):
+    """How an execution has ended, which the platform may not tell any more once it is removed.
+
+    Attributes:
+        status: Its last status.
+        jobs: Number of its jobs, where the platform tells.
+        failed_jobs: How many of them failed.
+        outputs: Number of its outputs.
+        output_names: Names of the outputs that have files, where the platform tells.
+    """
+
+    status: str
+    jobs: int = 0
+    failed_jobs: int = 0
+    outputs: int = 0
+    output_names: tuple[str, ...] = ()
+
+
 class Ledger(BaseModel):
     """What vip-client does not record.
 
     Attributes:
         version: Version of this layout.
-        token: Token of the intent that made the session.
-        nb_runs: Number of runs the session is to have.
+        backup: Where the session file is kept.
+        revision: Counts the changes, so that of two copies the newer is known.
+        intents: What was intended, by token; the newest is the last.
         begun: Names of executions whose launch was begun, whatever came of it.
         launches: Intents of which a request may have been sent, by execution name. One that was refused is none.
         uploads: Files sent, by path relative to the input folder.
-        downloaded: Workflows whose outputs are all here.
-        girder_output_dir: See `VipSession`.
-        girder_metadata: See `VipSession`.
-        girder_download: See `VipSession`.
+        ended: How executions have ended, by identifier.
+        downloaded: Workflows whose wanted outputs were all here, written before anything is removed.
+        is_removed: Whether the removal of the outputs from the platform was begun.
         resume: What waits to be resumed when all executions have ended, for instance a flow run.
     """
 
     model_config = ConfigDict(extra="allow")
 
     version: int = VERSION
-    token: str
-    nb_runs: int = 1
+    backup: Literal["local", "vip"] | None = "local"
+    revision: int = 0
+    intents: dict[Annotated[str, Field(pattern=TOKEN)], IntentRecord] = Field(min_length=1)
     begun: list[str] = Field(default_factory=list)
     launches: dict[str, LaunchRecord] = Field(default_factory=dict)
     uploads: dict[str, UploadedFile] = Field(default_factory=dict)
+    ended: dict[str, EndedRecord] = Field(default_factory=dict)
     downloaded: list[str] = Field(default_factory=list)
-    girder_output_dir: str | None = None
-    girder_metadata: dict[str, JsonValue] = Field(default_factory=dict)
-    girder_download: bool = False
+    is_removed: bool = False
     resume: str | None = None
 
-    def note_girder(self, session: VipSession) -> None:
-        """Write down what a session wants of Girder.
+    @property
+    def newest(self) -> str:
+        """Token of the newest intent."""
+        return list(self.intents)[-1]
+
+    def launched(self, token: str) -> dict[str, LaunchRecord]:
+        """Those of the launches that belong to an intent.
 
         Args:
-            session: The session.
+            token: The intent.
+
+        Returns:
+            Launches by execution name.
         """
-        self.girder_output_dir = session.girder_output_dir
-        self.girder_metadata = session.girder_metadata
-        self.girder_download = session.girder_download
+        return {name: launch for name, launch in self.launches.items() if name.endswith(f"-{token}")}
 
 
 def _without_tokens(outputs: Any) -> Any:
@@ -181,14 +331,17 @@ class SessionRecord(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_later_version(cls, content: Any) -> Any:
+    def _read_versions(cls, content: Any) -> Any:
         ours = content.get("prefect_biomed") if isinstance(content, dict) else None
-        version = ours.get("version") if isinstance(ours, dict) else None
-        if isinstance(version, int) and version > VERSION:
+        if not isinstance(ours, dict):
+            return content
+        if is_later_version(ours.get("version"), VERSION):
             raise LedgerError(
                 f"The record of session {content.get('session_name')!r} was written by a later version of "
                 "prefect-biomed. Update the package on this machine. The record was left as it is."
             )
+        if ours.get("version") == 1:
+            return {**content, "prefect_biomed": _with_intents(content, ours)}
         return content
 
     @classmethod
@@ -201,8 +354,6 @@ class SessionRecord(BaseModel):
         Returns:
             A record without workflows.
         """
-        ledger = Ledger(token=session.token, nb_runs=session.nb_runs)
-        ledger.note_girder(session)
         return cls(
             session_name=session.session_name,
             pipeline_id=session.pipeline_id,
@@ -212,20 +363,127 @@ class SessionRecord(BaseModel):
             vip_output_dir=session.vip_output_dir,
             input_settings=dict(session.input_settings),
             workflows={},
-            prefect_biomed=ledger,
+            prefect_biomed=Ledger(backup=session.backup, intents={session.token: IntentRecord.of(session)}),
         )
 
     @property
     def ledger(self) -> Ledger:
-        """Our part; made when vip-client began the session, with a token of its own."""
+        """Our part; made when vip-client began the session, with an intent for what it has done."""
         if self.prefect_biomed is None:
-            self.prefect_biomed = Ledger(token=_ADOPTED)
+            theirs = IntentRecord(
+                pipeline_id=self.pipeline_id,
+                given=self.input_settings or {},
+                input_settings=self.input_settings,
+                local_input_dir=self.local_input_dir,
+                vip_input_dir=self.vip_input_dir,
+            )
+            self.prefect_biomed = Ledger(intents={_ADOPTED: theirs})
         return self.prefect_biomed
 
-    @property
-    def is_adopted(self) -> bool:
-        """Whether vip-client began the session."""
-        return self.ledger.token == _ADOPTED
+    def is_adopted(self, token: str) -> bool:
+        """Tell whether vip-client has launched what an intent is about, so that nothing is missing from it.
+
+        Args:
+            token: The intent.
+
+        Returns:
+            True for what vip-client has begun and launched.
+        """
+        return token == _ADOPTED and bool(self.workflows)
+
+    def workflows_of(self, token: str) -> list[str]:
+        """List the executions of one intent.
+
+        Args:
+            token: The intent.
+
+        Returns:
+            Identifiers, oldest first. Those of which no launch tells belong to vip-client, or to the only intent.
+        """
+        ledger = self.ledger
+        owner = {
+            launch.workflow_id: name.rpartition("-")[2]
+            for name, launch in ledger.launches.items()
+            if launch.workflow_id
+        }
+        others = _ADOPTED if _ADOPTED in ledger.intents else next(iter(ledger.intents))
+        return [identifier for identifier in self.workflows if owner.get(identifier, others) == token]
+
+    def intent_of(self, workflow_id: str) -> str:
+        """Tell to which intent an execution belongs.
+
+        Args:
+            workflow_id: The execution.
+
+        Returns:
+            Its token.
+        """
+        tokens = [token for token in self.ledger.intents if workflow_id in self.workflows_of(token)]
+        return tokens[0] if tokens else self.ledger.newest
+
+    def refuse_another(self, session: VipSession) -> None:
+        """Make sure that a token does not stand for two experiments.
+
+        Args:
+            session: The session that is to be launched.
+
+        Raises:
+            LedgerError: Something else was launched under its token.
+        """
+        known = self.ledger.intents.get(session.token)
+        launched = self.ledger.launched(session.token)
+        if known is None or known.runs_the_same(session) or not launched:
+            return
+        raise LedgerError(
+            f"Session {session.session_name!r} has launched {known.pipeline_id} with other settings under the token "
+            f"{session.token!r} ({', '.join(launched)}). Take another token, or another session_name; what was "
+            "launched stays as it is."
+        )
+
+    def refuse_incomplete_inputs(self, session: VipSession) -> None:
+        """Make sure that a launch does not compute on a part of the inputs.
+
+        Args:
+            session: The session that is to be launched.
+
+        Raises:
+            LedgerError: Its upload was begun and has not come to its end.
+        """
+        intent = self.ledger.intents.get(session.token)
+        if intent is not None and intent.inputs.is_complete is False:
+            raise LedgerError(
+                f"The upload of the inputs of session {session.session_name!r} has not come to its end. Upload them "
+                "again, or run vip_resume, which sends what is missing."
+            )
+
+    def note_intent(self, session: VipSession, sent: Mapping[str, InputValue] | None = None) -> IntentRecord:
+        """Write down what is intended, beside what was intended under this name before.
+
+        Args:
+            session: The session.
+            sent: Its settings as they are sent, once the pre-flight has been made.
+
+        Returns:
+            The record of the intent, to be changed in place.
+
+        Raises:
+            LedgerError: As for `refuse_another`.
+        """
+        self.refuse_another(session)
+        ledger = self.ledger
+        ledger.backup = session.backup
+        if session.token not in ledger.intents:
+            ledger.intents[session.token] = IntentRecord.of(session)
+            ledger.is_removed = False
+        intent = ledger.intents[session.token]
+        intent.begun_at = intent.begun_at or now()
+        intent.update(session, sent)
+        if session.token == ledger.newest:
+            self.pipeline_id = intent.pipeline_id
+            self.input_settings = intent.given if intent.input_settings is None else intent.input_settings
+            self.local_input_dir = intent.local_input_dir
+            self.vip_input_dir = intent.vip_input_dir
+        return intent
 
     def note_workflow(self, workflow: Workflow) -> None:
         """Write down how a workflow was at the last look.
@@ -244,6 +502,20 @@ class SessionRecord(BaseModel):
             outputs=[known.get(path, {"path": path}) for path in workflow.outputs] or list(known.values()),
         )
         self.workflows[workflow.identifier] = old.model_copy(update=dict(record)) if old else record
+        if workflow.status.is_terminal and workflow.status != WorkflowStatus.REMOVED:
+            self._note_end(workflow)
+
+    def _note_end(self, workflow: Workflow) -> None:
+        known = self.ledger.ended.get(workflow.identifier)
+        # Lists tell neither jobs nor outputs.
+        if known is None or known.status != workflow.status or workflow.jobs or workflow.outputs:
+            self.ledger.ended[workflow.identifier] = EndedRecord(
+                status=workflow.status.value,
+                jobs=len(workflow.jobs),
+                failed_jobs=len(workflow.failed_jobs),
+                outputs=len(workflow.outputs),
+                output_names=tuple(sorted(workflow.output_names)),
+            )
 
     def note_outputs(self, workflow_id: str, outputs: list[PathEntry]) -> None:
         """Write down the outputs of a workflow with their sizes.
@@ -288,7 +560,7 @@ class SessionFile:
         self.session = session
         self.path = session.output_dir / FILE_NAME
         self._vip_path = f"{session.vip_output_dir}/{FILE_NAME}"
-        self._on_its_way = session.output_dir / _ON_ITS_WAY
+        self._working = session.output_dir / LOCKS / FILE_NAME
         self._client = client
         self._lock_seconds = lock_seconds
 
@@ -303,16 +575,17 @@ class SessionFile:
                 left as it is.
             LocalStorageError: It cannot be read.
         """
+        record: SessionRecord | None
         match self.session.backup:
             case "local":
                 text = _read_local(self.path)
+                record = self._parsed(text, self.path) if text is not None else None
             case "vip":
-                text = self._read_vip()
+                record = self._read_vip()
             case _:
-                return self._from_platform()
-        if text is None:
-            return SessionRecord.of(self.session)
-        return self._belonging(parse(text, self._where))
+                text = _read_local(self._working)
+                record = self._parsed(text, self._working) if text is not None else self._from_platform()
+        return SessionRecord.of(self.session) if record is None else record
 
     @contextmanager
     def edit(self) -> Iterator[SessionRecord]:
@@ -328,6 +601,7 @@ class SessionFile:
         with self._locked(FILE_NAME):
             record = self.read()
             yield record
+            record.ledger.revision += 1
             self._write(record)
 
     @contextmanager
@@ -348,8 +622,19 @@ class SessionFile:
             yield
 
     @property
+    def exists(self) -> bool:
+        """Whether anything was written down of the session."""
+        match self.session.backup:
+            case "local":
+                return _read_local(self.path) is not None
+            case "vip":
+                return self._read_vip() is not None
+            case _:
+                return _read_local(self._working) is not None
+
+    @property
     def _where(self) -> str:
-        return self._vip_path if self.session.backup == "vip" else str(self.path)
+        return {"local": str(self.path), "vip": self._vip_path}.get(self.session.backup or "", str(self._working))
 
     @contextmanager
     def _locked(self, what: str, seconds: float | None = None) -> Iterator[None]:
@@ -365,40 +650,45 @@ class SessionFile:
                 ) from None
             yield
 
-    def _belonging(self, record: SessionRecord) -> SessionRecord:
+    def _parsed(self, text: bytes, where: object) -> SessionRecord:
+        record = parse(text, str(where))
         if record.session_name != self.session.session_name:
             raise LedgerError(
-                f"{self._where} belongs to session {record.session_name!r}, not to {self.session.session_name!r}. "
+                f"{where} belongs to session {record.session_name!r}, not to {self.session.session_name!r}. "
                 "Choose another output_dir, or that session_name. The file was left as it is."
             )
         return record
 
     def _write(self, record: SessionRecord) -> None:
         content = json.dumps(record.model_dump(mode="json", exclude_none=False), indent=4).encode()
-        match self.session.backup:
-            case "local":
-                with atomic_write(self.path, mode=0o600) as file:
-                    file.write(content)
-            case "vip":
-                self._write_vip(content)
+        # What is kept on the platform or nowhere has a working copy here: the platform's goes with the outputs.
+        path = self.path if self.session.backup == "local" else self._working
+        with atomic_write(path, mode=0o600) as file:
+            file.write(content)
+        if self.session.backup == "vip" and not record.ledger.is_removed:
+            self._write_vip()
 
-    def _read_vip(self) -> bytes | None:
+    def _read_vip(self) -> SessionRecord | None:
+        """The newer of the copies here and on the platform; None when there is none."""
+        text = _read_local(self._working)
+        if text is None:
+            text = _read_local(self.session.output_dir / _ON_ITS_WAY)
+        here = self._parsed(text, self._working) if text is not None else None
+        if here is not None and here.ledger.is_removed:
+            return here
         client = self._needed_client()
         if not client.exists(self._vip_path):
-            # A write that was broken off has deleted the old file, and what it was to put there is still here.
-            return _read_local(self._on_its_way)
-        return client.read_file(self._vip_path, max_bytes=_MAX_BYTES)
+            # A write that was broken off has deleted the old file.
+            return here
+        there = self._parsed(client.read_file(self._vip_path, max_bytes=_MAX_BYTES), self._vip_path)
+        return here if here is not None and here.ledger.revision > there.ledger.revision else there
 
-    def _write_vip(self, content: bytes) -> None:
+    def _write_vip(self) -> None:
         client = self._needed_client()
-        with atomic_write(self._on_its_way, mode=0o600) as file:
-            file.write(content)
         client.make_folder(self.session.vip_output_dir)
         if client.exists(self._vip_path):
             delete_and_wait(client, self._vip_path, timeout_seconds=_DELETE_SECONDS)
-        put_and_verify(client, self._on_its_way, self._vip_path)
-        with on_disk(self.session.output_dir):
-            self._on_its_way.unlink()
+        put_and_verify(client, self._working, self._vip_path)
 
     def _from_platform(self) -> SessionRecord:
         """Without a file the names of the executions tell what the session has launched."""
@@ -461,7 +751,7 @@ def _damaged(where: str, error: ValidationError) -> LedgerError:
 def open_session(
     output_dir: Path, *, session_name: str | None = None, client: VipClient | None = None, vip_home: str = VIP_HOME
 ) -> VipSession:
-    """Make the session out of its session file alone.
+    """Make the session out of its session file alone, as its newest intent has it.
 
     Args:
         output_dir: Folder of the outputs and of `session_data.json`.
@@ -475,34 +765,104 @@ def open_session(
     Raises:
         LedgerError: There is no file, it is damaged, or it belongs to another session.
     """
-    path = output_dir / FILE_NAME
-    where, text, backup = str(path), _read_local(path), "local"
-    if text is None and client is not None and session_name is not None:
-        where, backup = f"{vip_home}/{session_name}/OUTPUTS/{FILE_NAME}", "vip"
-        there = client.exists(where)
-        text = client.read_file(where, max_bytes=_MAX_BYTES) if there else _read_local(output_dir / _ON_ITS_WAY)
-    if text is None:
-        raise LedgerError(f"There is no {path}. Give the folder that holds the session's {FILE_NAME}.")
-    record = parse(text, where)
+    return open_intents(output_dir, session_name=session_name, client=client, vip_home=vip_home)[-1]
+
+
+def open_intents(
+    output_dir: Path, *, session_name: str | None = None, client: VipClient | None = None, vip_home: str = VIP_HOME
+) -> list[VipSession]:
+    """Make the session out of its session file alone, once for each intent that the file has.
+
+    Args:
+        output_dir: As for `open_session`.
+        session_name: As for `open_session`.
+        client: As for `open_session`.
+        vip_home: As for `open_session`.
+
+    Returns:
+        The session with the pipeline, settings and options of each intent; the newest is the last.
+
+    Raises:
+        LedgerError: As for `open_session`.
+    """
+    record, where, backup = _found(output_dir, session_name, client, vip_home)
     if session_name not in (None, record.session_name):
         raise LedgerError(f"{where} belongs to session {record.session_name!r}, not to {session_name!r}.")
     try:
-        return VipSession.model_validate(
-            {
-                "session_name": record.session_name,
-                "pipeline_id": record.pipeline_id,
-                "input_settings": record.input_settings or {},
-                "input_dir": record.local_input_dir,
-                "output_dir": output_dir,
-                "vip_input_dir": record.vip_input_dir or f"{PurePosixPath(record.vip_output_dir).parent}/INPUTS",
-                "vip_output_dir": record.vip_output_dir,
-                "nb_runs": record.ledger.nb_runs,
-                "token": record.ledger.token,
-                "backup": backup,
-                "girder_output_dir": record.ledger.girder_output_dir,
-                "girder_metadata": record.ledger.girder_metadata,
-                "girder_download": record.ledger.girder_download,
-            }
-        )
+        return [_session_of(record, token, output_dir, backup) for token in record.ledger.intents]
     except ValidationError as error:
         raise _damaged(where, error) from None
+
+
+def _found(
+    output_dir: Path, session_name: str | None, client: VipClient | None, vip_home: str
+) -> tuple[SessionRecord, str, str | None]:
+    """The record of a session, where it was found, and where it is kept."""
+    path = output_dir / FILE_NAME
+    if (text := _read_local(path)) is not None:
+        return parse(text, str(path)), str(path), "local"
+    for working in (output_dir / LOCKS / FILE_NAME, output_dir / _ON_ITS_WAY):
+        if (text := _read_local(working)) is not None:
+            record = parse(text, str(working))
+            return record, str(working), "vip" if working.name == _ON_ITS_WAY else record.ledger.backup
+    where = f"{vip_home}/{session_name}/OUTPUTS/{FILE_NAME}"
+    if client is not None and session_name is not None and client.exists(where):
+        return parse(client.read_file(where, max_bytes=_MAX_BYTES), where), where, "vip"
+    raise LedgerError(f"There is no {path}. Give the folder that holds the session's {FILE_NAME}.")
+
+
+def _session_of(record: SessionRecord, token: str, output_dir: Path, backup: str | None) -> VipSession:
+    intent = record.ledger.intents[token]
+    sent = intent.given if intent.input_settings is None else intent.input_settings
+    return VipSession.model_validate(
+        {
+            "session_name": record.session_name,
+            "pipeline_id": intent.pipeline_id,
+            "input_settings": sent,
+            "input_dir": intent.local_input_dir,
+            "output_dir": output_dir,
+            "vip_input_dir": intent.vip_input_dir or f"{PurePosixPath(record.vip_output_dir).parent}/INPUTS",
+            "vip_output_dir": record.vip_output_dir,
+            "nb_runs": intent.nb_runs,
+            "token": token,
+            "backup": backup,
+            "girder_output_dir": intent.girder_output_dir,
+            "girder_metadata": intent.girder_metadata,
+            "girder_download": intent.girder_download,
+            "options": intent.options,
+        }
+    )
+
+
+def _with_intents(content: Mapping[str, Any], ledger: Mapping[str, Any]) -> dict[str, Any]:
+    """The ledger of a file of version 1, which had one intent, spread over the file."""
+    moved = ("token", "nb_runs", "girder_output_dir", "girder_metadata", "girder_download")
+    settings = content.get("input_settings")
+    intent = {
+        **{name: ledger[name] for name in moved[1:] if name in ledger},
+        "pipeline_id": content.get("pipeline_id"),
+        "given": settings or {},
+        "input_settings": settings,
+        "local_input_dir": content.get("local_input_dir"),
+        "vip_input_dir": content.get("vip_input_dir"),
+        # Nothing was launched before all inputs had arrived.
+        "inputs": {"is_complete": True if ledger.get("launches") or content.get("workflows") else None},
+    }
+    kept = {name: value for name, value in ledger.items() if name not in moved}
+    return {**kept, "version": VERSION, "intents": {ledger.get("token"): intent}}
+
+
+def digest_of_inputs(names: Mapping[str, int], sent: Mapping[str, UploadedFile]) -> str | None:
+    """Digest the inputs of an intent.
+
+    Args:
+        names: The files, by path below the input folder.
+        sent: What is known of files that were sent.
+
+    Returns:
+        SHA-256 over names and digests in the order of the names; None when the content of one is not known.
+    """
+    if not names or not names.keys() <= sent.keys():
+        return None
+    lines = "".join(f"{sent[name].sha256}  {name}\n" for name in sorted(names))
+    return hashlib.sha256(lines.encode()).hexdigest()

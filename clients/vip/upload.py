@@ -10,17 +10,23 @@ from pathlib import PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
 
-from prefect_biomed.clients.errors import BiomedError, SourceUnreadable, TransferFailed, UnexpectedResponse
+from prefect_biomed.clients.errors import (
+    BiomedError,
+    LedgerError,
+    SourceUnreadable,
+    TransferFailed,
+    UnexpectedResponse,
+)
 from prefect_biomed.clients.files import digest
 from prefect_biomed.clients.transfer import transfer_all
 from prefect_biomed.clients.vip.carmin import compare_digest
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.models import VipSession
-from prefect_biomed.clients.vip.preflight import LocalFile, Preflight
+from prefect_biomed.clients.vip.preflight import LocalFile, Preflight, preflight
 from prefect_biomed.clients.vip.remote_files import delete_and_wait, list_folder_or_nothing, put_and_verify
-from prefect_biomed.clients.vip.session_file import SessionFile, UploadedFile
+from prefect_biomed.clients.vip.session_file import InputsRecord, SessionFile, UploadedFile, digest_of_inputs
 
-__all__ = ["UploadSummary", "upload"]
+__all__ = ["UploadSummary", "complete_inputs", "upload"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +73,10 @@ def upload(
 
     Args:
         client: The account; its `parallelism` is the number of transfers at once.
-        session: The session.
+        session: The session. What is intended is written down before anything is sent.
         plan: What the pre-flight found.
-        update_files: False trusts that the inputs are complete when their folder exists.
+        update_files: False trusts that the inputs are complete when their folder exists, unless the record says that
+            an upload into it was broken off.
         settle_seconds: How long a file may take to appear after a failed answer.
         progress: Told the bytes done and in all.
 
@@ -98,11 +105,19 @@ def _upload(
     settle_seconds: float,
     progress: Progress | None,
 ) -> UploadSummary:
+    expected = {item.name: item.size for item in plan.files}
     with file.edit() as record:
-        record.pipeline_id = session.pipeline_id
-        record.input_settings = {**session.input_settings, **plan.settings}
+        intent = record.note_intent(session, {**session.input_settings, **plan.settings})
+        intent.required_outputs = plan.required_outputs
+        was_broken_off = intent.inputs.is_complete is False
+        intent.inputs = InputsRecord(
+            include=plan.include, exclude=plan.exclude, expected=expected, is_complete=session.input_dir is None
+        )
         sent_before = dict(record.ledger.uploads)
-    if not update_files and client.exists(session.vip_input_dir):
+    if session.input_dir is None:
+        return UploadSummary(sent=0, skipped=0, replaced=0, bytes_sent=0)
+    if not update_files and not was_broken_off and client.exists(session.vip_input_dir):
+        _note_complete(file, session)
         return UploadSummary(sent=0, skipped=len(plan.files), replaced=0, bytes_sent=0)
 
     there = _make_folders(client, session, plan)
@@ -114,7 +129,67 @@ def _upload(
         _send_until_proven(client, session, plan, todo, journal, settle_seconds)
     finally:
         journal.save()
+    _note_complete(file, session)
     return UploadSummary(sent=len(todo.missing), skipped=skipped, replaced=len(todo.outdated), bytes_sent=todo.bytes)
+
+
+def _note_complete(file: SessionFile, session: VipSession) -> None:
+    with file.edit() as record:
+        inputs = record.note_intent(session).inputs
+        inputs.is_complete, inputs.digest = True, digest_of_inputs(inputs.expected, record.ledger.uploads)
+        inputs.expected = {}
+
+
+def complete_inputs(client: VipClient, session: VipSession, *, progress: Progress | None = None) -> UploadSummary:
+    """Send what is missing of the inputs of a session that was broken off. Safe to repeat.
+
+    Where the input folder is not on this machine, the platform is compared with the record of what was to be sent.
+
+    Args:
+        client: The account.
+        session: The session, as its session file has it.
+        progress: Told the bytes done and in all.
+
+    Returns:
+        What was done.
+
+    Raises:
+        LedgerError: Inputs are missing, or it is not known whether they are, and their folder is not here.
+        PreflightFailed: The input folder has changed, so that it cannot be sent.
+        TransferFailed: Some files could not be sent; the others were.
+    """
+    file = SessionFile(session, client)
+    record = file.read()
+    intent = record.ledger.intents.get(session.token)
+    inputs = intent.inputs if intent is not None else InputsRecord()
+    launched = record.is_adopted(session.token) or bool(record.ledger.launched(session.token))
+    nothing = UploadSummary(sent=0, skipped=0, replaced=0, bytes_sent=0)
+    if session.input_dir is None or inputs.is_complete or (inputs.is_complete is None and launched):
+        return nothing
+    if session.input_dir.is_dir():
+        plan = preflight(client, session, include=inputs.include, exclude=inputs.exclude)
+        return upload(client, session, plan, progress=progress)
+    missing = _missing(client, session, inputs.expected)
+    if missing or not inputs.expected:
+        told = f"{len(missing)} are missing, among them {', '.join(missing[:3])}" if missing else "nobody wrote it down"
+        raise LedgerError(
+            f"It is not known that all inputs of session {session.session_name!r} are on the platform ({told}), and "
+            f"{session.input_dir} is not on this machine. Run this where that folder is."
+        )
+    _note_complete(file, session)
+    return nothing.model_copy(update={"skipped": len(inputs.expected)})
+
+
+def _missing(client: VipClient, session: VipSession, expected: dict[str, int]) -> list[str]:
+    folders = {PurePosixPath(name).parent.as_posix() for name in expected}
+    there = {
+        folder: list_folder_or_nothing(client, str(PurePosixPath(session.vip_input_dir, folder))) for folder in folders
+    }
+    return [
+        name
+        for name, size in sorted(expected.items())
+        if there[PurePosixPath(name).parent.as_posix()].get(PurePosixPath(name).name) != size
+    ]
 
 
 @dataclass(frozen=True)

@@ -258,11 +258,14 @@ def test_an_owner_that_finishes_first_leaves_the_inputs_to_the_borrower(
     borrower = arguments | {"output_dir": arguments["output_dir"].parent / "borrower"}
     upload = SessionUpload(inputs_of=arguments["output_dir"])
     vip_session(**borrower, session_name="borrower", upload=upload, removal=Removal(finish=False))
-    vip_resume(credentials, output_dir=arguments["output_dir"], refresh_time=0.2)
+    # What a session was begun with decides until something else is said.
+    assert not vip_resume(credentials, output_dir=arguments["output_dir"], refresh_time=0.2).is_finished
+    now = Removal(finish=True)
+    vip_resume(credentials, output_dir=arguments["output_dir"], refresh_time=0.2, removal=now)
     with credentials.get_client() as client:
         assert client.exists("/vip/Home/API/owner/INPUTS/anatomical.nii")
         assert not client.exists("/vip/Home/API/owner/OUTPUTS")
-    vip_resume(credentials, output_dir=borrower["output_dir"], refresh_time=0.2)
+    vip_resume(credentials, output_dir=borrower["output_dir"], refresh_time=0.2, removal=now)
     assert home_of_sessions(vip, credentials) == []
 
 

@@ -333,6 +333,7 @@ def test_last_session_out_removes_the_shared_inputs(vip: Sandbox, client: VipCli
     share_inputs(client, borrowers[0], owner)  # twice is once
     assert all(borrower.vip_input_dir == owner.vip_input_dir for borrower in borrowers)
 
+    download(client, owner)
     summary = finish(client, owner)
     assert summary.kept_for == ("first", "second")
     assert client.exists(owner.vip_input_dir)
@@ -340,6 +341,7 @@ def test_last_session_out_removes_the_shared_inputs(vip: Sandbox, client: VipCli
     for borrower in borrowers:
         start(client, borrower)
         assert wait(client, borrower)[0].status == "Finished"
+        download(client, borrower)
     assert finish(client, borrowers[0]).kept_for == ("second",)
     assert client.exists(f"{owner.vip_input_dir}/a.txt")
     assert finish(client, borrowers[1]).kept_for == ()
@@ -385,6 +387,7 @@ def test_deletion_that_takes_too_long_is_told_and_taken_up_again(
     """A deletion that is lost behind its answer ends in a clear error; finishing again completes it."""
     session = new_session("EveryType/1.0", {"text": "x", "file": "a.txt"}, files={"a.txt": b"1"})
     run(client, session)
+    download(client, session)
     vip.vip.switches.lose_deletes = 1
     with pytest.raises(DeadlineExceeded, match=r"deletion of .*: not finished .* happen. Run this again later"):
         finish(client, session, timeout_seconds=0.2)
@@ -401,6 +404,7 @@ def test_records_that_were_deleted_do_not_stop_a_second_finish(
     """With the platform's records gone, finishing again still works."""
     session = new_session("EveryType/1.0", {"text": "x", "file": "a.txt"}, files={"a.txt": b"1"})
     run(client, session)
+    download(client, session)
     finish(client, session, delete_records=True, **keep)
     assert client.workflows() == []
     assert finish(client, session, delete_records=True, **keep).removed == ()

@@ -157,7 +157,7 @@ def test_file_vip_client_has_rewritten_keeps_our_ledger(session: VipSession) -> 
     path.write_text(json.dumps(content, indent=4, sort_keys=True))
     record = SessionFile(session).read()
     assert record.ledger.downloaded == ["workflow-x"]
-    assert record.ledger.token == "t0k3n"
+    assert list(record.ledger.intents) == ["t0k3n"]
     assert record.workflow_ids() == ["workflow-y"]
 
 
@@ -213,10 +213,13 @@ def test_failed_change_is_not_written(session: VipSession) -> None:
 # -- files that cannot be used -----------------------------------------------------------------------------------------
 
 
-def test_record_of_a_later_version_asks_for_the_newer_package(tmp_path: Path, session: VipSession) -> None:
+@pytest.mark.parametrize("version", [3, 2.5, "3", "2.5"])
+def test_record_of_a_later_version_asks_for_the_newer_package(
+    tmp_path: Path, session: VipSession, version: object
+) -> None:
     """It may hold what this version would lose, whatever else has changed in it."""
     session = session.model_copy(update={"output_dir": tmp_path})
-    path = put(tmp_path, json.dumps({**of_vip_client(Path()), "prefect_biomed": {"version": 2, "intents": []}}))
+    path = put(tmp_path, json.dumps({**of_vip_client(Path()), "prefect_biomed": {"version": version, "intents": []}}))
     before = path.read_bytes()
     later = r"session_data\.json: .*'brains' was written by a later version of prefect-biomed\. Update the package"
     with pytest.raises(LedgerError, match=later):

@@ -1,0 +1,176 @@
+"""A session is taken up from its record alone: what was intended is done, as it was asked for when it was begun."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from prefect_biomed.blocks import VipCredentials
+from prefect_biomed.clients.errors import AuthenticationError
+from prefect_biomed.clients.vip import WorkflowFailed, open_intents
+from prefect_biomed.flows.parameters import Outputs, Removal, SessionUpload, SessionWaiting
+from prefect_biomed.flows.vip import vip_collect, vip_resume, vip_session
+from prefect_biomed.sandbox import Fault, Sandbox
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
+
+BAD_KEY = {"status": 401, "content_type": "application/json", "body": '{"errorCode":8002,"errorMessage":"bad key"}'}
+Credentials = Callable[[Sandbox], VipCredentials]
+
+
+def account(sandbox: Sandbox) -> VipCredentials:
+    ready = sandbox.ready()["vip"]
+    return VipCredentials(api_key=SecretStr(ready["api_key"]), url=ready["url"], parallelism=1)
+
+
+@pytest.fixture
+def credentials(vip: Sandbox) -> VipCredentials:
+    return account(vip)
+
+
+@pytest.fixture
+def carmin() -> Iterator[Sandbox]:
+    with Sandbox("vip", vip={"profile": "carmin"}) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "in" / "sub"
+    folder.mkdir(parents=True)
+    for name in "abc":
+        (folder / f"{name}.txt").write_text(name)
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize("backup", ["local", "vip", None])
+def test_half_uploaded_folder_is_completed_before_the_launch(
+    vip: Sandbox, credentials: VipCredentials, folder: Path, tmp_path: Path, backup: Any
+) -> None:
+    vip.vip.switches.delete_seconds = 0
+    vip.vip.faults.add(Fault(method="PUT", path="c.txt$", **BAD_KEY))
+    with pytest.raises(AuthenticationError):
+        vip_session(
+            credentials,
+            "FolderChecksums/1.0",
+            {"folder": "sub"},
+            input_dir=folder,
+            output_dir=tmp_path / "out",
+            session_name="half",
+            refresh_time=0.1,
+            upload=SessionUpload(backup_location=backup, exclude=("b.txt",)),
+        )
+    vip.vip.faults.clear()
+    result = vip_resume(credentials, session_name="half", output_dir=tmp_path / "out", refresh_time=0.1)
+    (files,) = result.files.values()
+    assert len(files) == 2
+    assert result.is_finished
+
+
+def test_options_of_the_beginning_decide_unless_others_are_given(
+    vip: Sandbox, credentials: VipCredentials, input_dir: Path, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {"credentials": credentials, "output_dir": tmp_path / "out", "refresh_time": 0.1}
+    with pytest.raises(WorkflowFailed, match="1 of 2 jobs failed"):
+        vip_session(
+            pipeline_id="SliceStatistics/2.0",
+            input_settings={"image": ["anatomical.nii"], "slice": [3, 7], "fail_on": 7},
+            input_dir=input_dir,
+            outputs=Outputs(strict=True),
+            removal=Removal(keep_input=True),
+            **asked,
+        )
+    with pytest.raises(WorkflowFailed, match="1 of 2 jobs failed"):
+        vip_resume(**asked)
+    # One that is scheduled does not remove it either.
+    (collected,) = vip_collect(credentials, tmp_path)
+    assert not collected.is_finished
+    assert [len(problems) for problems in collected.problems.values()] == [1]
+    assert not [e for e in vip.vip.journal.entries("DELETE") if e.effect]
+    # Something else can be said for once; what is not said stays.
+    result = vip_resume(outputs=Outputs(strict=False), **asked)
+    assert result.is_finished
+    assert result.problems == {}
+    with credentials.get_client() as client:
+        assert client.exists(result.session.vip_input_dir)
+        assert not client.exists(result.session.vip_output_dir)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_finished_without_a_required_output_is_no_success(carmin: Sandbox, tmp_path: Path, strict: bool) -> None:
+    credentials, home = account(carmin), carmin.ready()["vip"]["home"]
+    asked: dict[str, Any] = {"credentials": credentials, "output_dir": tmp_path / "out", "refresh_time": 0.1}
+    with pytest.raises(WorkflowFailed, match="0 of at least 1 outputs"):
+        vip_session(
+            pipeline_id="boutiques_AlwaysFails_1.0.json",
+            input_settings={},
+            upload=SessionUpload(vip_home=home),
+            outputs=Outputs(strict=strict),
+            **asked,
+        )
+    with pytest.raises(WorkflowFailed, match="0 of at least 1 outputs"):
+        vip_resume(**asked)
+    assert [entry for entry in carmin.vip.journal.entries("DELETE") if entry.effect] == []
+    with credentials.get_client() as client:
+        (left,) = client.workflows()
+        assert "exit code" in client.log(left.identifier)
+
+
+def test_one_name_and_two_pipelines_are_two_intents(
+    vip: Sandbox, credentials: VipCredentials, folder: Path, tmp_path: Path
+) -> None:
+    common: dict[str, Any] = {
+        "credentials": credentials,
+        "input_dir": folder,
+        "output_dir": tmp_path / "out",
+        "session_name": "mine",
+        "refresh_time": 0.1,
+    }
+    first = vip_session(pipeline_id="CopyFile/1.0", input_settings={"file": "sub/a.txt"}, **common)
+    second = vip_session(
+        pipeline_id="EveryType/1.0", input_settings={"text": "x"}, waiting=SessionWaiting(wait=False), **common
+    )
+    old, new = open_intents(tmp_path / "out")
+    assert (old.pipeline_id, new.pipeline_id) == ("CopyFile/1.0", "EveryType/1.0")
+    record = json.loads((tmp_path / "out" / "session_data.json").read_text())
+    assert (record["pipeline_id"], record["input_settings"]) == ("EveryType/1.0", {"text": "x"})
+    result = vip_resume(credentials, output_dir=tmp_path / "out", refresh_time=0.1)
+    assert [w.identifier for w in result.workflows] == [w.identifier for w in second.workflows]
+    assert all(path.is_file() for paths in first.files.values() for path in paths)
+    assert len(vip.vip.journal.entries("POST", "/rest/executions")) == 2
+
+
+@pytest.mark.parametrize("backup", ["local", "vip", None])
+def test_what_was_intended_last_is_launched_elsewhere_and_not_what_was_done_before(
+    vip: Sandbox, credentials: VipCredentials, folder: Path, tmp_path: Path, backup: Any
+) -> None:
+    vip.vip.switches.delete_seconds = 0
+    common: dict[str, Any] = {
+        "credentials": credentials,
+        "input_dir": folder,
+        "session_name": "mine",
+        "refresh_time": 0.1,
+        "upload": SessionUpload(backup_location=backup),
+    }
+    vip_session(pipeline_id="CopyFile/1.0", input_settings={"file": "sub/a.txt"}, output_dir=tmp_path / "out", **common)
+    vip.vip.faults.add(Fault(method="POST", path="/executions$", **BAD_KEY))
+    with pytest.raises(AuthenticationError):
+        vip_session(
+            pipeline_id="CopyFile/1.0", input_settings={"file": "sub/b.txt"}, output_dir=tmp_path / "out", **common
+        )
+    vip.vip.faults.clear()
+    shutil.copytree(tmp_path / "out", tmp_path / "elsewhere")
+    folder.rename(tmp_path / "gone")
+    result = vip_resume(credentials, output_dir=tmp_path / "elsewhere", refresh_time=0.1)
+    ((fetched,),) = result.files.values()
+    assert fetched.read_text() == "b"
+    assert result.is_finished
+    assert len([e for e in vip.vip.journal.entries("POST", "/rest/executions") if e.status == 200]) == 2
+    with credentials.get_client() as client:
+        assert not client.exists("/vip/Home/API/mine")

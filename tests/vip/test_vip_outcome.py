@@ -1,0 +1,311 @@
+"""Success is decided in one place: by status, jobs, required outputs and what was fetched; what is unknown is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.vip_steps import QUICK, effects, run, send, start, until, wait
+from prefect_biomed.clients.errors import LedgerError, PlatformError
+from prefect_biomed.clients.vip import (
+    Asked,
+    NotFetched,
+    SessionFile,
+    SessionOptions,
+    StillRunning,
+    VipClient,
+    VipSession,
+    Workflow,
+    complete_inputs,
+    download,
+    finish,
+    judge,
+    launch,
+    monitor,
+    open_intents,
+    open_session,
+    outcome,
+    preflight,
+    share_inputs,
+)
+from prefect_biomed.clients.vip.session_file import EndedRecord
+from prefect_biomed.sandbox import Fault, Sandbox
+
+NewSession = Callable[..., VipSession]
+COPY = ("CopyFile/1.0", {"file": "a.bin"})
+
+
+def workflow(status: str = "Finished", jobs: str = "", outputs: tuple[str, ...] = ("/o/a",), **more: Any) -> Workflow:
+    """An execution whose jobs are given by one letter each: `c`ompleted or `e`rror."""
+    told = {str(number): {"status": {"c": "COMPLETED", "e": "ERROR"}[job]} for number, job in enumerate(jobs)}
+    return Workflow.model_validate(
+        {"identifier": "w", "status": status, "jobs": told, "returnedFiles": {"result": list(outputs)}, **more}
+    )
+
+
+@pytest.mark.parametrize(
+    ("seen", "asked", "problems"),
+    [
+        (workflow(), Asked(), ()),
+        (workflow(jobs="cc"), Asked(options=SessionOptions(strict=True)), ()),
+        (workflow(jobs="cec"), Asked(), ()),
+        (workflow(jobs="cec"), Asked(options=SessionOptions(strict=True)), ("1 of 3 jobs failed",)),
+        (workflow("ExecutionFailed"), Asked(), ("ExecutionFailed",)),
+        (workflow("Killed"), Asked(), ("Killed",)),
+        (workflow("Killed"), Asked(options=SessionOptions(get_status=("Finished", "Killed"))), ()),
+        (workflow("Running"), Asked(), ("has not ended, it is Running",)),
+        (workflow("Hibernating"), Asked(), ("has not ended, it is Hibernating",)),
+        (workflow("Hibernating"), Asked(options=SessionOptions(get_status=("Hibernating",))), None),
+        (workflow(outputs=()), Asked(required_outputs=frozenset({"result"})), ("without result",)),
+        (workflow(), Asked(required_outputs=frozenset({"result", "log"})), ("without log",)),
+        (workflow(), Asked(required_outputs=frozenset({"other"})), ()),
+        (workflow(), Asked(required_outputs=frozenset({"other", "names"})), ("1 of at least 2 outputs",)),
+        (workflow(), Asked(unfetched=("/o/a",)), ("1 outputs are not here: /o/a",)),
+        (workflow("Killed"), Asked(unfetched=("/o/a",)), ("Killed",)),
+        (workflow("Removed", outputs=()), Asked(), ("nothing tells how it ended",)),
+        (workflow("Removed", outputs=()), Asked(ended=EndedRecord(status="Finished", outputs=1)), ()),
+        (workflow("Removed", outputs=()), Asked(ended=EndedRecord(status="ExecutionFailed")), ("ExecutionFailed",)),
+        (
+            workflow("Removed", outputs=()),
+            Asked(SessionOptions(strict=True), ended=EndedRecord(status="Finished", jobs=2, failed_jobs=1, outputs=1)),
+            ("1 of 2 jobs failed",),
+        ),
+        (
+            workflow("Removed", outputs=()),
+            Asked(required_outputs=frozenset("a"), ended=EndedRecord(status="Finished")),
+            ("0 of at least 1 outputs",),
+        ),
+    ],
+)
+def test_what_is_asked_decides(seen: Workflow, asked: Asked, problems: tuple[str, ...] | None) -> None:
+    found = outcome(seen, asked)
+    if problems is None:
+        assert not found.is_success
+        return
+    assert found.is_success is not bool(problems)
+    assert len(found.problems) == len(problems)
+    assert all(expected in told for expected, told in zip(problems, found.problems, strict=True))
+
+
+def test_some_failed_jobs_are_a_success_that_says_so() -> None:
+    assert outcome(workflow(jobs="ce"), Asked()).is_partial
+    assert not outcome(workflow(jobs="cc"), Asked()).is_partial
+
+
+def test_outputs_that_are_not_here_whole_are_no_success(client: VipClient, new_session: NewSession) -> None:
+    session = new_session(*COPY, files={"a.bin": b"abc"}, nb_runs=2)
+    ended = run(client, session)
+    assert [one.unfetched for one in judge(client, session, ended, fetched=True)] == [(w.identifier,) for w in ended]
+    files = [path for paths in download(client, session).files.values() for path in paths]
+    assert all(one.is_success for one in judge(client, session, ended, fetched=True))
+    files[0].write_bytes(b"ab")
+    files[1].unlink()
+    assert [len(one.unfetched) for one in judge(client, session, ended, fetched=True)] == [1, 1]
+    assert download(client, session).fetched == 2
+
+
+# -- fetched before removed --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backup", ["local", "vip", None])
+def test_what_was_not_fetched_is_not_removed(
+    vip: Sandbox, client: VipClient, new_session: NewSession, backup: str | None
+) -> None:
+    vip.vip.switches.delete_seconds = 0
+    session = new_session(*COPY, files={"a.bin": b"abc"}, backup=backup)
+    (ended,) = run(client, session)
+    vip.vip.journal.clear()
+    with pytest.raises(NotFetched, match=f"{ended.identifier}.*Nothing was removed") as caught:
+        finish(client, session)
+    assert caught.value.workflow_ids == (ended.identifier,)
+    assert [entry for entry in effects(vip) if entry.method == "DELETE" and "session_data" not in entry.path] == []
+    assert finish(client, session, keep_output=True).removed == (session.vip_input_dir,)
+    download(client, session)
+    assert session.vip_output_dir in finish(client, session).removed
+    assert not client.exists(session.vip_dir)
+
+
+def test_outputs_of_which_nothing_is_written_down_are_not_removed(
+    client: VipClient, new_session: NewSession, tmp_path: Path
+) -> None:
+    session = new_session(*COPY, files={"a.bin": b"abc"})
+    run(client, session)
+    for backup in ("local", None):
+        elsewhere = session.model_copy(update={"output_dir": tmp_path / "elsewhere", "backup": backup})
+        with pytest.raises(NotFetched):
+            finish(client, elsewhere)
+    assert client.exists(session.run_dir(1))
+
+
+def test_what_was_not_wanted_is_removed(client: VipClient, new_session: NewSession) -> None:
+    session = new_session("AlwaysFails/1.0", {"file": "a.bin"}, files={"a.bin": b"abc"})
+    parameter = client.pipeline("AlwaysFails/1.0").inputs[0].name
+    session = session.model_copy(update={"input_settings": {parameter: "a.bin"}})
+    (ended,) = run(client, session)
+    assert ended.status == "ExecutionFailed"
+    assert session.vip_output_dir in finish(client, session).removed
+    (again,) = judge(client, session, [Workflow.model_validate({"identifier": ended.identifier, "status": "Removed"})])
+    assert again.problems == ("ExecutionFailed",)
+
+
+def test_launch_in_doubt_keeps_a_session_from_being_removed(
+    vip: Sandbox, client: VipClient, new_session: NewSession
+) -> None:
+    session = new_session(*COPY, files={"a.bin": b"abc"})
+    send(client, session)
+    vip.vip.faults.add(Fault(method="POST", path="/executions$", drop="before", calls=[1]))
+    with pytest.raises(Exception, match="not known whether"):
+        start(client, session, settle_seconds=0.2)
+    with pytest.raises(StillRunning, match="session-r001-t0k3n was launched"):
+        finish(client, session)
+    assert client.exists(session.vip_input_dir)
+
+
+@pytest.mark.parametrize("backup", ["local", "vip", None])
+def test_files_are_listed_again_after_everything_was_removed(
+    vip: Sandbox, client: VipClient, new_session: NewSession, backup: str | None
+) -> None:
+    vip.vip.switches.delete_seconds = 0
+    session = new_session(*COPY, files={"a.bin": b"abc"}, backup=backup)
+    run(client, session)
+    first = download(client, session)
+    finish(client, session, delete_records=True)
+    assert not client.exists(session.vip_dir)
+    ended = wait(client, session)
+    assert download(client, session).files == first.files
+    assert all(one.is_success for one in judge(client, session, ended, fetched=True))
+    assert not client.exists(session.vip_dir)
+    if backup == "local":
+        next(iter(first.files.values()))[0].unlink()
+        again = download(client, session)
+        assert [len(again.gone), again.fetched] == [1, 0]
+        assert not judge(client, session, ended, fetched=True)[0].is_success
+
+
+# -- asked for by id ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backup", ["local", None])
+def test_execution_that_is_asked_for_is_fetched_or_an_error(
+    vip: Sandbox, client: VipClient, new_session: NewSession, tmp_path: Path, backup: str | None
+) -> None:
+    vip.vip.switches.unnamed_seconds = 60.0
+    session = new_session(*COPY, files={"a.bin": b"abc"}, backup=backup)
+    send(client, session)
+    (launched,) = start(client, session)
+    until(lambda: client.workflow(launched.identifier).status.is_terminal)
+    elsewhere = session.model_copy(update={"output_dir": tmp_path / "elsewhere"})
+    assert download(client, elsewhere, workflow_ids=[launched.identifier]).fetched == 1
+    with pytest.raises(PlatformError):
+        download(client, elsewhere, workflow_ids=["workflow-nobody"])
+    with pytest.raises(LedgerError, match="has no executions"):
+        download(client, session.model_copy(update={"output_dir": tmp_path / "third"}))
+
+
+def test_outputs_of_what_runs_are_not_taken_for_all(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
+    vip.vip.switches.job_seconds = 30.0
+    session = new_session(*COPY, files={"a.bin": b"abc"})
+    send(client, session)
+    (launched,) = start(client, session)
+    with pytest.raises(StillRunning, match=f"{launched.identifier} .* have not ended"):
+        download(client, session, workflow_ids=[launched.identifier])
+    assert download(client, session).files == {}
+
+
+# -- intents -----------------------------------------------------------------------------------------------------------
+
+
+def test_another_pipeline_under_the_same_name_is_an_intent_beside_the_old_one(
+    client: VipClient, new_session: NewSession
+) -> None:
+    first = new_session(*COPY, files={"a.bin": b"abc"}, token="first1")
+    run(client, first)
+    second = first.model_copy(
+        update={"pipeline_id": "EveryType/1.0", "input_settings": {"text": "x"}, "token": "second", "nb_runs": 2}
+    )
+    run(client, second)
+    old, new = open_intents(first.output_dir)
+    assert (old.pipeline_id, old.token, old.nb_runs) == ("CopyFile/1.0", "first1", 1)
+    assert (new.pipeline_id, new.token, new.nb_runs) == ("EveryType/1.0", "second", 2)
+    assert open_session(first.output_dir) == new
+    record = SessionFile(first).read()
+    assert [len(record.workflows_of(token)) for token in ("first1", "second")] == [1, 2]
+    # What vip-client reads is the newest.
+    assert (record.pipeline_id, record.input_settings) == ("EveryType/1.0", {"text": "x"})
+    assert old.input_settings == {"file": f"{first.vip_input_dir}/a.bin"}
+
+
+def test_a_token_does_not_stand_for_two_experiments(client: VipClient, new_session: NewSession) -> None:
+    session = new_session(*COPY, files={"a.bin": b"abc"})
+    run(client, session)
+    changed = session.model_copy(update={"pipeline_id": "EveryType/1.0", "input_settings": {"text": "x"}})
+    for step in (lambda: launch(client, changed, 1), lambda: send(client, changed)):
+        with pytest.raises(LedgerError, match=r"has launched CopyFile/1\.0 with other settings"):
+            step()
+    assert open_session(session.output_dir).pipeline_id == "CopyFile/1.0"
+
+
+# -- inputs ------------------------------------------------------------------------------------------------------------
+
+
+def half_uploaded(vip: Sandbox, client: VipClient, session: VipSession) -> None:
+    vip.vip.faults.add(Fault(method="PUT", path="c.bin$", status=401, content_type="application/json",
+                             body='{"errorCode":8002,"errorMessage":"bad key"}'))  # fmt: skip
+    with pytest.raises(PlatformError):
+        send(client, session)
+    vip.vip.faults.clear()
+
+
+def test_nothing_is_launched_on_a_part_of_the_inputs(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
+    files = {f"sub/{name}.bin": name.encode() for name in "abc"}
+    session = new_session("FolderChecksums/1.0", {"folder": "sub"}, files=files)
+    half_uploaded(vip, client, session)
+    with pytest.raises(LedgerError, match=r"upload .* has not come to its end"):
+        start(client, session)
+    with pytest.raises(LedgerError, match=r"upload .* has not come to its end"):
+        share_inputs(client, new_session(name="guest"), session)
+    # Nor is an upload that was broken off trusted because its folder is there.
+    assert send(client, session, update_files=False).sent == 1
+    start(client, session)
+    inputs = SessionFile(session).read().ledger.intents["t0k3n"].inputs
+    assert inputs.is_complete
+    assert len(inputs.digest or "") == 64
+
+
+def test_inputs_are_completed_from_the_record_alone(
+    vip: Sandbox, client: VipClient, new_session: NewSession, tmp_path: Path
+) -> None:
+    files = {f"{name}.bin": name.encode() for name in "abc"}
+    session = new_session(*COPY, files=files)
+    half_uploaded(vip, client, session)
+    there = open_session(session.output_dir).model_copy(update={"input_dir": tmp_path / "not-here"})
+    with pytest.raises(LedgerError, match=r"missing, among them c\.bin.*Run this where that folder is"):
+        complete_inputs(client, there)
+    assert complete_inputs(client, open_session(session.output_dir)).sent == 1
+    assert complete_inputs(client, there).sent == 0
+
+
+def test_inputs_that_had_arrived_are_found_complete_without_their_folder(
+    client: VipClient, new_session: NewSession, tmp_path: Path
+) -> None:
+    session = new_session(*COPY, files={"a.bin": b"abc", "sub/b.bin": b"b"})
+    plan = preflight(client, session)
+    send(client, session)
+    with SessionFile(session).edit() as record:
+        inputs = record.ledger.intents["t0k3n"].inputs
+        inputs.is_complete, inputs.expected = False, {item.name: item.size for item in plan.files}
+    there = session.model_copy(update={"input_dir": tmp_path / "not-here"})
+    assert complete_inputs(client, there).skipped == 2
+    assert launch(client, there, 1)
+
+
+def test_watch_that_outlives_the_records_of_the_platform(client: VipClient, new_session: NewSession) -> None:
+    session = new_session(*COPY, files={"a.bin": b"abc"})
+    (ended,) = run(client, session)
+    client.delete_workflow(ended.identifier)
+    (last,) = list(monitor(client, session, QUICK))[-1]
+    assert last.status == "Removed"
+    assert judge(client, session, [last])[0].status == "Finished"
