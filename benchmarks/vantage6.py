@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -161,9 +162,9 @@ def _measure(generation: int, official: Path, folder: Path, table: Table) -> Non
         settings += ["--set", "vantage6.device_interval=1"]
     with sandbox("vantage6", *settings) as ready:
         facts = ready["vantage6"]
-        account = _account(facts)
-        with _client(facts) as client:
-            data = _data(client, generation)
+        account = account_of(facts)
+        with client_of(facts) as client:
+            data = data_of(client, generation)
             members = client.collaboration("encrypted").organizations
         account |= data | {
             "image": IMAGE,
@@ -180,8 +181,8 @@ def _measure(generation: int, official: Path, folder: Path, table: Table) -> Non
             "{}, then {}; {:.1f} s for both".format(*ours["result"], ours["seconds"]),
         )
 
-        with _client(facts) as client:
-            task = _run(client, generation, data, "echo", [member.id for member in members])
+        with client_of(facts) as client:
+            task = run_of(client, generation, data, "echo", [member.id for member in members])
         ours = measure(sys.executable, OURS + OURS_RESULTS, folder, **account, task=task)
         theirs = measure(official, theirs_log_in + OFFICIAL_RESULTS, folder, **account, task=task)
         table.add_row(
@@ -190,8 +191,8 @@ def _measure(generation: int, official: Path, folder: Path, table: Table) -> Non
             f"{ours['result']} of {MEMBERS}",
         )
 
-        with _client(facts) as client:
-            task = _run(client, generation, data, "sleep", ["north"], wait=False, seconds=TASK_SECONDS)
+        with client_of(facts) as client:
+            task = run_of(client, generation, data, "sleep", ["north"], wait=False, seconds=TASK_SECONDS)
             programs = [(sys.executable, OURS + OURS_WAIT), (official, theirs_log_in + OFFICIAL_WAIT)]
             with ThreadPoolExecutor(2) as pool:
                 ours, theirs = pool.map(lambda one: measure(one[0], one[1], folder, **account, task=task), programs)
@@ -203,8 +204,8 @@ def _measure(generation: int, official: Path, folder: Path, table: Table) -> Non
             f"{ours['result'] - ended:.1f} s",
         )
 
-        with _client(facts) as client:
-            task = _run(client, generation, data, "payload", ["north"], size=RESULT_BYTES)
+        with client_of(facts) as client:
+            task = run_of(client, generation, data, "payload", ["north"], size=RESULT_BYTES)
         ours = measure(sys.executable, OURS + OURS_RESULTS, folder, **account, task=task)
         size = (folder / f"task-{task}-run-{_only_run(facts, task)}.json").stat().st_size
         if size < 0.99 * RESULT_BYTES:
@@ -217,7 +218,7 @@ def _measure(generation: int, official: Path, folder: Path, table: Table) -> Non
         )
 
 
-def _account(facts: dict[str, Any]) -> dict[str, Any]:
+def account_of(facts: dict[str, Any]) -> dict[str, Any]:
     parts = urlsplit(facts["url"])
     return {
         "url": facts["url"],
@@ -232,8 +233,8 @@ def _account(facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _client(facts: dict[str, Any]) -> Vantage6Client:
-    account = _account(facts)
+def client_of(facts: dict[str, Any]) -> Vantage6Client:
+    account = account_of(facts)
     return connect(
         facts["url"],
         username=USER,
@@ -244,22 +245,23 @@ def _client(facts: dict[str, Any]) -> Vantage6Client:
 
 
 def _only_run(facts: dict[str, Any], task: int) -> int:
-    with _client(facts) as client:
+    with client_of(facts) as client:
         (run,) = client.runs(task)
         return run.id
 
 
-def _data(client: Vantage6Client, generation: int) -> dict[str, Any]:
+def data_of(client: Vantage6Client, generation: int, collaboration: str = "encrypted") -> dict[str, Any]:
     """What tasks read: a database, on generation 5 a dataframe of a session."""
-    if generation == 4:
+    if generation < 5:
         return {"databases": "default", "session": None, "dataframe": None}
-    session = make_session(client, "encrypted", "benchmark", scope=SessionScope.OWN)
-    frame = make_dataframe(client, session.id, "benchmark", label="default", image=IMAGE, method="read_csv")
+    session = make_session(client, collaboration, "benchmark", scope=SessionScope.OWN)
+    name = f"benchmark-{collaboration}"
+    frame = make_dataframe(client, session.id, name, label="default", image=IMAGE, method="read_csv")
     wait_for_dataframe(client, frame.id)
     return {"databases": frame.name, "session": session.id, "dataframe": frame.id}
 
 
-def _run(
+def run_of(
     client: Vantage6Client,
     generation: int,
     data: dict[str, Any],
@@ -267,10 +269,12 @@ def _run(
     organizations: list[int | str],
     *,
     wait: bool = True,
+    collaboration: str = "encrypted",
     **arguments: Any,
 ) -> int:
+    """Run a method; its id."""
     request = TaskRequest(
-        collaboration="encrypted",
+        collaboration=collaboration,
         image=IMAGE,
         method=method,
         arguments=arguments,
@@ -278,7 +282,7 @@ def _run(
         databases=data["databases"],
         session=data["session"],
     )
-    task = launch(client, request, f"benchmark-{generation}-{method}")
+    task = launch(client, request, uuid.uuid4().hex[:10])
     if wait:
         for _ in watch(client, [task.id], PollSettings(interval_seconds=0.2, growth=1.1, max_interval_seconds=2.0)):
             pass

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.vantage6 import (
+    ArgumentsFile,
     CancelNotPermitted,
     Collaboration,
     DatabaseInput,
@@ -31,6 +32,7 @@ from prefect_biomed.clients.vantage6 import (
     load_result,
     organization_folder,
 )
+from prefect_biomed.flows._bounded import bounded_flow
 from prefect_biomed.flows.cancellation import ending_remote_jobs
 from prefect_biomed.flows.parameters import (
     AnalysisWaiting,
@@ -153,7 +155,7 @@ def _kill_tasks(credentials: Vantage6Credentials, token: str, logger: LoggingAda
 kill_remote_tasks = ending_remote_jobs(_KIND, _kill_tasks, named_by="idempotency_key")
 
 
-@flow(
+@bounded_flow(
     name="federated-analysis",
     flow_run_name=flow_run_named("details.name", "collaboration", "method"),
     on_cancellation=[kill_remote_tasks],
@@ -172,6 +174,7 @@ def federated_analysis(
     waiting: AnalysisWaiting | None = None,
     task_id: int | None = None,
     idempotency_key: str | None = None,
+    arguments_file: ArgumentsFile | None = None,
 ) -> Analysis:
     """Run a function at organizations of a collaboration: create the task, wait, fetch the results.
 
@@ -194,11 +197,15 @@ def federated_analysis(
             end, and it does not, when empty.
         task_id: A task that exists: nothing is created, it is waited for and its results are fetched.
         idempotency_key: Tells this analysis apart where Prefect cannot: in a flow that is called from inside a task.
+        arguments_file: Further arguments, too large for the engine, which takes 512 KiB: path or URL of shared storage
+            of a JSON file with an object of arguments; or a mapping from names of arguments to files, where a file
+            named `.json` is the argument itself, and any other becomes a base64 text.
 
     Returns:
         The task, its results and its failures.
 
     Raises:
+        ConfigurationError: The parameters are larger than the engine takes; `arguments_file` helps.
         PreflightFailed: All problems found before anything was sent.
         TaskFailed: Runs ended without success; organization, node, status and log of each, causes first.
         DeadlineExceeded: Not all runs have ended in time; `task_id` takes the task up again.
@@ -213,6 +220,7 @@ def federated_analysis(
         method=method,
         organizations=organizations,
         arguments=arguments or {},
+        arguments_file=arguments_file,
         databases=databases,
         **details.model_dump(),
     )
@@ -222,7 +230,7 @@ def federated_analysis(
     return _collect(credentials, task, refresh_time, outputs, waiting)
 
 
-@flow(
+@bounded_flow(
     name="federated-session",
     flow_run_name=flow_run_named("collaboration", "session_name", "method"),
     on_cancellation=[kill_remote_tasks],
@@ -241,6 +249,7 @@ def federated_session(
     outputs: FederatedOutputs | None = None,
     waiting: FederatedWaiting | None = None,
     idempotency_key: str | None = None,
+    arguments_file: ArgumentsFile | None = None,
 ) -> Analysis:
     """Extract dataframes at the nodes, change them, and compute on them (generation 5).
 
@@ -262,6 +271,7 @@ def federated_session(
         waiting: How to wait for nodes and for each step, and whether a cancellation kills the computation; to the end,
             and it does not, when empty.
         idempotency_key: Tells this computation apart where Prefect cannot.
+        arguments_file: Further arguments of the computation, too large for the engine; as for `federated_analysis`.
 
     Returns:
         The computation's task, its results and its failures.
@@ -283,6 +293,7 @@ def federated_session(
         method=method,
         organizations=details.compute_at or organizations,
         arguments=arguments or {},
+        arguments_file=arguments_file,
         databases=databases if databases is not None else [spec.name for spec in dataframes],
         session=session.id,
         **details.model_dump(exclude={"scope", "compute_at"}),

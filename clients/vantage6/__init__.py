@@ -36,6 +36,7 @@ from prefect_biomed.clients.vantage6.frames import Orientation, frame_of
 from prefect_biomed.clients.vantage6.launches import add_preprocessing, launch, make_dataframe, make_session
 from prefect_biomed.clients.vantage6.models import (
     AlgorithmStore,
+    ArgumentsFile,
     Collaboration,
     Column,
     Database,
@@ -91,6 +92,7 @@ __all__ = [
     "RESOURCES",
     "SPILL_BYTES",
     "AlgorithmStore",
+    "ArgumentsFile",
     "CancelNotPermitted",
     "Collaboration",
     "Column",

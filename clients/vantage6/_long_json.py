@@ -11,9 +11,13 @@ from typing import IO, Any
 
 from prefect_biomed.clients.errors import UnexpectedResponse
 
-__all__ = ["LongText", "read_json"]
+__all__ = ["LongText", "TooLarge", "read_json"]
 
 _CHUNK_BYTES = 1024 * 1024
+
+
+class TooLarge(UnexpectedResponse):
+    """An answer is larger than somebody wants to read."""
 
 
 class LongText:
@@ -55,14 +59,15 @@ def read_json(chunks: Iterable[bytes], *, memory_bytes: int, max_bytes: int, wha
         The decoded document; None for an empty one.
 
     Raises:
-        UnexpectedResponse: It is not JSON, or too large.
+        TooLarge: It is.
+        UnexpectedResponse: It is not JSON.
     """
     with tempfile.SpooledTemporaryFile(max_size=memory_bytes) as file:
         size = 0
         for chunk in chunks:
             size += len(chunk)
             if size > max_bytes:
-                raise UnexpectedResponse(f"{what} is larger than {max_bytes} bytes. It was not read.")
+                raise TooLarge(f"{what} is larger than {max_bytes} bytes. It was not read.")
             file.write(chunk)
         file.seek(0)
         try:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
-from typing import Any, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 import requests
 from pydantic import Field, JsonValue, SecretStr, ValidationError
@@ -22,7 +22,7 @@ from prefect_biomed.clients.errors import (
 )
 from prefect_biomed.clients.http import HttpSession, Timeouts
 from prefect_biomed.clients.rest import Answered, pages_of
-from prefect_biomed.clients.vantage6._long_json import LongText, read_json
+from prefect_biomed.clients.vantage6._long_json import LongText, TooLarge, read_json
 from prefect_biomed.clients.vantage6.answers import Vantage6Rest
 from prefect_biomed.clients.vantage6.authentication import Authenticator, Login, claims_of
 from prefect_biomed.clients.vantage6.encryption import PrivateKey
@@ -204,9 +204,15 @@ class Vantage6Client(Vantage6Rest):
         return [record for record, _ in self.pages(kind, include=include, limit=limit, **filters)]
 
     def pages(
-        self, kind: type[R], *, include: Sequence[str] = (), limit: int | None = None, **filters: Any
+        self,
+        kind: type[R],
+        *,
+        include: Sequence[str] = (),
+        limit: int | None = None,
+        max_bytes: int = _MAX_LIST_BYTES,
+        **filters: Any,
     ) -> Iterator[tuple[R, Texts]]:
-        """Read a list page after page; arguments and errors as for `records`.
+        """Read a list page after page; arguments and errors as for `records`. A page above `max_bytes` is `TooLarge`.
 
         A page too large for memory waits on disk: its long strings are given beside their records, good until the next
         record is asked for.
@@ -231,14 +237,16 @@ class Vantage6Client(Vantage6Rest):
                 # Generation 3 gives everything in a bare list when no page is asked for.
                 if self.version.major > 3:
                     params.update(page=number, per_page=min(limit or _PAGE_SIZE, _PAGE_SIZE))
-                records, more = open_page.enter_context(self._page(path, params, number))
+                records, more = open_page.enter_context(self._page(path, params, number, max_bytes))
                 return [self._entry(kind, record) for record in records], more
 
             listed = pages_of(page, identity=lambda entry: entry[0].id, what=f"The list {self.url}{path}")
             yield from islice(listed, limit)
 
     @contextmanager
-    def _page(self, path: str, params: Mapping[str, Any], number: int) -> Iterator[tuple[list[Any], bool]]:
+    def _page(
+        self, path: str, params: Mapping[str, Any], number: int, max_bytes: int
+    ) -> Iterator[tuple[list[Any], bool]]:
         """Open one page of a list: its records, and whether more follow."""
         what = f"The list {self.url}{path}"
         with self.opened("GET", path, about=path, params=params) as response:
@@ -248,8 +256,11 @@ class Vantage6Client(Vantage6Rest):
                 raise UnexpectedResponse(
                     f"{what} goes on beyond {bound} entries; the server repeats itself. Refused.", url=self.url + path
                 )
+            length = response.headers.get("content-length", "")
+            if length.isdecimal() and int(length) > max_bytes:
+                raise TooLarge(f"{what} has {length} bytes, more than {max_bytes}. It was not read.")
             chunks = self._http.chunks(response)
-            with read_json(chunks, memory_bytes=_MEMORY_BYTES, max_bytes=_MAX_LIST_BYTES, what=what) as answer:
+            with read_json(chunks, memory_bytes=_MEMORY_BYTES, max_bytes=max_bytes, what=what) as answer:
                 records: Any = answer
                 links: Any = {} if self.version.major == 3 else None
                 if isinstance(answer, dict):
@@ -460,18 +471,22 @@ class Vantage6Client(Vantage6Rest):
         found = self.records(Task, name=name, collaboration_id=collaboration_id)
         return sorted((task for task in found if task.name == name), key=lambda task: task.id)
 
-    def create_task(self, body: Mapping[str, Any]) -> Task:
+    def create_task(self, body: Mapping[str, Any] | IO[bytes]) -> Task:
         """Send a task (``POST task``). Never repeated here: look for its name first.
 
         Args:
-            body: In the words of the server's generation.
+            body: In the words of the server's generation; or a file with the same as JSON, which is sent from its
+                beginning piece by piece.
 
         Raises:
             RequestRefused: The server finds fault with it; nothing was made.
             PermissionDeniedError: The account may not create tasks in this collaboration.
             NetworkError: No answer; the task may exist.
         """
-        return self.ask(Task, "POST", "/task", json_body=body, about=f"new task {body.get('name')!r}")
+        if isinstance(body, Mapping):
+            return self.ask(Task, "POST", "/task", json_body=body, about="new task")
+        headers = {"Content-Type": "application/json"}
+        return self.ask(Task, "POST", "/task", body=body, headers=headers, about="new task")
 
     def task_status(self, task_id: int) -> Status:
         """Ask for the state of a task, with as little traffic as the server allows. Safe to repeat.
@@ -503,17 +518,22 @@ class Vantage6Client(Vantage6Rest):
         except NotFoundError as error:
             raise _gone(task_id, error) from error
 
-    def runs(self, task_id: int) -> list[Run]:
+    def runs(self, task_id: int, *, max_bytes: int = _MAX_LIST_BYTES) -> list[Run]:
         """List the runs of a task, with their logs. Safe to repeat.
+
+        Servers add the arguments of each run, which is why an answer may be large.
 
         Args:
             task_id: The task.
+            max_bytes: A larger answer is not read.
 
         Raises:
+            TooLarge: A page of the answer has more than `max_bytes`.
             TaskGone: The task was deleted.
         """
         try:
-            return sorted(self.records(Run, task_id=task_id), key=lambda run: run.id)
+            listed = [run for run, _ in self.pages(Run, max_bytes=max_bytes, task_id=task_id)]
+            return sorted(listed, key=lambda run: run.id)
         except RequestRefused as error:
             # An unknown task is a wrong request here.
             raise _gone(task_id, error) from error
@@ -641,11 +661,11 @@ class Vantage6Client(Vantage6Rest):
                 return False
             raise
 
-    def upload_blob(self, content: bytes) -> str:
+    def upload_blob(self, content: bytes | IO[bytes]) -> str:
         """Put a blob into the store (``POST blobstream``). Repeating makes another blob.
 
         Args:
-            content: Encrypted in blob form, or base64.
+            content: Encrypted in blob form, or base64. A file is sent from its beginning piece by piece.
 
         Returns:
             Its name.
@@ -720,6 +740,8 @@ class Vantage6Client(Vantage6Rest):
         """
         renewed = False
         while True:
+            if hasattr(request.get("body"), "seek"):
+                request["body"].seek(0)
             with self._http.open(method, path, authenticate=authenticate, **request) as response:
                 if response.ok:
                     yield response

@@ -41,7 +41,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from prefect_biomed.clients.vantage6.errors import DecryptionFailed, InvalidKey
 
-__all__ = ["PrivateKey", "PublicKey", "decode_base64", "decode_base64_stream"]
+__all__ = ["PrivateKey", "PublicKey", "decode_base64", "decode_base64_stream", "encode_base64_stream"]
 
 _KEY_BYTES = 32
 _IV_BYTES = 16
@@ -112,9 +112,20 @@ class PublicKey:
         Returns:
             Three base64 parts joined by ``$``.
         """
-        header, encryptor = self._start()
-        body = base64.b64encode(encryptor.update(plaintext) + encryptor.finalize())
-        return (header + body).decode("ascii")
+        return b"".join(self.encrypt_text_stream([plaintext])).decode("ascii")
+
+    def encrypt_text_stream(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Encrypt chunk by chunk in string form; the header comes first.
+
+        Args:
+            chunks: The plaintext in any sizes.
+
+        Yields:
+            The string form in pieces of ASCII, one chunk of plaintext in memory at a time.
+        """
+        stream = self.encrypt_stream(chunks)
+        yield next(stream)
+        yield from encode_base64_stream(stream)
 
     def encrypt_blob(self, plaintext: bytes) -> bytes:
         """Encrypt bytes in blob form, as the blob store keeps them.
@@ -331,6 +342,24 @@ def decode_base64(text: str) -> bytes:
         DecryptionFailed: The text is no base64.
     """
     return b"".join(decode_base64_stream([text.encode("ascii", "replace")]))
+
+
+def encode_base64_stream(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Encode in standard base64 what arrives in chunks of any sizes.
+
+    Args:
+        chunks: The bytes.
+
+    Yields:
+        The ASCII text in pieces.
+    """
+    rest = b""
+    for chunk in chunks:
+        rest += chunk
+        whole = len(rest) - len(rest) % 3
+        yield base64.b64encode(rest[:whole])
+        rest = rest[whole:]
+    yield base64.b64encode(rest)
 
 
 def decode_base64_stream(chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -5,7 +5,6 @@ The protocol is that of `clients.once`. Here is what vantage6 adds: how each kin
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import logging
@@ -14,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
 from pydantic import JsonValue
 
@@ -28,21 +27,19 @@ from prefect_biomed.clients.errors import (
 from prefect_biomed.clients.files import home
 from prefect_biomed.clients.once import Circumstances, Intent, IntentFolder, Launch, once
 from prefect_biomed.clients.polling import PollSettings
+from prefect_biomed.clients.vantage6.arguments import problems_of_arguments, written_call
 from prefect_biomed.clients.vantage6.client import Vantage6Client, nodes_of
-from prefect_biomed.clients.vantage6.encryption import PublicKey
 from prefect_biomed.clients.vantage6.errors import NameConflict, RequestRefused, TaskGone
 from prefect_biomed.clients.vantage6.models import (
     Action,
     Collaboration,
     Dataframe,
-    Organization,
     Record,
     Session,
     SessionScope,
     Task,
     TaskRequest,
 )
-from prefect_biomed.clients.vantage6.payloads import encode_call
 from prefect_biomed.clients.vantage6.preflight import (
     MAX_NAME,
     OfflineNodes,
@@ -51,7 +48,6 @@ from prefect_biomed.clients.vantage6.preflight import (
     check_nodes,
     collaboration_of,
     plan_task,
-    problems_of_arguments,
     task_name,
     wait_until_ready,
 )
@@ -408,7 +404,7 @@ class _TaskCreation(_Creation[Task]):
         self._token = token
         self._offline_nodes: OfflineNodes = offline_nodes
         self._waiting = waiting
-        self._body: dict[str, Any] = {}
+        self._body: IO[bytes] | None = None
         self._name = task_name(request, token)
         self.what = f"task {self._name}"
         self.key = ("task", request.collaboration, self._name)
@@ -437,7 +433,10 @@ class _TaskCreation(_Creation[Task]):
         }
 
     def send(self) -> Task:
-        return self.client.create_task(self._body)
+        if self._body is None:
+            raise ValueError("a task is prepared before it is sent")
+        with self._body as body:
+            return self.client.create_task(body)
 
     def get(self, number: int) -> Task:
         task = self.client.task(number)
@@ -515,9 +514,9 @@ class _SessionTask:
 
     def body(self) -> dict[str, Any]:
         """Write it as requests carry it."""
-        payloads = _encoded_arguments(
-            self._client, self.collaboration, self.organizations, self._method, self._arguments
-        )
+        encrypted = self.collaboration.encrypted
+        with written_call(self._client.version.major, self._method, self._arguments) as call:
+            payloads = call.payloads(self._client, self.organizations, encrypted=encrypted)
         task: dict[str, Any] = {"image": self._image, "method": self._method, "organizations": payloads}
         return task | {"store_id": self._store} if self._store is not None else task
 
@@ -613,21 +612,22 @@ class _StepCreation(_Creation[Task]):
         raise _gone(self.what, number)
 
 
-def _body(client: Vantage6Client, plan: Plan) -> dict[str, Any]:
+def _body(client: Vantage6Client, plan: Plan) -> IO[bytes]:
     request, major = plan.request, client.version.major
+    encrypted = plan.collaboration.encrypted
+    with written_call(
+        major, request.method, request.arguments, request.arguments_file, central=request.central
+    ) as call:
+        return call.write_body(client, _fields(plan, major), plan.organizations, encrypted=encrypted)
+
+
+def _fields(plan: Plan, major: int) -> dict[str, Any]:
+    request = plan.request
     body: dict[str, Any] = {
         "name": plan.name,
         "description": request.description,
         "image": request.image,
         "collaboration_id": plan.collaboration.id,
-        "organizations": _encoded_arguments(
-            client,
-            plan.collaboration,
-            plan.organizations,
-            request.method,
-            request.arguments,
-            central=request.central,
-        ),
     }
     if major == 3:
         return body | {"database": plan.databases}
@@ -645,45 +645,3 @@ def _body(client: Vantage6Client, plan: Plan) -> dict[str, Any]:
         if request.depends_on:
             body["depends_on_ids"] = list(request.depends_on)
     return body
-
-
-def _encoded_arguments(
-    client: Vantage6Client,
-    collaboration: Collaboration,
-    organizations: Sequence[Organization],
-    method: str,
-    arguments: Mapping[str, Any],
-    *,
-    central: bool = False,
-) -> list[dict[str, Any]]:
-    """Write the payload of each organization, each encrypted for its reader only.
-
-    With a blob store the payload is uploaded, once for each organization, and its name is sent.
-
-    Args:
-        client: The account.
-        collaboration: Whether to encrypt.
-        organizations: The readers.
-        method: Function to call.
-        arguments: Its keyword arguments.
-        central: Whether the function coordinates others.
-
-    Returns:
-        The value of ``organizations`` in a request.
-
-    Raises:
-        ConfigurationError: An argument is not JSON.
-        PlatformError: The blob store refused a payload.
-    """
-    call = encode_call(client.version.major, method, arguments, central=central)
-    field = "arguments" if client.version.major == 5 else "input"
-    blobs = client.has_blob_store
-    payloads = []
-    for organization in organizations:
-        key = PublicKey.from_text(organization.public_key) if collaboration.encrypted else None
-        if blobs:
-            payload = client.upload_blob(key.encrypt_blob(call) if key else base64.b64encode(call))
-        else:
-            payload = key.encrypt(call) if key else base64.b64encode(call).decode()
-        payloads.append({"id": organization.id, field: payload})
-    return payloads

@@ -32,6 +32,7 @@ from prefect_biomed.clients.rest import OpenEnum
 __all__ = [
     "Action",
     "AlgorithmStore",
+    "ArgumentsFile",
     "Collaboration",
     "Column",
     "Database",
@@ -720,6 +721,11 @@ Databases = Annotated[list[list[Database]], BeforeValidator(normalise_databases)
 """What a task reads, in any of the forms that `normalise_databases` takes."""
 
 
+ArgumentsFile = str | Path | dict[str, str | Path]
+"""Keyword arguments in files, by path or by the URL of shared storage: a JSON file with an object of them; or a mapping
+from names to files, where a file named ``.json`` is the argument itself, and any other becomes a base64 text."""
+
+
 class TaskRequest(BaseModel):
     """One function of one image, to be executed at some organizations.
 
@@ -729,6 +735,7 @@ class TaskRequest(BaseModel):
         method: Function to call.
         organizations: Exact names or ids; all of the collaboration, or of the study, when None.
         arguments: Keyword arguments of the function.
+        arguments_file: Further keyword arguments of any size, in files.
         databases: What it reads.
         name: Name of the task; the method when empty. A token is appended.
         description: At most 1024 characters.
@@ -747,6 +754,7 @@ class TaskRequest(BaseModel):
     method: str
     organizations: list[str | int] | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments_file: ArgumentsFile | None = None
     databases: Databases = Field(default_factory=list)
     name: str = ""
     description: str = ""

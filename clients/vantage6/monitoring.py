@@ -16,6 +16,7 @@ from prefect_biomed.clients.errors import (
     PollingFailed,
 )
 from prefect_biomed.clients.polling import PollSettings, poll
+from prefect_biomed.clients.vantage6._long_json import TooLarge
 from prefect_biomed.clients.vantage6.client import Vantage6Client
 from prefect_biomed.clients.vantage6.errors import TaskFailed
 from prefect_biomed.clients.vantage6.models import Organization, Run, RunFailure, Task, TaskOutcome
@@ -38,6 +39,8 @@ DEFAULT_POLLING = PollSettings(interval_seconds=0.5, growth=1.015, max_interval_
 """The interval stays near 1.5 % of the time waited: the end of a minute is seen within 1.5 s, that of hours in 30 s."""
 
 _RUNS_EVERY_SECONDS = 5.0
+# Lists of runs carry the arguments of each; with large ones they are read at the end only.
+_FOLLOWED_BYTES = 1024**2
 _LOG_LINES = 15
 _LOG_LINE_CHARACTERS = 300
 _NEW_LINES_AT_ONCE = 200
@@ -156,6 +159,7 @@ class _Watching:
         self._states: dict[int, TaskState] = {}
         self._runs_read: dict[int, float] = {}
         self._printed: dict[int, list[str]] = {}
+        self._too_large: set[int] = set()
 
     def look(self) -> Look:
         """Look at everything that has not ended."""
@@ -167,8 +171,11 @@ class _Watching:
             old = self._states.get(task_id)
             runs = old.runs if old else ()
             finished = False
-            if task.status.is_terminal or task_id == followed:
+            if task.status.is_terminal:
                 runs = tuple(self._client.runs(task_id))
+            elif task_id == followed:
+                runs = self._followed_runs(task_id) or runs
+            if task.status.is_terminal or task_id == followed:
                 self._runs_read[task_id] = time.monotonic()
                 finished = task.status.is_terminal and all(run.is_finished for run in runs)
                 lines += self._new_lines(runs) if self._follow_logs else ()
@@ -224,10 +231,21 @@ class _Watching:
     def _log_due(self, tasks: Iterable[Task]) -> int | None:
         """Choose the task whose runs are read next; they carry their input, so they are read now and then only."""
         now = time.monotonic()
-        read = {task.id: self._runs_read.setdefault(task.id, now) for task in tasks if not task.status.is_terminal}
+        read = {task.id: self._runs_read.setdefault(task.id, now) for task in tasks if self._may_be_followed(task)}
         if not self._follow_logs or not read or now - max(self._runs_read.values()) < _RUNS_EVERY_SECONDS:
             return None
         return min(read, key=lambda task_id: read[task_id])
+
+    def _may_be_followed(self, task: Task) -> bool:
+        return not task.status.is_terminal and task.id not in self._too_large
+
+    def _followed_runs(self, task_id: int) -> tuple[Run, ...] | None:
+        try:
+            return tuple(self._client.runs(task_id, max_bytes=_FOLLOWED_BYTES))
+        except TooLarge as error:
+            logger.info("What task %d prints is shown at its end: %s", task_id, error)
+            self._too_large.add(task_id)
+            return None
 
     def _statuses(self, open_ids: Sequence[int]) -> dict[int, Task]:
         unread = [task_id for task_id in open_ids if task_id not in self._states]

@@ -1,4 +1,4 @@
-"""What is inside a task's input and a run's result: the call of a function, and whatever an algorithm answers with.
+"""What is inside a run's result: whatever an algorithm answers with.
 
 Generation 3 puts a format's name before JSON and pickles (``json.{…}``); nothing else says what a result is, so it is
 recognised by its first bytes, in the same way whatever its size. Python pickles, the default of generation 3, are
@@ -13,15 +13,12 @@ import io
 import json
 import pickletools
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from pydantic import JsonValue
 
-from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.vantage6.errors import ResultNotReadable, UnsafeFormat
 
-__all__ = ["START_BYTES", "decode_json", "encode_call", "is_whole_json", "recognise"]
+__all__ = ["START_BYTES", "decode_json", "is_whole_json", "recognise"]
 
 START_BYTES = 65536
 """So much of a result tells what it is."""
@@ -57,36 +54,6 @@ _ROWS_COMPARED = 20
 _LONGEST_WORD = 10
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _CLOSING = {b"{": b"}", b"[": b"]", b'"': b'"'}
-
-
-def encode_call(major: int, method: str, arguments: Mapping[str, Any], *, central: bool) -> bytes:
-    """Write the call of an algorithm's function as a task carries it, before encryption.
-
-    Args:
-        major: Generation of the server, 3, 4 or 5.
-        method: Name of the function. Generation 5 sends it outside of this.
-        arguments: Keyword arguments of the function.
-        central: Whether the function coordinates others (generation 3 calls it master).
-
-    Returns:
-        The JSON text in UTF-8, with the prefix that generation 3 needs.
-
-    Raises:
-        ConfigurationError: An argument is not JSON; the message names it.
-    """
-    for name, value in arguments.items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ConfigurationError(f"Argument {name!r} of {method!r} is not JSON: {error}.") from None
-    call: dict[str, Any] = dict(arguments)
-    if major == 3:
-        # Without an output format the algorithm would answer with a pickle.
-        call = {"master": central, "method": method, "args": [], "kwargs": call, "output_format": "json"}
-    elif major == 4:
-        call = {"method": method, "kwargs": call}
-    text = json.dumps(call, allow_nan=False).encode()
-    return b"json." + text if major == 3 else text
 
 
 def recognise(major: int, start: bytes, *, complete: bool, run_id: int) -> tuple[str, int]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import JsonValue
 
 from prefect_biomed.clients.errors import ConfigurationError, NotFoundError, PreflightFailed
 from prefect_biomed.clients.polling import PollSettings, poll
+from prefect_biomed.clients.vantage6.arguments import problems_of_arguments, problems_of_files
 from prefect_biomed.clients.vantage6.client import Vantage6Client, nodes_of
 from prefect_biomed.clients.vantage6.encryption import PrivateKey, PublicKey
 from prefect_biomed.clients.vantage6.errors import InvalidKey, KeyMismatch
@@ -28,7 +28,6 @@ __all__ = [
     "choose_organizations",
     "collaboration_of",
     "plan_task",
-    "problems_of_arguments",
     "task_name",
     "wait_until_ready",
 ]
@@ -43,24 +42,6 @@ _WAITING = PollSettings(interval_seconds=2.0, growth=1.2, max_interval_seconds=3
 
 OfflineNodes = Literal["warn", "wait", "fail"]
 """What to do when a node is offline: create the task anyway, wait for the node first, or refuse."""
-
-
-def problems_of_arguments(arguments: Mapping[str, Any]) -> list[str]:
-    """Find arguments that are not JSON.
-
-    Args:
-        arguments: Keyword arguments of an algorithm's function.
-
-    Returns:
-        One sentence for each problem.
-    """
-    problems = []
-    for name, value in arguments.items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            problems.append(f"arguments[{name!r}] is not JSON: {error}.")
-    return problems
 
 
 def choose_organizations(
@@ -351,7 +332,8 @@ def _problems_of(request: TaskRequest, token: str) -> list[str]:
         problems.append("image is empty.")
     if not request.method.strip():
         problems.append("method is empty.")
-    return problems + problems_of_arguments(request.arguments)
+    problems += problems_of_arguments(request.arguments)
+    return problems + problems_of_files(request.arguments_file, request.arguments)
 
 
 def _databases_on_the_wire(

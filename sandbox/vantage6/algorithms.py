@@ -363,6 +363,12 @@ def payload(job: Job, size: int) -> dict[str, Any]:
     return {"organization": job.organization_id, "padding": "x" * max(0, size - 40)}
 
 
+def sleep_with(job: Job, seconds: float = 1.0, **weights: Any) -> dict[str, int]:
+    """Wait, and say how long the texts were that came with the call."""
+    job.sleep(seconds)
+    return {name: len(value) for name, value in weights.items()}
+
+
 def undefined(job: Job) -> dict[str, float]:
     """Put out what is no number, and infinities, as the statistics of no rows are."""
     return {"mean": math.nan, "largest": math.inf, "smallest": -math.inf, "count": 0}
@@ -443,6 +449,7 @@ clinical = Image.of(
         "central_sleep": central_sleep,
         "raw": raw,
         "payload": payload,
+        "sleep_with": sleep_with,
         "undefined": undefined,
         "table": table,
         "plot": plot,

@@ -135,6 +135,46 @@ def test_what_an_algorithm_answers_with_is_had_as_a_table_or_a_picture(
     assert PIL.Image.open(io.BytesIO(picture.value)).size == (160, 100)
 
 
+@every_generation
+def test_arguments_too_large_for_the_engine_come_from_a_file(
+    federations: Callable[[int], Federation], generation: int, tmp_path: Path
+) -> None:
+    here, weights = federations(generation), [number / 7 for number in range(60_000)]
+    (tmp_path / "weights.json").write_text(json.dumps({"weights": weights}))
+    analysis = federated_analysis(
+        **arguments(here, collaboration="encrypted", organizations=["north"], arguments={"rate": 0.5}),
+        arguments_file=str(tmp_path / "weights.json"),
+    )
+    assert analysis.value == {"weights": weights, "rate": 0.5}
+
+
+def test_arguments_too_large_for_the_engine_are_refused_before_it_is_asked(here: Federation) -> None:
+    sent = here.tasks_created()
+    large = {"weights": [0.123456789] * 60_000}
+    with pytest.raises(ConfigurationError, match=r"arguments alone \d+; the engine takes 524288.*arguments_file"):
+        federated_analysis(**arguments(here, arguments=large))
+
+    @flow
+    def of_my_own() -> Any:
+        return federated_analysis(**arguments(here, arguments=large))
+
+    with pytest.raises(ConfigurationError, match="arguments_file"):
+        of_my_own()
+    assert here.tasks_created() == sent
+
+
+def test_a_task_of_a_flow_of_ones_own_takes_large_arguments_as_they_are(here: Federation) -> None:
+    large = {"weights": [0.123456789] * 60_000}
+
+    @flow
+    def of_my_own() -> Any:
+        made = steps.create_task(here.credentials(), request("echo", "north", arguments=large))
+        steps.wait_for_results(here.credentials(), made, refresh_time=0.1)
+        return steps.get_results(here.credentials(), made)[0].value
+
+    assert of_my_own() == large
+
+
 def test_the_table_of_results_shows_small_values(here: Federation) -> None:
     analysis = federated_analysis(
         **arguments(here, "partial_average", organizations=["north"], arguments={"column": "age"})

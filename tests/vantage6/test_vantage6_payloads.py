@@ -10,13 +10,19 @@ from typing import Any
 import pytest
 
 from prefect_biomed.clients.errors import ConfigurationError, UnsafeContent
+from prefect_biomed.clients.vantage6.arguments import written_call
 from prefect_biomed.clients.vantage6.errors import ResultNotReadable, ResultUnavailable, UnsafeFormat
-from prefect_biomed.clients.vantage6.payloads import START_BYTES, decode_json, encode_call, recognise
+from prefect_biomed.clients.vantage6.payloads import START_BYTES, decode_json, recognise
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "vantage6"
 PAYLOADS: dict[str, Any] = {
     payload["name"]: payload for payload in json.loads((VECTORS / "v3_payloads.json").read_text())["payloads"]
 }
+
+
+def encode_call(major: int, method: str, arguments: dict[str, Any], *, central: bool) -> bytes:
+    with written_call(major, method, arguments, central=central) as call:
+        return b"".join(call.pieces())
 
 
 def content(name: str) -> bytes:
