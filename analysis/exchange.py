@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-__all__ = ["Evidence", "Labellings", "Scan", "runs_needed", "smallest_p"]
+__all__ = ["Evidence", "Labellings", "Scan", "intraclass_correlation", "runs_needed", "smallest_p"]
 
 Floats = NDArray[np.float64]
 
@@ -254,11 +254,40 @@ class Scan:
         }
         return {name: values for name, values in found.items() if values is not None}
 
+    @property
+    def scatter(self) -> Floats:
+        """Products of the runs, centred over all of them and scaled point by point, summed over the points."""
+        return self._scatter
+
     def distances(self) -> Floats:
         """Tell how far each run is from the centre of all, relative to the others: the mean over the points."""
         own = np.diag(self._scatter)
         result: Floats = own / max(float(own.mean()), _TINY)
         return result
+
+
+def intraclass_correlation(scatter: Floats, units: Sequence[int]) -> float | None:
+    """Tell how alike runs of one unit are, over all points together (one-way analysis of variance).
+
+    Args:
+        scatter: Products of runs, as of `Scan.scatter`.
+        units: Unit of each run; all of one size.
+
+    Returns:
+        From below 0, when runs of one unit differ more than those of different units, to 1, when they are the same;
+        None with fewer than two units, or one run in each, or no variation.
+    """
+    kinds = np.array([[unit == kind for unit in units] for kind in dict.fromkeys(units)], dtype=np.float64)
+    groups, count = kinds.shape
+    size = count // groups
+    if groups < 2 or size < 2:
+        return None
+    middle = np.eye(count) - 1.0 / count
+    centred = middle @ scatter @ middle
+    between = float(np.einsum("gr,rs,gs->", kinds, centred, kinds)) / size / (groups - 1)
+    within = (float(np.trace(centred)) - between * (groups - 1)) / (count - groups)
+    whole = between + (size - 1) * within
+    return (between - within) / whole if whole > _TINY else None
 
 
 def _log_p(explained: Floats, count: int) -> Floats:
@@ -353,7 +382,12 @@ class Evidence:
     @property
     def p(self) -> float | None:
         """Share of the labellings that say at least as much as the observed one; None when nothing varied."""
-        return self.p_of(float(self._largest[0])) if np.isfinite(self._largest[0]) else None
+        return None if self.size is None else self.p_of(self.size)
+
+    @property
+    def size(self) -> float | None:
+        """The largest statistic of the observed labelling; None when nothing varied."""
+        return float(self._largest[0]) if np.isfinite(self._largest[0]) else None
 
     def p_of(self, size: float) -> float:
         """Share of the labellings whose largest statistic is at least so large: p of one measure, adjusted for all.

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_biomed.analysis.comparison import compare_runs
 from prefect_biomed.analysis.models import (
+    Evidence,
     Judgement,
     PipelineReport,
     Report,
@@ -33,7 +34,7 @@ from prefect_biomed.analysis.models import (
     RunSummary,
     SeriesSummary,
 )
-from prefect_biomed.analysis.outcomes import Outcome
+from prefect_biomed.analysis.monitor import Monitor, Shown
 from prefect_biomed.analysis.stability import LEAST_REFERENCES, judge_runs
 from prefect_biomed.clients.errors import ConfigurationError, LedgerError
 
@@ -266,13 +267,15 @@ class Experiment:
             name, references = self._references(records, mine[0], baseline)
             part = PipelineReport(pipeline=pipeline, comparison=comparison)
             if name and name != series:
-                timeline = list(self._timeline(records, mine[0], name, references, rules, level))
+                timeline, evidence = _watched(
+                    list(self._timeline(records, mine[0], name, references, rules, level)), level
+                )
                 part = part.model_copy(
                     update={
                         "baseline": name,
                         "against_baseline": timeline[-1].judgement,
                         "timeline": tuple(timeline),
-                        "drift_since": _drift_since(timeline),
+                        "evidence": evidence,
                     }
                 )
             if pipeline != pipelines[0]:
@@ -404,17 +407,30 @@ class Experiment:
                     ) from None
 
 
-def _drift_since(timeline: list[SeriesSummary]) -> datetime | None:
-    """When the change began that has lasted until now."""
-    since = None
-    for summary in reversed(timeline):
-        if summary.judgement is None or not summary.judgement.changed:
-            # A series that could not be judged does not end a drift.
-            if summary.judgement is not None and summary.judgement.outcome is Outcome.NOT_JUDGED:
-                continue
-            break
-        since = summary.began
-    return since
+def _watched(timeline: list[SeriesSummary], level: float) -> tuple[list[SeriesSummary], Evidence | None]:
+    """Add the evidence of a lasting change to each series, and sum it up."""
+    monitor = Monitor(level)
+    watched, judged = [], []
+    for summary in timeline:
+        judgement = summary.judgement
+        # A series without a single good run shows nothing.
+        if judgement is not None and not judgement.note:
+            shown = Shown(summary.series, judgement.p, judgement.smallest_p, judgement.size)
+            summary = summary.model_copy(update={"evidence": monitor.add(shown)})
+            judged.append(summary.began)
+        watched.append(summary)
+    if not judged:
+        return watched, None
+    found = {}
+    if monitor.alarm is not None:
+        since, earliest, latest = monitor.start()
+        found = {
+            "alarm": judged[monitor.alarm],
+            "since": judged[since],
+            "earliest": judged[earliest],
+            "latest": judged[latest],
+        }
+    return watched, Evidence(value=monitor.evidence[-1], threshold=monitor.threshold, **found)
 
 
 def _summary(record: RunRecord) -> RunSummary:

@@ -15,6 +15,7 @@ from prefect_biomed.analysis.outcomes import NotJudged, Outcome
 __all__ = [
     "Agreement",
     "Comparison",
+    "Evidence",
     "FactDifference",
     "FileComparison",
     "Judgement",
@@ -299,6 +300,9 @@ class Judgement(_Frozen):
         files: Number of files.
         tests: Number of measures, and of files with words, that vary.
         p: Probability of a result at least as extreme when nothing has changed; None when nothing varies.
+        size: Size of the largest statistic, on the scale of a normal variable; None when nothing varies.
+        alike: Intraclass correlation of the reference runs of one series, where whole series are exchanged: 0 when they
+            are as different as runs of different series, 1 when they are the same. None otherwise.
         verdicts: The verdicts, the clearest first.
         changed_files: Files that have changed.
         not_judged: What is not judged, and why; without the files that have changed.
@@ -320,6 +324,8 @@ class Judgement(_Frozen):
     files: int = 0
     tests: int = 0
     p: float | None = None
+    size: float | None = None
+    alike: float | None = None
     verdicts: tuple[Verdict, ...] = ()
     changed_files: tuple[str, ...] = ()
     not_judged: tuple[NotJudged, ...] = ()
@@ -439,6 +445,37 @@ class RunSummary(_Frozen):
     message: str = ""
 
 
+class Evidence(_Frozen):
+    """Evidence of a lasting change over all series since the baseline, valid whenever it is looked at.
+
+    Attributes:
+        value: What there is now; 1 before the first series.
+        threshold: Above it an alarm is raised. While nothing changes, the chance that this ever happens is the level.
+        alarm: When the series began with which it was raised; None when it was not.
+        since: When the series began with which the change most likely began; None without an alarm.
+        earliest: The earliest series with which it may have begun, 95 %.
+        latest: The latest.
+    """
+
+    value: float
+    threshold: float
+    alarm: datetime | None = None
+    since: datetime | None = None
+    earliest: datetime | None = None
+    latest: datetime | None = None
+
+    @property
+    def sentence(self) -> str:
+        """The evidence, and the alarm with its date."""
+        if self.alarm is None or self.since is None or self.earliest is None or self.latest is None:
+            return f"Evidence since the baseline: {self.value:.2g}; {self.threshold:g} would be an alarm"
+        return (
+            f"Evidence since the baseline: {self.value:.3g}, above {self.threshold:g} with the series of "
+            f"{self.alarm:%Y-%m-%d}. The change began with the series of {self.since:%Y-%m-%d %H:%M} (95 %: "
+            f"{self.earliest:%Y-%m-%d} to {self.latest:%Y-%m-%d})"
+        )
+
+
 class SeriesSummary(_Frozen):
     """One earlier or present series of runs of a pipeline on the time line.
 
@@ -447,12 +484,14 @@ class SeriesSummary(_Frozen):
         pipeline: Pipeline and version.
         began: When it began.
         judgement: What was found against the baseline; None for the baseline itself.
+        evidence: Evidence of a lasting change after it; None for the baseline itself.
     """
 
     series: str
     pipeline: str
     began: datetime
     judgement: Judgement | None = None
+    evidence: float | None = None
 
 
 class PipelineReport(_Frozen):
@@ -465,7 +504,7 @@ class PipelineReport(_Frozen):
         against_baseline: What was found against the baseline.
         against_version: What was found against the first pipeline of the series.
         timeline: All series of this pipeline, oldest first.
-        drift_since: Series in which the change that lasts until now was first seen.
+        evidence: Evidence of a lasting change over all series since the baseline.
     """
 
     pipeline: str
@@ -474,7 +513,15 @@ class PipelineReport(_Frozen):
     against_baseline: Judgement | None = None
     against_version: Judgement | None = None
     timeline: tuple[SeriesSummary, ...] = ()
-    drift_since: datetime | None = None
+    evidence: Evidence | None = None
+
+    @property
+    def drifts(self) -> bool:
+        """Whether the alarm is new with the last series, or was raised before and the last series has changed."""
+        if self.evidence is None or self.evidence.alarm is None:
+            return False
+        changed = self.against_baseline is not None and self.against_baseline.changed
+        return changed or self.evidence.alarm == self.timeline[-1].began
 
 
 class Report(_Frozen):
@@ -500,8 +547,8 @@ class Report(_Frozen):
 
     @property
     def drifted(self) -> tuple[PipelineReport, ...]:
-        """The pipelines that have changed against their baseline."""
-        return tuple(part for part in self.pipelines if part.against_baseline and part.against_baseline.changed)
+        """The pipelines for which the evidence of a lasting change is enough."""
+        return tuple(part for part in self.pipelines if part.drifts)
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -510,8 +557,8 @@ class Report(_Frozen):
         for part in self.pipelines:
             found.append(f"{part.pipeline}: {part.comparison.sentence}")
             if part.against_baseline is not None:
-                since = f" It began with the series of {part.drift_since:%Y-%m-%d %H:%M}." if part.drift_since else ""
-                found.append(f"{part.pipeline} against the baseline: {part.against_baseline.sentence}.{since}")
+                evidence = f" {part.evidence.sentence}." if part.evidence else ""
+                found.append(f"{part.pipeline} against the baseline: {part.against_baseline.sentence}.{evidence}")
             if part.against_version is not None:
                 first = self.pipelines[0].pipeline
                 found.append(f"{part.pipeline} against {first}: {part.against_version.sentence}.")

@@ -259,7 +259,7 @@ def _timeline(part: PipelineReport, name: str) -> Plot:
     axes.xaxis.set_major_formatter(formatter(ticks))
     axes.grid(axis="y", color="#dddddd")
     axes.legend(loc="upper left", fontsize=8, framealpha=1)
-    since = f" The change began on {part.drift_since:%Y-%m-%d %H:%M} UTC." if part.drift_since else ""
+    since = f" {part.evidence.sentence}." if part.evidence else ""
     changed = sum(bool(summary.judgement and summary.judgement.changed) for summary in part.timeline)
     text = (
         f"Share of points at which a series stands out from the baseline, for {len(dates)} series of "

@@ -19,12 +19,20 @@ from numpy.typing import NDArray
 
 from prefect_biomed.analysis.comparators import BLOCK, Content, Measure
 from prefect_biomed.analysis.comparison import FileGroup, Runs, file_groups, opened, same_bytes
-from prefect_biomed.analysis.exchange import POINT_LEVEL, Evidence, Found, Labellings, Scan, runs_needed
+from prefect_biomed.analysis.exchange import (
+    POINT_LEVEL,
+    Evidence,
+    Found,
+    Labellings,
+    Scan,
+    intraclass_correlation,
+    runs_needed,
+)
 from prefect_biomed.analysis.models import Judgement, Rules, Tolerance, Verdict
 from prefect_biomed.analysis.outcomes import NotJudged, Outcome, Reason
 from prefect_biomed.clients.errors import ConfigurationError
 
-__all__ = ["LEAST_REFERENCES", "StabilityTest", "Tested", "judge_runs"]
+__all__ = ["LEAST_REFERENCES", "Measured", "StabilityTest", "Tested", "judge_runs"]
 
 LEAST_REFERENCES = 3
 """A series of fewer good runs is no baseline."""
@@ -66,7 +74,7 @@ class StabilityTest:
     def __init__(self, references: int, runs: int, *, tolerance: Tolerance | None = None) -> None:
         if references < 1 or runs < 1:
             raise ValueError(f"{references} references and {runs} new runs: at least one of each is needed")
-        self._measured = _Measured(Labellings(references, runs), tolerance or Tolerance())
+        self._measured = Measured(Labellings(references, runs), tolerance or Tolerance())
         self._references = references
 
     def add(self, references: Floats, runs: Floats, start: int = 0) -> None:
@@ -109,8 +117,20 @@ class StabilityTest:
         return [float(np.mean(distances >= own)) for own in distances]
 
 
-class _Measured:
-    """One measure while its points pass by: its numbers, and where it has none."""
+class Measured:
+    """One measure while its points pass by: its numbers, and where it has none.
+
+    Args:
+        labellings: The labellings.
+        tolerance: Points at which all runs agree within it do not count.
+
+    Attributes:
+        numbers: The scan of its numbers.
+        references_vary: Whether the references differ anywhere.
+        runs_that_differ: Which new runs differ from the first reference.
+        with_numbers: Points that have a number in some run, and none in another.
+        without_yardstick: Of these, points that have a number in one reference only.
+    """
 
     def __init__(self, labellings: Labellings, tolerance: Tolerance) -> None:
         self.labellings, self._tolerance = labellings, tolerance
@@ -121,9 +141,16 @@ class _Measured:
 
     @property
     def scans(self) -> tuple[Scan, Scan]:
+        """Its numbers, and where there are none."""
         return self.numbers, self._gaps
 
-    def add(self, values: Floats, start: int) -> None:
+    def add(self, values: Floats, start: int = 0) -> None:
+        """Take in some points.
+
+        Args:
+            values: Shape (runs, points), references first; not all need be finite.
+            start: Number of the first point.
+        """
         references = self.labellings.references
         finite = np.isfinite(values)
         if not finite.all():
@@ -172,13 +199,14 @@ class _Findings:
         self.evidence = Evidence(labellings)
         self.found: list[tuple[Verdict, float]] = []
         self.not_judged: list[NotJudged] = []
+        self.scatter = np.zeros((len(references) + len(runs), len(references) + len(runs)))
         self.files = self.measures = self.points = self.outside = 0
 
     def leave(self, file: str, part: str, reason: Reason, detail: str = "") -> None:
         """Note something that is not judged."""
         self.not_judged.append(NotJudged(file=file, part=part, reason=reason, detail=detail))
 
-    def add(self, file: str, measured: _Measured, measure: Measure) -> None:
+    def add(self, file: str, measured: Measured, measure: Measure) -> None:
         """Take in a measure, all of its points seen."""
         best: Found | None = None
         for scan in measured.scans:
@@ -187,6 +215,7 @@ class _Findings:
         if best is None:
             return
         numbers = measured.numbers
+        self.scatter += numbers.scatter
         self.measures += 1
         self.points += numbers.points
         self.outside += numbers.outside
@@ -276,7 +305,12 @@ def judge_runs(
     with file_groups(old | new, rules) as groups:
         for group in groups:
             _judge_file(group, rules, findings)
-    return _conclude(findings, "run" if units is None else "series")
+    judgement = _conclude(findings)
+    if numbers is None:
+        return judgement
+    count = len(old)
+    alike = intraclass_correlation(findings.scatter[:count, :count], numbers[:count])
+    return judgement.model_copy(update={"unit": "series", "alike": alike})
 
 
 def _of_equal_units(
@@ -374,8 +408,8 @@ def _judge_shapes(file: str, name: str, measures: Sequence[Measure | None], find
     findings.leave(file, name, reason, f"{len(set(shapes))} shapes" if reason is Reason.SHAPE else "")
 
 
-def _judge_measure(file: str, measures: Sequence[Measure], tolerance: Tolerance, findings: _Findings) -> _Measured:
-    measured = _Measured(findings.labellings, tolerance)
+def _judge_measure(file: str, measures: Sequence[Measure], tolerance: Tolerance, findings: _Findings) -> Measured:
+    measured = Measured(findings.labellings, tolerance)
     for start in range(0, measures[0].size, BLOCK):
         measured.add(np.stack([measure.read(start, start + BLOCK) for measure in measures]), start)
     findings.add(file, measured, measures[0])
@@ -385,7 +419,7 @@ def _judge_measure(file: str, measures: Sequence[Measure], tolerance: Tolerance,
     return measured
 
 
-def _conclude(findings: _Findings, unit: str) -> Judgement:
+def _conclude(findings: _Findings) -> Judgement:
     labellings, level = findings.labellings, findings.level
     p = findings.evidence.p
     # No labelling can say so much as to be called changed.
@@ -406,7 +440,6 @@ def _conclude(findings: _Findings, unit: str) -> Judgement:
         references=len(findings.references),
         runs=tuple(run.partition(":")[2] for run in findings.runs),
         level=level,
-        unit=unit,
         units=(old_units, labellings.new_units),
         labellings=len(labellings),
         exact=labellings.is_exact,
@@ -415,6 +448,7 @@ def _conclude(findings: _Findings, unit: str) -> Judgement:
         files=findings.files,
         tests=findings.measures,
         p=p,
+        size=findings.evidence.size,
         verdicts=tuple(verdicts[:_MAX_LISTED]),
         changed_files=changed_files,
         not_judged=tuple(not_judged[:_MAX_LISTED]),

@@ -273,7 +273,13 @@ def _ended(report: Report) -> Report:
     The name of the state is that of the worst outcome: `Changed`, `NotJudged` or `Completed`.
     """
     judged = {part.pipeline: part.against_baseline for part in report.pipelines if part.against_baseline is not None}
-    sentences = [f"{pipeline} {judgement.sentence}" for pipeline, judgement in judged.items()]
+    sentences = [
+        ". ".join(
+            [f"{part.pipeline} {part.against_baseline.sentence}", *([part.evidence.sentence] if part.evidence else [])]
+        )
+        for part in report.pipelines
+        if part.against_baseline is not None
+    ]
     outcomes = {judgement.outcome for judgement in judged.values()}
     worst = next((o for o in (Outcome.CHANGED, Outcome.NOT_JUDGED) if o in outcomes), Outcome.WITHIN)
     return Completed(  # type: ignore[return-value]  # Prefect takes a state for the result it holds

@@ -226,7 +226,8 @@ def _announce(report: Report, part: PipelineReport, files: ReportFiles) -> None:
             sentence=judgement.sentence,
             changed_files=list(judgement.changed_files),
             not_judged_files=judgement.not_judged_files,
-            since=part.drift_since.isoformat() if part.drift_since else None,
+            evidence=part.evidence.value if part.evidence else None,
+            since=part.evidence.since.isoformat() if part.evidence and part.evidence.since else None,
             report=str(files.html),
         )
 

@@ -116,12 +116,19 @@ def test_a_series_is_found_again_by_its_token(experiment: Experiment) -> None:
 
 def test_the_report_says_when_a_change_began(experiment: Experiment) -> None:
     for number, shift in enumerate((0.0, 0.0, 1e-3, 1e-3)):
-        series = add_series(experiment, number, shift=shift)
+        series = add_series(experiment, number, shift=shift, repetitions=5 if number else 8)
         (part,) = experiment.report(series).pipelines
     assert part.baseline == "series-0"
     findings = [summary.judgement and summary.judgement.changed for summary in part.timeline]
     assert findings == [None, False, True, True]
-    assert part.drift_since == BEGAN + timedelta(days=14)
+    assert [round(summary.evidence or 0.0, 1) > 20 for summary in part.timeline] == [False, False, True, True]
+    assert part.evidence is not None
+    assert part.evidence.alarm == part.evidence.since == BEGAN + timedelta(days=14)
+    assert part.drifts
+    assert part.evidence.sentence.endswith(
+        "above 20 with the series of 2026-01-19. The change began with the series of 2026-01-19 03:00 "
+        f"(95 %: {part.evidence.earliest:%Y-%m-%d} to 2026-01-19)"
+    )
     assert part.against_baseline is not None
     assert part.against_baseline.changed_files == ("brain.npy",)
     assert part.comparison.differing == ("brain.npy",)
@@ -213,8 +220,8 @@ class _Page(HTMLParser):
 
 
 def test_the_report_is_whole_in_one_page(experiment: Experiment, tmp_path: Path) -> None:
-    add_series(experiment, 0)
-    series = add_series(experiment, 1, shift=1e-3, failed=1)
+    add_series(experiment, 0, repetitions=5)
+    series = add_series(experiment, 1, shift=1e-3, repetitions=6, failed=1)
     report = experiment.report(series, title="A <script>alert(1)</script> title")
     runs = {"Strip/1.0": experiment.runs(r for r in experiment.records() if r.series == series)}
     files = write_report(report, tmp_path / "out", runs=runs)
@@ -225,11 +232,11 @@ def test_the_report_is_whole_in_one_page(experiment: Experiment, tmp_path: Path)
     assert "<script" not in html
     assert "exit code 3 &lt;b&gt;&amp;" in html
     assert {link.split(":", 1)[0] for link in page.links if link} == {"data", "https"}
-    assert [link for link in page.links if link.startswith("http")] == ["https://vip.example/portal"] * 4
+    assert [link for link in page.links if link.startswith("http")] == ["https://vip.example/portal"] * 6
     assert len(page.images) == 2
     assert all(len(image["alt"] or "") > 40 for image in page.images)
     text = " ".join(" ".join(page.text).split())
-    assert "The change began with the series of 2026-01-12 03:00 UTC." in text
+    assert "The change began with the series of 2026-01-12 03:00 (95 %: 2026-01-12 to 2026-01-12)." in text
     assert "changed: brain.npy, values (1200 of 1200 points stand out, most at element (" in text
     assert {path.name for path in files.images} == {
         "strip-1-0-files.png",

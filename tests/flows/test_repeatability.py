@@ -96,22 +96,24 @@ def test_noisy_and_exact_pipelines_on_one_upload(
 
 @pytest.mark.slow
 def test_drift_is_announced_and_dated(vip: Sandbox, arguments: dict[str, Any], events: list[dict[str, Any]]) -> None:
-    first = repeatability_experiment(**arguments | {"repetitions": 5})
+    first = repeatability_experiment(**arguments | {"repetitions": 8})
     assert first.pipelines[0].against_baseline is None
     same: State[Report] = repeatability_experiment(**arguments | {"repetitions": 2}, return_state=True)
-    assert "within the numerical noise of the 5 reference runs" in (same.message or "")
+    assert "within the numerical noise of the 8 reference runs" in (same.message or "")
     assert same.name == "Completed"
     assert [event["event"] for event in events] == ["biomed.repeatability.within"]
     events.clear()
     vip.vip.switches.math_library = "alternative"
-    state: State[Report] = repeatability_experiment(**arguments | {"repetitions": 2}, return_state=True)
+    state: State[Report] = repeatability_experiment(**arguments | {"repetitions": 4}, return_state=True)
     assert (state.message or "").startswith("SkullStripNoisy/1.0 changed: ")
     assert state.name == "Changed"
     assert "anatomical_brain.nii.gz, voxels (19329 of 19329 points stand out, most at voxel (" in state.message
     report = state.result()
     (part,) = report.pipelines
     assert part.baseline == first.series
-    assert part.drift_since == part.timeline[-1].began
+    assert part.evidence is not None
+    assert part.evidence.alarm == part.evidence.since == part.timeline[-1].began
+    assert f". {part.evidence.sentence}" in state.message
     changed, event = events
     assert changed["event"] == "biomed.repeatability.changed"
     assert event["event"] == "biomed.repeatability.drift"

@@ -139,13 +139,16 @@ def test_the_week_in_which_a_library_changed(
     noisy, exact = second.pipelines
     assert exact.against_baseline is not None
     assert not exact.against_baseline.changed
-    assert noisy.drift_since == noisy.timeline[-1].began
+    assert noisy.evidence is not None
+    since = noisy.evidence.since
+    assert since is not None
+    assert since == noisy.timeline[-1].began
     wait_until(lambda: len(received) == 1, 60, "a notification")
     assert received[0]["subject"] == "SkullStripNoisy/1.0 has changed"
     assert "changed: " in received[0]["text"]
-    assert str(noisy.drift_since.year if noisy.drift_since else "") in received[0]["text"]
+    assert str(since.year) in received[0]["text"]
     html = Path(parameters["experiment_dir"], "reports", second.series, "report.html").read_text()
-    assert f"The change began with the series of {noisy.drift_since:%Y-%m-%d %H:%M} UTC." in html
+    assert f"The change began with the series of {since:%Y-%m-%d %H:%M} (95 %: " in html
     body = {"filter": {"event": {"name": ["biomed.repeatability.drift"]}}, "limit": 10}
     events = requests.post(f"{laboratory.api_url}/events/filter", json=body, timeout=30).json()["events"]
     assert [event["payload"]["pipeline"] for event in events] == ["SkullStripNoisy/1.0"]
