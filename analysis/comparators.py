@@ -1,36 +1,28 @@
-"""What a file says, apart from how it is packed: its facts (text) and its measures (numbers), format by format.
+"""What a file says, apart from how it is packed: its facts (text) and its measures (numbers).
 
-A new format is one function that returns a `Content`, or None when the file is not of its kind, in `_READERS`.
-Nothing here runs code from a file: NumPy files are read without pickles, archives are unpacked by `clients.archives`.
+The rooms of `readers` make a `Content` of each format. Nothing there runs code from a file: no pickle, no codec or tag
+that makes objects, no entity, no link to another place.
 """
 
 from __future__ import annotations
 
 import bz2
-import csv
 import gzip
 import hashlib
-import io
-import json
 import lzma
-import math
-import re
-import warnings
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageSequence
 
 from prefect_biomed.analysis.models import Rules
 from prefect_biomed.clients.errors import UnsafeContent
 
-__all__ = ["BLOCK", "Content", "Measure", "content_digest", "decompressed", "open_content"]
+__all__ = ["BLOCK", "Content", "Measure", "content_digest", "decompressed", "is_store", "without_packing"]
 
 BLOCK = 1 << 18
 """Points that are held in memory at once, per run."""
@@ -42,17 +34,7 @@ _OPENERS: dict[bytes, Callable[[Path], Any]] = {
 }
 _COPY_BYTES = 1 << 20
 _MAX_UNPACKED = 64 * 1024**3
-_MAX_TEXT_BYTES = 64 * 1024**2
-_MAX_PIXELS = 256 * 1024**2
-# Whole numbers above this lose digits as floats, so they are compared as text.
-_EXACT_IN_FLOAT = 2**53
-_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.])")
-_TIME = re.compile(
-    r"\b\d{4}[-/]\d{2}[-/]\d{2}(?:[T _]\d{2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?)?(?:Z|\s?[+-]\d{2}:?\d{2})?\b"
-    r"|\b(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),? )?(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) +\d{1,2}"
-    r"(?: \d{2}:\d{2}:\d{2})?(?: [A-Z]{3,4})?(?: \d{4})?\b"
-    r"|\b\d{2}:\d{2}:\d{2}(?:[.,]\d+)?\b"
-)
+_PACKINGS = (".gz", ".bz2", ".xz")
 
 
 @dataclass(frozen=True)
@@ -68,6 +50,7 @@ class Measure:
         intercept: Added after scaling.
         place: Says in words where a point is; its index is spelt out when None.
         point: What one point is called.
+        keys: Names of the points, by which runs that have others beside them can be laid side by side.
     """
 
     name: str
@@ -78,6 +61,7 @@ class Measure:
     intercept: float = 0.0
     place: Callable[[int], str] | None = None
     point: str = "value"
+    keys: tuple[str, ...] | None = None
 
     @property
     def size(self) -> int:
@@ -103,6 +87,23 @@ class Measure:
         if self.slope != 1.0 or self.intercept != 0.0:
             block = block * self.slope + self.intercept
         return block
+
+    def only(self, names: Collection[str]) -> Measure:
+        """Leave out points by name.
+
+        Args:
+            names: Names of the points that stay.
+
+        Returns:
+            The measure of those; the same when its points have no names.
+        """
+        if self.keys is None:
+            return self
+        chosen = [index for index, key in enumerate(self.keys) if key in names]
+        place = self.place
+        where = None if place is None else lambda index: place(chosen[index])
+        keys = tuple(self.keys[index] for index in chosen)
+        return replace(self, values=self.values[chosen], shape=(len(chosen),), place=where, keys=keys)
 
     def volume(self) -> NDArray[Any]:
         """Return the values in their shape, unscaled."""
@@ -133,6 +134,7 @@ class Content:
         measures: Numbers by name.
         note: What stood in the way of a closer look.
         digests: SHA-256 of what cannot be looked into, by name of the part. Where it varies it is not judged.
+        environment: What made the file, such as versions, by name: reported where it varies, and no result.
     """
 
     kind: str
@@ -140,6 +142,7 @@ class Content:
     measures: dict[str, Measure] = field(default_factory=dict)
     note: str = ""
     digests: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def words(self) -> dict[str, str]:
@@ -161,10 +164,39 @@ class Content:
             {name: measure for name, measure in self.measures.items() if not rules.ignores_field(name)},
             self.note,
             {name: value for name, value in self.digests.items() if not rules.ignores_field(name)},
+            {name: value for name, value in self.environment.items() if not rules.ignores_field(name)},
         )
 
 
+def without_packing(name: str) -> str:
+    """Take the suffix of a compression from a name.
+
+    Args:
+        name: A name in small letters.
+
+    Returns:
+        It without `.gz`, `.bz2` or `.xz`; FreeSurfer's `.mgz` stays.
+    """
+    for suffix in _PACKINGS:
+        name = name.removesuffix(suffix)
+    return name
+
+
+def is_store(folder: Path) -> bool:
+    """Tell whether a folder is a Zarr store, which is compared as one file.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Whether it holds the metadata of one.
+    """
+    return any((folder / name).is_file() for name in (".zarray", ".zgroup", "zarr.json"))
+
+
 def _opener(path: Path) -> Callable[[Path], Any] | None:
+    if path.is_dir():
+        return None
     with path.open("rb") as file:
         magic = file.read(6)
     return next((make for start, make in _OPENERS.items() if magic.startswith(start)), None)
@@ -189,12 +221,17 @@ def content_digest(path: Path) -> str:
     """Compute the SHA-256 of the decompressed content, so that time stamps in gzip headers do not count.
 
     Args:
-        path: A file, compressed with gzip, bzip2, xz or not at all.
+        path: A file, compressed with gzip, bzip2, xz or not at all; or a Zarr store.
 
     Returns:
         64 hexadecimal digits; those of the raw bytes when the compressed stream is damaged.
     """
     digest = hashlib.sha256()
+    if path.is_dir():
+        for inner in sorted(path.rglob("*")):
+            if inner.is_file():
+                digest.update(f"{inner.relative_to(path).as_posix()} {content_digest(inner)}\n".encode())
+        return digest.hexdigest()
     try:
         for piece in _pieces(path):
             digest.update(piece)
@@ -223,226 +260,3 @@ def decompressed(path: Path, target: Path) -> Path:
         for piece in _pieces(path):
             file.write(piece)
     return target
-
-
-def open_content(path: Path, name: str) -> Content:
-    """Read what a file says. Large arrays stay on disk as memory maps.
-
-    Args:
-        path: The decompressed file; it must stay while the content is used.
-        name: Its logical name, whose suffix may decide.
-
-    Returns:
-        The content. What no format fits has only a digest.
-    """
-    bare = name.lower()
-    for suffix in (".gz", ".bz2", ".xz"):
-        bare = bare.removesuffix(suffix)
-    with path.open("rb") as file:
-        head = file.read(1024)
-    note = ""
-    for reader in _READERS:
-        try:
-            content = reader(path, bare, head)
-        except _NOT_READABLE as error:
-            note = f"{reader.__name__.removeprefix('_')} could not be read, so only digests were compared: {error}"
-            break
-        if content is not None:
-            return content
-    return Content("binary", digests={"content": content_digest(path)}, note=note)
-
-
-# Every library has its own way to say that a file is not what it seems to be.
-_NOT_READABLE = (
-    ValueError,
-    KeyError,
-    OSError,
-    EOFError,
-    OverflowError,
-    RecursionError,
-    SyntaxError,
-    csv.Error,
-    nibabel.spatialimages.HeaderDataError,
-    nibabel.filebasedimages.ImageFileError,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
-
-
-def _nifti(path: Path, name: str, head: bytes) -> Content | None:
-    header_types = {b"n+1\x00": nibabel.Nifti1Header, b"n+2\x00": nibabel.Nifti2Header}
-    header_type: Any = header_types.get(head[344:348]) or header_types.get(head[4:8])
-    if header_type is None:
-        return None
-    with path.open("rb") as file:
-        header = header_type.from_fileobj(file)
-    facts = {f"header {key}": str(value.tolist()) for key, value in header.items()}
-    for number, extension in enumerate(header.extensions):
-        facts[f"header extension {number}"] = hashlib.sha256(bytes(extension.get_content())).hexdigest()
-    stored: NDArray[Any] = np.memmap(
-        path, header.get_data_dtype(), "r", header.get_data_offset(), header.get_data_shape(), "F"
-    )
-    if stored.dtype.fields or stored.dtype.kind not in "iufbc":
-        return Content("NIfTI", facts, digests={"voxels": content_digest(path)})
-    slope, intercept = (float(value) if value is not None else None for value in header.get_slope_inter())
-    flat = stored.reshape(-1, order="F")
-    parts = {"voxels": flat} if flat.dtype.kind != "c" else {"voxels, real": flat.real, "voxels, imaginary": flat.imag}
-    return Content(
-        "NIfTI",
-        facts,
-        {
-            name: Measure(name, values, stored.shape, "F", slope or 1.0, intercept or 0.0, point="voxel")
-            for name, values in parts.items()
-        },
-    )
-
-
-def _numpy(path: Path, name: str, head: bytes) -> Content | None:
-    if not head.startswith(b"\x93NUMPY"):
-        return None
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    facts = {"shape": str(array.shape), "type": str(array.dtype)}
-    if array.dtype.fields or array.dtype.kind not in "iufbc":
-        return Content("NumPy", facts, digests={"values": content_digest(path)})
-    order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
-    flat = array.reshape(-1, order="F" if order == "F" else "C")
-    parts = {"values": flat} if flat.dtype.kind != "c" else {"values, real": flat.real, "values, imaginary": flat.imag}
-    return Content(
-        "NumPy",
-        facts,
-        {name: Measure(name, values, array.shape or (1,), order, point="element") for name, values in parts.items()},
-    )
-
-
-def _image(path: Path, name: str, head: bytes) -> Content | None:
-    if not head.startswith((b"\x89PNG\r\n", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")):
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
-            facts = {"format": str(image.format), "mode": image.mode, "size": f"{image.width} x {image.height}"}
-            frames = int(getattr(image, "n_frames", 1))
-            facts["pages"] = str(frames)
-            if image.width * image.height * frames > _MAX_PIXELS:
-                raise ValueError(f"more than {_MAX_PIXELS} pixels")
-            measures = {}
-            for number, page in enumerate(ImageSequence.Iterator(image), start=1):
-                pixels = np.asarray(page.convert("RGBA") if page.mode == "P" else page)
-                title = "pixels" if frames == 1 else f"pixels of page {number}"
-                measures[title] = Measure(title, pixels.reshape(-1), pixels.shape, point="pixel (row, column)")
-    return Content("image", facts, measures)
-
-
-def _text_of(path: Path) -> str | None:
-    if path.stat().st_size > _MAX_TEXT_BYTES:
-        return None
-    content = path.read_bytes()
-    if b"\x00" in content:
-        return None
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return None
-
-
-def _number(cell: str) -> float | None:
-    """Read a cell as a number; empty cells and those that say so are not a number but belong to a column of numbers."""
-    if cell.strip().lower() in ("", "na", "n/a", "nan", "null", "none"):
-        return math.nan
-    try:
-        return float(cell)
-    except ValueError:
-        return None
-
-
-def _table(path: Path, name: str, head: bytes) -> Content | None:
-    if not name.endswith((".csv", ".tsv")):
-        return None
-    text = _text_of(path)
-    if text is None or not text.strip():
-        return None
-    first = text.split("\n", 1)[0]
-    delimiter = "\t" if name.endswith(".tsv") else max(",;\t", key=first.count)
-    rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row]
-    width = max(map(len, rows))
-    rows = [row + [""] * (width - len(row)) for row in rows]
-    has_header = not any(cell.strip() and _number(cell) is not None for cell in rows[0])
-    columns = [cell.strip() or str(number) for number, cell in enumerate(rows[0], start=1)] if has_header else []
-    columns = columns or [str(number) for number in range(1, width + 1)]
-    columns = [f"{title} ({i + 1})" if columns.count(title) > 1 else title for i, title in enumerate(columns)]
-    body = rows[1:] if has_header else rows
-    labels = [row[0] for row in body]
-    is_named = len(set(labels)) == len(labels) and any(_number(label) is None for label in labels)
-    titles = labels if is_named else [str(number) for number in range(1, len(body) + 1)]
-    facts = {"columns": ", ".join(columns), "rows": str(len(body))}
-    measures: dict[str, Measure] = {}
-    for position, column in enumerate(columns):
-        cells = [row[position] for row in body]
-        numbers = [_number(cell) for cell in cells]
-        title = f"column {column}"
-        if all(number is not None for number in numbers) and not all(math.isnan(n or 0.0) for n in numbers):
-            values = np.array(numbers, dtype=np.float64)
-            measures[title] = Measure(title, values, values.shape, place=_row_of(titles, column))
-        else:
-            facts |= {f"row {row}, column {column}": cell for row, cell in zip(titles, cells, strict=True)}
-    return Content("table", facts, measures)
-
-
-def _row_of(titles: list[str], column: str) -> Callable[[int], str]:
-    return lambda index: f"row {titles[index]}, column {column}"
-
-
-def _json(path: Path, name: str, head: bytes) -> Content | None:
-    if not name.endswith(".json"):
-        return None
-    text = _text_of(path)
-    if text is None:
-        return None
-    facts: dict[str, str] = {}
-    numbers: dict[str, list[tuple[str, float]]] = {}
-
-    def walk(value: Any, path: str, kind: str) -> None:
-        if isinstance(value, dict):
-            facts.update({f"{path} (empty)": "object"} if not value else {})
-            for key, inner in value.items():
-                walk(inner, f"{path}.{key}", f"{kind}.{key}")
-        elif isinstance(value, list):
-            facts[f"{path} (length)"] = str(len(value))
-            for index, inner in enumerate(value):
-                walk(inner, f"{path}[{index}]", f"{kind}[*]")
-        elif isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _EXACT_IN_FLOAT < math.inf:
-            facts[path] = _TIME.sub("<time>", json.dumps(value))
-        else:
-            numbers.setdefault(kind, []).append((path, float(value)))
-
-    walk(json.loads(text), "$", "$")
-    measures = {}
-    for kind, found in numbers.items():
-        values = np.array([value for _, value in found], dtype=np.float64)
-        measures[kind] = Measure(kind, values, values.shape, place=_path_of([path for path, _ in found]))
-    return Content("JSON", facts, measures)
-
-
-def _path_of(paths: list[str]) -> Callable[[int], str]:
-    return lambda index: paths[index]
-
-
-def _text(path: Path, name: str, head: bytes) -> Content | None:
-    text = _text_of(path)
-    if text is None:
-        return None
-    facts: dict[str, str] = {}
-    numbers: list[float] = []
-    lines: list[int] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        timeless = _TIME.sub("<time>", line)
-        found = _NUMBER.findall(timeless)
-        numbers += map(float, found)
-        lines += [number] * len(found)
-        facts[f"line {number}"] = _NUMBER.sub("#", timeless)
-    values = np.array(numbers, dtype=np.float64)
-    measures = {"numbers": Measure("numbers", values, values.shape, place=lambda i: f"line {lines[i]}")}
-    return Content("text", facts, measures if numbers else {})
-
-
-_READERS: tuple[Callable[[Path, str, bytes], Content | None], ...] = (_nifti, _numpy, _image, _table, _json, _text)

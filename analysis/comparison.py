@@ -9,7 +9,7 @@ import string
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import significantdigits
 from numpy.typing import NDArray
 from scipy import stats
 
-from prefect_biomed.analysis.comparators import BLOCK, Content, Measure, content_digest, decompressed, open_content
+from prefect_biomed.analysis.comparators import BLOCK, Content, Measure, content_digest, decompressed, is_store
 from prefect_biomed.analysis.models import (
     Agreement,
     Comparison,
@@ -28,6 +28,7 @@ from prefect_biomed.analysis.models import (
     Rules,
     Tolerance,
 )
+from prefect_biomed.analysis.readers.registry import open_content
 from prefect_biomed.clients.archives import is_archive, unpack
 from prefect_biomed.clients.errors import ConfigurationError, UnsafeContent
 
@@ -151,13 +152,20 @@ def file_groups(runs: Runs, rules: Rules) -> Iterator[Iterator[FileGroup]]:
 
 
 def _files_of(folder: Path) -> dict[str, Path]:
-    """Regular files below a folder; links that lead out of it are left out."""
+    """Regular files and Zarr stores below a folder; links that lead out of it are left out."""
     base = folder.resolve()
-    return {
-        path.relative_to(folder).as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.resolve().is_relative_to(base)
-    }
+    files: dict[str, Path] = {}
+    for above, folders, names in os.walk(folder):
+        here = Path(above)
+        stores = (
+            [here] if here == folder and is_store(here) else [here / name for name in folders if is_store(here / name)]
+        )
+        folders[:] = [] if here in stores else [name for name in folders if here / name not in stores]
+        names = [] if here in stores else names
+        for path in [*stores, *(here / name for name in names)]:
+            if (path in stores or path.is_file()) and path.resolve().is_relative_to(base):
+                files["store" if path == folder else path.relative_to(folder).as_posix()] = path
+    return dict(sorted(files.items()))
 
 
 def _groups(
@@ -205,11 +213,30 @@ def opened(group: FileGroup, rules: Rules) -> Iterator[dict[str, Content]]:
         contents = {}
         for number, (run, path) in enumerate(group.paths.items()):
             try:
-                plain = decompressed(path, Path(workspace, str(number)))
-                contents[run] = open_content(plain, group.name).without_ignored(rules)
+                # Of its own, or one run's unpacked values would take the place of another's.
+                own = Path(workspace, str(number))
+                own.mkdir()
+                plain = decompressed(path, own / "content")
+                contents[run] = open_content(plain, group.name, own, origin=path, rules=rules)
             except UnsafeContent as error:
                 contents[run] = Content("binary", digests={"content": content_digest(path)}, note=str(error))
-        yield contents
+        yield _side_by_side(contents)
+
+
+def _side_by_side(contents: dict[str, Content]) -> dict[str, Content]:
+    """Reduce numbers with names to the names that all runs have, where these differ."""
+    names = dict.fromkeys(name for content in contents.values() for name in content.measures)
+    for name in names:
+        found = [content.measures[name] for content in contents.values() if name in content.measures]
+        keys = [measure.keys for measure in found]
+        if len(set(keys)) < 2 or any(key is None for key in keys):
+            continue
+        common = set.intersection(*(set(key or ()) for key in keys))
+        for run, content in contents.items():
+            if name in content.measures:
+                measures = content.measures | {name: content.measures[name].only(common)}
+                contents[run] = replace(content, measures=measures)
+    return contents
 
 
 def measures_in_all(contents: Sequence[Content]) -> list[str]:
@@ -297,12 +324,14 @@ def same_bytes(one: Path, other: Path) -> bool:
     """Tell whether two files hold the same bytes; reads no further than the first difference.
 
     Args:
-        one: A file.
+        one: A file, or a Zarr store.
         other: Another.
 
     Returns:
         Whether they do.
     """
+    if one.is_dir() or other.is_dir():
+        return content_digest(one) == content_digest(other)
     if one.stat().st_size != other.stat().st_size:
         return False
     with one.open("rb") as first, other.open("rb") as second:

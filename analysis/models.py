@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from prefect_biomed.analysis.outcomes import NotJudged, Outcome
 
@@ -81,11 +82,24 @@ class Rules(_Frozen):
         ignore_fields: Patterns of fields, columns and header entries that are left out, in any case; by default those
             that hold times. Dates and times in texts are always left out.
         tolerances: Tolerances by pattern of file names; the first that matches counts. None by default.
+        volatile: Regular expressions by name, of what in texts is not a change, beside those of
+            `analysis.volatile`; what is named `version` is reported as environment.
     """
 
     ignore: tuple[str, ...] = DEFAULT_IGNORE
     ignore_fields: tuple[str, ...] = DEFAULT_IGNORE_FIELDS
     tolerances: dict[str, Tolerance] = Field(default_factory=dict)
+    volatile: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("volatile")
+    @classmethod
+    def _compiles(cls, patterns: dict[str, str]) -> dict[str, str]:
+        for name, pattern in patterns.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"the pattern {name!r} is no regular expression: {error}") from None
+        return patterns
 
     def ignores(self, name: str) -> bool:
         """Tell whether a file is left out.

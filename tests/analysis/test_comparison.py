@@ -177,9 +177,11 @@ def test_scaled_voxels_are_compared_as_values(compare: Maker) -> None:
         raw = bytearray(nifti(stored))
         raw[112:120] = np.array([slope, 5.0], dtype="<f4").tobytes()
         images.append(bytes(raw))
-    (measure,) = only(compare("a.nii", *images)).measures
-    assert measure.max_difference == 10.0
-    assert measure.dice is None
+    measures = {measure.name: measure for measure in only(compare("a.nii", *images)).measures}
+    assert set(measures) == {"voxels", "header"}
+    assert measures["header"].where == ("scl_slope",)
+    assert measures["voxels"].max_difference == 10.0
+    assert measures["voxels"].dice is None
 
 
 def test_label_maps_get_dice(compare: Maker) -> None:

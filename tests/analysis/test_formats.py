@@ -1,0 +1,307 @@
+"""Each format of the field: what a stamp, noise and a change become, and files that are made to do harm."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import json
+import pickle
+import struct
+import tracemalloc
+import zipfile
+import zlib
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nibabel
+import numpy as np
+import pytest
+import zarr
+from scipy.io import savemat
+
+from benchmarks import formats
+from prefect_biomed.analysis import Agreement, Rules, compare_runs
+from prefect_biomed.analysis.comparison import FileGroup, opened
+from prefect_biomed.analysis.readers import source as reading
+
+READABLE = [name for name in formats.WRITERS if name != "unknown binary"]
+
+
+def written(folder: Path, name: str, changes: list[float], *, noise: float = 0.0) -> None:
+    file, write = formats.WRITERS[name]
+    generator = np.random.default_rng(4)
+    base = generator.uniform(50.0, 200.0, formats.POINTS)
+    for number, change in enumerate(changes):
+        (folder / str(number)).mkdir(parents=True)
+        values = base * change * (1.0 + noise * generator.standard_normal(formats.POINTS))
+        write(folder / str(number) / file, values, formats.Made.drawn(generator, 7 * number))
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_a_stamp_is_no_difference(tmp_path: Path, name: str) -> None:
+    written(tmp_path, name, [1.0, 1.0])
+    comparison = compare_runs([tmp_path / "0", tmp_path / "1"])
+    assert not comparison.differing
+    assert not [file.note for file in comparison.files if file.note]
+    assert "binary" not in {file.kind for file in comparison.files}
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_noise_is_in_numbers_alone_and_a_change_is_seen_there(tmp_path: Path, name: str) -> None:
+    written(tmp_path, name, [1.0, formats.CHANGE], noise=3e-2 if name in formats.COARSE else formats.NOISE)
+    comparison = compare_runs([tmp_path / "0", tmp_path / "1"])
+    assert not [fact for file in comparison.files for fact in file.facts]
+    (largest,) = sorted(measure.max_difference or 0.0 for file in comparison.files for measure in file.measures)[-1:]
+    assert largest > 1e-3
+
+
+def test_what_is_unpacked_for_one_run_is_not_taken_for_another(tmp_path: Path) -> None:
+    for number in (0, 1):
+        (tmp_path / str(number)).mkdir()
+        made = formats.Made(datetime(2026, 3, 2), "node1", "alice", 1, "/tmp", "")
+        formats.nrrd(tmp_path / str(number) / "a.nrrd", np.full(512, 1.0 + number), made)
+    (file,) = compare_runs([tmp_path / "0", tmp_path / "1"]).files
+    assert [measure.max_difference for measure in file.measures] == [1.0]
+
+
+def run_of(folder: Path, name: str, *contents_: bytes) -> list[Path]:
+    runs = []
+    for number, content in enumerate(contents_):
+        runs.append(folder / str(number))
+        runs[-1].mkdir(exist_ok=True)
+        (runs[-1] / name).write_bytes(content)
+    return runs
+
+
+def only(runs: list[Path], rules: Rules | None = None) -> Any:
+    (file,) = compare_runs(runs, rules=rules).files
+    return file
+
+
+def test_rows_are_found_by_name_in_any_order(tmp_path: Path) -> None:
+    one = b"region,volume\nhip,1.5\namy,2.5\nput,3\n"
+    assert only(run_of(tmp_path, "a.csv", one, b"region,volume\nput,3\nhip,1.5\namy,2.5\n")).agreement is (
+        Agreement.SAME_CONTENT
+    )
+    changed = only(run_of(tmp_path, "a.csv", one, b"region,volume\nput,3\nhip,1.75\namy,2.5\n"))
+    assert changed.measures[0].where == ("row hip, column volume",)
+
+
+def test_rows_that_one_run_lacks_leave_the_others_comparable(tmp_path: Path) -> None:
+    file = only(run_of(tmp_path, "a.tsv", b"name\tv\na\t1\nb\t2\nc\t3\n", b"name\tv\nc\t3.5\na\t1\n"))
+    assert [fact.field for fact in file.facts] == ["rows", "row b, column name"]
+    (measure,) = file.measures
+    assert (measure.points, measure.differing, measure.where) == (2, 1, ("row c, column v",))
+
+
+def test_several_columns_name_a_row_where_one_does_not(tmp_path: Path) -> None:
+    head = "subject\themi\tthickness\n"
+    rows = ["s1\tlh\t1\n", "s1\trh\t2\n", "s2\tlh\t3\n", "s2\trh\t4\n"]
+    runs = run_of(tmp_path, "a.tsv", (head + "".join(rows)).encode(), (head + "".join(reversed(rows))).encode())
+    assert only(runs).agreement is Agreement.SAME_CONTENT
+
+
+def test_numbers_alone_keep_their_order(tmp_path: Path) -> None:
+    """Time series have no names; rows in another order are another result."""
+    file = only(run_of(tmp_path, "a.tsv", b"x\ty\n1\t2\n3\t4\n", b"x\ty\n3\t4\n1\t2\n"))
+    assert file.agreement is Agreement.DIFFERENT
+
+
+def test_streamlines_are_a_set(tmp_path: Path) -> None:
+    lines = [np.random.default_rng(n).uniform(0, 60, (8, 3)).astype("f4") for n in range(30)]
+    for number, order in enumerate((range(30), range(29, -1, -1), range(29))):
+        (tmp_path / str(number)).mkdir()
+        tracts = nibabel.streamlines.Tractogram([lines[n] for n in order], affine_to_rasmm=np.eye(4))
+        nibabel.streamlines.TckFile(tracts).save(str(tmp_path / str(number) / "a.tck"))
+    assert only([tmp_path / "0", tmp_path / "1"]).agreement is Agreement.SAME_CONTENT
+    lost = only([tmp_path / "0", tmp_path / "2"])
+    assert "number of streamlines" in {where for measure in lost.measures for where in measure.where}
+
+
+def test_versions_are_no_result(tmp_path: Path) -> None:
+    one = {"software": {"version": "7.3.2"}, "mean": 3.5}
+    runs = run_of(tmp_path, "a.json", *(json.dumps(one | {"version": text}).encode() for text in ("7.3", "7.4")))
+    assert only(runs).agreement is Agreement.SAME_CONTENT
+
+
+def test_patterns_of_the_rules_are_no_change(tmp_path: Path) -> None:
+    runs = run_of(tmp_path, "a.txt", b"scanner SCN-a\nmean 3\n", b"scanner SCN-b\nmean 3\n")
+    assert only(runs).agreement is Agreement.DIFFERENT
+    assert only(runs, Rules(volatile={"scanner": "SCN-[a-z]"})).agreement is Agreement.SAME_CONTENT
+
+
+# What is made to do harm: each must end as a digest with a reason, quickly and in little memory.
+
+
+def xml_bomb(root: str) -> bytes:
+    entities = "".join(f'<!ENTITY e{n + 1} "{f"&e{n};" * 10}">' for n in range(12))
+    return f'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY e0 "{"a" * 99}">{entities}]><{root}>&e12;</{root}>'.encode()
+
+
+def outer_entity() -> bytes:
+    return b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><x>&e;</x>'
+
+
+def gifti_bomb() -> bytes:
+    packed = base64.b64encode(zlib.compress(b"\0" * 200_000_000)).decode()
+    return (
+        '<?xml version="1.0"?><GIFTI Version="1.0" NumberOfDataArrays="1"><DataArray Intent="NIFTI_INTENT_SHAPE" '
+        'DataType="NIFTI_TYPE_FLOAT32" ArrayIndexingOrder="RowMajorOrder" Dimensionality="1" Dim0="10" '
+        f'Encoding="GZipBase64Binary" Endian="LittleEndian"><Data>{packed}</Data></DataArray></GIFTI>'
+    ).encode()
+
+
+def hdf5_bomb() -> bytes:
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file.create_dataset("v", shape=(10**6, 10**6), dtype="f8", chunks=(1000, 1000))
+    return buffer.getvalue()
+
+
+def hdf5_elsewhere() -> bytes:
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file["link"] = h5py.ExternalLink("/etc/passwd", "/")
+        file.create_dataset("v", shape=(4,), dtype="u1", external=[("/etc/passwd", 0, 4)])
+    return buffer.getvalue()
+
+
+def mat_bomb() -> bytes:
+    packed = zlib.compress(b"\0" * 10_000_000, 9) * 1
+    body = struct.pack("<II", 15, len(packed)) + packed
+    return b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM" + body * 300
+
+
+def yaml_bomb() -> bytes:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    return "\n".join(lines).encode()
+
+
+def yaml_object() -> bytes:
+    return b"x: !!python/object/apply:os.system ['touch /tmp/never']\n"
+
+
+def nifti_bomb() -> bytes:
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((30_000, 30_000, 30_000))
+    header["magic"] = b"n+1\x00"
+    header["vox_offset"] = 352
+    return bytes(header.binaryblock) + b"\0" * 100
+
+
+def nrrd_elsewhere() -> bytes:
+    return b"NRRD0004\ntype: uchar\ndimension: 1\nsizes: 4\nencoding: raw\ndata file: ../../../etc/passwd\n\n"
+
+
+def nrrd_bomb() -> bytes:
+    head = b"NRRD0004\ntype: double\ndimension: 1\nsizes: 9000000000\nencoding: gzip\n\n"
+    return head + gzip.compress(b"\0" * 1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("a.xml", lambda: xml_bomb("x")),
+        ("a.svg", lambda: xml_bomb("svg")),
+        ("a.gii", lambda: xml_bomb("GIFTI")),
+        ("a.xml", outer_entity),
+        ("b.gii", gifti_bomb),
+        ("a.h5", hdf5_bomb),
+        ("a.mat", mat_bomb),
+        ("a.yaml", yaml_bomb),
+        ("b.yaml", yaml_object),
+        ("a.nii", nifti_bomb),
+        ("a.nrrd", nrrd_elsewhere),
+        ("b.nrrd", nrrd_bomb),
+    ],
+)
+def test_what_is_made_to_do_harm_is_a_digest(
+    tmp_path: Path, name: str, make: Callable[[], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_MAX_PARTS", 50_000)
+    content = make()
+    runs = run_of(tmp_path, name, content, content + b"\n")
+    tracemalloc.start()
+    file = only(runs)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (file.kind, file.agreement) == ("binary", Agreement.DIFFERENT)
+    assert "could not be read, so only digests were compared" in file.note
+    assert "root:" not in str(file)
+    assert peak < 150 * 1024**2
+
+
+def test_values_of_hdf5_in_other_files_are_not_read(tmp_path: Path) -> None:
+    file = only(run_of(tmp_path, "a.h5", hdf5_elsewhere(), hdf5_elsewhere() + b"\0"))
+    assert "is in other files, which are not read" in file.note or file.agreement is Agreement.SAME_CONTENT
+    assert not file.measures
+
+
+def test_zarr_runs_no_code(tmp_path: Path) -> None:
+    for number in (0, 1):
+        store = tmp_path / str(number) / "a.zarr"
+        store.mkdir(parents=True)
+        metadata = {
+            "zarr_format": 2, "shape": [1], "chunks": [1], "dtype": "|O", "order": "C", "fill_value": None,
+            "compressor": None, "filters": [{"id": "pickle"}],
+        }  # fmt: skip
+        (store / ".zarray").write_text(json.dumps(metadata))
+        (store / "0").write_bytes(pickle.dumps(pytest.fail) + bytes([number]))
+    file = only([tmp_path / "0", tmp_path / "1"])
+    assert (file.name, file.kind) == ("a.zarr", "binary")
+    assert "it holds objects" in file.note
+
+
+def test_a_store_in_an_archive_is_one_file(tmp_path: Path) -> None:
+    for number in (0, 1):
+        group = zarr.open_group(tmp_path / "store", mode="w", zarr_format=3)
+        group.create_array("v", data=np.arange(8.0) + number)
+        (tmp_path / str(number)).mkdir()
+        with zipfile.ZipFile(tmp_path / str(number) / "a.zarr.zip", "w") as archive:
+            for path in sorted((tmp_path / "store").rglob("*")):
+                archive.write(path, path.relative_to(tmp_path / "store"))
+    (file,) = compare_runs([tmp_path / "0", tmp_path / "1"]).files
+    assert [measure.max_difference for measure in file.measures] == [1.0]
+
+
+def test_a_format_whose_library_is_not_there_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(reading.importlib, "import_module", absent)
+    content = b"%PDF-1.7\n"
+    file = only(run_of(tmp_path, "a.pdf", content, content + b"x"))
+    assert "pypdf is not installed: pip install 'prefect-biomed[formats]'" in file.note
+
+
+def test_a_pair_whose_header_leads_out_of_the_run_is_not_read(tmp_path: Path) -> None:
+    pair = nibabel.Nifti1Pair(np.zeros((4, 4, 4), "f4"), np.eye(4))
+    nibabel.save(pair, tmp_path / "secret.img")
+    for number in (0, 1):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "a.hdr").symlink_to(tmp_path / "secret.hdr")
+        (tmp_path / str(number) / "a.img").write_bytes(bytes([number]) * 256)
+    (file,) = compare_runs([tmp_path / "0", tmp_path / "1"]).files
+    assert (file.name, file.kind) == ("a.img", "binary")
+
+
+def test_savemat_of_objects_runs_nothing(tmp_path: Path) -> None:
+    for number in (0, 1):
+        (tmp_path / str(number)).mkdir()
+        cell = np.array([np.arange(3.0) + number, "text", {"deep": np.ones((2, 2))}], dtype=object)
+        savemat(tmp_path / str(number) / "a.mat", {"c": cell, "s": {"f": "x"}})
+    file = only([tmp_path / "0", tmp_path / "1"])
+    assert [measure.name for measure in file.measures] == ["c[0]"]
+
+
+def test_group_without_neighbours_is_read_alone(tmp_path: Path) -> None:
+    (path,) = run_of(tmp_path, "a.txt", b"1")
+    with opened(FileGroup("a.txt", {"x": path / "a.txt"}), Rules()) as said:
+        assert said["x"].kind == "text"
