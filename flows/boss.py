@@ -10,19 +10,32 @@ from prefect.logging.loggers import LoggingAdapter
 from pydantic import Field
 
 from prefect_biomed.blocks.boss import BossCredentials
-from prefect_biomed.clients.boss import IngestConfig, IngestIncomplete, UploadReport, UploadSettings, job_of_intent
+from prefect_biomed.clients.boss import (
+    IngestConfig,
+    IngestIncomplete,
+    Region,
+    UploadReport,
+    UploadSettings,
+    Verification,
+    VerificationFailed,
+    VerifySettings,
+    extents_to_heal,
+    job_of_intent,
+)
 from prefect_biomed.flows.cancellation import ending_remote_jobs
 from prefect_biomed.flows.parameters import IngestJobWaiting, IngestWaiting
 from prefect_biomed.tasks import boss as steps
 from prefect_biomed.tasks.policies import intent_token
 from prefect_biomed.tasks.run_names import flow_run_named
 
-__all__ = ["boss_cancel_ingest", "boss_ingest", "boss_join_ingest", "cancel_remote_job"]
+__all__ = ["boss_cancel_ingest", "boss_ingest", "boss_join_ingest", "boss_verify", "cancel_remote_job"]
 
 Processes = Annotated[int, Field(ge=1, le=64, title="Processes")]
 
 _SLICE_SECONDS = 900.0
 _ROUNDS_WITHOUT_PROGRESS = 3
+# More jobs than this are rather a new ingest of the whole.
+_MOST_HEALED = 100
 
 
 def _cancel_job(credentials: BossCredentials, token: str, logger: LoggingAdapter) -> list[str]:
@@ -47,6 +60,7 @@ def boss_ingest(
     complete: bool = True,
     waiting: IngestJobWaiting | None = None,
     idempotency_key: str | None = None,
+    verification: VerifySettings | None = None,
 ) -> UploadReport:
     """Ingest images into the Boss: check, create a job, upload, complete, account for every tile.
 
@@ -64,6 +78,7 @@ def boss_ingest(
         waiting: How long to wait for the queue and for the end, and whether a cancellation cancels the job; it does
             not when empty.
         idempotency_key: Name of this ingest; needed only when the flow is called from inside a task.
+        verification: How much of what arrived is compared with the source at the end: a sample when empty.
 
     Returns:
         What was done, with every hole named.
@@ -79,9 +94,10 @@ def boss_ingest(
     token = intent_token("boss-ingest", explicit=idempotency_key)
     job = steps.create_ingest_job(credentials, config, token, new_resources)
     if steps.ingest_status(credentials, job.id).status.is_success:
-        return _account(credentials, config, job.id, upload)  # a retry of a run that was killed near its end
+        # A retry of a run that was killed near its end.
+        return _account(credentials, config, job.id, upload, verification)
     steps.wait_until_ready(credentials, job.id, waiting.ready_timeout_seconds)
-    return _work(credentials, config, job.id, processes, upload, waiting, complete=complete)
+    return _work(credentials, config, job.id, processes, upload, waiting, verification, complete=complete)
 
 
 @flow(name="boss-join-ingest", flow_run_name=flow_run_named("job_id"))
@@ -93,6 +109,7 @@ def boss_join_ingest(
     upload: UploadSettings | None = None,
     complete: bool = False,
     waiting: IngestWaiting | None = None,
+    verification: VerifySettings | None = None,
 ) -> UploadReport:
     """Help with a job that exists, whoever made it: on a further machine, or after a crash.
 
@@ -104,6 +121,7 @@ def boss_join_ingest(
         upload: How to upload, in slices of 900 s or of its `max_seconds`.
         complete: Whether to complete the job when nothing is left. Let one flow run do that.
         waiting: How long to wait for the queue and for the end.
+        verification: How much is compared with the source when the job was completed: a sample when empty.
 
     Returns:
         What was done by this machine; with every hole named when the job was completed.
@@ -117,7 +135,7 @@ def boss_join_ingest(
     waiting = waiting or IngestWaiting()
     config = IngestConfig.load(config)
     steps.wait_until_ready(credentials, job_id, waiting.ready_timeout_seconds)
-    return _work(credentials, config, job_id, processes, upload, waiting, complete=complete)
+    return _work(credentials, config, job_id, processes, upload, waiting, verification, complete=complete)
 
 
 @flow(name="boss-cancel-ingest", flow_run_name=flow_run_named("job_id"))
@@ -138,6 +156,51 @@ def boss_cancel_ingest(credentials: BossCredentials, job_id: Annotated[int, Fiel
     return steps.cancel_ingest_job(credentials, job_id)
 
 
+@flow(name="boss-verify", flow_run_name=flow_run_named("config", "job_id"))
+def boss_verify(
+    credentials: BossCredentials,
+    config: IngestConfig | Path,
+    job_id: Annotated[int, Field(ge=1)] | None = None,
+    region: Region | None = None,
+    verification: VerifySettings | None = None,
+    upload: UploadSettings | None = None,
+    heal: bool = False,
+    waiting: IngestJobWaiting | None = None,
+) -> Verification:
+    """Compare what the Boss has with the sources, for a job or a region, also of data that were ingested years ago.
+
+    Args:
+        credentials: An account that may read the channel; to heal it, one that may write.
+        config: What was ingested: a configuration of the official client, or the path of its file.
+        job_id: The job, if this machine has worked on it: then what it left out on purpose is not called wrong.
+        region: Part of it; all of it when empty.
+        verification: How much is compared: a sample of 1 % and a look at every chunk when empty.
+        upload: How tiles were made, and how they are made when they are healed.
+        heal: Ingest the chunks that are wrong again, and prove each of them in every voxel.
+        waiting: How long to wait for a job that heals.
+
+    Returns:
+        What was found; after healing, what was found then.
+
+    Raises:
+        VerificationFailed: Something is missing or different. It names the tiles.
+        IngestIncomplete: What was wrong could not be healed.
+    """
+    config = IngestConfig.load(config)
+    look = steps.verify_ingest(credentials, config, job_id, region, verification, upload)
+    if look.wrong and heal:
+        extents = extents_to_heal(config, look.wrong)
+        if len(extents) > _MOST_HEALED:
+            raise VerificationFailed.of(look)
+        for extent in extents:
+            part = config.of_extent(extent)
+            boss_ingest(credentials, part, upload=upload, waiting=waiting, verification=VerifySettings(share=1))
+        look = steps.verify_ingest(credentials, config, job_id, region, verification, upload)
+    if look.wrong:
+        raise VerificationFailed.of(look)
+    return look
+
+
 def _work(
     credentials: BossCredentials,
     config: IngestConfig,
@@ -145,6 +208,7 @@ def _work(
     processes: int,
     upload: UploadSettings | None,
     waiting: IngestWaiting,
+    verification: VerifySettings | None,
     *,
     complete: bool,
 ) -> UploadReport:
@@ -167,14 +231,18 @@ def _work(
                 "The Boss asks again and again for tiles that were left out. It completes a job only when all sixteen "
                 "slices of a chunk are left out together. Supply them, or take the policy blank.",
             )
-    return _account(credentials, config, job_id, upload)
+    return _account(credentials, config, job_id, upload, verification)
 
 
 def _account(
-    credentials: BossCredentials, config: IngestConfig, job_id: int, upload: UploadSettings | None
+    credentials: BossCredentials,
+    config: IngestConfig,
+    job_id: int,
+    upload: UploadSettings | None,
+    verification: VerifySettings | None,
 ) -> UploadReport:
     """Make the report of a job that is complete."""
-    final = steps.report_ingest_job(credentials, config, job_id, upload)
+    final = steps.report_ingest_job(credentials, config, job_id, upload, verification)
     if final.holes:
         raise IngestIncomplete.of(final, "The job is complete, but not everything is in the Boss.")
     return final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from prefect import get_run_logger, task
@@ -14,15 +15,20 @@ from prefect_biomed.clients.boss import (
     IngestIncomplete,
     IngestJob,
     JobCounts,
+    Region,
     UploadProgress,
     UploadReport,
     UploadSettings,
+    Verification,
+    VerifySettings,
     account,
     complete,
     create_once,
     create_resources,
     preview,
+    treatments_of,
     upload,
+    verify,
 )
 from prefect_biomed.clients.boss import wait_until_ready as wait_for_queue
 from prefect_biomed.clients.errors import BiomedError
@@ -39,6 +45,7 @@ __all__ = [
     "ingest_status",
     "join_ingest_job",
     "report_ingest_job",
+    "verify_ingest",
     "wait_until_ready",
 ]
 
@@ -227,9 +234,13 @@ def complete_ingest_job(credentials: BossCredentials, job_id: int, timeout_secon
 
 @task(task_run_name=task_run_named("Report ingest job", "job_id"), **RETRY)
 def report_ingest_job(
-    credentials: BossCredentials, config: IngestConfig, job_id: int, settings: UploadSettings | None = None
+    credentials: BossCredentials,
+    config: IngestConfig,
+    job_id: int,
+    settings: UploadSettings | None = None,
+    verification: VerifySettings | None = None,
 ) -> UploadReport:
-    """Account for every tile of a job that is complete, and show the middle slice as the Boss has it.
+    """Account for every tile of a job that is complete, compare what arrived, and show the middle slice.
 
     Safe to repeat: it only reads (`GET /cutout/…`).
 
@@ -238,16 +249,18 @@ def report_ingest_job(
         config: What the job was made with.
         job_id: Number of the job.
         settings: How it was uploaded.
+        verification: How much of it is compared with the source.
 
     Returns:
-        A report of all runs of this machine, with every hole that was found.
+        A report of all runs of this machine, with every tile that is missing or different as far as was looked.
 
     Raises:
         NotFoundError: The channel is gone.
     """
     logger = get_run_logger()
     with credentials.get_client() as client:
-        report = account(client, config, job_id, settings)
+        show = _looking(artifact_key("boss-account", job_id), f"ingest job {job_id}")
+        report = account(client, config, job_id, settings, verification=verification, on_progress=show)
         try:
             picture: bytes | None = preview(client, config)
         except BiomedError as error:
@@ -257,9 +270,59 @@ def report_ingest_job(
         image(artifact_key("boss-preview", job_id), picture, f"Middle slice of {config.channel_path}, read back")
     markdown(artifact_key("boss-report", job_id), report_text(report), f"Report of ingest job {job_id}")
     logger.info("%s", report.summary())
-    for hole in report.holes[:20]:
-        logger.error("Not in the Boss: %s", hole)
+    for tile in (report.verification.wrong if report.verification else ())[:20]:
+        logger.error("Not in the Boss as its source: %s", tile)
     return report
+
+
+@task(task_run_name=task_run_named("Verify ingest", "config"), **RETRY)
+def verify_ingest(
+    credentials: BossCredentials,
+    config: IngestConfig,
+    job_id: int | None = None,
+    region: Region | None = None,
+    verification: VerifySettings | None = None,
+    upload: UploadSettings | None = None,
+) -> Verification:
+    """Compare what the Boss has with what the sources of a configuration say, whoever ingested it, and when.
+
+    Safe to repeat: it only reads (`GET /cutout/…?no-cache=true`).
+
+    Args:
+        credentials: An account that may read the channel.
+        config: What was ingested.
+        job_id: The job, if this machine has worked on it: then what it left out on purpose is not called wrong.
+        region: Part of it; all of it when None.
+        verification: How much is compared.
+        upload: How tiles were made.
+
+    Returns:
+        What was found. Nothing is raised for tiles that are wrong.
+
+    Raises:
+        NotFoundError: There is no such channel.
+        ConfigurationError: A plugin cannot be loaded, or the region has nothing of the job.
+    """
+    logger = get_run_logger()
+    key = config.channel_path.replace("/", "-") if job_id is None else job_id
+    with credentials.get_client() as client:
+        treatments = {} if job_id is None else treatments_of(client, config, job_id)
+        look = verify(
+            client,
+            config,
+            verification,
+            upload=upload,
+            region=region,
+            treatments=treatments,
+            on_progress=_looking(artifact_key("boss-verify", key), config.channel_path),
+        )
+    logger.info("%s", look.summary())
+    for tile in look.wrong[:20]:
+        logger.error("Not in the Boss as its source: %s", tile)
+    markdown(artifact_key("boss-verification", key), verification_text(look), f"What {config.channel_path} has")
+    event = {"wrong": len(look.wrong), "compared": look.compared, "cuboids": look.cuboids}
+    state_event("boss", "channel", config.channel_path, "verified" if look.is_right else "wrong", **event)
+    return look
 
 
 @task(task_run_name=task_run_named("Cancel ingest job", "job_id"), **RETRY)
@@ -309,6 +372,24 @@ def ingest_status(credentials: BossCredentials, job_id: int) -> JobCounts:
     return counts
 
 
+def verification_text(look: Verification) -> str:
+    """Write what a look has found in Markdown.
+
+    Args:
+        look: What was found.
+    """
+    lines = [f"# {look.channel}", "", look.summary(), "", "| axis | from | to |", "|---|---|---|"]
+    lines += [f"| {axis} | {low} | {high} |" for axis, (low, high) in look.region.items()]
+    found = {
+        "Wrong": [str(tile) for tile in look.wrong],
+        "Not compared": [f"{tile}: {reason}" for tile, reason in look.unreadable.items()],
+    }
+    for title, items in found.items():
+        if items:
+            lines += ["", f"## {title} ({len(items)})", "", *(f"- {item}" for item in items[:100])]
+    return "\n".join(lines)
+
+
 def report_text(report: UploadReport) -> str:
     """Write a report in Markdown.
 
@@ -322,8 +403,12 @@ def report_text(report: UploadReport) -> str:
     lines = [f"# Ingest job {report.job_id}", "", report.summary(), "", "| count | |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {getattr(report, name)} |" for name in counts]
     lines += [f"| bytes put | {report.put_bytes} |", f"| not by this machine | {report.unaccounted} |"]
+    if report.verification:
+        tiles = {"delivered": report.delivered, "by others": report.by_others, "verified": report.verified}
+        lines += [f"| {name} | {count} |" for name, count in (tiles | {"unverified": report.unverified}).items()]
+    wrong = report.verification.wrong if report.verification else ()
     named: dict[str, list[str]] = {
-        "Holes": list(report.holes),
+        "Holes": [str(tile) for tile in wrong] or list(report.holes),
         "Failed": [f"{tile}: {reason}" for tile, reason in report.failed.items()],
         "Filled": list(report.blank),
         "Skipped": list(report.skipped),
@@ -334,6 +419,15 @@ def report_text(report: UploadReport) -> str:
         if items:
             lines += ["", f"## {title} ({len(items)})", "", *(f"- {item}" for item in items[:100])]
     return "\n".join(lines)
+
+
+def _looking(key: str, what: str) -> Callable[[int, int], None]:
+    progress = Progress(key, f"Look at {what}")
+
+    def show(done: int, total: int) -> None:
+        progress(done, total, f"{done} of {total} chunks of {what} looked at")
+
+    return show
 
 
 def _event(job_id: int, state: str, **payload: object) -> None:

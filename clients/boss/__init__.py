@@ -1,10 +1,10 @@
 """The Boss: ingest jobs, from a configuration to pixels that can be read back."""
 
-from prefect_biomed.clients.boss.accounting import account, preview
+from prefect_biomed.clients.boss.accounting import account, preview, treatments_of
 from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.boss.config import IngestConfig
 from prefect_biomed.clients.boss.cutouts import Cutout
-from prefect_biomed.clients.boss.errors import IngestIncomplete, ProcessFailed
+from prefect_biomed.clients.boss.errors import IngestIncomplete, ProcessFailed, VerificationFailed
 from prefect_biomed.clients.boss.launches import create_once, job_of_intent
 from prefect_biomed.clients.boss.ledger import Ledger, default_folder
 from prefect_biomed.clients.boss.models import (
@@ -22,8 +22,10 @@ from prefect_biomed.clients.boss.models import (
 from prefect_biomed.clients.boss.monitoring import complete, wait_until_ready
 from prefect_biomed.clients.boss.preflight import create_resources, preflight
 from prefect_biomed.clients.boss.processes import upload
+from prefect_biomed.clients.boss.proofs import Region, Verification, VerifySettings, WrongTile
 from prefect_biomed.clients.boss.tokens import find_token
 from prefect_biomed.clients.boss.uploader import Uploader
+from prefect_biomed.clients.boss.verification import extents_to_heal, verify
 
 __all__ = [
     "BossClient",
@@ -39,19 +41,27 @@ __all__ = [
     "JoinedJob",
     "Ledger",
     "ProcessFailed",
+    "Region",
     "UploadProgress",
     "UploadReport",
     "UploadSettings",
     "Uploader",
+    "Verification",
+    "VerificationFailed",
+    "VerifySettings",
+    "WrongTile",
     "account",
     "complete",
     "create_once",
     "create_resources",
     "default_folder",
+    "extents_to_heal",
     "find_token",
     "job_of_intent",
     "preflight",
     "preview",
+    "treatments_of",
     "upload",
+    "verify",
     "wait_until_ready",
 ]

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import io
-import itertools
-import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
-from prefect_biomed.clients.boss import images
-from prefect_biomed.clients.boss._keys import CUBOID_Z, Position
+from prefect_biomed.clients.boss._keys import CUBOID_Z
 from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.boss.config import IngestConfig
+from prefect_biomed.clients.boss.expectation import Treatment
 from prefect_biomed.clients.boss.ledger import TileState, open_ledger
-from prefect_biomed.clients.boss.models import Channel, UploadReport, UploadSettings
-from prefect_biomed.clients.boss.sources import ChunkSource, TileSource, open_source
-from prefect_biomed.clients.errors import SourceUnreadable
+from prefect_biomed.clients.boss.models import UploadReport, UploadSettings
+from prefect_biomed.clients.boss.proofs import VerifySettings
+from prefect_biomed.clients.boss.verification import verify
 
-__all__ = ["account", "preview"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["account", "preview", "treatments_of"]
 
 _PREVIEW_READ = 1024
 _PREVIEW_SHOWN = 512
@@ -33,121 +29,89 @@ def account(
     job_id: int,
     settings: UploadSettings | None = None,
     *,
+    verification: VerifySettings | None = None,
     ledger_folder: Path | None = None,
     max_checks: int = 500,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> UploadReport:
-    """Compare what a finished job should hold with what this machine did, and look at the rest.
+    """Compare what a finished job should hold with what this machine did, and look at what arrived.
 
-    Tiles that this machine did not finish were either done by others or lost: their chunks are read back and compared
-    with the source. A chunk is in the Boss as a whole or not at all, so one tile of each is enough.
+    A sample of all cuboids is compared with the source, and every chunk is looked at, see `verify`. Of chunks that this
+    machine did not finish, which others did or nobody, one cuboid is compared in any case.
 
     Args:
         client: Client of the Boss.
         config: Configuration of the job.
         job_id: Number of the job; it is complete.
         settings: As for the upload; the format of tiles follows from them.
+        verification: How much is compared.
         ledger_folder: Where ledgers are kept.
-        max_checks: At most so many chunks are read back.
+        max_checks: Of at most so many chunks of others a cuboid is compared.
+        on_progress: As for `verify`.
 
     Returns:
-        A report of all runs of this machine, with every hole that was found.
+        A report of all runs of this machine, with every tile that was found to be missing or different.
     """
     settings = settings or UploadSettings()
-    names = config.database
-    channel = client.channel(names.collection, names.experiment, names.channel)
     with open_ledger(client, job_id, config.tile_count, ledger_folder) as ledger:
         # Of a complete job no message is left, so that what was indexed was also deleted, if only by a killed run.
         finished = ledger.tiles(TileState.FINISHED) | ledger.tiles(TileState.INDEXED)
         skipped, blank = ledger.tiles(TileState.SKIPPED), ledger.blank()
-        totals = ledger.totals()
-        quarantined = [f"{kept.tile or kept.message}: {kept.reason}" for kept in ledger.quarantined()]
-        failed = ledger.failed()
-    chunks = list(_chunks_without(finished | skipped, config))
-    check = _Check(client, config, channel, settings)
-    holes = [str(position) for chunk in chunks[:max_checks] if not check.is_there(chunk) for position in chunk]
+        totals, kept, failed = ledger.totals(), ledger.quarantined(), ledger.failed()
+    treatments: dict[str, Treatment] = dict.fromkeys(blank, "blank")
+    aside = {item.tile for item in kept if item.tile}
+    treatments |= dict.fromkeys(skipped | aside, "left out")
+    unknown = [position for position in config.positions() if str(position) not in finished | skipped | aside]
+    depth = 1 if config.volumetric else CUBOID_Z
+    chunks = list(dict.fromkeys(position._replace(z=position.z // depth) for position in unknown))
+    look = verify(
+        client,
+        config,
+        verification,
+        upload=settings,
+        treatments=treatments,
+        also=chunks[:max_checks],
+        on_progress=on_progress,
+    )
+    holes = [str(tile.position) for tile in look.wrong]
     unchecked = len(chunks) - max_checks
+    note = f"Of {unchecked} chunks that others did no cuboid was compared with the source for certain."
     return UploadReport(
         job_id=job_id,
         tile_count=config.tile_count,
-        **(totals.counts | {"deleted": len(finished)}),
+        **(totals.counts | {"deleted": len(finished - failed.keys())}),
         seconds=totals.seconds,
         blank=tuple(sorted(blank)),
         skipped=tuple(sorted(skipped)),
-        quarantined=tuple(quarantined),
+        quarantined=tuple(f"{item.tile or item.message}: {item.reason}" for item in kept),
         failed=failed,
         holes=tuple(holes),
-        unaccounted=sum(map(len, chunks)),
+        unaccounted=len(unknown),
+        by_others=len({str(position) for position in unknown}.difference(holes)),
+        verified=look.verified_tiles,
+        verification=look,
         exhausted=True,
-        warnings=(f"{unchecked} chunks that others did were not compared with the source.",) if unchecked > 0 else (),
+        warnings=(note,) if unchecked > 0 else (),
     )
 
 
-def _chunks_without(known: set[str], config: IngestConfig) -> Iterator[list[Position]]:
-    """Group the tiles of a job that are not among the known ones by their chunks."""
-    depth = 1 if config.volumetric else CUBOID_Z
+def treatments_of(
+    client: BossClient, config: IngestConfig, job_id: int, *, ledger_folder: Path | None = None
+) -> dict[str, Treatment]:
+    """Tell which tiles of a job this machine has not sent from their source: filled ones, and those left out.
 
-    def chunk(position: Position) -> tuple[int, int, int, int]:
-        return position.t, position.z // depth, position.y, position.x
+    Args:
+        client: Client of the Boss.
+        config: Configuration of the job.
+        job_id: Number of the job.
+        ledger_folder: Where ledgers are kept.
 
-    missing = (position for position in config.positions() if str(position) not in known)
-    for _, positions in itertools.groupby(sorted(missing, key=lambda position: (*chunk(position), position.z)), chunk):
-        yield list(positions)
-
-
-class _Check:
-    """Compares chunks with their source."""
-
-    def __init__(self, client: BossClient, config: IngestConfig, channel: Channel, settings: UploadSettings) -> None:
-        self._client, self._config, self._channel, self._settings = client, config, channel, settings
-        self._source: TileSource | ChunkSource | None = None
-
-    def is_there(self, chunk: list[Position]) -> bool:
-        """Whether what the Boss has at a chunk is what the source has there."""
-        return any(self._compare(chunk))
-
-    def _compare(self, chunk: list[Position]) -> Iterator[bool]:
-        for position in chunk:
-            try:
-                expected, ranges = self._expected(position)
-            except SourceUnreadable as error:
-                logger.warning("%s cannot be compared: %s", position, error)
-                continue
-            if not any(expected):
-                continue  # black either way; another slice of the chunk tells
-            (x, y, z), t = ranges, position.t
-            found = self._client.cutout(self._channel.path, self._channel.base_resolution, x, y, z, t)
-            yield found.content == expected or (self._is_lossy(position) and any(found.content))
-            return
-        yield True
-
-    def _expected(self, position: Position) -> tuple[bytes, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]]:
-        config, size = self._config, self._config.piece_size
-        extent, bounds = config.ingest_job.extent, self._channel.bounds
-        depth = size["z"] if config.volumetric else 1
-        x0, y0, z0 = position.x * size["x"], position.y * size["y"], position.z * depth
-        x1 = min(x0 + size["x"], extent.x[1], bounds["x"][1])
-        y1 = min(y0 + size["y"], extent.y[1], bounds["y"][1])
-        z1 = min(z0 + depth, extent.z[1], bounds["z"][1])
-        source = self._opened()
-        if isinstance(source, ChunkSource):
-            block = source.read(position)[: z1 - z0, : y1 - y0, : x1 - x0]
-            ranges = (x0, x0 + block.shape[2]), (y0, y0 + block.shape[1]), (z0, z0 + block.shape[0])
-            return block.tobytes(), ranges
-        item = images.ITEM_BYTES[self._channel.datatype]
-        whole = images.pixels(source.read(position), source.format, str(position))
-        row = size["x"] * item
-        kept = b"".join(whole[n * row : n * row + (x1 - x0) * item] for n in range(y1 - y0))
-        return kept, ((x0, x1), (y0, y1), (z0, z1))
-
-    def _opened(self) -> TileSource | ChunkSource:
-        if self._source is None:
-            self._source = open_source(self._config, self._channel.datatype, self._settings)
-        return self._source
-
-    def _is_lossy(self, position: Position) -> bool:
-        source = self._opened()
-        # Decoders of JPEG may differ in the last bit.
-        return isinstance(source, TileSource) and source.read(position).startswith(b"\xff\xd8")
+    Returns:
+        Treatments by name of the tile; none when this machine has no ledger of the job.
+    """
+    with open_ledger(client, job_id, config.tile_count, ledger_folder) as ledger:
+        left_out = ledger.tiles(TileState.SKIPPED) | {item.tile for item in ledger.quarantined() if item.tile}
+        return {**dict.fromkeys(ledger.blank(), "blank"), **dict.fromkeys(left_out, "left out")}
 
 
 def preview(client: BossClient, config: IngestConfig) -> bytes:

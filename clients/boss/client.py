@@ -376,7 +376,9 @@ class BossClient(RestClient):
         """Make a coordinate frame unless it is there; as `make`."""
         return self._make(_frame(name), f"coordinate frame {name}", about)
 
-    def cutout(self, channel_path: str, resolution: int, x: Range, y: Range, z: Range, t: int = 0) -> Cutout:
+    def cutout(
+        self, channel_path: str, resolution: int, x: Range, y: Range, z: Range, t: int = 0, *, fresh: bool = False
+    ) -> Cutout:
         """Read pixels back. Endpoint: `GET /cutout/…` as `application/npygz`.
 
         Args:
@@ -386,6 +388,7 @@ class BossClient(RestClient):
             y: See `x`.
             z: See `x`.
             t: Sample.
+            fresh: Whether to read what is stored, past the cache of the service.
 
         Returns:
             The block; zero where nothing was ingested.
@@ -397,7 +400,8 @@ class BossClient(RestClient):
         names = "/".join(quote(name, safe="") for name in channel_path.split("/"))
         spans = "/".join(f"{low}:{high}" for low, high in (x, y, z, (t, t + 1)))
         path = f"/cutout/{names}/{resolution}/{spans}/"
-        with self.opened("GET", path, headers={"Accept": "application/npygz"}, about=channel_path) as response:
+        headers, params = {"Accept": "application/npygz"}, {"no-cache": "true"} if fresh else None
+        with self.opened("GET", path, headers=headers, params=params, about=channel_path) as response:
             packed = b"".join(self._http.chunks(response))
         shape = (z[1] - z[0], y[1] - y[0], x[1] - x[0])
         return unpack(packed, shape)

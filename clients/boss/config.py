@@ -231,6 +231,20 @@ class IngestConfig(_Section):
                         for slice_z in range(z, min(z + group, extent.z[1])) if group > 1 else (z // size["z"],):
                             yield Position(x // size["x"], y // size["y"], slice_z, t)
 
+    def of_extent(self, extent: Mapping[str, tuple[int, int]]) -> Self:
+        """Make the configuration of a part.
+
+        Args:
+            extent: Half-open ranges by axis.
+
+        Raises:
+            PreflightFailed: It is not aligned, or empty.
+        """
+        body = self.body()
+        return self.load(
+            body | {"ingest_job": body["ingest_job"] | {"extent": {a: list(r) for a, r in extent.items()}}}
+        )
+
     def body(self) -> dict[str, Any]:
         """What is posted: the configuration as it was given."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)

@@ -5,9 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from prefect_biomed.clients.boss.models import JobStatus, UploadReport
+from prefect_biomed.clients.boss.proofs import Verification
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError, JobFailed, PlatformError
 
-__all__ = ["ChunkFailed", "ClockOff", "IngestIncomplete", "NotYetComplete", "ProcessFailed", "QueueGone", "refuse_over"]
+__all__ = [
+    "ChunkFailed",
+    "ClockOff",
+    "IngestIncomplete",
+    "NotYetComplete",
+    "ProcessFailed",
+    "QueueGone",
+    "VerificationFailed",
+    "refuse_over",
+]
 
 
 class QueueGone(JobFailed):
@@ -72,6 +82,29 @@ class IngestIncomplete(JobFailed):
             "or choose another on_bad_source. The job stays open."
         )
         return cls(f"{report.summary()} {reason}\n" + "\n".join(shown), report)
+
+
+class VerificationFailed(JobFailed):
+    """What is in the Boss is not what the sources have.
+
+    Attributes:
+        verification: What was found; None where only the message was handed on.
+    """
+
+    def __init__(self, message: str, verification: Verification | None = None) -> None:
+        super().__init__(message)
+        self.verification = verification
+
+    @classmethod
+    def of(cls, verification: Verification) -> VerificationFailed:
+        """Make the error of a look; its message names the first tiles.
+
+        Args:
+            verification: What was found.
+        """
+        shown = "\n".join(f"  - {tile}" for tile in verification.wrong[:20])
+        advice = "Run boss-verify with heal=True, which ingests these chunks again and proves them."
+        return cls(f"{verification.summary()} {advice}\n{shown}", verification)
 
 
 def refuse_over(job_id: int, status: JobStatus) -> None:

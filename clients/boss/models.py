@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from prefect_biomed.clients.boss.proofs import Verification
 from prefect_biomed.clients.rest import OpenEnum
 
 __all__ = [
@@ -254,6 +255,9 @@ class UploadReport(_Frozen):
         failed: Tiles that could not be read, by name, with the reason; their messages stay in the queue.
         holes: Tiles that are not in the Boss although the job counts as finished, as far as was found out.
         unaccounted: Tiles that neither this run nor the ledger of this machine finished: other clients' work, or lost.
+        by_others: Those of them that are in the Boss; known of a job that is complete.
+        verified: Tiles of which every voxel was compared with the source after the job was complete.
+        verification: What a look at the pixels of a complete job says; None without one.
         joins: Times that keys were asked for.
         seconds: Duration.
         exhausted: Whether the queue was found empty at the end.
@@ -278,11 +282,25 @@ class UploadReport(_Frozen):
     failed: dict[str, str] = {}
     holes: tuple[str, ...] = ()
     unaccounted: int = 0
+    by_others: int = 0
+    verified: int = 0
+    verification: Verification | None = None
     joins: int = 0
     seconds: float = 0.0
     exhausted: bool = False
     stopped: str = ""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def delivered(self) -> int:
+        """Distinct tiles of which this machine has sent the source, and not the fill value."""
+        return max(0, self.deleted + self.deleted_before - len(self.blank))
+
+    @property
+    def unverified(self) -> int:
+        """Tiles that were to arrive and were not compared in whole."""
+        left_out = len(self.skipped) + len(self.quarantined) + len(self.failed)
+        return max(0, self.tile_count - self.verified - left_out - len(self.holes))
 
     @property
     def tiles_per_second(self) -> float:
@@ -296,17 +314,21 @@ class UploadReport(_Frozen):
 
     def summary(self) -> str:
         """One paragraph for a log or an artifact."""
-        parts = [
-            f"Ingest job {self.job_id}: {self.deleted} of {self.tile_count} tiles finished in {self.seconds:.1f} s "
-            f"({self.tiles_per_second:.1f}/s, {self.put_bytes / 1e6:.1f} MB)"
-        ]
+        parts = [f"Ingest job {self.job_id}: {self.deleted} of {self.tile_count} tiles finished"]
+        if self.seconds:
+            rate = f"{self.tiles_per_second:.1f}/s, {self.put_bytes / 1e6:.1f} MB"
+            parts[0] += f" in {self.seconds:.1f} s ({rate})"
         if self.deleted_before:
             parts.append(f"{self.deleted_before} by earlier runs")
-        if self.unaccounted and self.exhausted:
+        if self.by_others:
+            parts.append(f"{self.by_others} by other clients")
+        elif self.unaccounted and self.exhausted and not self.verification:
             parts.append(f"{self.unaccounted} by other clients or lost")
         lists = {name: len(getattr(self, name)) for name in ("blank", "skipped", "quarantined", "failed", "holes")}
         counts = {"asked for again": self.requeued, "duplicates": self.duplicates, "abandoned": self.abandoned, **lists}
         parts += [f"{count} {name}" for name, count in counts.items() if count]
         if self.stopped:
             parts.append(f"stopped: {self.stopped}")
-        return ", ".join(parts) + "."
+        if self.verification:
+            parts.append(f"{self.verified} verified, {self.unverified} not")
+        return ", ".join(parts) + "." + (f" {self.verification.summary()}" if self.verification else "")

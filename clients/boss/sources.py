@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Array: TypeAlias = npt.NDArray[np.generic]
 
-__all__ = ["ChunkSource", "TileSource", "open_source"]
+__all__ = ["ChunkSource", "TileSource", "open_source", "padded"]
 
 _BLOSC_MAX = 2**31 - 17
 
@@ -188,15 +188,8 @@ class ChunkSource(_Paths):
         Returns:
             A blosc frame of the voxels in the order t, z, y, x.
         """
-        import numpy as np
-
         part = chunk[z : z + CUBOID_Z, y : y + CUBOID_Y, x : x + CUBOID_X]
-        shape = (CUBOID_Z, CUBOID_Y, CUBOID_X)
-        if part.shape != shape:
-            padded = np.zeros(shape, dtype=chunk.dtype)
-            padded[: part.shape[0], : part.shape[1], : part.shape[2]] = part
-            part = padded
-        return compress(np.ascontiguousarray(part).tobytes(), int(chunk.dtype.itemsize))
+        return compress(padded(part, (CUBOID_Z, CUBOID_Y, CUBOID_X)).tobytes(), int(chunk.dtype.itemsize))
 
 
 def open_source(config: IngestConfig, datatype: str, settings: UploadSettings) -> TileSource | ChunkSource:
@@ -223,6 +216,22 @@ def open_source(config: IngestConfig, datatype: str, settings: UploadSettings) -
     size = config.piece_size
     tile = TileFormat(size["x"], size["y"], datatype, settings.colour, settings.fill, settings.encoding)
     return TileSource(config, tile, settings.cache_bytes)
+
+
+def padded(block: Array, shape: tuple[int, int, int]) -> Array:
+    """Bring a block to a shape, with zeros behind its ends, as the Boss stores what a source does not have.
+
+    Args:
+        block: Array of shape (z, y, x), no larger than that.
+        shape: The shape wanted.
+    """
+    import numpy as np
+
+    if block.shape == shape:
+        return np.ascontiguousarray(block)
+    result = np.zeros(shape, dtype=block.dtype)
+    result[: block.shape[0], : block.shape[1], : block.shape[2]] = block
+    return result
 
 
 def compress(content: bytes, item_size: int) -> bytes:

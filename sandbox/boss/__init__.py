@@ -6,6 +6,6 @@ needs nothing but `AWS_ENDPOINT_URL` set to the sandbox's URL.
 
 from prefect_biomed.sandbox.boss._jobs import Job, Observed, Status
 from prefect_biomed.sandbox.boss._platform import BossSandbox
-from prefect_biomed.sandbox.boss._service import AwsFault, BossSwitches
+from prefect_biomed.sandbox.boss._service import AwsFault, BossSwitches, IngestFault
 
-__all__ = ["AwsFault", "BossSandbox", "BossSwitches", "Job", "Observed", "Status"]
+__all__ = ["AwsFault", "BossSandbox", "BossSwitches", "IngestFault", "Job", "Observed", "Status"]

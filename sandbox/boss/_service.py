@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -66,6 +66,21 @@ class AwsFault(BaseModel):
     key: str = Field(default="", description="For S3: part of the object key that it applies to.")
 
 
+class IngestFault(BaseModel):
+    """Pixels that the lambdas spoil without a word, as they have been seen to do."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["black", "lost", "clipped"] = Field(
+        description="`black`: the whole chunk of the slice; `lost`: this tile is black; `clipped`: its values "
+        "above 255 (above 127 in 8 bits) become that.",
+    )
+    x: int = Field(default=0, ge=0, description="Column of the tile.")
+    y: int = Field(default=0, ge=0, description="Row of the tile.")
+    z: int = Field(default=0, ge=0, description="Slice.")
+    t: int = Field(default=0, ge=0, description="Sample.")
+
+
 class BossSwitches(Switches):
     """How the emulated Boss behaves; can be changed at run time."""
 
@@ -84,6 +99,7 @@ class BossSwitches(Switches):
     keys_may_give_back: bool = Field(default=False, description="Keys allow ChangeMessageVisibility; theirs do not.")
     clock_ahead_seconds: float = Field(default=0.0, description="By so much the clock of AWS is ahead of the client's.")
     long_settings: int = Field(default=0, description="Characters of padding in join settings.")
+    ingest_faults: list[IngestFault] = Field(default=[], description="Tile jobs: pixels that are spoilt on the way.")
     aws_faults: list[AwsFault] = Field(default=[], description="Planned faults of SQS and S3.")
 
 
@@ -501,6 +517,9 @@ class Service:
                 sizes.add(header[0])
         if len(sizes) != 1:
             return None
+        for fault in self.switches.ingest_faults:
+            if (fault.x, fault.y, fault.z // 16, fault.t) == (x, y, z_chunk, t):
+                _spoil(tiles, fault)
         ((width, height),) = sizes
         return TileChunk(x, y, z_chunk, t, width, height, tiles)
 
@@ -569,6 +588,14 @@ class Service:
             "experiment": {key: about[key] for key in ("num_hierarchy_levels", "hierarchy_method")},
             "coord_frame": {f"{axis}_voxel_size": frame[f"{axis}_voxel_size"] for axis in "xyz"},
         }
+
+
+def _spoil(tiles: list[TileRef], fault: IngestFault) -> None:
+    for tile in tiles:
+        if fault.kind == "black" or (tile.z == fault.z and fault.kind == "lost"):
+            tile.blob = None
+        elif tile.z == fault.z:
+            tile.is_clipped = True
 
 
 def _loads(text: str) -> dict[str, Any]:

@@ -110,6 +110,7 @@ class TileRef:
     blob: BlobRef | None
     x_size: int
     y_size: int
+    is_clipped: bool = False
 
 
 @dataclass(slots=True)
@@ -252,7 +253,8 @@ class Volumes:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 with Image.open(io.BytesIO(self._blobs.get(tile.blob))) as image:
-                    return np.asarray(image).astype(datatype)  # wraps silently, as theirs
+                    pixels = np.asarray(image).astype(datatype)  # wraps silently, as theirs
+                    return np.minimum(pixels, 127 if datatype == "uint8" else 255) if tile.is_clipped else pixels
         except (OSError, ValueError, SyntaxError, struct.error):
             tile.blob = None
             self._on_black(tile.key)

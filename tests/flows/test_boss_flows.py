@@ -22,7 +22,15 @@ from pydantic import SecretStr
 
 from harness.ingest_lab import QUICK, Lab, lab, make_lab, volume
 from prefect_biomed.blocks import BossCredentials
-from prefect_biomed.clients.boss import IngestConfig, IngestIncomplete, JobStatus, UploadSettings, wait_until_ready
+from prefect_biomed.clients.boss import (
+    IngestConfig,
+    IngestIncomplete,
+    JobStatus,
+    UploadSettings,
+    VerificationFailed,
+    VerifySettings,
+    wait_until_ready,
+)
 from prefect_biomed.clients.errors import (
     DeadlineExceeded,
     JobFailed,
@@ -31,9 +39,10 @@ from prefect_biomed.clients.errors import (
     PermissionDeniedError,
     PreflightFailed,
 )
-from prefect_biomed.flows.boss import boss_cancel_ingest, boss_ingest, boss_join_ingest, cancel_remote_job
+from prefect_biomed.flows.boss import boss_cancel_ingest, boss_ingest, boss_join_ingest, boss_verify, cancel_remote_job
 from prefect_biomed.flows.parameters import IngestJobWaiting
 from prefect_biomed.sandbox import Fault
+from prefect_biomed.sandbox.boss import IngestFault
 from prefect_biomed.tasks import boss as steps
 from prefect_biomed.tasks.policies import intent_token
 
@@ -444,3 +453,29 @@ def test_a_configuration_with_five_mistakes_sends_nothing(lab: Lab, credentials:
     with pytest.raises(PreflightFailed, match="5 problems"):
         boss_ingest(credentials, file)
     assert len(lab.boss.journal) == 0
+
+
+def test_what_the_service_spoilt_is_named_then_healed_and_proved(lab: Lab, credentials: BossCredentials) -> None:
+    pixels = volume((32, 64, 64))
+    lab.write_stack(pixels, tile=64)
+    extent = {"x": [0, 64], "y": [0, 64], "z": [0, 32], "t": [0, 1]}
+    config = lab.config(extent=extent, tile_size={"x": 64, "y": 64, "z": 1, "t": 1})
+    lab.boss.switches.ingest_faults = [IngestFault(kind="lost", z=3), IngestFault(kind="clipped", z=9)]
+    with pytest.raises(IngestIncomplete, match="z=3") as incomplete:
+        boss_ingest(credentials, config, verification=VerifySettings(share=1))
+    assert incomplete.value.report is not None
+    assert incomplete.value.report.holes == ("x=0 y=0 z=3 t=0", "x=0 y=0 z=9 t=0")
+    with pytest.raises(VerificationFailed, match="z=3 t=0: missing") as failed:
+        boss_verify(credentials, config, verification=VerifySettings(share=1))
+    assert failed.value.verification is not None
+    lab.boss.switches.ingest_faults = []
+    manifest = lab.folder / "proof.jsonl"
+    proof = VerifySettings(share=1, manifest=manifest)
+    look = boss_verify(credentials, config, verification=proof, heal=True)
+    assert look.is_right
+    assert look.verified_tiles == 32
+    assert all(json.loads(line)["equal"] for line in manifest.read_text().splitlines()[1:])
+    assert np.array_equal(lab.read(pixels.shape), pixels)
+    assert [job.tile_count for job in lab.boss.service.jobs.values()] == [32, 16]
+    [artifact, *_] = artifacts("boss-verification-sandbox-stack-uint8")
+    assert "All 2 cuboids" in str(artifact.data)
