@@ -29,6 +29,7 @@ __all__ = [
     "RefreshTime",
     "Removal",
     "Runs",
+    "Seconds",
     "SessionDetails",
     "SessionName",
     "SessionUpload",

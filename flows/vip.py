@@ -34,6 +34,7 @@ from prefect_biomed.flows.parameters import (
     RefreshTime,
     Removal,
     Runs,
+    Seconds,
     SessionName,
     SessionUpload,
     SessionWaiting,
@@ -53,6 +54,7 @@ __all__ = [
     "kill_remote_workflows",
     "session_on_inputs_of",
     "vip_collect",
+    "vip_kill",
     "vip_resume",
     "vip_session",
     "vip_shared_inputs",
@@ -334,6 +336,41 @@ def vip_show_pipeline(credentials: VipCredentials, pipeline_id: str | None = Non
         ConfigurationError: No pipeline matches; the message lists what there is.
     """
     return steps.show_pipeline(credentials, pipeline_id)
+
+
+@flow(name="vip-kill", flow_run_name=flow_run_named("session_name", "output_dir"))
+def vip_kill(
+    credentials: VipCredentials,
+    session_name: SessionName | None = None,
+    output_dir: Path | None = None,
+    vip_home: str = VIP_HOME,
+    timeout_seconds: Seconds = 300.0,
+) -> list[Workflow]:
+    """Kill what still runs of a session, from its name or folder alone. Outputs and inputs stay as they are.
+
+    Args:
+        credentials: The account.
+        session_name: Name of the session; enough when its folder is `vip_outputs/<session_name>`, when its session file
+            is kept on the platform, or when its runs are among those that the platform lists.
+        output_dir: Folder that holds the session's `session_data.json`.
+        vip_home: Folder on the platform that holds the folders of sessions.
+        timeout_seconds: How long to wait until all are killed.
+
+    Returns:
+        The runs of the session after it; those that had ended before are as they were.
+
+    Raises:
+        ConfigurationError: Neither a name nor a folder was given.
+        LedgerError: There is no session file, and no run carries the name; or the file is damaged.
+        DeadlineExceeded: Some have not ended in time; they may still be killed.
+    """
+    if session_name is None and output_dir is None:
+        raise ConfigurationError("Give session_name or output_dir.")
+    folder = (output_dir or naming.default_output_dir(session_name or "")).expanduser().absolute()
+    workflows = steps.kill_session(credentials, session_name, folder, vip_home, timeout_seconds)
+    name = session_name or folder.name
+    table(artifact_key("vip-kill", name), steps.workflow_rows(workflows), f"Runs of {name}")
+    return workflows
 
 
 def session_on_inputs_of(owner: VipSession, number: int, run: PipelineRun, output_dir: Path) -> VipSession:

@@ -28,6 +28,7 @@ from prefect_biomed.blocks.vantage6 import Vantage6Credentials
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.vantage6 import Task as Vantage6Task
 from prefect_biomed.clients.vip import Workflow, kill, remove_session
+from prefect_biomed.clients.vip.monitoring import list_by_id, state
 from prefect_biomed.clients.vip.session_file import VIP_HOME
 from prefect_biomed.tasks._reporting import artifact_key
 from prefect_biomed.tasks.policies import RETRY
@@ -89,7 +90,14 @@ def vip_leftovers(credentials: VipCredentials, vip_home: str = VIP_HOME) -> list
         AuthenticationError: The key was refused.
     """
     with credentials.get_client() as client:
-        ours = [workflow for workflow in client.workflows() if _RUN_OF_SESSION.match(workflow.name)]
+        listed = client.workflows()
+        ours = [workflow for workflow in listed if _RUN_OF_SESSION.match(workflow.name)]
+        if client.is_cut_off(listed):
+            get_run_logger().warning(
+                "VIP lists only the %d newest executions of the account. Older ones that still run are not shown; "
+                "vip-kill and vip-resume find those of a session by its folder.",
+                len(listed),
+            )
         folders = [e for e in client.list_folder(vip_home) if e.is_directory] if client.exists(vip_home) else []
     runs = _flow_runs({workflow.identifier: artifact_key("vip", workflow.identifier) for workflow in ours})
     by_session: dict[str, list[Workflow]] = {}
@@ -245,9 +253,12 @@ def remove_vip_leftovers(
     """
     done: list[str] = []
     with credentials.get_client() as client:
-        listed = client.workflows()
-        wanted = [w.identifier for w in listed if w.identifier in executions or _session_of(w) in sessions]
-        running = [w.identifier for w in listed if w.identifier in wanted and not w.status.is_terminal]
+        listed = list_by_id(client).values()
+        # What the platform does not list may run all the same; each of these is asked for by itself.
+        named = dict.fromkeys([*executions, *(w.identifier for w in listed if _session_of(w) in sessions)])
+        ended = {w.identifier for w in listed if w.status.is_terminal}
+        asked = [identifier for identifier in named if identifier not in ended]
+        running = [one for one in asked if not state(client, one).status.is_terminal]
         kill(client, running, timeout_seconds=timeout_seconds)
         done += [f"killed {identifier}" for identifier in running]
         for session in sessions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from prefect import get_run_logger, task
 from prefect.runtime import flow_run
@@ -33,8 +34,9 @@ from prefect_biomed.clients.vip import (
 )
 from prefect_biomed.clients.vip import complete_inputs as send_what_is_missing
 from prefect_biomed.clients.vip import finish as finish_session
+from prefect_biomed.clients.vip import kill_session as kill_runs_of_session
 from prefect_biomed.clients.vip.girder_sessions import note_runs
-from prefect_biomed.clients.vip.session_file import SessionFile
+from prefect_biomed.clients.vip.session_file import VIP_HOME, SessionFile
 from prefect_biomed.tasks._reporting import Progress, artifact_key, link, markdown, state_event, table
 from prefect_biomed.tasks.policies import ONCE, RETRY, circumstances
 from prefect_biomed.tasks.run_names import task_run_named
@@ -46,6 +48,7 @@ __all__ = [
     "download_outputs",
     "finish",
     "get_inputs",
+    "kill_session",
     "kill_workflows",
     "launch_pipeline",
     "monitor_workflows",
@@ -525,6 +528,46 @@ def kill_workflows(
                 record.note_workflow(workflow)
         note_runs(client, session, workflows)
     for workflow in workflows:
+        state_event("vip", "execution", workflow.identifier, workflow.status.value, name=workflow.name)
+    return workflows
+
+
+@task(task_run_name=task_run_named("Kill", "session_name", "output_dir"), **RETRY)
+def kill_session(
+    credentials: VipCredentials,
+    session_name: str | None,
+    output_dir: Path,
+    vip_home: str = VIP_HOME,
+    timeout_seconds: float = 300.0,
+) -> list[Workflow]:
+    """Kill what still runs of a session, by its name or its folder, and wait until it is killed.
+
+    Safe to repeat: ended runs are left alone (`GET /executions`, `PUT /executions/{id}/kill`).
+
+    Args:
+        credentials: The account.
+        session_name: Name of the session; may be left out when the folder has its session file.
+        output_dir: Folder that may hold its `session_data.json`.
+        vip_home: Folder on the platform that holds the folders of sessions.
+        timeout_seconds: How long to wait for all of them.
+
+    Returns:
+        Its runs after it.
+
+    Raises:
+        LedgerError: There is no session file, and no run carries the name.
+        DeadlineExceeded: Some have not ended in time.
+    """
+    with credentials.get_client() as client:
+        workflows = kill_runs_of_session(
+            client,
+            session_name=session_name,
+            output_dir=output_dir,
+            vip_home=vip_home,
+            timeout_seconds=timeout_seconds,
+        )
+    for workflow in workflows:
+        get_run_logger().info("%s is %s", workflow.identifier, workflow.status.value)
         state_event("vip", "execution", workflow.identifier, workflow.status.value, name=workflow.name)
     return workflows
 

@@ -31,7 +31,7 @@ from prefect_biomed.clients.vip.models import (
     Workflow,
     WorkflowStatus,
 )
-from prefect_biomed.clients.vip.monitoring import failures, find_all, kill, monitor
+from prefect_biomed.clients.vip.monitoring import failures, find_all, kill, kill_session, monitor
 from prefect_biomed.clients.vip.outcome import Asked, Outcome, judge, outcome
 from prefect_biomed.clients.vip.preflight import Preflight, preflight
 from prefect_biomed.clients.vip.profiles import Profile
@@ -79,6 +79,7 @@ __all__ = [
     "finish",
     "judge",
     "kill",
+    "kill_session",
     "launch",
     "monitor",
     "open_girder_session",

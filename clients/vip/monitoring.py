@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from prefect_biomed.clients.errors import (
     BiomedError,
@@ -27,9 +29,9 @@ from prefect_biomed.clients.vip.models import (
     WorkflowStatus,
 )
 from prefect_biomed.clients.vip.outcome import Outcome, judge
-from prefect_biomed.clients.vip.session_file import SessionFile, SessionRecord
+from prefect_biomed.clients.vip.session_file import FILE_NAME, VIP_HOME, SessionFile, SessionRecord, open_session
 
-__all__ = ["details", "failures", "find_all", "kill", "list_by_id", "monitor"]
+__all__ = ["details", "failures", "find_all", "kill", "kill_session", "list_by_id", "monitor", "state"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,12 @@ def find_all(client: VipClient, session: VipSession, names: Iterable[str] = ()) 
     """
     own = {session.workflow_name(repetition) for repetition in range(1, session.nb_runs + 1)}
     return [workflow for workflow in reversed(list_by_id(client).values()) if workflow.name in {*own, *names}]
+
+
+def _find_by_session_name(client: VipClient, session_name: str) -> list[Workflow]:
+    """Executions whose names say that they are runs of a session of this name, whatever its token; oldest first."""
+    run = re.compile(rf"{re.escape(session_name)}-r\d{{3,}}-[0-9a-z]{{4,32}}")
+    return [workflow for workflow in reversed(list_by_id(client).values()) if run.fullmatch(workflow.name)]
 
 
 def list_by_id(client: VipClient) -> dict[str, Workflow]:
@@ -260,16 +268,94 @@ def kill(client: VipClient, workflow_ids: Iterable[str], *, timeout_seconds: flo
     return killed
 
 
+def kill_session(
+    client: VipClient,
+    *,
+    session_name: str | None,
+    output_dir: Path,
+    vip_home: str = VIP_HOME,
+    timeout_seconds: float = _KILL_SECONDS,
+) -> list[Workflow]:
+    """Kill what still runs of a session, by its name or its folder. Safe to repeat; ended ones are left alone.
+
+    Executions come from the session file, each asked for by itself, and from the list of the platform by their names.
+    Where there is no session file, neither here nor on the platform, the names alone must do.
+
+    Args:
+        client: The account.
+        session_name: Name of the session; may be left out when the folder has its session file.
+        output_dir: Folder that may hold its `session_data.json`.
+        vip_home: Folder on the platform that holds the folders of sessions.
+        timeout_seconds: How long to wait for all of them.
+
+    Returns:
+        All its executions after it, but those whose outputs were removed.
+
+    Raises:
+        LedgerError: There is no session file, and no execution carries the name; or the file is damaged.
+        DeadlineExceeded: Some are still running.
+        BiomedError: Some could not be killed; the others were.
+    """
+    session = _session_on_file(client, session_name, output_dir, vip_home)
+    name = session.session_name if session else session_name or ""
+    file = SessionFile(session, client) if session else None
+    known = file.read().workflow_ids() if file else []
+    # Beside a record only what runs: an earlier session of this name may have ended long ago.
+    found = [w for w in _find_by_session_name(client, name) if file is None or not w.status.is_terminal]
+    ids = list(dict.fromkeys([*known, *(workflow.identifier for workflow in found)]))
+    if file is None and not ids:
+        raise LedgerError(
+            f"Session {name!r} has no session file in {output_dir} or {vip_home}, and no execution that the platform "
+            "lists carries its name. Give the folder that holds its session_data.json, or look on the portal."
+        )
+    workflows = kill(client, ids, timeout_seconds=timeout_seconds)
+    if session is not None and file is not None:
+        own = [workflow for workflow in workflows if workflow.identifier in known]
+        _note(file, own)
+        note_runs(client, session, own)
+    return workflows
+
+
+def _session_on_file(client: VipClient, session_name: str | None, output_dir: Path, vip_home: str) -> VipSession | None:
+    """The session of a session file; None when there is surely none."""
+    try:
+        return open_session(output_dir, session_name=session_name, client=client, vip_home=vip_home)
+    except LedgerError:
+        remote = f"{vip_home}/{session_name}/OUTPUTS/{FILE_NAME}"
+        if session_name is None or os.path.lexists(output_dir / FILE_NAME) or client.exists(remote):
+            raise
+        return None
+
+
 def _send_kills(client: VipClient, ids: Sequence[str]) -> dict[str, BiomedError]:
     """Kill executions; one that cannot be killed does not spare the others."""
     refused: dict[str, BiomedError] = {}
     for identifier in ids:
         try:
             client.kill(identifier)
+        except NotFoundError:
+            # Its record was deleted, which the platform allows only after the end.
+            logger.info("%s is not known to the platform any more", identifier)
         except BiomedError as error:
             logger.error("%s could not be killed: %s", identifier, error)
             refused[identifier] = error
     return refused
+
+
+def state(client: VipClient, identifier: str) -> Workflow:
+    """Describe an execution of ours, also one that the platform has forgotten.
+
+    Args:
+        client: The account.
+        identifier: Its identifier, as the platform gave it.
+
+    Returns:
+        The execution; `Removed` when its record was deleted, which the platform allows only after the end.
+    """
+    try:
+        return client.workflow(identifier)
+    except NotFoundError:
+        return Workflow(identifier=identifier, status=WorkflowStatus.REMOVED)
 
 
 def _await_end(client: VipClient, ids: Sequence[str], timeout_seconds: float) -> list[Workflow]:
@@ -278,7 +364,7 @@ def _await_end(client: VipClient, ids: Sequence[str], timeout_seconds: float) ->
     def look() -> list[Workflow]:
         for identifier in ids:
             if identifier not in states or not states[identifier].status.is_terminal:
-                states[identifier] = client.workflow(identifier)
+                states[identifier] = state(client, identifier)
         return [states[identifier] for identifier in ids]
 
     def nothing_runs(workflows: Sequence[Workflow]) -> bool:

@@ -25,6 +25,7 @@ from prefect_biomed.flows.vip import (
     PipelineRun,
     kill_remote_workflows,
     vip_collect,
+    vip_kill,
     vip_resume,
     vip_session,
     vip_shared_inputs,
@@ -68,6 +69,25 @@ def home_of_sessions(vip: Sandbox, credentials: VipCredentials) -> list[str]:
         if not client.exists("/vip/Home/API"):
             return []
         return [entry.name for entry in client.list_folder("/vip/Home/API")]
+
+
+def test_session_is_killed_from_its_name_or_its_folder(
+    vip: Sandbox, credentials: VipCredentials, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    vip.vip.switches.duration_seconds = 300
+    slow = {"pipeline_id": "SlowSegmentation/1.0", "input_settings": {"image": "anatomical.nii"}}
+    arguments = {**arguments, **slow, "waiting": {"wait": False}}
+    ways: dict[str, dict[str, Any]] = {
+        "by-name": {"session_name": "by-name"},
+        "by-folder": {"output_dir": tmp_path / "by-folder"},
+    }
+    for name, where in ways.items():
+        launched = vip_session(**{**arguments, "output_dir": tmp_path / name}, session_name=name, nb_runs=2)
+        killed = vip_kill(credentials, **where)
+        assert [workflow.identifier for workflow in killed] == [one.identifier for one in launched.workflows]
+        assert {workflow.status for workflow in killed} == {WorkflowStatus.KILLED}
+    with pytest.raises(ConfigurationError, match="Give session_name or output_dir"):
+        vip_kill(credentials)
 
 
 def test_threads_of_transfers_log_to_the_run_they_belong_to() -> None:

@@ -1,0 +1,117 @@
+"""An account with more executions than the platform lists: what belongs to a session is asked for by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from harness.vip_steps import QUICK, files_in, run, send, start, wait
+from prefect_biomed.clients.errors import LedgerError
+from prefect_biomed.clients.vip import (
+    SessionFile,
+    VipClient,
+    VipSession,
+    download,
+    find_all,
+    finish,
+    kill,
+    kill_session,
+    launch,
+    monitor,
+    open_session,
+)
+from prefect_biomed.sandbox import Sandbox
+
+NewSession = Callable[..., VipSession]
+
+
+def others(client: VipClient, number: int) -> None:
+    """Executions of other people's work on the same account, which end at once."""
+
+    def one(index: int) -> None:
+        client.launch(
+            name=f"other {index}",
+            pipeline_id="EveryType/1.0",
+            input_values={"text": "x"},
+            results_location="/vip/Home/x",
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(number)))
+
+
+@pytest.mark.parametrize(
+    ("number", "listed"), [(12, 10), pytest.param(600, 500, marks=pytest.mark.slow)], ids=["few", "six hundred"]
+)
+def test_session_among_the_oldest_is_resumed_collected_and_killed(
+    vip: Sandbox,
+    client: VipClient,
+    new_session: NewSession,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    listed: int,
+) -> None:
+    monkeypatch.setattr("prefect_biomed.clients.vip.client._LONGEST_LIST", listed)
+    vip.vip.switches.max_running_user = vip.vip.switches.max_running_platform = 10_000
+    ended = new_session("CopyFile/1.0", {"file": "a.bin"}, name="ended", files={"a.bin": b"a"}, nb_runs=2)
+    run(client, ended)
+    vip.vip.switches.duration_seconds = 300
+    running = new_session("SlowSegmentation/1.0", {"image": "a.bin"}, name="running", files={"a.bin": b"a"}, nb_runs=2)
+    send(client, running)
+    ids = [workflow.identifier for workflow in start(client, running)]
+    others(client, number)
+    assert len(client.workflows()) == listed
+    assert find_all(client, running) == []
+
+    assert [look[0].status for look in monitor(client, open_session(ended.output_dir), QUICK)] == ["Finished"]
+    assert download(client, open_session(ended.output_dir)).fetched == 2
+    assert sorted(files_in(ended.output_dir).values()) == [b"a", b"a"]
+    finish(client, open_session(ended.output_dir))
+    assert not client.exists(ended.vip_dir)
+
+    # A repeated launch takes what is on record, although no list has it.
+    assert [launch(client, running, repetition).identifier for repetition in (1, 2)] == ids
+    killed = kill_session(client, session_name="running", output_dir=running.output_dir)
+    assert [(workflow.identifier, workflow.status) for workflow in killed] == [(one, "Killed") for one in ids]
+    assert SessionFile(running).read().workflow_ids("Killed") == ids
+    assert [workflow.status for workflow in wait(client, running)] == ["Killed"] * 2
+
+
+def test_session_is_killed_by_name_alone(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
+    """Without its folder, by the names of its runs; sessions whose names begin alike are left alone."""
+    vip.vip.switches.job_seconds = 300
+    sessions = [
+        new_session("CopyFile/1.0", {"file": "a.bin"}, name=name, files={"a.bin": b"a"}, nb_runs=2)
+        for name in ("one", "one-1", "one-r001-abcd")
+    ]
+    for session in sessions:
+        send(client, session)
+        start(client, session)
+    elsewhere = sessions[0].output_dir.parent / "elsewhere"
+    killed = kill_session(client, session_name="one", output_dir=elsewhere)
+    assert [(workflow.name, workflow.status) for workflow in killed] == [
+        ("one-r001-t0k3n", "Killed"),
+        ("one-r002-t0k3n", "Killed"),
+    ]
+    assert [workflow.status for workflow in kill_session(client, session_name="one", output_dir=elsewhere)] == [
+        "Killed"
+    ] * 2
+    for session in sessions[1:]:
+        assert {client.workflow(one).status.is_terminal for one in SessionFile(session).read().workflow_ids()} == {
+            False
+        }
+        kill(client, SessionFile(session).read().workflow_ids())
+    with pytest.raises(LedgerError, match=r"Session 'none' has no session file in .* and no execution"):
+        kill_session(client, session_name="none", output_dir=elsewhere)
+    with pytest.raises(LedgerError, match="There is no"):
+        kill_session(client, session_name=None, output_dir=elsewhere)
+
+
+def test_damaged_session_file_is_no_reason_to_kill_by_name(client: VipClient, new_session: NewSession) -> None:
+    session = new_session("CopyFile/1.0", {"file": "a.bin"}, name="one")
+    session.output_dir.mkdir(parents=True)
+    (session.output_dir / "session_data.json").write_text("{")
+    with pytest.raises(LedgerError, match="damaged"):
+        kill_session(client, session_name="one", output_dir=session.output_dir)
