@@ -51,10 +51,10 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
 up: $(STAMP)
-	$(BIN)/python -m examples.lab up
+	$(BIN)/prefect-biomed up --home .demo
 
 down:
-	$(BIN)/python -m examples.lab down
+	$(BIN)/prefect-biomed down --home .demo
 
 clean:
 	rm -rf $(VENV) .cache build

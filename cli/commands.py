@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -56,6 +58,56 @@ def flows(json: AsJson = False) -> None:
 
     known = flow_names()
     typer.echo(as_json(known) if json else "\n".join(known))
+
+
+Home = Annotated[Path | None, typer.Option(help="Folder of the laboratory; ~/.prefect-biomed/lab by default.")]
+
+
+@app.command(epilog="Example: prefect-biomed up --platform vip")
+def up(
+    platform: Annotated[list[str] | None, typer.Option(help="vip, vantage6 or boss; all by default.")] = None,
+    home: Home = None,
+    json: AsJson = False,
+) -> None:
+    """Start emulated platforms, a Prefect server and a worker, with blocks, sample data and deployments that run."""
+    from prefect_biomed.cli.running import as_json
+
+    lab = _laboratory()
+    place = home or lab.default_home()
+    running = _or_exit(lambda: lab.up(place.absolute(), platform or ("vip", "vantage6", "boss")))
+    if json:
+        typer.echo(as_json({"home": place, "api_url": running.api_url, "sandbox": running.sandbox}))
+        return
+    typer.echo(f"Prefect      {running.api_url.removesuffix('/api')}")
+    for name in running.platforms:
+        typer.echo(f"{name:12} {running.sandbox[name]['url']}")
+    typer.echo(f"files        {place}")
+    typer.echo("\nType next:\n")
+    typer.echo(f"  export PREFECT_API_URL={running.api_url}")
+    typer.echo(f"  prefect deployment run '{lab.FIRST[running.platforms[0]]}' --watch")
+    typer.echo("  prefect-biomed down" + (f" --home {home}" if home else ""))
+
+
+@app.command(epilog="Example: prefect-biomed down")
+def down(home: Home = None) -> None:
+    """End what `up` has started, and nothing else."""
+    lab = _laboratory()
+    ended = lab.down((home or lab.default_home()).absolute())
+    typer.echo(f"Ended: {', '.join(ended)}" if ended else "Nothing was running.")
+
+
+@app.command(epilog="Example: prefect-biomed status --json")
+def status(home: Home = None, json: AsJson = False) -> None:
+    """Tell what of the laboratory is running. Exit code 1 when nothing is."""
+    from prefect_biomed.cli.running import FAILED, as_json
+
+    lab = _laboratory()
+    alive = {name: process.pid for name, process in lab.status((home or lab.default_home()).absolute()).items()}
+    if json:
+        typer.echo(as_json(alive))
+    else:
+        typer.echo("\n".join(f"{name:12} process {pid}" for name, pid in alive.items()) or "Nothing is running.")
+    raise typer.Exit(0 if alive else FAILED)
 
 
 @app.command(epilog="Example: prefect-biomed init study --deployment vip-session --deployment repeatability-weekly")
@@ -160,6 +212,16 @@ def validate(
     else:
         typer.echo("\n".join(problems) if problems else f"{config} is well formed.")
     raise typer.Exit(REFUSED if problems else 0)
+
+
+def _laboratory() -> ModuleType:
+    from prefect_biomed.cli.running import REFUSED
+
+    try:
+        return importlib.import_module("prefect_biomed.cli.laboratory")
+    except ModuleNotFoundError as error:
+        typer.echo(f"The laboratory needs {error.name}: pip install 'prefect-biomed[sandbox]'", err=True)
+        raise typer.Exit(REFUSED) from error
 
 
 def _or_exit(act: Callable[[], T]) -> T:
