@@ -185,8 +185,10 @@ class Scan:
         varies = (values != values[0]).any(axis=0) & (squares > 0.0) & np.isfinite(squares)
         if not varies.any():
             return
-        spread = np.sqrt(squares[varies])
-        scaled = centred[:, varies] / spread
+        if not varies.all():
+            centred, squares = centred[:, varies], squares[varies]
+        spread = np.sqrt(squares)
+        scaled = centred / spread
         self.points += spread.size
         self._scatter += scaled @ scaled.T
         self._total += scaled.sum(axis=1)
@@ -197,8 +199,8 @@ class Scan:
     def _vote(self, scaled: Floats, spread: Floats) -> None:
         """Let each point vote for the labellings whose new runs it has above, or below, all others."""
         references, runs = self._labellings.references, self._labellings.runs
-        kept = sorted({runs - 1, runs, references - 1, references})
-        ordered = np.partition(scaled, kept, axis=0)
+        # Sorting short rows that lie together is several times faster than partitioning long columns.
+        ordered = np.sort(np.ascontiguousarray(scaled.T), axis=1).T
         above = ordered[references] > ordered[references - 1]
         below = ordered[runs] > ordered[runs - 1]
         for apart, extreme in (
@@ -223,7 +225,7 @@ class Scan:
         explained = sums**2 * count / (self._labellings.references * self._labellings.runs)
         ratio = explained * max(count - 2, 1) / np.maximum(1.0 - explained, _FLOOR)
         self.outside += int(np.count_nonzero(ratio > self._critical**2))
-        for index in np.argsort(ratio)[-MAX_WHERE:]:
+        for index in np.argpartition(ratio, -min(MAX_WHERE, ratio.size))[-MAX_WHERE:]:
             self._standing_out.append((float(ratio[index]), int(positions[index])))
         self._standing_out = heapq.nlargest(MAX_WHERE, self._standing_out)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_biomed.analysis.comparators import BLOCK, Content, Measure
+from prefect_biomed.analysis.comparators import Content, Measure
 from prefect_biomed.analysis.comparison import FileGroup, Runs, file_groups, opened, same_bytes
 from prefect_biomed.analysis.exchange import (
     POINT_LEVEL,
@@ -37,6 +37,8 @@ __all__ = ["LEAST_REFERENCES", "Measured", "StabilityTest", "Tested", "judge_run
 LEAST_REFERENCES = 3
 """A series of fewer good runs is no baseline."""
 
+# Values that are held at once, of all runs together.
+_VALUES = 1 << 20
 _MAX_LISTED = 200
 _MAX_WORDS = 5
 
@@ -157,9 +159,10 @@ class Measured:
             self._add_gaps(values, finite, start)
             values = _filled(values, finite)
         values = self._within_tolerance(values)
-        differs = values != values[0]
-        self.references_vary = self.references_vary or bool(differs[:references].any())
-        self.runs_that_differ |= differs[references:].any(axis=1)
+        if not self.references_vary:
+            differs = values != values[0]
+            self.references_vary = bool(differs[:references].any())
+            self.runs_that_differ |= differs[references:].any(axis=1)
         self.numbers.add(values, start)
 
     def _add_gaps(self, values: Floats, finite: NDArray[np.bool_], start: int) -> None:
@@ -275,7 +278,7 @@ def judge_runs(
 ) -> Judgement:
     """Judge new runs together, by the numerical noise of reference runs.
 
-    Each file is read once, some hundred thousand points of each run at a time.
+    Each file is read once, about a million values of all runs together at a time.
 
     Args:
         references: Folders of the reference runs, by name.
@@ -410,8 +413,9 @@ def _judge_shapes(file: str, name: str, measures: Sequence[Measure | None], find
 
 def _judge_measure(file: str, measures: Sequence[Measure], tolerance: Tolerance, findings: _Findings) -> Measured:
     measured = Measured(findings.labellings, tolerance)
-    for start in range(0, measures[0].size, BLOCK):
-        measured.add(np.stack([measure.read(start, start + BLOCK) for measure in measures]), start)
+    block = max(_VALUES // len(measures), 1024)
+    for start in range(0, measures[0].size, block):
+        measured.add(np.stack([measure.read(start, start + block) for measure in measures]), start)
     findings.add(file, measured, measures[0])
     if measured.without_yardstick * 2 > measured.with_numbers:
         detail = f"{measured.without_yardstick} of {measured.with_numbers} points"
