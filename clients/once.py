@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -162,6 +164,7 @@ class Launch(Generic[T]):
 # An answer in the platform's own words means that the request was dealt with: what it has made is there soon.
 _ANSWERED_SECONDS = 30.0
 _LOCK_SECONDS = 30.0
+_MAX_RECORD_BYTES = 64 * 1024 * 1024
 
 
 def leaves_doubt(error: BiomedError, says_no: Callable[[PlatformError], bool] = lambda _: True) -> bool:
@@ -448,7 +451,7 @@ class IntentFolder:
             except FileNotFoundError:
                 return None
             # A link that leads nowhere is no sign that nothing was written.
-            text = path.read_bytes()
+            text = _content(path)
         intent = self._parsed(text, path)
         if intent.token != token:
             raise LedgerError(f"{path} is about the intent {intent.token}. It was left as it is; put it right first.")
@@ -519,6 +522,22 @@ def is_later_version(version: object, known: int) -> bool:
         return float(version) > known
     except ValueError:
         return False
+
+
+def _content(path: Path) -> bytes:
+    """Read a record; what is no file (a pipe, a device) is not waited for.
+
+    Raises:
+        LedgerError: It is none, or far too large for one.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode) or about.st_size > _MAX_RECORD_BYTES:
+            raise LedgerError(
+                f"{path} is no record of an intent, so it is not known whether its launch was made. It was left as it "
+                "is. Look on the platform for what it has made, then move it away."
+            )
+        return file.read()
 
 
 def _no_number(name: str) -> float:

@@ -20,7 +20,7 @@ from prefect_biomed.clients.boss import (
     VerificationFailed,
     VerifySettings,
     extents_to_heal,
-    job_of_intent,
+    settled_job,
 )
 from prefect_biomed.flows.cancellation import ending_remote_jobs
 from prefect_biomed.flows.parameters import IngestJobWaiting, IngestWaiting
@@ -39,11 +39,11 @@ _MOST_HEALED = 100
 
 
 def _cancel_job(credentials: BossCredentials, token: str, logger: LoggingAdapter) -> list[str]:
-    job_id = job_of_intent(token)
-    if job_id is None:
-        logger.warning("This machine knows of no job that the run has made; look with list_jobs")
-        return []
     with credentials.get_client() as client:
+        job_id = settled_job(client, token)
+        if job_id is None:
+            logger.warning("This machine knows of no job that the run has made; look with list_jobs")
+            return []
         return [client.cancel(job_id)]
 
 

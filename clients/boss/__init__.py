@@ -5,7 +5,7 @@ from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.boss.config import IngestConfig
 from prefect_biomed.clients.boss.cutouts import Cutout
 from prefect_biomed.clients.boss.errors import IngestIncomplete, ProcessFailed, VerificationFailed
-from prefect_biomed.clients.boss.launches import create_once, job_of_intent
+from prefect_biomed.clients.boss.launches import create_once, job_of_intent, settled_job
 from prefect_biomed.clients.boss.ledger import Ledger, default_folder
 from prefect_biomed.clients.boss.models import (
     Channel,
@@ -60,6 +60,7 @@ __all__ = [
     "job_of_intent",
     "preflight",
     "preview",
+    "settled_job",
     "treatments_of",
     "upload",
     "verify",

@@ -22,9 +22,9 @@ from prefect_biomed.clients.boss.models import IngestJob
 from prefect_biomed.clients.boss.preflight import preflight
 from prefect_biomed.clients.errors import LaunchInDoubt, LedgerError, NotFoundError, PlatformError
 from prefect_biomed.clients.once import Circumstances, Intent, IntentFolder, Launch, once
-from prefect_biomed.clients.polling import now
+from prefect_biomed.clients.polling import looks, now, passed
 
-__all__ = ["create_once", "job_of_intent"]
+__all__ = ["create_once", "job_of_intent", "settled_job"]
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +105,44 @@ def job_of_intent(token: str, folder: Path | None = None) -> int | None:
     return _number(intent.id, store.folder) if intent and intent.id else None
 
 
+def settled_job(
+    client: BossClient, token: str, *, settle_seconds: float | None = None, folder: Path | None = None
+) -> int | None:
+    """Tell which job an intent of this machine has led to, and look for it while that is in doubt.
+
+    Safe to repeat: it makes nothing. What it finds is written down.
+
+    Args:
+        client: Client of the Boss.
+        token: The intent.
+        settle_seconds: As for `create_once`.
+        folder: As for `create_once`.
+
+    Returns:
+        Number of the job; None when this machine knows of no such intent, or none was made and none can be any more.
+
+    Raises:
+        LaunchInDoubt: Several jobs could be meant; the message names them.
+        HeldElsewhere: Another process makes a job.
+        LedgerError: The record is damaged, or of a later version of the package.
+        BiomedError: The jobs cannot be listed.
+    """
+    store = _intents(folder)
+    patience = client.settle_seconds if settle_seconds is None else settle_seconds
+    with store.exclusive(token, patience):
+        intent = store.read(token)
+        asked = _asked(intent) if intent else None
+        if intent is None or intent.id or intent.intended_at is None or asked is None:
+            return _number(intent.id, store.folder) if intent and intent.id else None
+        search = _Search(client, asked, token, store)
+        left = min(max(patience - passed(intent.intended_at, intent.uptime), 0.0), patience)
+        found = looks(lambda: next(iter(search.find(intent)), None), seconds=left, what=f"The ingest job of {token}")
+        if found is None:
+            return None
+        store.write(intent.model_copy(update={"id": str(found.id)}))
+        return found.id
+
+
 class _Asked(BaseModel):
     """What an intent remembers, by which its job is recognised.
 
@@ -127,35 +165,14 @@ class _Asked(BaseModel):
     known: tuple[int, ...] = ()
 
 
-class _Creation:
-    """The job of one intent."""
+class _Search:
+    """Finds the job of one intent by what was asked for."""
 
-    def __init__(self, client: BossClient, config: IngestConfig, token: str, store: IntentFolder) -> None:
+    def __init__(self, client: BossClient, subject: _Asked, token: str, store: IntentFolder) -> None:
         self._client = client
-        self._config = config
+        self._subject = subject
         self._token = token
         self._store = store
-        self._subject = _Asked(
-            host=client.host,
-            channel=config.channel_path,
-            tile_count=config.tile_count,
-            ingest_type=config.ingest_job.ingest_type,
-            extent=config.ingest_job.extent.model_dump(mode="json"),
-        )
-
-    def check_record(self) -> None:
-        """Refuse to work with the record of another job.
-
-        Raises:
-            LedgerError: It is one.
-        """
-        intent = self._store.read(self._token)
-        asked = _asked(intent) if intent else None
-        if asked and not _alike(asked, self._subject):
-            raise LedgerError(
-                f"The intent {self._token} in {self._store.folder} is about another job, on {asked.channel}. Remove "
-                "its file or use another idempotency_key."
-            )
 
     def find(self, intent: Intent) -> Sequence[IngestJob]:
         """Look for the job that an unanswered request has made.
@@ -180,10 +197,83 @@ class _Creation:
             numbers = ", ".join(str(job.id) for job in found)
             others = f" It could be that of the intent {', '.join(rivals)} as well." if rivals else ""
             raise LaunchInDoubt(
-                f"Ingest job {numbers} on {self._config.channel_path} could be the one that was just made.{others} "
+                f"Ingest job {numbers} on {self._subject.channel} could be the one that was just made.{others} "
                 "Cancel those that are not wanted, or join the right one by its job_id."
             )
         return found
+
+    def _is_alike(self, job: IngestJob) -> bool:
+        return (
+            f"{job.collection}/{job.experiment}/{job.channel}" == self._subject.channel
+            and self._subject.ingest_type in (None, job.ingest_type.value)
+            and not job.status.is_terminal
+        )
+
+    def _of_this_size(self, job: IngestJob) -> IngestJob | None:
+        """The job with its counts; None when it is of another size, or was cancelled meanwhile."""
+        try:
+            counts = self._client.counts(job.id)
+        except NotFoundError:
+            return None
+        if counts.tile_count != self._subject.tile_count:
+            return None
+        return job.model_copy(update={"tile_count": counts.tile_count, "status": counts.status})
+
+    @cached_property
+    def _others(self) -> list[tuple[Intent, _Asked]]:
+        """Other intents on the same channel. Nobody changes them while this one holds the lock of the folder."""
+        found = []
+        for intent in self._store.others(self._token):
+            try:
+                asked = _asked(intent)
+            except LedgerError as error:
+                logger.warning("Left out: %s", error)
+                continue
+            if asked and _alike(asked, self._subject, extent=False):
+                found.append((intent, asked))
+        return found
+
+    @property
+    def _claimed(self) -> set[int]:
+        return {int(intent.id) for intent, _ in self._others if intent.id and intent.id.isdecimal()}
+
+    @property
+    def _rivals(self) -> dict[str, _Rival]:
+        """Other intents in doubt, of the same size but for another part of the channel."""
+        return {
+            intent.token: _Rival(intent, asked, self._client.settle_seconds)
+            for intent, asked in self._others
+            if intent.is_in_doubt and asked.extent is not None and asked.extent != self._subject.extent
+        }
+
+
+class _Creation(_Search):
+    """Makes the job of one intent."""
+
+    def __init__(self, client: BossClient, config: IngestConfig, token: str, store: IntentFolder) -> None:
+        subject = _Asked(
+            host=client.host,
+            channel=config.channel_path,
+            tile_count=config.tile_count,
+            ingest_type=config.ingest_job.ingest_type,
+            extent=config.ingest_job.extent.model_dump(mode="json"),
+        )
+        super().__init__(client, subject, token, store)
+        self._config = config
+
+    def check_record(self) -> None:
+        """Refuse to work with the record of another job.
+
+        Raises:
+            LedgerError: It is one.
+        """
+        intent = self._store.read(self._token)
+        asked = _asked(intent) if intent else None
+        if asked and not _alike(asked, self._subject):
+            raise LedgerError(
+                f"The intent {self._token} in {self._store.folder} is about another job, on {asked.channel}. Remove "
+                "its file or use another idempotency_key."
+            )
 
     def prepare(self, intent: Intent) -> Mapping[str, JsonValue]:
         """Check the configuration, and note which jobs are there before the request."""
@@ -221,51 +311,6 @@ class _Creation:
             tile_count=counts.tile_count,
             host=self._client.host,
         )
-
-    def _is_alike(self, job: IngestJob) -> bool:
-        names = self._config.database
-        return (
-            (job.collection, job.experiment, job.channel) == (names.collection, names.experiment, names.channel)
-            and job.ingest_type.value == self._config.ingest_job.ingest_type
-            and not job.status.is_terminal
-        )
-
-    def _of_this_size(self, job: IngestJob) -> IngestJob | None:
-        """The job with its counts; None when it is of another size, or was cancelled meanwhile."""
-        try:
-            counts = self._client.counts(job.id)
-        except NotFoundError:
-            return None
-        if counts.tile_count != self._config.tile_count:
-            return None
-        return job.model_copy(update={"tile_count": counts.tile_count, "status": counts.status})
-
-    @cached_property
-    def _others(self) -> list[tuple[Intent, _Asked]]:
-        """Other intents on the same channel. Nobody changes them while this one holds the lock of the folder."""
-        found = []
-        for intent in self._store.others(self._token):
-            try:
-                asked = _asked(intent)
-            except LedgerError as error:
-                logger.warning("Left out: %s", error)
-                continue
-            if asked and _alike(asked, self._subject, extent=False):
-                found.append((intent, asked))
-        return found
-
-    @property
-    def _claimed(self) -> set[int]:
-        return {int(intent.id) for intent, _ in self._others if intent.id and intent.id.isdecimal()}
-
-    @property
-    def _rivals(self) -> dict[str, _Rival]:
-        """Other intents in doubt, of the same size but for another part of the channel."""
-        return {
-            intent.token: _Rival(intent, asked, self._client.settle_seconds)
-            for intent, asked in self._others
-            if intent.is_in_doubt and asked.extent is not None and asked.extent != self._subject.extent
-        }
 
 
 class _Rival:

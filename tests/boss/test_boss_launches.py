@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from harness.ingest_lab import Lab
-from prefect_biomed.clients.boss import BossClient, IngestConfig, IngestJob, create_once, job_of_intent
+from prefect_biomed.clients.boss import BossClient, IngestConfig, IngestJob, create_once, job_of_intent, settled_job
 from prefect_biomed.clients.errors import (
     LaunchInDoubt,
     LedgerError,
@@ -386,3 +387,42 @@ def test_an_intent_of_this_release_keeps_what_its_job_is_known_by(
         "extent": {"x": [0, 512], "y": [0, 512], "z": [0, 16], "t": [0, 1]},
         "known": [earlier.id],
     }
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_file_in_place_of_a_record_concerns_its_own_intent_only(
+    lab: Lab, create: Callable[..., IngestJob], folder: Path, kind: str
+) -> None:
+    folder.mkdir()
+    if kind == "pipe":
+        os.mkfifo(folder / "other.json")
+    else:
+        (folder / "other.json").symlink_to("/dev/zero")
+    lab.boss.faults.add(Fault(**POST, drop="after"))
+    assert create().id == 1
+
+
+def test_a_job_in_doubt_is_looked_for_by_whoever_wants_to_end_it(
+    lab: Lab, create: Callable[..., IngestJob], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.boss.faults.add(Fault(**POST, hold_seconds=HOLD_SECONDS))
+    sent = die_in_flight(lab, create, monkeypatch)
+    assert not lab.boss.service.jobs
+    assert settled_job(lab.client, "abcdefghij", settle_seconds=10.0, folder=folder) == 1
+    sent.join()
+    assert job_of_intent("abcdefghij", folder) == 1
+    assert settled_job(lab.client, "neverasked", settle_seconds=10.0, folder=folder) is None
+
+
+def test_a_request_that_never_arrived_has_made_no_job_to_end(
+    lab: Lab, create: Callable[..., IngestJob], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = another_client(lab)
+
+    def killed(config: IngestConfig) -> IngestJob:
+        raise Killed
+
+    monkeypatch.setattr(client, "create", killed)
+    with pytest.raises(Killed):
+        create(client=client)
+    assert settled_job(lab.client, "abcdefghij", settle_seconds=0.5, folder=folder) is None

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -644,6 +645,24 @@ def test_link_in_place_of_an_intent_is_not_taken_for_none(store: IntentFolder, p
     with pytest.raises(LocalStorageError, match=str(store.folder)):
         once(platform.launch(), store)
     assert platform.sent == 0
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_in_place_of_an_intent_is_refused_at_once(
+    store: IntentFolder, platform: Platform, kind: str
+) -> None:
+    store.folder.mkdir()
+    path = store.folder / "abc.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises((LedgerError, LocalStorageError), match=str(store.folder)):
+        once(platform.launch(), store)
+    assert platform.sent == 0
+    assert [intent.token for intent in store.others("other")] == []
 
 
 def test_intent_of_a_later_release_asks_for_it(store: IntentFolder, platform: Platform) -> None:
