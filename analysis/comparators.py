@@ -50,6 +50,7 @@ class Measure:
         intercept: Added after scaling.
         place: Says in words where a point is; its index is spelt out when None.
         point: What one point is called.
+        spacing: Millimetres from voxel to voxel along the first three axes; None for what is no image of voxels.
         keys: Names of the points, by which runs that have others beside them can be laid side by side.
     """
 
@@ -62,6 +63,7 @@ class Measure:
     place: Callable[[int], str] | None = None
     point: str = "value"
     keys: tuple[str, ...] | None = None
+    spacing: tuple[float, ...] | None = None
 
     @property
     def size(self) -> int:
@@ -69,9 +71,10 @@ class Measure:
         return int(self.values.size)
 
     @property
-    def is_integral(self) -> bool:
-        """Whether the file stores unscaled whole numbers, as label maps do."""
-        return self.values.dtype.kind in "iub" and self.slope == 1.0 and self.intercept == 0.0
+    def may_be_labels(self) -> bool:
+        """Whether it is stored as label maps are: unscaled, as whole numbers or as voxels of any type."""
+        is_stored_so = self.values.dtype.kind in "iub" or self.spacing is not None
+        return is_stored_so and self.slope == 1.0 and self.intercept == 0.0
 
     def read(self, start: int, stop: int) -> NDArray[np.float64]:
         """Read points.

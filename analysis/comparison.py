@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from prefect_biomed.analysis.comparators import BLOCK, Content, Measure, content_digest, decompressed, is_store
+from prefect_biomed.analysis.effects import Labels
 from prefect_biomed.analysis.models import (
     Agreement,
     Comparison,
@@ -50,7 +50,6 @@ Runs = Mapping[str, Path]
 _MAX_DEPTH = 3
 _MAX_FACTS = 20
 _MAX_WHERE = 5
-_MAX_LABELS = 64
 # Bins of the histogram that gives medians of digits without holding all points.
 _DIGITS = np.arange(-20.0, 20.0, 0.005)
 
@@ -370,11 +369,11 @@ def _compare_measure(name: str, measures: Sequence[Measure], tolerance: Toleranc
     digits = np.zeros(_DIGITS.size + 1, dtype=np.int64)
     assured = np.zeros_like(digits)
     furthest: list[tuple[float, int]] = []
-    labels = _Labels(count) if all(measure.is_integral for measure in measures) else None
+    labels = Labels(count) if all(measure.may_be_labels for measure in measures) else None
     for start in range(0, measures[0].size, BLOCK):
         block = np.stack([measure.read(start, start + BLOCK) for measure in measures])
-        if labels is not None and not labels.add(block):
-            labels = None
+        if labels is not None:
+            labels.add(block)
         unequal = ~((block == block[0]) | (np.isnan(block) & np.isnan(block[0]))).all(axis=0)
         finite = np.isfinite(block).all(axis=0)
         comparable += int(np.count_nonzero(finite))
@@ -415,7 +414,7 @@ def _compare_measure(name: str, measures: Sequence[Measure], tolerance: Toleranc
         digits=None if median is None else round(median - bias, 3),
         digits_assured=_quantile(assured, 0.5),
         digits_low=low,
-        dice=labels.dice() if labels is not None and differing else None,
+        dice=(labels.dice() or None) if labels is not None and differing else None,
         where=tuple(measures[0].where(index) for _, index in heapq.nlargest(_MAX_WHERE, furthest)),
     )
 
@@ -468,39 +467,3 @@ def _quantile(histogram: NDArray[np.int64], fraction: float) -> float | None:
     bin_number = int(np.searchsorted(np.cumsum(histogram), fraction * total))
     middle = _DIGITS[min(bin_number, _DIGITS.size - 1)] - 0.0025
     return round(float(middle), 3)
-
-
-class _Labels:
-    """Counts overlaps of label maps block by block."""
-
-    def __init__(self, runs: int) -> None:
-        self._pairs = list(combinations(range(runs), 2))
-        self._sizes: list[dict[int, int]] = [{} for _ in range(runs)]
-        self._shared: list[dict[int, int]] = [{} for _ in self._pairs]
-
-    def add(self, block: NDArray[np.float64]) -> bool:
-        """Count a block; False when there are too many values for a label map."""
-        if np.unique(block[0]).size > _MAX_LABELS:
-            return False
-        for sizes, row in zip(self._sizes, block, strict=True):
-            _count(sizes, row)
-        for shared, (one, other) in zip(self._shared, self._pairs, strict=True):
-            _count(shared, block[one][block[one] == block[other]])
-        return all(len(sizes) <= _MAX_LABELS for sizes in self._sizes)
-
-    def dice(self) -> dict[str, float]:
-        """The smallest coefficient of each label over all pairs."""
-        labels = sorted({label for sizes in self._sizes for label in sizes})
-        return {
-            str(label): min(
-                2.0 * shared.get(label, 0) / (self._sizes[one].get(label, 0) + self._sizes[other].get(label, 0))
-                for shared, (one, other) in zip(self._shared, self._pairs, strict=True)
-                if self._sizes[one].get(label, 0) + self._sizes[other].get(label, 0)
-            )
-            for label in labels
-        }
-
-
-def _count(counts: dict[int, int], values: NDArray[np.float64]) -> None:
-    for label, number in zip(*np.unique(values, return_counts=True), strict=True):
-        counts[int(label)] = counts.get(int(label), 0) + int(number)

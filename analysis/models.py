@@ -16,12 +16,14 @@ from prefect_biomed.analysis.outcomes import NotJudged, Outcome
 __all__ = [
     "Agreement",
     "Comparison",
+    "Effect",
     "Evidence",
     "FactDifference",
     "FileComparison",
     "Judgement",
     "MeasureComparison",
     "PipelineReport",
+    "RegionChange",
     "Report",
     "ReportFiles",
     "Rules",
@@ -180,7 +182,7 @@ class MeasureComparison(_Frozen):
             `-log10(spread / |mean|)`, with the bias of a small number of runs taken out. None when none differ.
         digits_assured: The same as a lower bound that holds with probability and confidence 95 %.
         digits_low: The digits that all but 5 % of the differing points reach.
-        dice: For label maps, the smallest Dice coefficient over all pairs of runs, by label.
+        dice: For label maps, the smallest Dice coefficient of a run with the labels that most runs have, by label.
         where: The points that are furthest apart, in words.
     """
 
@@ -265,6 +267,84 @@ class Comparison(_Frozen):
         return f"{len(self.differing)} of {len(self.files)} files differ over {over}: {named}.{failed}"
 
 
+class RegionChange(_Frozen):
+    """The mean of one region of an atlas.
+
+    Attributes:
+        label: Label of the region.
+        points: Number of its points.
+        before: Mean of the references.
+        now: Mean of the new runs.
+        relative: Change as a fraction of the mean before; None where that is 0.
+        spreads: Change in standard deviations of the references; None where they do not vary.
+    """
+
+    label: int
+    points: int
+    before: float
+    now: float
+    relative: float | None = None
+    spreads: float | None = None
+
+
+class Effect(_Frozen):
+    """How far the means of the new runs are from those of the references, over the points of one measure.
+
+    Attributes:
+        points: Number of points with numbers.
+        differing: Number of points whose means differ.
+        before: Mean of the references over all points.
+        now: Mean of the new runs over all points.
+        absolute: Median of the differences that are not 0, in the unit of the numbers.
+        absolute_largest: The largest of them.
+        relative: Median as a fraction of the references' mean.
+        relative_largest: The largest of them.
+        spreads: Median in standard deviations of the references; None where they do not vary.
+        spreads_largest: The largest of them.
+        digits: Decimal digits that new runs and references have in common, in the median.
+        dice: For label maps, the smallest Dice coefficient of a new run with what most references say, by label; those
+            that agree least.
+        dice_before: The same of the references.
+        hausdorff: Of the labels that agree least, how many millimetres the first new run is from the first reference at
+            most.
+        volumes_before: Mean volume of each label in the references.
+        volumes: The same in the new runs.
+        regions: Means of the regions of an atlas, those that have changed most first.
+    """
+
+    points: int
+    differing: int
+    before: float | None = None
+    now: float | None = None
+    absolute: float | None = None
+    absolute_largest: float | None = None
+    relative: float | None = None
+    relative_largest: float | None = None
+    spreads: float | None = None
+    spreads_largest: float | None = None
+    digits: float | None = None
+    dice: dict[str, float] | None = None
+    dice_before: dict[str, float] | None = None
+    hausdorff: dict[str, float] | None = None
+    volumes_before: dict[str, float] | None = None
+    volumes: dict[str, float] | None = None
+    regions: tuple[RegionChange, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """The size in one sentence."""
+        if not self.differing or self.absolute is None:
+            return "no difference of means"
+        said = [f"{self.absolute:.3g} in the median and {self.absolute_largest or 0.0:.3g} at most"]
+        if self.relative is not None:
+            said.append(f"{100 * self.relative:.2g} % and {100 * (self.relative_largest or 0.0):.2g} %")
+        if self.spreads is not None:
+            said.append(f"{self.spreads:.2g} and {self.spreads_largest or 0.0:.2g} spreads of the references")
+        if self.dice and (least := min(self.dice, key=lambda label: (self.dice or {})[label])):
+            said.append(f"Dice {self.dice[least]:.3f} for label {least}")
+        return "differs by " + "; ".join(said)
+
+
 class Verdict(_Frozen):
     """What one measure of the new runs, all together, says against the reference runs.
 
@@ -281,6 +361,7 @@ class Verdict(_Frozen):
         where: Places of the largest differences, in words.
         reason: What words say now and said before; empty for numbers.
         fields: Number of fields of the file that differ in the same way.
+        effect: How large the difference is; None for words.
     """
 
     file: str
@@ -294,6 +375,7 @@ class Verdict(_Frozen):
     where: tuple[str, ...] = ()
     reason: str = ""
     fields: int = 1
+    effect: Effect | None = None
 
 
 class Judgement(_Frozen):

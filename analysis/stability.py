@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from prefect_biomed.analysis.comparators import Content, Measure
 from prefect_biomed.analysis.comparison import FileGroup, Runs, file_groups, opened, same_bytes
+from prefect_biomed.analysis.effects import Atlas, EffectSize
 from prefect_biomed.analysis.exchange import (
     POINT_LEVEL,
     Evidence,
@@ -199,6 +200,7 @@ class _Findings:
     def __init__(self, references: Sequence[str], runs: Sequence[str], labellings: Labellings, level: float) -> None:
         self.references, self.runs, self.level = references, runs, level
         self.labellings = labellings
+        self.atlas: Atlas | None = None
         self.evidence = Evidence(labellings)
         self.found: list[tuple[Verdict, float]] = []
         self.not_judged: list[NotJudged] = []
@@ -209,7 +211,7 @@ class _Findings:
         """Note something that is not judged."""
         self.not_judged.append(NotJudged(file=file, part=part, reason=reason, detail=detail))
 
-    def add(self, file: str, measured: Measured, measure: Measure) -> None:
+    def add(self, file: str, measured: Measured, measures: Sequence[Measure], effect: EffectSize) -> None:
         """Take in a measure, all of its points seen."""
         best: Found | None = None
         for scan in measured.scans:
@@ -224,12 +226,13 @@ class _Findings:
         self.outside += numbers.outside
         verdict = Verdict(
             file=file,
-            measure=measure.name,
+            measure=measures[0].name,
             statistic=best.name,
             points=numbers.points,
             outside=numbers.outside,
             expected=numbers.points * POINT_LEVEL,
-            where=tuple(measure.where(position) for position in numbers.where),
+            where=tuple(measures[0].where(position) for position in numbers.where),
+            effect=effect.result(measures),
         )
         self.found.append((verdict, best.size))
 
@@ -275,6 +278,7 @@ def judge_runs(
     rules: Rules | None = None,
     level: float = 0.05,
     units: Mapping[str, str] | None = None,
+    atlas: Path | None = None,
 ) -> Judgement:
     """Judge new runs together, by the numerical noise of reference runs.
 
@@ -287,12 +291,13 @@ def judge_runs(
         level: Probability of calling something changed when nothing is, for the whole judgement.
         units: Series by name of the run, when whole series are to be exchanged because the platform varies from series
             to series; of each as many runs are used as the smallest has. Single runs are exchanged when None.
+        atlas: A label image, whose regions get means of every image of its shape; none when None.
 
     Returns:
         The judgement.
 
     Raises:
-        ConfigurationError: A run has no unit, or one unit holds references and new runs.
+        ConfigurationError: A run has no unit, or one unit holds references and new runs; the atlas is no label image.
     """
     rules = rules or Rules()
     if not references or not runs:
@@ -305,6 +310,7 @@ def judge_runs(
         old, new, numbers = _of_equal_units(old, new, units)
     labellings = Labellings(len(old), len(new), units=numbers)
     findings = _Findings(list(old), list(new), labellings, level)
+    findings.atlas = Atlas.read(atlas) if atlas is not None else None
     with file_groups(old | new, rules) as groups:
         for group in groups:
             _judge_file(group, rules, findings)
@@ -414,9 +420,12 @@ def _judge_shapes(file: str, name: str, measures: Sequence[Measure | None], find
 def _judge_measure(file: str, measures: Sequence[Measure], tolerance: Tolerance, findings: _Findings) -> Measured:
     measured = Measured(findings.labellings, tolerance)
     block = max(_VALUES // len(measures), 1024)
+    effect = EffectSize(len(findings.references), len(measures), measures[0], findings.atlas)
     for start in range(0, measures[0].size, block):
-        measured.add(np.stack([measure.read(start, start + block) for measure in measures]), start)
-    findings.add(file, measured, measures[0])
+        values = np.stack([measure.read(start, start + block) for measure in measures])
+        measured.add(values, start)
+        effect.add(values, start)
+    findings.add(file, measured, measures, effect)
     if measured.without_yardstick * 2 > measured.with_numbers:
         detail = f"{measured.without_yardstick} of {measured.with_numbers} points"
         findings.leave(file, measures[0].name, Reason.NOT_FINITE, detail)

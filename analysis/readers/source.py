@@ -272,6 +272,7 @@ def measures_of(
     slope: float = 1.0,
     intercept: float = 0.0,
     point: str = "element",
+    spacing: tuple[float, ...] | None = None,
 ) -> dict[str, Measure]:
     """Make measures of an array, one for each part of a complex number and for each field of a record.
 
@@ -283,6 +284,7 @@ def measures_of(
         slope: Scaling of the stored values.
         intercept: Added after scaling.
         point: What one point is called.
+        spacing: Millimetres from voxel to voxel along the first three axes.
 
     Returns:
         The measures by name; none where the array holds no numbers.
@@ -304,7 +306,7 @@ def measures_of(
     else:
         return {}
     return {
-        title: Measure(title, values, shape or (1,), order, slope, intercept, point=point)
+        title: Measure(title, values, shape or (1,), order, slope, intercept, point=point, spacing=spacing)
         for title, values in parts.items()
     }
 

@@ -94,7 +94,10 @@ def nifti(source: Source) -> Content:
             np.memmap(source.path, dtype, "r", offset, shape, "F") if math.prod(shape) else np.empty(0)
         )
         flat = stored.reshape(-1, order="F")
-        parts.measures |= measures_of("voxels", flat, stored.shape, "F", slope or 1.0, intercept or 0.0, "voxel")
+        spacing = tuple(abs(float(size)) for size in header.get_zooms()[:3])
+        parts.measures |= measures_of(
+            "voxels", flat, stored.shape, "F", slope or 1.0, intercept or 0.0, "voxel", spacing
+        )
     return parts.content("CIFTI" if is_cifti else "NIfTI")
 
 
@@ -155,7 +158,8 @@ def mgh(source: Source) -> Content:
     _entries(image.header, parts)
     stored = np.asanyarray(image.dataobj.get_unscaled())
     flat = stored.reshape(-1, order="F")
-    parts.measures |= measures_of("voxels", flat, stored.shape, "F", point="voxel")
+    spacing = tuple(float(size) for size in image.header["delta"])
+    parts.measures |= measures_of("voxels", flat, stored.shape, "F", point="voxel", spacing=spacing)
     with source.path.open("rb") as file:
         file.seek(int(image.header.get_footer_offset()))
         footer = file.read(1 << 20)
@@ -177,7 +181,9 @@ def minc(source: Source) -> Content:
     for index, number in enumerate(np.asarray(image.affine).ravel()):
         parts.number(f"affine[{index // 4}, {index % 4}]", float(number), "header")
     values = np.ascontiguousarray(np.asarray(image.dataobj))
-    parts.measures |= measures_of("voxels", source.spilled(values), values.shape, point="voxel")
+    parts.measures |= measures_of(
+        "voxels", source.spilled(values), values.shape, point="voxel", spacing=(1.0, 1.0, 1.0)
+    )
     return parts.content("MINC")
 
 
@@ -205,7 +211,7 @@ def afni(source: Source) -> Content:
     check_expansion(8 * math.prod(image.shape), source)
     values = np.asarray(image.dataobj)
     flat = source.spilled(np.asfortranarray(values))
-    parts.measures |= measures_of("voxels", flat, values.shape, "F", point="voxel")
+    parts.measures |= measures_of("voxels", flat, values.shape, "F", point="voxel", spacing=(1.0, 1.0, 1.0))
     return parts.content("AFNI")
 
 
@@ -259,7 +265,7 @@ def headed(source: Source) -> Content:
     shape, dtype = _layout(fields)
     check_expansion(math.prod(shape) * dtype.itemsize, source)
     flat = _raw(source, data, offset, fields, math.prod(shape), dtype)
-    parts.measures |= measures_of("voxels", flat, shape, "F", point="voxel")
+    parts.measures |= measures_of("voxels", flat, shape, "F", point="voxel", spacing=(1.0, 1.0, 1.0))
     return parts.content("NRRD" if source.head.startswith(b"NRRD") else "image with header")
 
 
