@@ -10,7 +10,7 @@ from typing import Any
 from prefect import get_run_logger, task
 
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
-from prefect_biomed.clients.errors import DeadlineExceeded
+from prefect_biomed.clients.errors import DeadlineExceeded, NotFoundError
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.vantage6 import (
     DEFAULT_POLLING,
@@ -18,6 +18,7 @@ from prefect_biomed.clients.vantage6 import (
     Collaboration,
     Column,
     Dataframe,
+    DataframeDescription,
     DataframeSpec,
     Function,
     Look,
@@ -36,6 +37,7 @@ from prefect_biomed.clients.vantage6 import (
     User,
     UserSpec,
     add_preprocessing,
+    description_of,
     fetch_results,
     launch,
     make_collaboration,
@@ -60,6 +62,9 @@ __all__ = [
     "create_session",
     "create_task",
     "create_user",
+    "delete_dataframe",
+    "delete_session",
+    "describe_dataframe",
     "get_results",
     "kill_task",
     "list_resources",
@@ -337,7 +342,7 @@ def create_session(
     return session
 
 
-@task(task_run_name=task_run_named("Create dataframe", "dataframe"), **ONCE)
+@task(task_run_name=task_run_named("Create dataframe", "dataframe"), **RETRY)
 def create_dataframe(
     credentials: Vantage6Credentials,
     session: Session | int,
@@ -348,12 +353,15 @@ def create_dataframe(
     """Have the nodes extract a dataframe, or take the one of this name when it is what was asked for (generation 5).
 
     Safe to repeat: the name, unique on the whole server, is looked for first (`POST session/{id}/dataframe`). Its
-    `last_session_task` is the task to wait for.
+    `last_session_task` is the task to wait for. No result is kept, so that a dataframe whose extraction or step has
+    failed is made anew: the old one is deleted before (`DELETE session/dataframe/{id}`).
 
     Args:
         credentials: The account.
         session: The session, or its id.
-        dataframe: Its name, its database and the function that reads it. `preprocess_dataframe` does the rest.
+        dataframe: Its name, its database, the function that reads it, and what changes it after that: all of this is
+            compared. `preprocess_dataframe` carries out each step. With `replace` a different one of this name is
+            deleted and made anew.
         organizations: Exact names or ids; all of the session's collaboration or study when None.
         store: Id of the algorithm store that vouches for the image.
 
@@ -362,7 +370,7 @@ def create_dataframe(
 
     Raises:
         PreflightFailed: All problems found before anything was sent.
-        NameConflict: A dataframe of this name is another one.
+        NameConflict: A dataframe of this name is another one, or is in use and cannot be replaced now.
     """
     with credentials.get_client() as client:
         frame = make_dataframe(
@@ -373,6 +381,8 @@ def create_dataframe(
             image=dataframe.extraction.image,
             method=dataframe.extraction.method,
             arguments=dataframe.extraction.arguments,
+            preprocessing=dataframe.preprocessing,
+            replace=dataframe.replace,
             organizations=organizations,
             store=store,
             circumstances=circumstances("vantage6", "dataframe"),
@@ -426,6 +436,102 @@ def preprocess_dataframe(
     get_run_logger().info("Step %d of vantage6 dataframe %d is task %d", step, dataframe_id, made.id)
     state_event("vantage6", "task", str(made.id), "created", dataframe=dataframe_id, step=step)
     return made
+
+
+@task(task_run_name=task_run_named("Describe dataframe", "dataframe"), **RETRY)
+def describe_dataframe(credentials: Vantage6Credentials, dataframe: Dataframe | int) -> DataframeDescription:
+    """Show how a dataframe came about: its extraction and each step, with image, method, arguments and status.
+
+    Safe to repeat: it only reads (`GET session/dataframe/{id}`, `GET task`, `GET run`). Leaves a table artifact.
+
+    Args:
+        credentials: The account; in an encrypted collaboration its private key reads the arguments that were sent to
+            its own organization.
+        dataframe: The dataframe, or its id.
+
+    Returns:
+        The dataframe and its steps. Arguments that cannot be read are None, and it is said why.
+
+    Raises:
+        NotFoundError: There is none of this id.
+        PermissionDeniedError: The account may not see it.
+    """
+    with credentials.get_client() as client:
+        description = description_of(client, _id_of(dataframe))
+    frame = description.dataframe
+    table(
+        artifact_key("vantage6-dataframe", frame.id),
+        [
+            {
+                "step": step.number or f"extraction from {frame.db_label}",
+                "method": step.method,
+                "arguments": step.arguments_hidden or json.dumps(step.arguments),
+                "image": step.image,
+                "status": step.status.value,
+                "task": step.task_id,
+                "organizations": ", ".join(step.organizations),
+            }
+            for step in description.steps
+        ],
+        f"How the vantage6 dataframe {frame.name} (id {frame.id}) came about",
+    )
+    return description
+
+
+@task(task_run_name=task_run_named("Delete dataframe", "dataframe"), **RETRY)
+def delete_dataframe(credentials: Vantage6Credentials, dataframe: Dataframe | int) -> None:
+    """Delete a dataframe on the server and at the nodes; its name can be used again.
+
+    Safe to repeat: one that an earlier attempt of this call has deleted is left alone. Tasks and results that were
+    computed on it stay (`DELETE session/dataframe/{id}`).
+
+    Args:
+        credentials: The account.
+        dataframe: The dataframe, or its id.
+
+    Raises:
+        NotFoundError: There is none of this id.
+        PermissionDeniedError: The account may not delete it.
+    """
+    _delete(credentials, Dataframe, _id_of(dataframe))
+
+
+@task(task_run_name=task_run_named("Delete session", "session"), **RETRY)
+def delete_session(credentials: Vantage6Credentials, session: Session | int, delete_dependents: bool = False) -> None:
+    """Delete a session; its name can be used again.
+
+    Safe to repeat: one that an earlier attempt of this call has deleted is left alone (`DELETE session/{id}`).
+
+    Args:
+        credentials: The account.
+        session: The session, or its id.
+        delete_dependents: Whether its dataframes, its tasks and their results are deleted too.
+
+    Raises:
+        NotFoundError: There is none of this id.
+        RequestRefused: It holds dataframes or tasks, and `delete_dependents` is False.
+        PermissionDeniedError: The account may not delete it.
+    """
+    _delete(credentials, Session, _id_of(session), delete_dependents=delete_dependents)
+
+
+def _delete(
+    credentials: Vantage6Credentials, kind: type[Record], object_id: int, *, delete_dependents: bool = False
+) -> None:
+    logger = get_run_logger()
+    with credentials.get_client() as client:
+        try:
+            client.delete(kind, object_id, delete_dependents=delete_dependents)
+        except NotFoundError:
+            if circumstances("vantage6", kind.resource).attempted_since is None:
+                raise
+            logger.info("An earlier attempt has deleted %s %d", kind.resource, object_id)
+    logger.info("Deleted vantage6 %s %d", kind.resource, object_id)
+    state_event("vantage6", kind.resource.rpartition("/")[2], str(object_id), "deleted")
+
+
+def _id_of(given: Record | int) -> int:
+    return given.id if isinstance(given, Record) else given
 
 
 @task(task_run_name=task_run_named("Create organization", "organization"), **ONCE)

@@ -11,6 +11,7 @@ from prefect_biomed.clients.vantage6.accounts import (
 )
 from prefect_biomed.clients.vantage6.client import Vantage6Client
 from prefect_biomed.clients.vantage6.connection import connect
+from prefect_biomed.clients.vantage6.dataframes import description_of
 from prefect_biomed.clients.vantage6.encryption import PrivateKey, PublicKey
 from prefect_biomed.clients.vantage6.errors import (
     CancelNotPermitted,
@@ -43,7 +44,9 @@ from prefect_biomed.clients.vantage6.models import (
     DatabaseInput,
     Databases,
     Dataframe,
+    DataframeDescription,
     DataframeSpec,
+    DataframeStep,
     EncodedResult,
     Function,
     Node,
@@ -100,7 +103,9 @@ __all__ = [
     "DatabaseInput",
     "Databases",
     "Dataframe",
+    "DataframeDescription",
     "DataframeSpec",
+    "DataframeStep",
     "DecryptionFailed",
     "EncodedResult",
     "ForeignResult",
@@ -152,6 +157,7 @@ __all__ = [
     "change_password",
     "check_key",
     "connect",
+    "description_of",
     "failures_of",
     "fetch_results",
     "frame_of",

@@ -10,7 +10,7 @@ import binascii
 import json
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -123,7 +123,12 @@ class Call:
             yield piece
 
     def payloads(
-        self, client: Vantage6Client, organizations: Sequence[Organization], *, encrypted: bool
+        self,
+        client: Vantage6Client,
+        organizations: Sequence[Organization],
+        *,
+        encrypted: bool,
+        mark: Callable[[int], bytes | None],
     ) -> list[dict[str, Any]]:
         """Write the payload of each organization in memory, as `write_body` does it to a file.
 
@@ -131,6 +136,7 @@ class Call:
             client: The account.
             organizations: The readers.
             encrypted: Whether to encrypt.
+            mark: Gives the mark of what the organization of an id gets, by which the sender knows it again.
 
         Returns:
             The value of ``organizations`` in a request.
@@ -139,7 +145,10 @@ class Call:
             PlatformError: The blob store refused a payload.
         """
         return [
-            {"id": one.id, self._field: b"".join(self._payload(client, one, encrypted=encrypted)).decode()}
+            {
+                "id": one.id,
+                self._field: b"".join(self._payload(client, one, encrypted=encrypted, mark=mark(one.id))).decode(),
+            }
             for one in organizations
         ]
 
@@ -182,15 +191,19 @@ class Call:
             raise
         return body
 
-    def _payload(self, client: Vantage6Client, organization: Organization, *, encrypted: bool) -> Iterator[bytes]:
+    def _payload(
+        self, client: Vantage6Client, organization: Organization, *, encrypted: bool, mark: bytes | None = None
+    ) -> Iterator[bytes]:
         key = PublicKey.from_text(organization.public_key) if encrypted else None
         if client.has_blob_store:
             with tempfile.TemporaryFile() as blob:
-                for piece in key.encrypt_stream(self.pieces()) if key else encode_base64_stream(self.pieces()):
+                pieces = self.pieces()
+                for piece in key.encrypt_stream(pieces, mark=mark) if key else encode_base64_stream(pieces):
                     blob.write(piece)
                 yield client.upload_blob(blob).encode()
         else:
-            yield from key.encrypt_text_stream(self.pieces()) if key else encode_base64_stream(self.pieces())
+            pieces = self.pieces()
+            yield from key.encrypt_text_stream(pieces, mark=mark) if key else encode_base64_stream(pieces)
 
 
 def _around(major: int, method: str, *, central: bool) -> tuple[bytes, bytes]:

@@ -21,6 +21,7 @@ can be used side by side.
 import base64
 import binascii
 import hashlib
+import hmac
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -41,7 +42,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from prefect_biomed.clients.vantage6.errors import DecryptionFailed, InvalidKey
 
-__all__ = ["PrivateKey", "PublicKey", "decode_base64", "decode_base64_stream", "encode_base64_stream"]
+__all__ = ["PrivateKey", "PublicKey", "counter_block", "decode_base64", "decode_base64_stream", "encode_base64_stream"]
 
 _KEY_BYTES = 32
 _IV_BYTES = 16
@@ -103,58 +104,63 @@ class PublicKey:
     def __repr__(self) -> str:
         return f"PublicKey({self.fingerprint})"
 
-    def encrypt(self, plaintext: bytes) -> str:
+    def encrypt(self, plaintext: bytes, *, mark: bytes | None = None) -> str:
         """Encrypt bytes in string form, as task inputs are sent.
 
         Args:
             plaintext: What the organization is to read.
+            mark: Sixteen bytes by which the sender knows the message again (`PrivateKey.mark`), for its counter block;
+                random ones when None. Each message has a key of its own, so the block need not be random.
 
         Returns:
             Three base64 parts joined by ``$``.
         """
-        return b"".join(self.encrypt_text_stream([plaintext])).decode("ascii")
+        return b"".join(self.encrypt_text_stream([plaintext], mark=mark)).decode("ascii")
 
-    def encrypt_text_stream(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    def encrypt_text_stream(self, chunks: Iterable[bytes], *, mark: bytes | None = None) -> Iterator[bytes]:
         """Encrypt chunk by chunk in string form; the header comes first.
 
         Args:
             chunks: The plaintext in any sizes.
+            mark: As for `encrypt`.
 
         Yields:
             The string form in pieces of ASCII, one chunk of plaintext in memory at a time.
         """
-        stream = self.encrypt_stream(chunks)
+        stream = self.encrypt_stream(chunks, mark=mark)
         yield next(stream)
         yield from encode_base64_stream(stream)
 
-    def encrypt_blob(self, plaintext: bytes) -> bytes:
+    def encrypt_blob(self, plaintext: bytes, *, mark: bytes | None = None) -> bytes:
         """Encrypt bytes in blob form, as the blob store keeps them.
 
         Args:
             plaintext: What the organization is to read.
+            mark: As for `encrypt`.
 
         Returns:
             Two base64 parts, each followed by ``$``, and the raw ciphertext.
         """
-        return b"".join(self.encrypt_stream([plaintext]))
+        return b"".join(self.encrypt_stream([plaintext], mark=mark))
 
-    def encrypt_stream(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    def encrypt_stream(self, chunks: Iterable[bytes], *, mark: bytes | None = None) -> Iterator[bytes]:
         """Encrypt chunk by chunk in blob form; the header comes first.
 
         Args:
             chunks: The plaintext in any sizes.
+            mark: As for `encrypt`.
 
         Yields:
             The blob form in pieces, one chunk of plaintext in memory at a time.
         """
-        header, encryptor = self._start()
+        header, encryptor = self._start(mark)
         yield header
         for chunk in chunks:
             yield encryptor.update(chunk)
         yield encryptor.finalize()
 
-    def _start(self) -> tuple[bytes, CipherContext]:
-        key, iv = os.urandom(_KEY_BYTES), os.urandom(_IV_BYTES)
+    def _start(self, mark: bytes | None) -> tuple[bytes, CipherContext]:
+        key, iv = os.urandom(_KEY_BYTES), os.urandom(_IV_BYTES) if mark is None else mark
         wrapped = self._key.encrypt(key, padding.PKCS1v15())
         header = _SEPARATOR.join([base64.b64encode(wrapped), base64.b64encode(iv), b""])
         return header, Cipher(algorithms.AES(key), modes.CTR(iv)).encryptor()
@@ -243,6 +249,18 @@ class PrivateKey:
         """
         return PublicKey.from_text(public_key) == self.public_key
 
+    def mark(self, content: bytes) -> bytes:
+        """Make a keyed digest of what a message says, which tells nothing to those without this key.
+
+        Args:
+            content: What is said, and to whom and where, so that no two messages of different sense have one mark.
+
+        Returns:
+            Sixteen bytes, for `PublicKey.encrypt`.
+        """
+        secret = hashlib.sha256(b"prefect-biomed mark\0" + self.pem).digest()
+        return hmac.digest(secret, content, "sha256")[:_IV_BYTES]
+
     def decrypt(self, message: str) -> bytes:
         """Read a message in string form.
 
@@ -330,6 +348,27 @@ class PrivateKey:
         if len(decoded) == _KEY_BYTES:
             return decoded, True
         raise DecryptionFailed(f"The message cannot be decrypted: {_DAMAGED}.")
+
+
+def counter_block(message: Iterable[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """Read the counter block of an encrypted message, which needs no key.
+
+    Args:
+        message: Either form, in pieces.
+
+    Returns:
+        The block, and the whole message again.
+
+    Raises:
+        DecryptionFailed: The form is wrong.
+    """
+    wrapped, iv, body = _split_header(message)
+
+    def whole() -> Iterator[bytes]:
+        yield _SEPARATOR.join([base64.b64encode(wrapped), base64.b64encode(iv), b""])
+        yield from body
+
+    return iv, whole()
 
 
 def decode_base64(text: str) -> bytes:

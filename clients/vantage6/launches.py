@@ -29,11 +29,19 @@ from prefect_biomed.clients.once import Circumstances, Intent, IntentFolder, Lau
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.vantage6.arguments import problems_of_arguments, written_call
 from prefect_biomed.clients.vantage6.client import Vantage6Client, nodes_of
+from prefect_biomed.clients.vantage6.dataframes import (
+    Chain,
+    arguments_mark,
+    delete_unused,
+    step_differences,
+    steps_of,
+)
 from prefect_biomed.clients.vantage6.errors import NameConflict, RequestRefused, TaskGone
 from prefect_biomed.clients.vantage6.models import (
     Action,
     Collaboration,
     Dataframe,
+    Function,
     Record,
     Session,
     SessionScope,
@@ -51,13 +59,7 @@ from prefect_biomed.clients.vantage6.preflight import (
     task_name,
     wait_until_ready,
 )
-from prefect_biomed.clients.vantage6.sessions import (
-    check_dataframe,
-    only_generation_5,
-    readers_of,
-    same_image,
-    steps_of,
-)
+from prefect_biomed.clients.vantage6.sessions import only_generation_5, readers_of
 
 __all__ = ["add_preprocessing", "launch", "make_dataframe", "make_session"]
 
@@ -159,7 +161,8 @@ def make_session(
     if (made.scope, made.study_id) != (scope, study_id):
         raise NameConflict(
             f"Session {name!r} (id {made.id}) exists with scope {made.scope.value!r} and study {made.study_id}, not "
-            f"{scope.value!r} and {study_id}. Choose another name, or these settings."
+            f"{scope.value!r} and {study_id}. Choose another name, or these settings; or delete it with all that it "
+            f"holds: delete_session(credentials, {made.id}, delete_dependents=True)."
         )
     return made
 
@@ -173,6 +176,8 @@ def make_dataframe(
     image: str,
     method: str,
     arguments: Mapping[str, Any] | None = None,
+    preprocessing: Sequence[Function] = (),
+    replace: bool = False,
     organizations: Sequence[str | int] | None = None,
     store: int | None = None,
     settle_seconds: float | None = None,
@@ -181,8 +186,14 @@ def make_dataframe(
 ) -> Dataframe:
     """Extract a dataframe at the nodes, or take the one of this name (``POST session/{id}/dataframe``).
 
-    Safe to repeat: names are unique on the whole server. The dataframe is not ready yet; wait for it. Of a dataframe
-    that exists, label, image, method and organizations are compared; its arguments cannot be read again.
+    Safe to repeat: names are unique on the whole server. The dataframe is not ready yet; wait for it.
+
+    A dataframe that exists is taken only when everything that decides its content is the same: database, and of the
+    extraction and of each step in their order image, method, arguments and organizations. Encrypted arguments are
+    known again by a mark that only the sender's private key makes; those of others cannot be compared and count as
+    different. One that lacks steps is taken when this very chain was begun, by an earlier attempt or from this
+    machine. One whose extraction or step has failed is deleted and made anew, as is one that is different when
+    `replace` is True. Nothing that is still being computed, or computed on, is deleted.
 
     Args:
         client: The account.
@@ -192,6 +203,9 @@ def make_dataframe(
         image: Docker image of the extraction.
         method: Its function.
         arguments: Keyword arguments of the function.
+        preprocessing: What will change it after the extraction, in this order (`add_preprocessing`). It is compared
+            here and made there.
+        replace: Whether a dataframe of this name that is different is deleted and made anew.
         organizations: Exact names or ids; all of the collaboration when None.
         store: Id of the algorithm store that vouches for the image.
         settle_seconds: As for `launch`.
@@ -203,7 +217,8 @@ def make_dataframe(
 
     Raises:
         PreflightFailed: The request cannot work; nothing was sent. All problems are listed.
-        NameConflict: A dataframe of this name is another one.
+        NameConflict: A dataframe of this name is another one, or is to be replaced and in use; the message shows the
+            difference and says what to do.
         LaunchInDoubt: The answer was lost and no dataframe of that name has appeared. Repeating looks again first.
         PlatformError: The server refused it.
     """
@@ -212,11 +227,35 @@ def make_dataframe(
     if not _DATAFRAME_NAME.fullmatch(name):
         step.problems.append(f"name is {name!r}; letters, digits, hyphens and underscores are allowed.")
     step.check(f"Dataframe {name!r}")
-    creation = _DataframeCreation(client, session_id, name, label, step)
+    extraction = Function(image=image, method=method, arguments=dict(arguments or {}))
+    chain = Chain(session_id, name, label, [extraction, *preprocessing], step.organizations)
+    creation = _DataframeCreation(client, session_id, name, label, step, chain.plan)
     made = _made(creation, settle_seconds, folder, circumstances)
-    if not creation.is_new:
-        check_dataframe(client, made, label, image, method, step.organizations)
-    return made
+    again = circumstances is not None and circumstances.attempted_since is not None
+    if creation.is_new or _is_as_asked(
+        client, made, chain, unfinished=again or creation.has_begun(made.id, folder), replace=replace
+    ):
+        return made
+    return _made(creation, settle_seconds, folder, circumstances)
+
+
+def _is_as_asked(client: Vantage6Client, made: Dataframe, chain: Chain, *, unfinished: bool, replace: bool) -> bool:
+    """Tell whether a dataframe is what is asked for, and good; delete one that is to be made anew."""
+    steps = steps_of(client, made.id)
+    differences = chain.differences(client, made, steps, unfinished=unfinished)
+    failed = next((task for task in steps if task.status.is_failure), None)
+    if differences and not replace:
+        raise NameConflict(
+            f"Dataframe {made.name!r} (id {made.id}) exists and is not what is asked for: {'; '.join(differences)}. "
+            "Choose another name, or give replace=True to have it deleted and made anew; delete_dataframe(credentials, "
+            f"{made.id}) deletes it."
+        )
+    if not differences and failed is None:
+        return True
+    why = "; ".join(differences) or f"task {failed.id if failed else ''}, which made it, has failed"
+    delete_unused(client, made, steps, why)
+    logger.warning("Dataframe %r (id %d) was deleted and is made anew: %s", made.name, made.id, why)
+    return False
 
 
 def add_preprocessing(
@@ -236,7 +275,7 @@ def add_preprocessing(
     """Change a dataframe at the nodes (``POST session/dataframe/{id}/preprocess``), once for each step number.
 
     Safe to repeat: the server gives these tasks no name of ours, so the number of the step is what counts. Of a step
-    that is there, image and method are compared.
+    that is there, image, method, arguments and organizations are compared, as for `make_dataframe`.
 
     Args:
         client: The account.
@@ -266,12 +305,16 @@ def add_preprocessing(
         raise NotFoundError(f"Dataframe {frame.name!r} tells no session.", url=client.url)
     task = _SessionTask(client, frame.session_id, image, method, arguments or {}, organizations, store)
     task.check(f"Step {step} of dataframe {frame.name!r}")
-    made = _made(_StepCreation(client, frame, step, task), settle_seconds, folder, circumstances)
-    if not same_image(made.image, image) or made.method != method:
-        raise NameConflict(
-            f"Step {step} of dataframe {frame.name!r} is {made.method!r} of {made.image}, not {method!r} of {image}. "
-            "Make another dataframe for other steps."
-        )
+    creation = _StepCreation(client, frame, step, task)
+    made = _made(creation, settle_seconds, folder, circumstances)
+    if not creation.is_new:
+        wanted = Function(image=image, method=method, arguments=dict(arguments or {}))
+        place = (frame.session_id, frame.name, step)
+        if differences := step_differences(client, made, wanted, task.organizations, place):
+            raise NameConflict(
+                f"Step {step} of dataframe {frame.name!r} is another one: {'; '.join(differences)}. Make a dataframe "
+                f"of another name for other steps, or delete this one: delete_dataframe(credentials, {frame.id})."
+            )
     return made
 
 
@@ -332,7 +375,7 @@ def _made(
 ) -> R:
     """Make an object once; when its unique name is taken meanwhile, take what has it."""
     client = creation.client
-    store = IntentFolder(folder or home("vantage6", "intents"))
+    store = _store(folder)
 
     def send() -> R:
         creation.is_new = True
@@ -365,6 +408,10 @@ def _made(
         raise NameConflict(
             f"The name of {creation.what} is taken by one that this account does not see. Choose another name."
         ) from error
+
+
+def _store(folder: Path | None) -> IntentFolder:
+    return IntentFolder(folder or home("vantage6", "intents"))
 
 
 def _forget(store: IntentFolder, token: str, number: int) -> None:
@@ -512,11 +559,16 @@ class _SessionTask:
         if self.problems:
             raise PreflightFailed(subject, self.problems)
 
-    def body(self) -> dict[str, Any]:
-        """Write it as requests carry it."""
+    def body(self, place: tuple[int, str, int]) -> dict[str, Any]:
+        """Write it as requests carry it, for a step of a dataframe."""
+        key = self._client.private_key
+
+        def mark(organization_id: int) -> bytes | None:
+            return arguments_mark(key, place, organization_id, self._method, self._arguments) if key else None
+
         encrypted = self.collaboration.encrypted
         with written_call(self._client.version.major, self._method, self._arguments) as call:
-            payloads = call.payloads(self._client, self.organizations, encrypted=encrypted)
+            payloads = call.payloads(self._client, self.organizations, encrypted=encrypted, mark=mark)
         task: dict[str, Any] = {"image": self._image, "method": self._method, "organizations": payloads}
         return task | {"store_id": self._store} if self._store is not None else task
 
@@ -529,8 +581,11 @@ class _SessionTask:
 class _DataframeCreation(_Creation[Dataframe]):
     """A dataframe; its name is unique on the whole server."""
 
-    def __init__(self, client: Vantage6Client, session_id: int, name: str, label: str, task: _SessionTask) -> None:
+    def __init__(
+        self, client: Vantage6Client, session_id: int, name: str, label: str, task: _SessionTask, plan: str
+    ) -> None:
         super().__init__(client)
+        self._plan = hashlib.sha256(plan.encode()).hexdigest()
         self._session_id = session_id
         self._name = name
         self._label = label
@@ -555,8 +610,13 @@ class _DataframeCreation(_Creation[Dataframe]):
             raise PreflightFailed(f"Dataframe {self._name!r}", problems)
         for warning in warnings:
             logger.warning("%s", warning)
-        self._body = self._task.body()
-        return {"session": self._session_id, "label": self._label, **self._task.remembered()}
+        self._body = self._task.body((self._session_id, self._name, 0))
+        return {"session": self._session_id, "label": self._label, "plan": self._plan, **self._task.remembered()}
+
+    def has_begun(self, number: int, folder: Path | None) -> bool:
+        """Whether this machine has made the dataframe of an id to take it through just these steps."""
+        intent = _store(folder).read(_name_of_record(self.client.url, self.key))
+        return intent is not None and intent.id == str(number) and intent.asked.get("plan") == self._plan
 
     def send(self) -> Dataframe:
         return self.client.create(
@@ -596,7 +656,7 @@ class _StepCreation(_Creation[Task]):
                 f"step is {self._step}, but dataframe {self._frame.name!r} has had {done} steps; the next is "
                 f"{done + 1}."
             )
-        self._body = self._task.body()
+        self._body = self._task.body((self._frame.session_id or 0, self._frame.name, self._step))
         return {"dataframe": self._frame.id, "step": self._step, **self._task.remembered()}
 
     def send(self) -> Task:

@@ -39,7 +39,9 @@ __all__ = [
     "DatabaseInput",
     "Databases",
     "Dataframe",
+    "DataframeDescription",
     "DataframeSpec",
+    "DataframeStep",
     "EncodedResult",
     "Function",
     "Node",
@@ -51,6 +53,7 @@ __all__ = [
     "Rule",
     "Run",
     "RunFailure",
+    "RunWithArguments",
     "Session",
     "SessionScope",
     "Status",
@@ -403,6 +406,23 @@ class Run(Record):
         return self.finished_at is not None or self.status.is_terminal
 
 
+class RunWithArguments(Run):
+    """A run with what its function was given, as it travels: base64, encrypted text, or the name of a blob.
+
+    Attributes:
+        arguments: Empty when there are none, None when the server does not tell (generation 5).
+    """
+
+    decisive: ClassVar[frozenset[str]] = Run.decisive | {"arguments"}
+
+    arguments: str | None = Field(None, repr=False)
+
+    @classmethod
+    def _flattened(cls, record: dict[str, Any]) -> dict[str, Any]:
+        given = {"arguments": record["arguments"] or ""} if "arguments" in record else {}
+        return super()._flattened(record | given)
+
+
 class EncodedResult(Record):
     """The output of one run as it travels: base64, encrypted text, or the name of a blob.
 
@@ -526,6 +546,46 @@ class Dataframe(Record):
     columns: tuple[Column, ...] = ()
     session_id: int | None = None
     last_session_task: Task | None = None
+
+
+class DataframeStep(BaseModel):
+    """One task that made or changed a dataframe.
+
+    Attributes:
+        number: 0 for the extraction, then 1 for the first function that changes it, and so on.
+        task_id: The task.
+        image: Docker image of the function.
+        method: The function.
+        arguments: Its keyword arguments, None when they cannot be read.
+        arguments_hidden: Why they cannot be read.
+        status: How it ended, or what it does.
+        organizations: Where it is executed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int
+    task_id: int
+    image: str
+    method: str
+    arguments: dict[str, JsonValue] | None = Field(None, repr=False)
+    arguments_hidden: str | None = None
+    status: Status
+    organizations: tuple[str, ...] = ()
+
+
+class DataframeDescription(BaseModel):
+    """How a dataframe came about.
+
+    Attributes:
+        dataframe: The dataframe.
+        steps: Its extraction and what changed it after that, in their order.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    dataframe: Dataframe
+    steps: tuple[DataframeStep, ...]
 
 
 class AlgorithmStore(Record):
@@ -790,6 +850,7 @@ class DataframeSpec(BaseModel):
         label: Label of the database in the nodes' configuration.
         extraction: Function that reads the database.
         preprocessing: Functions that change the dataframe, in this order.
+        replace: Whether a dataframe of this name that is not just this one is deleted and made anew.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -798,3 +859,4 @@ class DataframeSpec(BaseModel):
     label: str = "default"
     extraction: Function
     preprocessing: list[Function] = Field(default_factory=list)
+    replace: bool = False

@@ -272,14 +272,15 @@ def resource_of(model: type[Record]) -> Resource:
     """Find the entry of a record type.
 
     Args:
-        model: For instance `Organization`.
+        model: For instance `Organization`. One that reads more fields of the same object counts as that.
 
     Raises:
         ConfigurationError: The type is not one that a server keeps.
     """
-    if model not in _BY_MODEL:
-        raise ConfigurationError(f"{model.__name__} is not kept by a vantage6 server.")
-    return _BY_MODEL[model]
+    for kind in model.__mro__:
+        if kind in _BY_MODEL:
+            return _BY_MODEL[kind]
+    raise ConfigurationError(f"{model.__name__} is not kept by a vantage6 server.")
 
 
 def resource_named(name: str) -> Resource:

@@ -1,4 +1,4 @@
-"""Sessions and dataframes of generation 5: who has them, what made them, and waiting for them."""
+"""Sessions and dataframes of generation 5: who has them, and waiting for them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,11 @@ from collections.abc import Sequence
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.vantage6.client import Vantage6Client
-from prefect_biomed.clients.vantage6.errors import NameConflict
-from prefect_biomed.clients.vantage6.models import Action, Collaboration, Dataframe, Organization, Session, Task
+from prefect_biomed.clients.vantage6.models import Collaboration, Dataframe, Organization, Session
 from prefect_biomed.clients.vantage6.monitoring import DEFAULT_POLLING, outcome_of, task_failed, watch
 from prefect_biomed.clients.vantage6.preflight import check_keys, choose_organizations
 
-__all__ = [
-    "check_dataframe",
-    "only_generation_5",
-    "readers_of",
-    "same_image",
-    "steps_of",
-    "wait_for_dataframe",
-]
-
-_STEPS = frozenset({Action.DATA_EXTRACTION, Action.PREPROCESSING})
+__all__ = ["only_generation_5", "readers_of", "wait_for_dataframe"]
 
 
 def wait_for_dataframe(
@@ -88,64 +78,3 @@ def readers_of(
     if collaboration.encrypted:
         check_keys(client, collaboration, chosen, problems)
     return collaboration, chosen
-
-
-def steps_of(client: Vantage6Client, dataframe_id: int) -> list[Task]:
-    """List the tasks that made a dataframe, in their order: the extraction first.
-
-    Args:
-        client: The account.
-        dataframe_id: The dataframe.
-    """
-    tasks = client.records(Task, dataframe_id=dataframe_id)
-    return sorted((task for task in tasks if task.action in _STEPS), key=lambda task: task.id)
-
-
-def check_dataframe(
-    client: Vantage6Client,
-    frame: Dataframe,
-    label: str,
-    image: str,
-    method: str,
-    organizations: Sequence[Organization],
-) -> None:
-    """Make sure that a dataframe is what was asked for; its arguments cannot be read again.
-
-    Args:
-        client: The account.
-        frame: The dataframe.
-        label: Label of the database it should come from.
-        image: Docker image of the extraction.
-        method: Its function.
-        organizations: Those that should have it.
-
-    Raises:
-        NameConflict: It is another one.
-    """
-    differences = []
-    if frame.db_label != label:
-        differences.append(f"database {frame.db_label!r}, not {label!r}")
-    if steps := steps_of(client, frame.id):
-        extraction = steps[0]
-        if not same_image(extraction.image, image):
-            differences.append(f"image {extraction.image!r}, not {image!r}")
-        if extraction.method != method:
-            differences.append(f"method {extraction.method!r}, not {method!r}")
-        having = {run.organization_id for run in client.runs(extraction.id)}
-        if lacking := [one.name for one in organizations if one.id not in having]:
-            differences.append(f"nothing of {', '.join(lacking)}")
-    if differences:
-        raise NameConflict(
-            f"Dataframe {frame.name!r} (id {frame.id}) exists with {'; '.join(differences)}. Choose another name, or "
-            "delete it."
-        )
-
-
-def same_image(one: str, other: str) -> bool:
-    """Compare images by name; a store adds their digest to it.
-
-    Args:
-        one: A Docker image.
-        other: Another.
-    """
-    return one.partition("@")[0] == other.partition("@")[0]

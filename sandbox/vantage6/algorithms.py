@@ -431,6 +431,11 @@ def keep_above(job: Job, column: str, minimum: float) -> Table:
     return {name: values[kept] for name, values in job.table.items()}
 
 
+def scale(job: Job, column: str, factor: float) -> Table:
+    """Multiply a column, as a change of its unit does."""
+    return {**job.table, column: job.column(column) * factor}
+
+
 clinical = Image.of(
     CLINICAL,
     {
@@ -457,5 +462,6 @@ clinical = Image.of(
         "answer_of_some": answer_of_some,
         "read_csv": Algorithm(read_csv, "data_extraction"),
         "keep_above": Algorithm(keep_above, "preprocessing"),
+        "scale": Algorithm(scale, "preprocessing"),
     },
 )

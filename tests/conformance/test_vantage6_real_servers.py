@@ -18,6 +18,7 @@ import yaml
 from prefect import flow
 from pydantic import SecretStr
 
+from harness.dataframe_chains import CHANGES, chain, summary
 from harness.vantage6_account import Account, until
 from harness.vantage6_events import PollingChannel
 from harness.vantage6_servers import ENVIRONMENTS, RealServer, server_4
@@ -26,17 +27,22 @@ from prefect_biomed.clients.errors import DeadlineExceeded, NotFoundError, Prefl
 from prefect_biomed.clients.vantage6 import (
     CancelNotPermitted,
     Collaboration,
+    Dataframe,
     ForeignResult,
+    NameConflict,
     Organization,
     OrganizationSpec,
     Role,
     Rule,
     Run,
+    Session,
     Status,
     Task,
     TaskFailed,
     UnsafeFormat,
     UserSpec,
+    Vantage6Client,
+    description_of,
 )
 from prefect_biomed.flows.parameters import AnalysisWaiting, FederatedOutputs, TaskDetails
 from prefect_biomed.flows.vantage6 import (
@@ -319,6 +325,50 @@ def test_a_service_account_makes_session_dataframe_and_computation(
         second = analyse()
         # Session, dataframe and step are there; only the computation is new.
         assert {task.id for task in client.records(Task)} - set(before) == {second.task.id}
+
+
+@COLLABORATIONS
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_dataframe_of_the_same_name_is_a_conflict_or_replaced(
+    real_vantage6_5: RealServer, collaboration: str, change: str
+) -> None:
+    first = chain(f"{change.replace(' ', '-')}-{collaboration}")
+    changed, says = CHANGES[change]
+
+    def analyse(spec: DataframeSpec) -> dict[str, dict[str, dict[str, float]]]:
+        analysis = federated_session(
+            credentials=robot(real_vantage6_5),
+            collaboration=collaboration,
+            session_name=f"chains-{collaboration}",
+            dataframes=[spec],
+            image=CLINICAL,
+            method="partial_summary",
+        )
+        found: dict[str, Any] = {one.organization: one.value for one in analysis.results}
+        return {
+            organization: {name: {part: column[part] for part in ("count", "mean")} for name, column in value.items()}
+            for organization, value in found.items()
+        }
+
+    def expected(spec: DataframeSpec) -> dict[str, Any]:
+        return {name: summary(files["default"], spec) for name, files in real_vantage6_5.cohorts.items()}
+
+    assert analyse(first) == expected(first)
+    with pytest.raises(NameConflict, match=says):
+        analyse(changed(first))
+    assert analyse(first) == expected(first)
+    replacing = changed(first).model_copy(update={"replace": True})
+    assert analyse(replacing) == expected(replacing)
+    with robot(real_vantage6_5).get_client() as client:
+        (frame,) = (one for one in _frames(client, f"chains-{collaboration}") if one.name == first.name)
+        steps = description_of(client, frame.id).steps
+        asked_for = [replacing.extraction, *replacing.preprocessing]
+        assert [(one.method, one.arguments) for one in steps] == [(one.method, one.arguments) for one in asked_for]
+
+
+def _frames(client: Vantage6Client, session_name: str) -> list[Dataframe]:
+    (session,) = client.records(Session, name=session_name)
+    return client.records(Dataframe, session_id=session.id)
 
 
 # -- provisioning ------------------------------------------------------------------------------------

@@ -557,7 +557,7 @@ def test_a_session_is_prepared_once_and_computed_on_again(federations: Callable[
     assert [one.value for one in second.results] == [one.value for one in first.results]
     made = [call for call in here.calls("POST") if "token" not in call]
     assert made == ["POST /hq/task"]
-    with pytest.raises(NameConflict, match="is 'keep_above'"):
+    with pytest.raises(NameConflict, match="step 1 has method 'keep_above', not 'read_csv'; step 2 is keep_above"):
         changed = parameters["dataframes"][0].model_copy(
             update={"preprocessing": [Function(image=CLINICAL, method="read_csv")]}
         )

@@ -49,7 +49,7 @@ from prefect_biomed.clients.vantage6 import (
     make_dataframe,
     make_session,
 )
-from prefect_biomed.clients.vantage6.sessions import steps_of
+from prefect_biomed.clients.vantage6.dataframes import steps_of
 from prefect_biomed.sandbox import Fault
 
 HTML = "<html><body><h1>Oops</h1></body></html>"
