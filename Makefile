@@ -37,6 +37,10 @@ chaos: $(STAMP)
 chaos-answers: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m chaos.answers
 
+# A session on VIP killed before and after every EVERY-th request, and taken up again in every way.
+chaos-kills: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m chaos kills --every $(or $(EVERY),1)
+
 chaos-protocol: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m chaos.protocol --schedules $(or $(SCHEDULES),10000) --seed $(or $(SEED),0)
 

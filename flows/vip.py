@@ -24,7 +24,7 @@ from prefect_biomed.clients.vip import (
     open_intents,
     open_session,
 )
-from prefect_biomed.clients.vip.session_file import FILE_NAME, VIP_HOME, SessionFile, SessionRecord
+from prefect_biomed.clients.vip.session_file import FILE_NAME, VIP_HOME, SessionFile
 from prefect_biomed.flows import sessions as naming
 from prefect_biomed.flows.cancellation import ending_remote_jobs
 from prefect_biomed.flows.parameters import (
@@ -438,34 +438,21 @@ def _complete(credentials: VipCredentials, session: VipSession, waiting: Waiting
     """Upload and launch what was intended and is missing."""
     with credentials.get_client() as client:
         record = SessionFile(session, client).read()
-    ledger = record.ledger
     if record.is_adopted(session.token):
         return
     steps.complete_inputs(credentials, session)
-    for repetition in range(1, session.nb_runs + 1):
-        name = session.workflow_name(repetition)
-        launched = ledger.launches.get(name)
-        if launched is not None and launched.workflow_id in ledger.ended:
-            continue
-        if launched is None and name in ledger.begun and not is_newest:
-            get_run_logger().warning("%s was refused, and something else was begun since; it is left alone", name)
-            continue
+    for repetition in record.repetitions_to_launch(session, is_newest=is_newest):
         steps.launch_pipeline(credentials, session, repetition, queue_timeout_seconds=waiting.queue_timeout_seconds)
 
 
 def _runs_of(credentials: VipCredentials, intents: Sequence[VipSession]) -> list[tuple[VipSession, list[str]]]:
     """The runs of each intent that have to be seen to; all of the newest one when none has to."""
-    newest = intents[-1]
+    *older, newest = intents
     with credentials.get_client() as client:
         record = SessionFile(newest, client).read()
-    runs = [(session, _open_runs(record, session.token)) for session in intents[:-1]]
-    own = _open_runs(record, newest.token) or record.workflows_of(newest.token)
+    runs = [(session, record.open_runs(session.token)) for session in older]
+    own = record.open_runs(newest.token) or record.workflows_of(newest.token)
     return [(session, ids) for session, ids in runs if ids] + [(newest, own)]
-
-
-def _open_runs(record: SessionRecord, token: str) -> list[str]:
-    """The runs of an intent whose outputs were not removed."""
-    return [identifier for identifier in record.workflows_of(token) if identifier in record.workflow_ids()]
 
 
 def _upload(credentials: VipCredentials, session: VipSession, upload: Upload) -> None:

@@ -269,8 +269,9 @@ def open_girder_session(client: VipClient, folder: str, output_dir: Path, *, dow
         session = VipSession.model_validate(
             {
                 "session_name": name,
-                "pipeline_id": found.pipeline_id,
-                "input_settings": found.input_settings or {},
+                "pipeline_id": intent.pipeline_id,
+                # What vip-client has written beside it names the files in a folder one by one.
+                "input_settings": intent.given if intent.input_settings is None else intent.input_settings,
                 "output_dir": output_dir,
                 "vip_input_dir": f"{VIP_HOME}/{name}/INPUTS",
                 "vip_output_dir": found.vip_output_dir,

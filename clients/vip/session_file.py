@@ -381,15 +381,15 @@ class SessionRecord(BaseModel):
         return self.prefect_biomed
 
     def is_adopted(self, token: str) -> bool:
-        """Tell whether vip-client has launched what an intent is about, so that nothing is missing from it.
+        """Tell whether vip-client has launched what an intent is about, whoever began it, so that nothing is missing.
 
         Args:
             token: The intent.
 
         Returns:
-            True for what vip-client has begun and launched.
+            True when it has executions of which no launch of ours tells.
         """
-        return token == _ADOPTED and bool(self.workflows)
+        return bool(self.workflows_of(token)) and not self.ledger.launched(token)
 
     def workflows_of(self, token: str) -> list[str]:
         """List the executions of one intent.
@@ -408,6 +408,41 @@ class SessionRecord(BaseModel):
         }
         others = _ADOPTED if _ADOPTED in ledger.intents else next(iter(ledger.intents))
         return [identifier for identifier in self.workflows if owner.get(identifier, others) == token]
+
+    def open_runs(self, token: str) -> list[str]:
+        """List the executions of one intent whose outputs were not removed from the platform.
+
+        Args:
+            token: The intent.
+
+        Returns:
+            Identifiers, oldest first.
+        """
+        still = self.workflow_ids()
+        return [identifier for identifier in self.workflows_of(token) if identifier in still]
+
+    def repetitions_to_launch(self, session: VipSession, *, is_newest: bool) -> list[int]:
+        """List the runs of an intent that are to be launched, or looked for, when it is taken up again.
+
+        Args:
+            session: The session, as one of its intents has it.
+            is_newest: Whether it is the newest intent; what was refused of an older one is left alone.
+
+        Returns:
+            Numbers of the runs that are not known to have ended; none of a session that only holds inputs.
+        """
+        if session.pipeline_id is None:
+            return []
+        over = {*self.ledger.ended, *self.workflow_ids(WorkflowStatus.REMOVED)}
+        wanted = []
+        for repetition in range(1, session.nb_runs + 1):
+            name = session.workflow_name(repetition)
+            launch = self.ledger.launches.get(name)
+            if launch is None and name in self.ledger.begun and not is_newest:
+                logger.warning("%s was refused, and something else was begun since; it is left alone", name)
+            elif launch is None or launch.workflow_id not in over:
+                wanted.append(repetition)
+        return wanted
 
     def intent_of(self, workflow_id: str) -> str:
         """Tell to which intent an execution belongs.

@@ -12,6 +12,7 @@ import pytest
 
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.vip import (
+    SessionFile,
     VipClient,
     VipSession,
     download,
@@ -134,3 +135,72 @@ def test_begun_by_us_finished_by_vip_client(
     assert finish(client, session).removed == ()
     assert launch(client, session, 1).status == "Finished"
     assert len(vip.vip.journal.entries("POST", "/rest/executions")) == 2
+
+
+OUR_STEPS: dict[str, Callable[[VipClient, VipSession], object]] = {
+    "upload": lambda client, session: upload(client, session, preflight(client, session)),
+    "launch": lambda client, session: [launch(client, session, number) for number in range(1, session.nb_runs + 1)],
+    "monitor": wait,
+    "download": download,
+    "finish": finish,
+}
+THEIR_STEPS: dict[str, tuple[str, dict[str, Any]]] = {
+    "upload": ("upload_inputs", {}),
+    # One run: vip-client gives all runs one folder, and those of one second replace each other's outputs.
+    "launch": ("launch_pipeline", {}),
+    "monitor": ("monitor_workflows", {"refresh_time": 1}),
+    "download": ("download_outputs", {}),
+    "finish": ("finish", {}),
+}
+
+
+def check_end(client: VipClient, vip: Sandbox, folder: Path) -> None:
+    """The outputs are here, one execution was made, nothing is left, and there is nothing to take up any more."""
+    assert names(folder).count("measures.csv") == 1
+    assert not client.exists("/vip/Home/API/hands")
+    assert len(vip.vip.journal.entries("POST", "/rest/executions")) == 1
+    session = open_session(folder, session_name="hands")
+    record = SessionFile(session).read()
+    assert record.is_adopted(session.token) or record.repetitions_to_launch(session, is_newest=True) == []
+    wait(client, session)
+    assert download(client, session).fetched == 0
+    assert finish(client, session).removed == ()
+
+
+@pytest.mark.parametrize("ours", range(1, 5))
+def test_theirs_until_a_step_and_ours_from_it(
+    official: Callable[..., str], client: VipClient, vip: Sandbox, input_dir: Path, tmp_path: Path, ours: int
+) -> None:
+    steps = list(OUR_STEPS)
+    official(
+        "hands",
+        *(THEIR_STEPS[step] for step in steps[:ours]),
+        input_dir=str(input_dir),
+        pipeline_id="GreyMatter/1.0",
+        input_settings={"t1": str(input_dir / "anatomical.nii")},
+    )
+    session = open_session(tmp_path / "out", session_name="hands")
+    for step in steps[ours:]:
+        OUR_STEPS[step](client, session)
+    check_end(client, vip, tmp_path / "out")
+
+
+@pytest.mark.parametrize("theirs", range(1, 5))
+def test_ours_until_a_step_and_theirs_from_it(
+    official: Callable[..., str], client: VipClient, vip: Sandbox, input_dir: Path, tmp_path: Path, theirs: int
+) -> None:
+    steps = list(OUR_STEPS)
+    session = VipSession(
+        session_name="hands",
+        pipeline_id="GreyMatter/1.0",
+        input_settings={"t1": "anatomical.nii"},
+        input_dir=input_dir,
+        output_dir=tmp_path / "out",
+        vip_input_dir="/vip/Home/API/hands/INPUTS",
+        vip_output_dir="/vip/Home/API/hands/OUTPUTS",
+        token="changeshands",
+    )
+    for step in steps[:theirs]:
+        OUR_STEPS[step](client, session)
+    official("hands", *(THEIR_STEPS[step] for step in steps[theirs:]))
+    check_end(client, vip, tmp_path / "out")
