@@ -28,6 +28,7 @@ if sys.platform != "win32":
 __all__ = ["PartialFile", "atomic_write", "digest", "exclusive", "home", "on_disk", "private", "safe_join"]
 
 _WINDOWS_FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
+_WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
 _MAX_NAME_BYTES = 255
 _PARTIAL = ".kept.part"
 _PART = re.compile(r"\.[0-9a-f]{32}\.part")
@@ -53,7 +54,7 @@ def safe_join(folder: Path, name: str) -> Path:
         name: A relative POSIX path.
 
     Returns:
-        A path below the folder. Characters that Windows forbids are replaced there by `-`.
+        A path below the folder. Characters that Windows forbids are replaced there by `-`; names of devices get a `_`.
 
     Raises:
         UnsafeContent: The name is empty, absolute, has `..`, a NUL or a component no file system can hold, or leads
@@ -62,11 +63,19 @@ def safe_join(folder: Path, name: str) -> Path:
     parts = PurePosixPath(name).parts
     unsafe = not parts or name.startswith("/") or ".." in parts or "\x00" in name or not _storable(parts)
     if sys.platform == "win32":
-        parts = tuple(_WINDOWS_FORBIDDEN.sub("-", part) for part in parts)
+        parts = tuple(_for_windows(part) for part in parts)
     target = folder.joinpath(*parts)
     if unsafe or not target.resolve().is_relative_to(folder.resolve()):
         raise UnsafeContent(f"The server gave the name {name[:200]!r}, which would leave {folder}. Refused.")
     return target
+
+
+def _for_windows(name: str) -> str:
+    """A name that Windows takes for a file, and as it is: it drops dots and spaces at the end."""
+    name = _WINDOWS_FORBIDDEN.sub("-", name)
+    if name.rstrip(". ") != name:
+        name += "_"
+    return f"_{name}" if _WINDOWS_DEVICE.fullmatch(name) else name
 
 
 @contextmanager

@@ -119,6 +119,8 @@ def download(
         LedgerError: The session has no executions.
         StillRunning: One that was asked for has not ended.
         NotFoundError: The platform does not know one that was asked for, or says so in its own way.
+        UnsafeContent: Names that the platform gave to outputs would leave the folder, or take the place of the
+            session's own files. The other outputs are here.
         AuthenticationError: The key was refused. What is here stays.
     """
     options = session.options
@@ -139,6 +141,8 @@ def download(
             packed = _unpack_all(session, plan.due, keep, limits)
         with file.edit() as record:
             record.ledger.downloaded = sorted({*record.ledger.downloaded, *plan.complete})
+    if plan.refused:
+        raise UnsafeContent(" ".join(str(error) for error in plan.refused.values()))
     done = {*chosen.here, *plan.complete}
     return DownloadSummary(
         files={identifier: _files(group) for identifier, group in plan.outputs.items() if group or identifier in done},
@@ -177,12 +181,14 @@ class _Plan:
         by_place: The outputs that have to be here afterwards, by local path.
         complete: Workflows whose outputs are all here afterwards.
         gone: Outputs the platform has deleted.
+        refused: Why outputs have no place here, by path.
     """
 
     outputs: dict[str, list[Output]] = field(default_factory=dict)
     by_place: dict[Path, Output] = field(default_factory=dict)
     complete: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
+    refused: dict[str, UnsafeContent] = field(default_factory=dict)
 
     @property
     def due(self) -> list[Output]:
@@ -248,12 +254,14 @@ def not_here(session: VipSession, workflow_id: str, outputs: Sequence[Mapping[st
     Returns:
         Their paths on the platform. The folder of an unpacked archive counts as the archive.
     """
-    return tuple(output.path for output in _outputs(session, workflow_id, outputs) if not _is_here(output))
+    here = {output.path for output in _outputs(session, workflow_id, outputs) if _is_here(output)}
+    return tuple(path for output in outputs if (path := str(output["path"])) not in here)
 
 
 def _outputs(session: VipSession, workflow_id: str, outputs: Sequence[Mapping[str, Any]]) -> list[Output]:
-    places = _places(session, workflow_id, [str(output["path"]) for output in outputs])
-    return [Output(str(one["path"]), places[str(one["path"])], one.get("size")) for one in outputs]
+    """Those outputs whose names may have a place here."""
+    places, _ = _places(session, workflow_id, [str(output["path"]) for output in outputs])
+    return [Output(path, places[path], one.get("size")) for one in outputs if (path := str(one["path"])) in places]
 
 
 def _locate(client: VipClient, session: VipSession, file: SessionFile, chosen: _Chosen) -> _Plan:
@@ -262,7 +270,7 @@ def _locate(client: VipClient, session: VipSession, file: SessionFile, chosen: _
         known = _outputs(session, identifier, chosen.known[identifier])
         plan.outputs[identifier] = [output for output in known if _is_here(output)]
         plan.by_place |= {output.local: output for output in plan.outputs[identifier]}
-        plan.gone += tuple(output.path for output in known if not _is_here(output))
+        plan.gone += not_here(session, identifier, chosen.known[identifier])
     for identifier in (*chosen.on_platform, *chosen.on_girder):
         workflow = (
             Workflow(identifier=identifier, outputs=tuple(str(one["path"]) for one in chosen.known[identifier]))
@@ -275,17 +283,18 @@ def _locate(client: VipClient, session: VipSession, file: SessionFile, chosen: _
         entries = _entries(client, workflow)
         with file.edit() as record:
             record.note_outputs(identifier, entries)
-        places = _places(session, identifier, [entry.path for entry in entries])
+        wanted = [entry for entry in entries if entry.exists and not entry.is_directory]
+        places, refused = _places(session, identifier, [entry.path for entry in wanted])
+        plan.refused |= refused
         plan.gone += tuple(entry.path for entry in entries if not entry.exists)
         plan.outputs[identifier] = outputs = [
-            Output(entry.path, places[entry.path], entry.size)
-            for entry in entries
-            if entry.exists and not entry.is_directory
+            Output(entry.path, places[entry.path], entry.size) for entry in wanted if entry.path in places
         ]
         if shared := [output.path for output in outputs if output.local in plan.by_place]:
             logger.warning("%s shares outputs with another run, which replaced them: %s", identifier, shared)
         plan.by_place |= {output.local: output for output in outputs}
-        plan.complete += (identifier,)
+        if not refused:
+            plan.complete += (identifier,)
     return plan
 
 
@@ -421,29 +430,45 @@ def _walk(client: VipClient, folder: str) -> list[PathEntry]:
     return [entry for entry in entries if not entry.is_directory]
 
 
-def _places(session: VipSession, workflow_id: str, paths: Sequence[str]) -> dict[str, Path]:
+def _places(
+    session: VipSession, workflow_id: str, paths: Sequence[str]
+) -> tuple[dict[str, Path], dict[str, UnsafeContent]]:
+    """Where outputs go, and why some names that the platform gave may go nowhere; by path."""
     on_girder = local_names(path for path in paths if is_on_girder(path))
-    return {
-        path: safe_join(session.output_dir, f"{workflow_id}/{on_girder[path]}")
-        if path in on_girder
-        else _local_path(session, workflow_id, path)
-        for path in paths
-    }
+    places: dict[str, Path] = {}
+    refused: dict[str, UnsafeContent] = {}
+    for path in paths:
+        try:
+            places[path] = (
+                _join(session, f"{workflow_id}/{on_girder[path]}")
+                if path in on_girder
+                else _local_path(session, workflow_id, path)
+            )
+        except UnsafeContent as error:
+            refused[path] = error
+    return places, refused
 
 
 def _local_path(session: VipSession, workflow_id: str, path: str) -> Path:
     position = PurePosixPath(path)
     if position.is_relative_to(session.vip_output_dir):
-        name = position.relative_to(session.vip_output_dir)
-        if name.parts[:1] in {(FILE_NAME,), (LOCKS,)}:
-            raise UnsafeContent(f"The output {path[:200]!r} would take the place of the session's own files. Refused.")
-        return safe_join(session.output_dir, name.as_posix())
+        return _join(session, position.relative_to(session.vip_output_dir).as_posix())
     if ".." in position.parts:
         raise UnsafeContent(f"The platform gave the output path {path[:200]!r}. Refused.")
     # Not where we asked for it: keep what tells it from other outputs, of this workflow and of others.
     parts = position.parts[1:]
     below = parts[parts.index(workflow_id) + 1 :] if workflow_id in parts else parts
-    return safe_join(session.output_dir, "/".join((workflow_id, *below)))
+    return _join(session, "/".join((workflow_id, *below)))
+
+
+def _join(session: VipSession, name: str) -> Path:
+    """Join a name that the platform gave to the output folder; the session's own files are not for it."""
+    place = safe_join(session.output_dir, name)
+    # Some file systems take capitals for small letters.
+    top = place.relative_to(session.output_dir).parts[0].casefold()
+    if top in {FILE_NAME, LOCKS, f".{FILE_NAME}.vip"} or top.startswith(".unpack-") or top.endswith(".part"):
+        raise UnsafeContent(f"The output {name[:200]!r} would take the place of the session's own files. Refused.")
+    return place
 
 
 def _is_here(output: Output) -> bool:

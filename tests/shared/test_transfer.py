@@ -9,6 +9,7 @@ import threading
 import time
 from contextvars import ContextVar
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,6 +56,26 @@ def test_hostile_names_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UnsafeContent, match="Refused"):
         safe_join(folder, name)
     assert list(tmp_path.rglob("*")) == [folder]
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("NUL", "_NUL"),
+        ("out/con.txt", "out/_con.txt"),
+        ("com1.tar.gz", "_com1.tar.gz"),
+        ("lpt\u00b9", "_lpt\u00b9"),
+        ("aux .x", "_aux .x"),
+        ("dot.", "dot._"),
+        ("console", "console"),
+        ("a:b?", "a-b-"),
+    ],
+)
+def test_names_that_windows_takes_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, stored: str
+) -> None:
+    monkeypatch.setattr("prefect_biomed.clients.files.sys", SimpleNamespace(platform="win32"))
+    assert safe_join(tmp_path, name) == tmp_path / stored
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from prefect_biomed.clients.errors import (
 )
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.vip import (
+    NotFetched,
     SessionFile,
     StillRunning,
     VipClient,
@@ -36,6 +37,7 @@ from prefect_biomed.clients.vip import (
     open_session,
     share_inputs,
 )
+from prefect_biomed.clients.vip.download import _places, not_here
 from prefect_biomed.sandbox import Fault, Sandbox
 
 Connect = Callable[..., VipClient]
@@ -265,9 +267,45 @@ def test_output_cannot_take_the_place_of_our_own_files(
     execution = vip.vip.engine.find(workflow.identifier)
     assert execution is not None
     execution.returned = {"bad": [path]}
-    with pytest.raises(UnsafeContent, match=r"Refused"):
-        download(client, session)
+    client.put_file(tmp_path / "bad", f"{session.vip_output_dir}/good.txt")
+    execution.returned["good"] = [f"{session.vip_output_dir}/good.txt"]
+    for _ in range(2):
+        with pytest.raises(UnsafeContent, match=r"Refused"):
+            download(client, session)
+        assert (session.output_dir / "good.txt").read_text() == "not yours"
+        assert SessionFile(session).read().ledger.downloaded == []
     assert SessionFile(session).read().session_name == "session"
+    with pytest.raises(NotFetched, match=name):
+        finish(client, session)
+
+
+@pytest.mark.parametrize(
+    ("identifier", "path"),
+    [
+        (".", "/session_data.json"),
+        ("..", "/vip/Home/x/a"),
+        ("session_data.json", "/vip/Home/x/a"),
+        ("SESSION_DATA.json", "/vip/Home/x/a"),
+        (".locks", "/vip/Home/x/upload.lock"),
+        ("w" * 300, "/vip/Home/x/a"),
+        ("a/../../b", "/vip/Home/x/a"),
+        ("/etc", "/vip/Home/x/passwd"),
+        ("workflow-1", "/vip/Home/x/../../../a"),
+        ("workflow-1", "/vip/Home/x/" + "n" * 300),
+        ("workflow-1", "/vip/Home/API/session/OUTPUTS"),
+        ("workflow-1", "/vip/Home/API/session/OUTPUTS/./session_data.json"),
+        ("workflow-1", "/vip/Home/API/session/OUTPUTS/.session_data.json.vip"),
+        ("workflow-1", "/vip/Home/API/session/OUTPUTS/.unpack-abc/x"),
+        ("workflow-1", "/vip/Home/API/session/OUTPUTS/." + "a" * 32 + ".kept.part"),
+    ],
+)
+def test_names_from_the_platform_never_touch_files_of_ours(new_session: NewSession, identifier: str, path: str) -> None:
+    session = new_session("EveryType/1.0")
+    outputs = [{"path": path}, {"path": f"{session.vip_output_dir}/r001/fine.txt"}]
+    places, refused = _places(session, identifier, [str(output["path"]) for output in outputs])
+    assert refused.keys() == {path}
+    assert places.keys() == {f"{session.vip_output_dir}/r001/fine.txt"}
+    assert path in not_here(session, identifier, outputs)
 
 
 # -- outages -----------------------------------------------------------------------------------------------------------
