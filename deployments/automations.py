@@ -14,13 +14,16 @@ import argparse
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
-from prefect.automations import Automation, ChangeFlowRunState, EventTrigger, Posture, SendNotification
+from prefect.automations import Automation, ChangeFlowRunState, EventTrigger, Posture, RunDeployment, SendNotification
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
+from prefect.exceptions import ObjectNotFound
 
 TAG = "biomed"
+END_CANCELLED = "end-cancelled/end-cancelled"
 
 
 def automations(
@@ -111,6 +114,37 @@ def automations(
     ]
 
 
+def end_cancelled(deployment: UUID, tags: Sequence[str] = (TAG,), *, cancel_seconds: float = 60.0) -> Automation:
+    """Make the automation that ends runs which were cancelled while their worker and their process were dead.
+
+    Args:
+        deployment: The deployment `end-cancelled/end-cancelled`.
+        tags: Runs with any of these tags are looked after.
+        cancel_seconds: A cancelled run that has not ended for so long is left alone by its worker; at least 10.
+
+    Returns:
+        The automation, not yet installed.
+    """
+    return Automation(
+        name="biomed: end cancelled runs whose worker is gone",
+        description="Kills what they have left on the platform, when they are to, and ends them.",
+        trigger=EventTrigger(
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            match_related={
+                "prefect.resource.role": "tag",
+                "prefect.resource.id": [f"prefect.tag.{tag}" for tag in tags],
+            },
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            after={"prefect.flow-run.Cancelling"},
+            expect={"prefect.flow-run.*"},
+            threshold=1,
+            within=timedelta(seconds=cancel_seconds),
+        ),
+        actions=[RunDeployment(deployment_id=deployment, parameters={"seconds": 0})],
+    )
+
+
 def drift_notification(block: str) -> Automation:
     """Make the automation that tells people when a repeatability experiment finds a change.
 
@@ -175,6 +209,7 @@ def main() -> None:
     for option, default, text in (
         ("--silence-seconds", 600.0, "a run without heartbeat for so long is dead"),
         ("--quiet-seconds", 30.0, "time between a crash and the retry"),
+        ("--cancel-seconds", 60.0, "a cancelled run that has not ended for so long is ended"),
         ("--begin-seconds", 600.0, "a run that does not begin for so long is scheduled again"),
     ):
         parser.add_argument(option, type=float, default=default, help=f"{text} (default: %(default)s)")
@@ -188,6 +223,13 @@ def main() -> None:
         begin_seconds=given.begin_seconds,
         max_runs=given.max_runs,
     )
+    try:
+        with get_client(sync_client=True) as client:
+            deployment = client.read_deployment_by_name(END_CANCELLED).id
+    except ObjectNotFound:
+        print(f"There is no deployment {END_CANCELLED}. Deploy it and run this again, so that cancelled runs end too.")
+    else:
+        wanted.append(end_cancelled(deployment, given.tag or (TAG,), cancel_seconds=given.cancel_seconds))
     if given.notify:
         wanted.append(drift_notification(given.notify))
     print("\n".join(install(wanted)))

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from prefect import Flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateName, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.flows import FlowStateHook
+from prefect.flows import FlowStateHook, load_flow_from_entrypoint
 from prefect.logging.loggers import LoggingAdapter, flow_run_logger
+from prefect.states import Cancelled
 
+from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.tasks.policies import token_of_flow_run
 
-__all__ = ["ending_remote_jobs"]
+__all__ = ["carry_out", "ending_remote_jobs", "left_alone"]
 
 
 def ending_remote_jobs(
@@ -43,3 +48,51 @@ def ending_remote_jobs(
         logger.info("Ended on the platform: %s", ", ".join(ended) or "nothing")
 
     return end_remote_jobs
+
+
+def left_alone(tag: str, seconds: float) -> list[FlowRun]:
+    """List runs that somebody has cancelled and that nobody ends: their worker and their process are gone.
+
+    Args:
+        tag: Tag of the runs.
+        seconds: How long a run has been in the state `Cancelling`. A worker that is alive ends it within a minute.
+
+    Returns:
+        The runs, all of them whatever their number.
+    """
+    cancelling = FlowRunFilter(
+        state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Cancelling"])), tags=FlowRunFilterTags(all_=[tag])
+    )
+    found: list[FlowRun] = []
+    with get_client(sync_client=True) as client:
+        while page := client.read_flow_runs(flow_run_filter=cancelling, offset=len(found)):
+            found += page
+    since = datetime.now(UTC) - timedelta(seconds=seconds)
+    return [run for run in found if run.state is not None and run.state.timestamp <= since]
+
+
+def carry_out(run: FlowRun) -> None:
+    """Do what the process of a cancelled run would have done: end its remote jobs when it is to, then end the run.
+
+    Safe to repeat: what has ended on the platform is left alone. When the platform cannot be asked, the run stays
+    `Cancelling`.
+
+    Args:
+        run: A run of a deployment, in the state `Cancelling`.
+
+    Raises:
+        ConfigurationError: The run is of no deployment, so its flow cannot be loaded.
+        BiomedError: The platform could not be asked.
+    """
+    with get_client(sync_client=True) as client:
+        entrypoint = client.read_deployment(run.deployment_id).entrypoint if run.deployment_id else None
+        if entrypoint is None or run.state is None:
+            raise ConfigurationError(
+                f"The flow run {run.name} ({run.id}) is of no deployment that names its flow. End what it has left on "
+                "the platforms by hand; `what-is-running` lists it."
+            )
+        flow: Flow[..., Any] = load_flow_from_entrypoint(entrypoint)
+        for hook in flow.on_cancellation_hooks or ():
+            hook(flow, run, run.state)
+        ended: State[Any] = Cancelled(message="Its worker and its process were gone; what it had begun was dealt with.")
+        client.set_flow_run_state(run.id, ended, force=True)

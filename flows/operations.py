@@ -13,6 +13,7 @@ from prefect_biomed.blocks.vantage6 import Vantage6Credentials
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError
 from prefect_biomed.clients.vip.session_file import VIP_HOME
+from prefect_biomed.flows import cancellation
 from prefect_biomed.tasks import operations as steps
 from prefect_biomed.tasks._reporting import table
 from prefect_biomed.tasks.boss import cancel_ingest_job
@@ -20,8 +21,9 @@ from prefect_biomed.tasks.operations import Leftover
 from prefect_biomed.tasks.run_names import flow_run_named
 from prefect_biomed.tasks.vantage6 import kill_task
 
-__all__ = ["remove_leftovers", "what_is_running"]
+__all__ = ["end_cancelled", "remove_leftovers", "what_is_running"]
 
+Seconds = Annotated[float, Field(ge=0, title="Seconds since the cancellation")]
 SessionName = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+$")]
 
 
@@ -116,6 +118,37 @@ def remove_leftovers(
     if boss is not None:
         done += [cancel_ingest_job(boss, job_id) for job_id in ingest_jobs]
     return done
+
+
+@flow(name="end-cancelled", flow_run_name="end cancelled runs", retries=5, retry_delay_seconds=60)
+def end_cancelled(seconds: Seconds = 60.0, tag: str = "biomed") -> list[str]:
+    """End runs that were cancelled while their worker and their process were dead, and what they have left running.
+
+    Without it such a run stays `Cancelling` for ever, and its remote jobs run on. An automation of
+    `deployments/automations.py` starts this flow. Safe to repeat.
+
+    Args:
+        seconds: How long a run has to have been `Cancelling`. A worker that is alive ends it within a minute.
+        tag: Tag of the runs that are looked after.
+
+    Returns:
+        Names of the runs that were ended. Their remote jobs were killed where `cancel_remote` of `waiting` says so.
+
+    Raises:
+        BiomedError: A run could not be ended; it stays as it is, and the others were dealt with.
+    """
+    ended, problems = [], []
+    for run in cancellation.left_alone(tag, seconds):
+        try:
+            cancellation.carry_out(run)
+        except Exception as error:  # a flow of the user's own may raise anything in its hooks; the others go on
+            problems.append(f"{run.name} ({run.id}): {error}")
+        else:
+            ended.append(run.name)
+            get_run_logger().info("Ended the cancelled run %s (%s)", run.name, run.id)
+    if problems:
+        raise BiomedError("Not all cancelled runs could be ended.\n" + "\n".join(problems))
+    return ended
 
 
 def _ask_all(looks: Mapping[str, Callable[[], list[Leftover]]]) -> tuple[list[Leftover], list[str]]:

@@ -7,11 +7,13 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.exceptions import ParameterTypeError
+from prefect.states import Cancelling, Running
 from pydantic import SecretStr
 
 from harness.ingest_lab import Lab, lab, make_lab
@@ -19,14 +21,15 @@ from prefect_biomed.blocks import BossCredentials, Vantage6Credentials, VipCrede
 from prefect_biomed.clients.boss import IngestConfig
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError
 from prefect_biomed.clients.vantage6 import TaskRequest
-from prefect_biomed.clients.vip import StillNeeded
-from prefect_biomed.flows.operations import remove_leftovers, what_is_running
+from prefect_biomed.clients.vip import StillNeeded, WorkflowStatus
+from prefect_biomed.flows.operations import end_cancelled, remove_leftovers, what_is_running
 from prefect_biomed.flows.parameters import Removal, SessionUpload, SessionWaiting
 from prefect_biomed.flows.vip import vip_session
-from prefect_biomed.sandbox import Sandbox
+from prefect_biomed.sandbox import Fault, Sandbox
 from prefect_biomed.sandbox.vantage6 import CLINICAL
 from prefect_biomed.tasks import boss as boss_steps
 from prefect_biomed.tasks import vantage6 as vantage6_steps
+from prefect_biomed.tasks.policies import token_of_flow_run
 
 __all__ = ["lab", "make_lab"]
 
@@ -207,3 +210,57 @@ def test_repetitions_of_one_session_are_one_folder(account: VipCredentials, argu
     vip_session(**arguments, session_name="three", nb_runs=3, removal=Removal(keep_input=True))
     found = what_is_running(vip=account)
     assert [(one.kind, one.name, one.flow_run_id is not None) for one in found] == [("session folder", "three", True)]
+
+
+def cancelling(account: VipCredentials, name: str, waiting: dict[str, Any]) -> tuple[UUID, str]:
+    """A run of a deployment that is being cancelled, with an execution of its own; their ids."""
+    reference = {"$ref": {"block_document_slug": "vip-credentials/operator"}}
+    parameters = {"credentials": reference, "pipeline_id": "SlowSegmentation/1.0", "input_settings": {}}
+    parameters |= {"session_name": name, "waiting": waiting}
+    with get_client(sync_client=True) as client, account.get_client() as vip:
+        deployment = client.create_deployment(
+            flow_id=client.create_flow_from_name("vip-session"),
+            name="cancelled",
+            entrypoint="prefect_biomed.flows.vip.vip_session",
+        )
+        run = client.create_flow_run_from_deployment(deployment, parameters=parameters, tags=["biomed-test"])
+        token = token_of_flow_run(run.id, "vip-session", explicit=name)
+        vip.make_folder(f"/vip/Home/{name}")
+        execution = vip.launch(
+            name=f"{name}-r001-{token}",
+            pipeline_id="EveryType/1.0",
+            input_values={"text": "x"},
+            results_location=f"/vip/Home/{name}",
+        )
+        # As a worker leaves it that has begun the run.
+        client.update_flow_run(run.id, infrastructure_pid="machine:1")
+        client.set_flow_run_state(run.id, Running(), force=True)
+        client.set_flow_run_state(run.id, Cancelling(), force=True)
+    return run.id, execution.identifier
+
+
+def test_runs_that_nobody_ends_are_ended_with_what_they_have_left(vip: Sandbox, account: VipCredentials) -> None:
+    vip.vip.switches.job_seconds = 600.0
+    killed, doomed = cancelling(account, "killed", {"cancel_remote": True})
+    kept, left = cancelling(account, "kept", {})
+    assert end_cancelled(seconds=60, tag="biomed-test") == [], "their workers may be about to end them"
+    assert len(end_cancelled(seconds=0, tag="biomed-test")) == 2
+    with get_client(sync_client=True) as client, account.get_client() as platform:
+        assert {client.read_flow_run(run).state_name for run in (killed, kept)} == {"Cancelled"}
+        assert platform.workflow(doomed).status == WorkflowStatus.KILLED
+        assert platform.workflow(left).status == WorkflowStatus.RUNNING
+    assert end_cancelled(seconds=0, tag="biomed-test") == []
+
+
+def test_a_cancelled_run_stays_while_its_platform_cannot_be_asked(vip: Sandbox, account: VipCredentials) -> None:
+    vip.vip.switches.job_seconds = 600.0
+    run, execution = cancelling(account, "unreachable", {"cancel_remote": True})
+    vip.vip.faults.add(Fault(method="GET", path="/executions", status=503, calls=range(1, 100)))
+    with pytest.raises(BiomedError, match=f"Not all cancelled runs could be ended.\n.*{run}.*HTTP 503"):
+        end_cancelled.with_options(retries=0)(seconds=0, tag="biomed-test")
+    vip.vip.faults.clear()
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(run).state_name == "Cancelling"
+    end_cancelled(seconds=0, tag="biomed-test")
+    with account.get_client() as platform:
+        assert platform.workflow(execution).status == WorkflowStatus.KILLED

@@ -66,7 +66,7 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]
             PREFECT_BIOMED_BOSS_AWS_ENDPOINT_URL=boss["url"],
         )
         printed = laboratory.run(*AUTOMATIONS)
-        assert printed.count("installed: ") == 3
+        assert printed.count("installed: ") == 4
         yield laboratory
 
 
@@ -254,7 +254,7 @@ def test_installing_again_changes_what_differs_and_leaves_paused_ones_paused(lab
     paused = next(iter(before))
     requests.patch(f"{laboratory.api_url}/automations/{before[paused]}", json={"enabled": False}, timeout=30)
     printed = laboratory.run(*AUTOMATIONS[:-1], "--max-runs=7")
-    assert printed.count("updated: ") == 3
+    assert printed.count("updated: ") == 4
     assert f"{paused} (stays paused)" in printed
     after = installed(laboratory)
     assert {automation["name"]: automation["id"] for automation in after} == before

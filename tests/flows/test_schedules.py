@@ -197,3 +197,21 @@ def test_an_automation_brings_a_killed_run_back(laboratory: Laboratory, input_di
     assert run.wait("COMPLETED", "FAILED", seconds=180) == "COMPLETED", run.logs()
     assert run.began == 2
     assert len([entry for entry in remote.journal("POST", "/executions") if entry["status"] < 300]) == 1
+
+
+def test_a_run_cancelled_while_its_worker_is_dead_ends_and_so_does_its_execution(
+    laboratory: Laboratory, input_dir: Path, tmp_path: Path
+) -> None:
+    laboratory.run("python", "deployments/automations.py", "--cancel-seconds=20")
+    remote = Remote(laboratory, "vip")
+    remote.reset()
+    remote.switch(job_seconds=7200.0)
+    parameters = session(input_dir, tmp_path / "cancelled", waiting={"cancel_remote": True})
+    run = FlowRun(laboratory, "vip-session/vip-session", parameters)
+    wait_until(lambda: len(remote.journal("GET", "/executions")) > 5, 120, "some looks at the execution")
+    laboratory.kill("worker")
+    run.kill()
+    laboratory.run("prefect", "flow-run", "cancel", run.id)
+    laboratory.start_worker("second")
+    run.wait("CANCELLED", seconds=180)
+    assert [entry["status"] for entry in remote.journal("PUT", "/kill")] == [200]
