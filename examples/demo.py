@@ -120,6 +120,8 @@ def vantage6(laboratory: Laboratory) -> None:
     """Fit a federated regression, encrypted, and the pooled one."""
     CONSOLE.print("[bold]python -m examples.federated_regression[/bold]")
     CONSOLE.print(laboratory.run("python", "-m", "examples.federated_regression", str(laboratory.state)))
+    CONSOLE.print("[bold]python -m examples.federated_averaging[/bold]")
+    CONSOLE.print(laboratory.run("python", "-m", "examples.federated_averaging", str(laboratory.state)))
 
 
 def boss(laboratory: Laboratory) -> None:

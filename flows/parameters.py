@@ -25,9 +25,12 @@ __all__ = [
     "Group",
     "IngestJobWaiting",
     "IngestWaiting",
+    "Learning",
     "Outputs",
     "RefreshTime",
     "Removal",
+    "RoundsOutputs",
+    "RoundsWaiting",
     "Runs",
     "Seconds",
     "SessionDetails",
@@ -175,6 +178,45 @@ class FederatedWaiting(CancellableWaiting):
     """With an offline node: create the task all the same, wait for the node, or refuse."""
     follow_logs: bool = Field(default=True, title="Show what algorithms print")
     """Whether the log shows what the algorithms print."""
+
+
+class RoundsWaiting(FederatedWaiting):
+    """How to wait for nodes and for each round, how many answers are enough, and what a cancellation does."""
+
+    timeout_seconds: Seconds | None = Field(default=None, title="Stop watching after (s)")
+    """Seconds after which no further round begins; the run goes on from there when it is called again. Never when
+    empty."""
+    round_timeout_seconds: Seconds | None = Field(default=None, title="Close a round after (s)")
+    """Seconds after which a round is aggregated without those who have not answered, when `min_organizations` have; it
+    fails otherwise. Never when empty."""
+    min_organizations: int | None = Field(default=None, ge=1, title="Answers that are enough")
+    """So many answers are enough for a round, when others fail or are late; all when empty."""
+    refresh_time: RefreshTime = 0.5
+    """Seconds between the first looks at the task of a round; it grows with the time waited."""
+
+
+class Learning(Group):
+    """How answers are aggregated, and when to stop early."""
+
+    aggregation_arguments: dict[str, JsonValue] = Field(default_factory=dict, title="Arguments of the aggregation")
+    """Further keyword arguments of the aggregation."""
+    metric: str = Field(default="change", title="Metric to watch")
+    """Metric that decides an early end; the aggregation gives it."""
+    below: float | None = Field(default=None, title="Stop below")
+    """Stop when the metric is smaller than this."""
+    patience: int | None = Field(default=None, ge=1, title="Stop after so many rounds without improvement")
+    """Stop after so many rounds in a row without improvement."""
+    min_delta: float = Field(default=0.0, ge=0, title="What counts as improvement")
+    """By how much the metric has to become smaller to count as improved."""
+
+
+class RoundsOutputs(Group):
+    """Where the states of rounds are kept."""
+
+    output_dir: Path | None = Field(default=None, title="Folder of large results")
+    """Folder that gets a sub-folder for each run, with the state after each round and results too large for memory;
+    `vantage6_rounds` when empty. On storage that all workers share, a run goes on anywhere without asking for a result
+    twice."""
 
 
 class AnalysisWaiting(FederatedWaiting):

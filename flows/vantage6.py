@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.logging.loggers import LoggingAdapter
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
-from prefect_biomed.clients.errors import ConfigurationError
+from prefect_biomed.clients.errors import ConfigurationError, DeadlineExceeded
 from prefect_biomed.clients.vantage6 import (
+    AVERAGING,
+    Aggregation,
     ArgumentsFile,
     CancelNotPermitted,
+    Checkpoints,
     Collaboration,
     DatabaseInput,
     DataframeSpec,
@@ -23,11 +28,16 @@ from prefect_biomed.clients.vantage6 import (
     OrganizationSpec,
     Orientation,
     Result,
+    Round,
     RunFailure,
     Session,
+    Stopping,
     Task,
     TaskRequest,
     User,
+    aggregated,
+    aggregation_of,
+    answers_of,
     frame_of,
     load_result,
     organization_folder,
@@ -38,13 +48,17 @@ from prefect_biomed.flows.parameters import (
     AnalysisWaiting,
     FederatedOutputs,
     FederatedWaiting,
+    Learning,
     RefreshTime,
+    RoundsOutputs,
+    RoundsWaiting,
     SessionDetails,
     TaskDetails,
 )
 from prefect_biomed.tasks import vantage6 as steps
 from prefect_biomed.tasks._reporting import artifact_key, markdown
-from prefect_biomed.tasks.policies import intent_token
+from prefect_biomed.tasks.policies import intent_token, lasting_folder
+from prefect_biomed.tasks.rounds import report_rounds
 from prefect_biomed.tasks.run_names import flow_run_named
 
 if TYPE_CHECKING:
@@ -55,8 +69,11 @@ __all__ = [
     "DataframeSpec",
     "Federation",
     "Function",
+    "LearnedModel",
     "federated_analysis",
+    "federated_rounds",
     "federated_session",
+    "kill_remote_rounds",
     "kill_remote_tasks",
     "provision_collaboration",
 ]
@@ -64,6 +81,7 @@ __all__ = [
 Arguments = dict[str, Any]
 Keys = Annotated[list[str | int], Field(min_length=1)]
 _KIND = "vantage6-analysis"
+_ROUNDS = "vantage6-rounds"
 
 
 class Analysis(BaseModel):
@@ -116,6 +134,22 @@ class Analysis(BaseModel):
     def to_frame(self, *, orient: Orientation | None = None) -> pandas.DataFrame:
         """Put the results into one table of pandas; arguments, rows and errors as for `frame_of`."""
         return frame_of(self.results, orient=orient)
+
+
+class LearnedModel(BaseModel):
+    """What rounds of learning gave.
+
+    Attributes:
+        state: The state after the last round.
+        rounds: Each round: who answered, metrics, time.
+        folder: Folder with the states.
+    """
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+
+    state: Arguments = Field(repr=False)
+    rounds: tuple[Round, ...]
+    folder: Path
 
 
 class Federation(BaseModel):
@@ -301,6 +335,83 @@ def federated_session(
     return _collect(credentials, _create(credentials, request, waiting, token), 0.5, outputs, waiting)
 
 
+kill_remote_rounds = ending_remote_jobs(_ROUNDS, _kill_tasks, named_by="idempotency_key")
+
+
+@bounded_flow(
+    name="federated-rounds",
+    flow_run_name=flow_run_named("details.name", "collaboration", "method"),
+    on_cancellation=[kill_remote_rounds],
+)
+def federated_rounds(
+    credentials: Vantage6Credentials,
+    collaboration: str | int,
+    image: str,
+    method: str,
+    rounds: Annotated[int, Field(ge=1, le=9999)],
+    state: Arguments,
+    aggregation: str | SkipJsonSchema[Aggregation] = AVERAGING,
+    organizations: Keys | None = None,
+    arguments: Arguments | None = None,
+    databases: DatabaseInput = None,
+    details: TaskDetails | None = None,
+    learning: Learning | None = None,
+    outputs: RoundsOutputs | None = None,
+    waiting: RoundsWaiting | None = None,
+) -> LearnedModel:
+    """Learn in rounds: a function at the organizations answers to a state, an aggregation makes the next one of it.
+
+    The state after each round is kept, so a run that is retried goes on in its round: no task is made twice, and
+    no round is aggregated twice. Another flow run, or a second call in the same parent flow, is a run of its own.
+
+    Args:
+        credentials: The account.
+        collaboration: Exact name or id.
+        image: Docker image of the algorithm.
+        method: Function to call in each round; the state is among its keyword arguments.
+        rounds: So many rounds at most.
+        state: The state before the first round, by the names of the function's arguments.
+        aggregation: Function, or where it is imported from, `package.module:function`; it gets the state, the answers
+            by organization, and `aggregation_arguments`, and returns the next state or a `RoundUpdate`. Averages
+            weighted by number of records when empty.
+        organizations: Exact names or ids; all of the collaboration, or of the study, when empty.
+        arguments: Further keyword arguments of the function, the same in each round.
+        databases: What it reads, as for `federated_analysis`.
+        details: How the tasks are named, what they belong to, and what the function needs.
+        learning: Arguments of the aggregation, and when to stop early; after the last round when empty.
+        outputs: Where the states are kept.
+        waiting: How to wait for nodes and for each round, and how many answers are enough; for all when empty.
+
+    Returns:
+        The last state and the rounds.
+
+    Raises:
+        TooFewAnswers: A round has fewer answers than needed; who is missing, and why.
+        DeadlineExceeded: A round or all of them have not ended in time; a retry goes on.
+        ConfigurationError: The aggregation cannot be imported, or does not fit the answers.
+        PreflightFailed: All problems found before the task of a round was sent.
+        TaskFailed: Runs of a round ended without success, and all answers are needed.
+    """
+    details, learning, waiting = details or TaskDetails(), learning or Learning(), waiting or RoundsWaiting()
+    aggregate, token = aggregation_of(aggregation), intent_token(_ROUNDS)
+    request = _request(
+        collaboration=collaboration,
+        image=image,
+        method=method,
+        organizations=organizations,
+        arguments=arguments or {},
+        databases=databases,
+        **details.model_dump(),
+    )
+    folder = (outputs.output_dir if outputs else None) or lasting_folder() / "vantage6_rounds"
+    kept = Checkpoints(folder.expanduser().absolute() / token, request.model_dump(mode="json"), state)
+    begun, stopping = time.monotonic(), Stopping(**learning.model_dump(exclude={"aggregation_arguments"}))
+    while len(kept.rounds) < rounds and not stopping.is_due(kept.rounds):
+        _check_time(begun, waiting.timeout_seconds, len(kept.rounds))
+        _learn(credentials, request, kept, aggregate, learning.aggregation_arguments, waiting, token)
+    return LearnedModel(state=kept.state(), rounds=tuple(kept.rounds), folder=kept.folder)
+
+
 @flow(name="provision-collaboration", flow_run_name=flow_run_named("collaboration"))
 def provision_collaboration(
     credentials: Vantage6Credentials,
@@ -355,6 +466,65 @@ def provision_collaboration(
     )
     markdown(artifact_key("vantage6-collaboration", owner.id), _inventory(federation), f"Collaboration {owner.name}")
     return federation
+
+
+def _learn(
+    credentials: Vantage6Credentials,
+    request: TaskRequest,
+    kept: Checkpoints,
+    aggregate: Aggregation,
+    settings: Arguments,
+    waiting: RoundsWaiting,
+    token: str,
+) -> None:
+    """Do one round and keep what it gives."""
+    began, number = time.monotonic(), len(kept.rounds) + 1
+    base = request.name or request.method
+    asked = request.model_copy(update={"name": f"{base}-{number}", "arguments_file": str(kept.state_file(number - 1))})
+    task = _create(credentials, asked, waiting, token)
+    some = waiting.min_organizations is not None
+    try:
+        steps.wait_for_results(
+            credentials,
+            task,
+            partial=some,
+            timeout_seconds=waiting.round_timeout_seconds,
+            refresh_time=waiting.refresh_time,
+            follow_logs=waiting.follow_logs,
+        )
+    except DeadlineExceeded:
+        if not some:
+            raise
+    results = steps.get_results(credentials, task, partial=some, output_dir=kept.folder / "results")
+    answers, missing = answers_of(results, waiting.min_organizations)
+    if missing:
+        _end_late_runs(credentials, task)
+    update = aggregated(aggregate, kept.state(), answers, settings)
+    ended = Round(
+        number=number,
+        task_id=task.id,
+        organizations=tuple(answers),
+        missing=missing,
+        metrics=update.metrics,
+        converged=update.converged,
+        seconds=time.monotonic() - began,
+    )
+    kept.add(ended, update.state)
+    report_rounds(token, kept.rounds)
+
+
+def _check_time(begun: float, timeout_seconds: float | None, done: int) -> None:
+    if timeout_seconds is not None and time.monotonic() - begun > timeout_seconds:
+        raise DeadlineExceeded(f"{done} rounds have ended in {timeout_seconds:g} s. A retry of this flow run goes on.")
+
+
+def _end_late_runs(credentials: Vantage6Credentials, task: Task) -> None:
+    """Free the nodes of those that the round has not waited for, for the next one."""
+    with credentials.get_client() as client:
+        try:
+            client.kill_task(task.id)
+        except CancelNotPermitted as error:
+            get_run_logger().warning("Late runs of task %d go on beside the next round: %s", task.id, error)
 
 
 def _request(**fields: Any) -> TaskRequest:

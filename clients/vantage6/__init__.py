@@ -30,6 +30,7 @@ from prefect_biomed.clients.vantage6.errors import (
     ServerFault,
     TaskFailed,
     TaskGone,
+    TooFewAnswers,
     UnsafeFormat,
 )
 from prefect_biomed.clients.vantage6.federation_folder import organization_folder
@@ -88,15 +89,30 @@ from prefect_biomed.clients.vantage6.provisioning import (
 )
 from prefect_biomed.clients.vantage6.resources import RESOURCES, Resource, resource_named, resource_of
 from prefect_biomed.clients.vantage6.results import SPILL_BYTES, fetch_results, load_result
+from prefect_biomed.clients.vantage6.rounds import (
+    AVERAGING,
+    Aggregation,
+    Checkpoints,
+    Round,
+    RoundUpdate,
+    Stopping,
+    aggregated,
+    aggregation_of,
+    answers_of,
+    federated_averaging,
+)
 from prefect_biomed.clients.vantage6.sessions import wait_for_dataframe
 
 __all__ = [
+    "AVERAGING",
     "DEFAULT_POLLING",
     "RESOURCES",
     "SPILL_BYTES",
+    "Aggregation",
     "AlgorithmStore",
     "ArgumentsFile",
     "CancelNotPermitted",
+    "Checkpoints",
     "Collaboration",
     "Column",
     "Database",
@@ -134,6 +150,8 @@ __all__ = [
     "ResultNotReadable",
     "ResultUnavailable",
     "Role",
+    "Round",
+    "RoundUpdate",
     "Rule",
     "Run",
     "RunFailure",
@@ -141,6 +159,7 @@ __all__ = [
     "Session",
     "SessionScope",
     "Status",
+    "Stopping",
     "Study",
     "Task",
     "TaskFailed",
@@ -148,17 +167,22 @@ __all__ = [
     "TaskOutcome",
     "TaskRequest",
     "TaskState",
+    "TooFewAnswers",
     "UnsafeFormat",
     "User",
     "UserSpec",
     "Vantage6Client",
     "Version",
     "add_preprocessing",
+    "aggregated",
+    "aggregation_of",
+    "answers_of",
     "change_password",
     "check_key",
     "connect",
     "description_of",
     "failures_of",
+    "federated_averaging",
     "fetch_results",
     "frame_of",
     "launch",

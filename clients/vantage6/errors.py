@@ -36,6 +36,7 @@ __all__ = [
     "ServerFault",
     "TaskFailed",
     "TaskGone",
+    "TooFewAnswers",
     "UnsafeFormat",
 ]
 
@@ -124,6 +125,10 @@ class ResultNotReadable(ResultUnavailable):
         super().__init__(message)
         self.content = content[:65536]
         self.size_bytes = size_bytes
+
+
+class TooFewAnswers(ResultUnavailable):
+    """So few organizations have answered in a round that it cannot be aggregated."""
 
 
 class UnsafeFormat(UnsafeContent, ResultUnavailable):

@@ -257,6 +257,34 @@ def partial_logistic_step(
     }
 
 
+def partial_logistic_train(
+    job: Job,
+    outcome: str,
+    predictors: list[str],
+    coefficients: list[float],
+    means: list[float],
+    scales: list[float],
+    threshold: float | None = None,
+    learning_rate: float = 1.0,
+    steps: int = 1,
+) -> dict[str, Any]:
+    """Improve coefficients of a logistic model by steps along the mean gradient of the rows that are here.
+
+    With a threshold, the outcome is whether the column is above it.
+    """
+    x, y = _design(job, predictors), job.column(outcome)
+    if threshold is not None:
+        y = (y > threshold).astype(float)
+    x[:, 1:] = (x[:, 1:] - np.array(means)) / np.array(scales)
+    beta = np.array(coefficients, float)
+    odds = x @ beta
+    loss = float(np.mean(np.logaddexp(0, odds) - y * odds))
+    for _ in range(steps):
+        beta += learning_rate * x.T @ (y - 1 / (1 + np.exp(-x @ beta))) / len(y)
+    job.log(f"info > {len(y)} rows, loss {loss:.6f}")
+    return {"coefficients": beta.tolist(), "count": len(y), "loss": loss}
+
+
 def partial_moments(job: Job, columns: list[str]) -> dict[str, Any]:
     """Count, sums and sums of squares of columns."""
     values = [job.column(name) for name in columns]
@@ -446,6 +474,7 @@ clinical = Image.of(
         "central_linear_regression": central_linear_regression,
         "partial_moments": partial_moments,
         "partial_logistic_step": partial_logistic_step,
+        "partial_logistic_train": partial_logistic_train,
         "central_logistic_regression": central_logistic_regression,
         "echo": echo,
         "sleep": sleep,

@@ -23,6 +23,7 @@ CARD = {
     "vip-resume": "session_name output_dir refresh_time",
     "federated-analysis": "collaboration organizations image method arguments databases",
     "federated-session": "collaboration organizations image method arguments databases",
+    "federated-rounds": "collaboration organizations image method arguments databases rounds state aggregation",
     "boss-ingest": "config processes",
     "boss-join-ingest": "config job_id processes",
 }
