@@ -23,6 +23,14 @@ from prefect_biomed.clients.vip import InputSettings, VipSession
 from prefect_biomed.clients.vip.local_files import InputFolder, stored_name
 from prefect_biomed.clients.vip.preflight import _number, _whole_number
 from prefect_biomed.clients.vip.profiles import CARMIN, VIP
+from prefect_biomed.clients.vip.session_file import (
+    IntentRecord,
+    LaunchRecord,
+    Ledger,
+    SessionRecord,
+    UploadedFile,
+    parse,
+)
 from prefect_biomed.sandbox.vip._storage import stored_name as stored_by_sandbox
 
 SETTINGS: TypeAdapter[dict[str, Any]] = TypeAdapter(InputSettings)
@@ -219,3 +227,181 @@ def test_dates_of_numpy_say_what_was_written() -> None:
     assert SETTINGS.validate_python({"x": datetime(2024, 2, 29, 12)}) == {"x": "2024-02-29T12:00:00"}
     with pytest.raises(ValidationError, match="NaT"):
         SETTINGS.validate_python({"x": numpy.datetime64("NaT")})
+
+
+# -- the session file --------------------------------------------------------------------------------------------------
+
+tokens = st.text(string.ascii_lowercase + string.digits, min_size=4, max_size=12)
+identifiers = st.text(string.ascii_lowercase + string.digits, min_size=6, max_size=6).map("workflow-{}".format)
+moments = st.datetimes(min_value=datetime(2020, 1, 1), max_value=datetime(2040, 1, 1), timezones=st.just(UTC))
+scalars = st.one_of(words, st.booleans(), int64, finite)
+settings = st.dictionaries(words.filter(bool), st.one_of(scalars, st.lists(scalars, max_size=3), st.none()), max_size=4)
+more = st.dictionaries(st.text(string.ascii_letters, min_size=12, max_size=15), st.one_of(words, int64), max_size=2)
+outputs = st.lists(
+    st.one_of(
+        st.fixed_dictionaries({"path": words.map("/vip/Home/{}".format)}),
+        st.fixed_dictionaries(
+            {
+                "path": words.map("/vip/Home/{}".format),
+                "isDirectory": st.booleans(),
+                "size": int64,
+                "exists": st.booleans(),
+            }
+        ),
+    ),
+    max_size=2,
+)
+# As vip-client 0.1.10 writes it.
+of_vip_client = st.fixed_dictionaries(
+    {
+        "session_name": st.just("s"),
+        "pipeline_id": st.one_of(st.none(), words),
+        "local_input_dir": st.one_of(st.none(), words),
+        "local_output_dir": words,
+        "vip_input_dir": st.just("/vip/Home/API/s/INPUTS"),
+        "vip_output_dir": st.just("/vip/Home/API/s/OUTPUTS"),
+        "input_settings": st.one_of(st.none(), settings),
+        "workflows": st.dictionaries(
+            identifiers,
+            st.fixed_dictionaries(
+                {
+                    "status": st.sampled_from(["Running", "Finished", "Killed", "Removed", "Unknown", "Paused"]),
+                    "start": st.just("2026/01/02 03:04:05"),
+                    "outputs": outputs,
+                }
+            ),
+            max_size=3,
+        ),
+    }
+)
+uploads = st.dictionaries(
+    words, st.builds(UploadedFile, size=int64, mtime_ns=int64, sha256=st.just("0" * 64)), max_size=2
+)
+launches = st.dictionaries(
+    tokens.map("s-r001-{}".format),
+    st.builds(
+        LaunchRecord,
+        intended=moments,
+        since=st.one_of(st.none(), moments),
+        results_location=words,
+        girder_inputs=settings,
+        workflow_id=st.one_of(st.none(), identifiers),
+        started_by=st.one_of(st.none(), words),
+    ),
+    max_size=2,
+)
+intents = st.builds(
+    IntentRecord,
+    begun_at=st.one_of(st.none(), moments),
+    pipeline_id=st.one_of(st.none(), words),
+    given=settings,
+    input_settings=st.one_of(st.none(), settings),
+    nb_runs=st.integers(1, 1000),
+    local_input_dir=st.one_of(st.none(), words),
+    required_outputs=st.one_of(st.none(), st.lists(words, max_size=2).map(tuple)),
+    girder_metadata=settings,
+)
+ledgers = st.builds(
+    Ledger,
+    revision=st.integers(0, 10**6),
+    intents=st.dictionaries(tokens, intents, min_size=1, max_size=3),
+    begun=st.lists(words, max_size=2),
+    launches=launches,
+    uploads=uploads,
+    downloaded=st.lists(identifiers, max_size=2),
+    is_removed=st.booleans(),
+    resume=st.one_of(st.none(), words),
+)
+
+
+def written(record: SessionRecord) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(json.dumps(record.model_dump(mode="json"), indent=4))
+    return content
+
+
+def read(content: dict[str, Any]) -> SessionRecord:
+    return parse(json.dumps(content).encode(), "session_data.json")
+
+
+def read_by_vip_client(content: dict[str, Any]) -> dict[str, Any]:
+    """What vip-client 0.1.10 takes of a file: it refuses one that lacks a key, and drops those it does not know."""
+    theirs = {name: content[name] for name in PROPERTIES_OF_VIP_CLIENT}
+    for workflow in theirs["workflows"].values():
+        assert isinstance(workflow["status"], str)
+        assert isinstance(workflow["start"], str)
+        assert all(isinstance(output["path"], str) for output in workflow["outputs"])
+    return theirs
+
+
+PROPERTIES_OF_VIP_CLIENT = (
+    "session_name",
+    "pipeline_id",
+    "local_input_dir",
+    "local_output_dir",
+    "vip_input_dir",
+    "vip_output_dir",
+    "input_settings",
+    "workflows",
+)
+
+
+@given(of_vip_client, ledgers, more)
+def test_session_file_is_read_as_it_was_written(
+    theirs: dict[str, Any], ledger: Ledger, unknown: dict[str, Any]
+) -> None:
+    record = SessionRecord.model_validate({**theirs, **unknown, "prefect_biomed": ledger})
+    again = read(written(record))
+    assert again == record
+    assert list(again.ledger.intents) == list(record.ledger.intents)
+    assert written(again) == written(record)
+    assert read_by_vip_client(written(record)) == theirs
+    assert all(written(record)[name] == value for name, value in unknown.items())
+
+
+@given(of_vip_client, more, identifiers)
+def test_session_goes_to_vip_client_and_back(theirs: dict[str, Any], unknown: dict[str, Any], fresh: str) -> None:
+    """It reads the file again before it writes, and keeps what it does not know."""
+    record = read({**theirs, **unknown})
+    assert record.prefect_biomed is None
+    ledger = record.ledger.model_copy(deep=True)
+    ours = written(record)
+    mine = read_by_vip_client(ours)
+    mine["workflows"][fresh] = {"status": "Running", "start": "2026/01/02 03:04:05", "outputs": []}
+    back = read({**ours, **mine})
+    assert back.ledger == ledger
+    assert list(back.workflows) == list(mine["workflows"])
+    assert back.workflows_of(ledger.newest) == list(back.workflows)
+    assert all(written(back)[name] == value for name, value in unknown.items())
+
+
+@given(of_vip_client, tokens, st.integers(1, 1000), launches, uploads, st.lists(identifiers, max_size=2), more)
+def test_session_file_of_an_earlier_release_loses_nothing(
+    theirs: dict[str, Any],
+    token: str,
+    nb_runs: int,
+    launched: dict[str, LaunchRecord],
+    sent: dict[str, UploadedFile],
+    downloaded: list[str],
+    unknown: dict[str, Any],
+) -> None:
+    ledger = {
+        "version": 1,
+        "token": token,
+        "nb_runs": nb_runs,
+        "launches": {name: launch.model_dump(mode="json") for name, launch in launched.items()},
+        "uploads": {name: file.model_dump(mode="json") for name, file in sent.items()},
+        "downloaded": downloaded,
+        "girder_download": True,
+        **unknown,
+    }
+    record = read({**theirs, "prefect_biomed": ledger})
+    assert record.ledger.newest == token
+    intent = record.ledger.intents[token]
+    assert (intent.nb_runs, intent.pipeline_id, intent.girder_download) == (nb_runs, theirs["pipeline_id"], True)
+    assert intent.given == (theirs["input_settings"] or {})
+    assert record.ledger.launches == launched
+    assert record.ledger.uploads == sent
+    assert record.ledger.downloaded == downloaded
+    assert all(written(record)["prefect_biomed"][name] == value for name, value in unknown.items())
+    assert read(written(record)) == record
+    assert read_by_vip_client(written(record)) == theirs
