@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check slow endurance conformance chaos chaos-answers chaos-protocol properties mutants bench up down clean
+.PHONY: demo test check slow endurance conformance chaos chaos-answers chaos-ingest-kills chaos-protocol properties mutants bench up down clean
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo
@@ -40,6 +40,10 @@ chaos-answers: $(STAMP)
 # A session on VIP killed before and after every EVERY-th request, and taken up again in every way.
 chaos-kills: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m chaos kills --every $(or $(EVERY),1)
+
+# KILLS of each policy, from SEED on.
+chaos-ingest-kills: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m chaos.ingest_kills --kills $(or $(KILLS),30) --seed $(or $(SEED),0)
 
 chaos-protocol: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m chaos.protocol --schedules $(or $(SCHEDULES),10000) --seed $(or $(SEED),0)
