@@ -29,11 +29,16 @@ from prefect_biomed.analysis.models import (  # noqa: E402  # only once the extr
     Rules,
     SeriesSummary,
     Tolerance,
+    Variability,
     Verdict,
 )
 from prefect_biomed.analysis.outcomes import NotJudged, Outcome, Reason  # noqa: E402  # only once the extra is there
 from prefect_biomed.analysis.report import write_report  # noqa: E402  # only once the extra is there
-from prefect_biomed.analysis.stability import StabilityTest, judge_runs  # noqa: E402  # only once the extra is there
+from prefect_biomed.analysis.stability import (  # noqa: E402  # only once the extra is there
+    StabilityTest,
+    judge_runs,
+    judge_variability,
+)
 
 __all__ = [
     "Agreement",
@@ -51,9 +56,11 @@ __all__ = [
     "SeriesSummary",
     "StabilityTest",
     "Tolerance",
+    "Variability",
     "Verdict",
     "compare_runs",
     "inventory",
     "judge_runs",
+    "judge_variability",
     "write_report",
 ]

@@ -169,6 +169,7 @@ class Scan:
         self._votes = np.zeros(len(labellings))
         self._explained = np.zeros(len(labellings))
         self._typical = 0.0
+        self._left_out = np.zeros(count)
         self._standing_out: list[tuple[float, int]] = []
         self._critical = float(stats.t.isf(POINT_LEVEL / 2, max(count - 2, 1)))
 
@@ -194,6 +195,9 @@ class Scan:
         self._total += scaled.sum(axis=1)
         self._typical = self._typical or float(np.median(spread))
         self._vote(scaled, spread)
+        if self._labellings.runs == 1:
+            alone = scaled**2 * (len(scaled) / self._labellings.references)
+            self._left_out += (alone / np.maximum(1.0 - alone, _FLOOR)).sum(axis=1)
         self._stand_out(scaled, np.flatnonzero(varies) + start)
 
     def _vote(self, scaled: Floats, spread: Floats) -> None:
@@ -266,6 +270,20 @@ class Scan:
         own = np.diag(self._scatter)
         result: Floats = own / max(float(own.mean()), _TINY)
         return result
+
+    def left_out_distance(self) -> dict[str, Floats]:
+        """Compute for all labellings of one new run how far it is from the centre of the others, on one scale.
+
+        Returns:
+            The mean square over the points, for the spread of the others, and the largest; both one-sided, since a run
+            nearer to the centre than others is inside. Absent when nothing varies.
+        """
+        count = self._labellings.references + 1
+        found = {
+            "distance": _by_bulk(np.log(self._labellings.is_new @ self._left_out + _TINY)),
+            "largest": _by_extremes(-_log_p(self._explained, count), least=1.0),
+        }
+        return {name: values for name, values in found.items() if values is not None}
 
 
 def intraclass_correlation(scatter: Floats, units: Sequence[int]) -> float | None:
@@ -358,10 +376,11 @@ class Evidence:
 
     Args:
         labellings: The labellings.
+        is_inside: Whether the question is only if the new runs are further from the centre than the others.
     """
 
-    def __init__(self, labellings: Labellings) -> None:
-        self._labellings = labellings
+    def __init__(self, labellings: Labellings, *, is_inside: bool = False) -> None:
+        self._labellings, self._is_inside = labellings, is_inside
         self._largest = np.full(len(labellings), -np.inf)
 
     def add(self, scan: Scan) -> Found | None:
@@ -373,7 +392,7 @@ class Evidence:
         Returns:
             What it says; None when it says nothing, because it does not vary.
         """
-        statistics = scan.statistics()
+        statistics = scan.left_out_distance() if self._is_inside else scan.statistics()
         for values in statistics.values():
             np.maximum(self._largest, values, out=self._largest)
         if not statistics:

@@ -33,9 +33,10 @@ from prefect_biomed.analysis.models import (
     Rules,
     RunSummary,
     SeriesSummary,
+    Variability,
 )
 from prefect_biomed.analysis.monitor import Monitor, Shown
-from prefect_biomed.analysis.stability import LEAST_REFERENCES, judge_runs
+from prefect_biomed.analysis.stability import LEAST_REFERENCES, judge_runs, judge_variability
 from prefect_biomed.clients.errors import ConfigurationError, LedgerError
 
 __all__ = ["Experiment", "RunRecord", "inputs_digest"]
@@ -233,6 +234,8 @@ class Experiment:
         baseline: str | None = None,
         rules: Rules | None = None,
         level: float = 0.05,
+        baseline_pipeline: str | None = None,
+        variability: Variability | None = None,
     ) -> Report:
         """Compare the runs of a series with each other, with the baseline, and with all series since.
 
@@ -243,12 +246,15 @@ class Experiment:
                 first series of the same pipeline with the same settings and inputs and at least three good runs.
             rules: What is compared and how.
             level: Probability of a false alarm, for each judgement.
+            baseline_pipeline: Pipeline whose perturbed runs are the references, instead of a baseline: the others are
+                asked whether they are inside its numerical variability.
+            variability: How they are judged by it.
 
         Returns:
             The report.
 
         Raises:
-            ConfigurationError: The series or the baseline does not exist.
+            ConfigurationError: The series or the baseline does not exist, or the mask.
             LedgerError: A line of the experiment folder is damaged.
         """
         rules = rules or Rules()
@@ -264,8 +270,17 @@ class Experiment:
             comparison = compare_runs(
                 runs, rules=rules, failed=[record.name for record in mine if record.name not in runs]
             )
-            name, references = self._references(records, mine[0], baseline)
             part = PipelineReport(pipeline=pipeline, comparison=comparison)
+            if baseline_pipeline is not None:
+                if pipeline != baseline_pipeline:
+                    name, references = self.perturbed(mine[0], baseline_pipeline)
+                    judgement = judge_variability(references, runs, rules=rules, level=level, variability=variability)
+                    part = part.model_copy(
+                        update={"baseline": f"{baseline_pipeline}, {name}", "against_baseline": judgement}
+                    )
+                parts.append(part)
+                continue
+            name, references = self._references(records, mine[0], baseline)
             if name and name != series:
                 timeline, evidence = _watched(
                     list(self._timeline(records, mine[0], name, references, rules, level)), level
@@ -290,6 +305,27 @@ class Experiment:
             pipelines=tuple(parts),
             runs=tuple(_summary(record) for record in present),
         )
+
+    def perturbed(self, run: RunRecord, pipeline: str, *, before: str | None = None) -> tuple[str, dict[str, Path]]:
+        """Find runs of a perturbed pipeline with the same settings and inputs as a run.
+
+        Args:
+            run: The run.
+            pipeline: The perturbed pipeline.
+            before: Only series that began before this one; all when None.
+
+        Returns:
+            Name of the series with the most good runs, the oldest of those, and its runs; no name when there is none.
+
+        Raises:
+            LedgerError: A line of the experiment folder is damaged.
+        """
+        found: tuple[str, dict[str, Path]] = ("", {})
+        records = [r for r in self.records() if r.pipeline == pipeline and r.conditions == run.conditions]
+        for name in dict.fromkeys(record.series for record in records if before is None or record.series < before):
+            runs = self.runs(record for record in records if record.series == name)
+            found = (name, runs) if len(runs) > len(found[1]) else found
+        return found
 
     def _references(
         self, records: list[RunRecord], run: RunRecord, baseline: str | None

@@ -30,6 +30,7 @@ __all__ = [
     "RunSummary",
     "SeriesSummary",
     "Tolerance",
+    "Variability",
     "Verdict",
 ]
 
@@ -345,6 +346,24 @@ class Effect(_Frozen):
         return "differs by " + "; ".join(said)
 
 
+class Variability(_Frozen):
+    """How runs are judged by references that were perturbed on purpose, and the checks of the field on those.
+
+    Attributes:
+        mask: Image whose non-zero voxels alone count, in images of its shape; all voxels when None.
+        smoothing: Width at half maximum of a Gaussian by which images are smoothed first, in voxels; 0 for none.
+        normality: Whether to count the points at which the references fail the test of Shapiro and Wilk at 5 %.
+        left_out: Whether references that fail their own test veto the verdict: each is left out and judged point
+            by point by a Student's t of the others, corrected for all points, and more of them fail than the binomial
+            95 % band of the level allows.
+    """
+
+    mask: Path | None = None
+    smoothing: Annotated[float, Field(ge=0)] = 0.0
+    normality: bool = False
+    left_out: bool = True
+
+
 class Verdict(_Frozen):
     """What one measure of the new runs, all together, says against the reference runs.
 
@@ -383,6 +402,8 @@ class Judgement(_Frozen):
 
     Attributes:
         outcome: Within, changed or not judged.
+        question: Whether the new runs are the `same` as the references, or `inside` the variability of references that
+            were perturbed on purpose.
         references: Number of reference runs.
         runs: Names of the new runs.
         level: Probability of a false alarm of the whole judgement.
@@ -399,6 +420,8 @@ class Judgement(_Frozen):
         size: Size of the largest statistic, on the scale of a normal variable; None when nothing varies.
         alike: Intraclass correlation of the reference runs of one series, where whole series are exchanged: 0 when they
             are as different as runs of different series, 1 when they are the same. None otherwise.
+        left_out_failures: References that fail their own test when left out; None when that was not asked for.
+        not_normal: Share of the points at which the references are not normal; None when that was not asked for.
         verdicts: The verdicts, the clearest first.
         changed_files: Files that have changed.
         not_judged: What is not judged, and why; without the files that have changed.
@@ -408,6 +431,7 @@ class Judgement(_Frozen):
     """
 
     outcome: Outcome = Outcome.NOT_JUDGED
+    question: Literal["same", "inside"] = "same"
     references: int
     runs: tuple[str, ...]
     level: float
@@ -422,6 +446,8 @@ class Judgement(_Frozen):
     p: float | None = None
     size: float | None = None
     alike: float | None = None
+    left_out_failures: int | None = None
+    not_normal: float | None = None
     verdicts: tuple[Verdict, ...] = ()
     changed_files: tuple[str, ...] = ()
     not_judged: tuple[NotJudged, ...] = ()
@@ -444,7 +470,10 @@ class Judgement(_Frozen):
         if self.outcome is Outcome.NOT_JUDGED:
             return f"not judged: {self._too_few or self._left('')}{self._rest}"
         found = "no difference at all" if self.p is None else f"p = {probability(self.p)}"
-        return f"within the numerical noise of the {self.references} reference runs ({found}; {self._all_files} judged)"
+        noise = "noise" if self.question == "same" else "variability"
+        return (
+            f"within the numerical {noise} of the {self.references} reference runs ({found}; {self._all_files} judged)"
+        )
 
     @property
     def _all_files(self) -> str:
@@ -465,6 +494,11 @@ class Judgement(_Frozen):
             return ""
         what = "runs" if self.unit == "run" else "series"
         base, new = self.units
+        if self.question == "inside":
+            return (
+                f"{base} perturbed reference runs cannot give a p below {probability(self.smallest_p)} for "
+                f"{len(self.runs)} new runs, and the level is {self.level:g}; {self.enough[1]} would do"
+            )
         return (
             f"{base} reference {what} and {new} new {'run' if (self.unit, new) == ('run', 1) else what} cannot give "
             f"a p below {probability(self.smallest_p)}, and the level is {self.level:g}; {self.enough[0]} new {what}, "

@@ -53,6 +53,8 @@ class Reason(StrEnum):
     """Points that are NaN or infinite in some references and numbers in others."""
     CONSTANT = "the references are all the same, and only some new runs differ"
     """A file without any noise in the references, from which too few new runs differ to tell."""
+    LEFT_OUT = "the references fail their own test"
+    """More references than chance allows are outside the variability of the others."""
     TOO_FEW = "there are too few runs"
     """The number of ways to exchange runs does not reach the level."""
 

@@ -29,11 +29,12 @@ from prefect_biomed.analysis.exchange import (
     intraclass_correlation,
     runs_needed,
 )
-from prefect_biomed.analysis.models import Judgement, Rules, Tolerance, Verdict
+from prefect_biomed.analysis.models import Judgement, Rules, Tolerance, Variability, Verdict
 from prefect_biomed.analysis.outcomes import NotJudged, Outcome, Reason
+from prefect_biomed.analysis.perturbed import SelfTest, band, points_of, read_mask
 from prefect_biomed.clients.errors import ConfigurationError
 
-__all__ = ["LEAST_REFERENCES", "Measured", "StabilityTest", "Tested", "judge_runs"]
+__all__ = ["LEAST_REFERENCES", "Measured", "StabilityTest", "Tested", "judge_runs", "judge_variability"]
 
 LEAST_REFERENCES = 3
 """A series of fewer good runs is no baseline."""
@@ -197,11 +198,21 @@ def _filled(values: Floats, finite: NDArray[np.bool_]) -> Floats:
 class _Findings:
     """Collects what is found while the files pass by; what has changed can be said only when all are seen."""
 
-    def __init__(self, references: Sequence[str], runs: Sequence[str], labellings: Labellings, level: float) -> None:
+    def __init__(
+        self,
+        references: Sequence[str],
+        runs: Sequence[str],
+        labellings: Labellings,
+        level: float,
+        variability: Variability | None = None,
+    ) -> None:
         self.references, self.runs, self.level = references, runs, level
         self.labellings = labellings
         self.atlas: Atlas | None = None
-        self.evidence = Evidence(labellings)
+        self.variability = variability
+        self.mask = read_mask(variability.mask) if variability and variability.mask else None
+        self.evidence = Evidence(labellings, is_inside=variability is not None)
+        self.own = SelfTest(len(references), variability or Variability())
         self.found: list[tuple[Verdict, float]] = []
         self.not_judged: list[NotJudged] = []
         self.scatter = np.zeros((len(references) + len(runs), len(references) + len(runs)))
@@ -322,6 +333,79 @@ def judge_runs(
     return judgement.model_copy(update={"unit": "series", "alike": alike})
 
 
+def judge_variability(
+    references: Runs,
+    runs: Runs,
+    *,
+    rules: Rules | None = None,
+    level: float = 0.05,
+    variability: Variability | None = None,
+) -> Judgement:
+    """Tell whether runs are inside the numerical variability of references that were perturbed on purpose.
+
+    Each new run is ranked by its distance from the centre among the references; the smallest p value counts, times the
+    number of new runs. It takes 19 references to call one run outside at a level of 5 %.
+
+    Args:
+        references: Folders of the perturbed runs, by name.
+        runs: Folders of the new runs, by name.
+        rules: What is compared and how; sensible ones when None.
+        level: Probability of calling anything outside when it is not.
+        variability: The checks; each reference is judged by the others when None.
+
+    Returns:
+        The judgement of the run that is furthest out, over all.
+
+    Raises:
+        ConfigurationError: The mask cannot be read.
+    """
+    variability = variability or Variability()
+    if not references or not runs:
+        return judge_runs(references, runs, rules=rules, level=level).model_copy(update={"question": "inside"})
+    old = {f"r:{name}": folder for name, folder in references.items()}
+    share = level / len(runs)
+    found = []
+    for name, folder in runs.items():
+        findings = _Findings(list(old), [f"n:{name}"], Labellings(len(old), 1), share, variability)
+        with file_groups(old | {f"n:{name}": folder}, rules or Rules()) as groups:
+            for group in groups:
+                _judge_file(group, rules or Rules(), findings)
+        judgement = _conclude(findings)
+        failures = findings.own.failures(level) if variability.left_out else None
+        if failures is not None and failures > band(len(old), level):
+            judgement = _vetoed(judgement, failures)
+        found.append(
+            judgement.model_copy(update={"left_out_failures": failures, "not_normal": findings.own.not_normal})
+        )
+    order = [Outcome.CHANGED, Outcome.NOT_JUDGED, Outcome.WITHIN]
+    worst = min(
+        found, key=lambda judgement: (order.index(judgement.outcome), 1.0 if judgement.p is None else judgement.p)
+    )
+    return worst.model_copy(
+        update={
+            "question": "inside",
+            "runs": tuple(runs),
+            "level": level,
+            "p": None if worst.p is None else min(1.0, worst.p * len(runs)),
+            "smallest_p": min(1.0, worst.smallest_p * len(runs)),
+        }
+    )
+
+
+def _vetoed(judgement: Judgement, failures: int) -> Judgement:
+    """Take back a verdict by references that fail their own test."""
+    detail = f"{failures} of {judgement.references} are outside the variability of the others"
+    left = NotJudged(file="references", reason=Reason.LEFT_OUT, detail=detail)
+    return judgement.model_copy(
+        update={
+            "outcome": Outcome.NOT_JUDGED,
+            "changed_files": (),
+            "not_judged": (left, *judgement.not_judged),
+            "not_judged_files": judgement.files,
+        }
+    )
+
+
 def _of_equal_units(
     old: Runs, new: Runs, units: Mapping[str, str]
 ) -> tuple[dict[str, Path], dict[str, Path], list[int]]:
@@ -419,6 +503,14 @@ def _judge_shapes(file: str, name: str, measures: Sequence[Measure | None], find
 
 def _judge_measure(file: str, measures: Sequence[Measure], tolerance: Tolerance, findings: _Findings) -> Measured:
     measured = Measured(findings.labellings, tolerance)
+    if findings.variability is not None:
+        values = np.stack([points_of(measure, findings.variability, findings.mask) for measure in measures])
+        measured.add(values)
+        findings.own.add(_filled(values, np.isfinite(values))[: len(findings.references)])
+        effect = EffectSize(len(findings.references), len(measures), measures[0], None)
+        effect.add(values, 0)
+        findings.add(file, measured, measures, effect)
+        return measured
     block = max(_VALUES // len(measures), 1024)
     effect = EffectSize(len(findings.references), len(measures), measures[0], findings.atlas)
     for start in range(0, measures[0].size, block):

@@ -11,8 +11,10 @@ from prefect import flow
 from prefect.states import Completed
 from pydantic import Field
 
-from prefect_biomed.analysis import Experiment, Outcome, Report, Rules
+from prefect_biomed.analysis import Experiment, Outcome, Report, Rules, RunRecord, Variability
+from prefect_biomed.analysis.experiment import inputs_digest
 from prefect_biomed.analysis.models import PipelineReport
+from prefect_biomed.analysis.stability import LEAST_REFERENCES
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import ConfigurationError, JobFailed
 from prefect_biomed.clients.vip import VipSession
@@ -48,6 +50,8 @@ class Assessment(Group):
     """Probability of a false alarm of each judgement."""
     rules: Rules = Field(default=Rules(), title="Rules of the comparison")
     """What is left out of the comparison, and tolerances by pattern of file names."""
+    variability: Variability = Field(default=Variability(), title="Checks of perturbed references")
+    """How runs are judged by a `baseline_pipeline`: mask, smoothing, normality, left-out references."""
 
 
 @flow(
@@ -63,6 +67,7 @@ def repeatability_experiment(
     input_dir: Path | None = None,
     repetitions: Repetitions = 5,
     baseline: str | None = None,
+    baseline_pipeline: str | None = None,
     session_name: SessionName | None = None,
     refresh_time: RefreshTime = 30.0,
     upload: Upload | None = None,
@@ -87,6 +92,9 @@ def repeatability_experiment(
         baseline: Series that later ones are judged by: the name of one, or an absolute path of a folder whose
             sub-folders are reference runs. When empty, the first with the same settings and inputs and at least three
             runs that succeeded.
+        baseline_pipeline: Pipeline that perturbs its arithmetic on purpose (a fuzzy one). Its runs are the references
+            instead of a baseline, and the others are asked whether they are inside its numerical variability. It is run
+            as often as they are, unless an earlier series has runs of it with the same settings and inputs.
         session_name: Name of the session that owns the inputs; made up when empty.
         refresh_time: Seconds between two looks at the runs.
         upload: Which inputs are sent, and where to; all of `input_dir` when empty.
@@ -115,6 +123,10 @@ def repeatability_experiment(
     )
     experiment = Experiment(owner.output_dir)
     series = experiment.open_series(owner.token)
+    if baseline_pipeline is not None and not _has_references(
+        experiment, series, baseline_pipeline, input_settings, input_dir
+    ):
+        pipelines = [*pipelines, baseline_pipeline]
     owner, sessions = _sessions(owner, pipelines, input_settings, repetitions, experiment, series)
     steps.check_sessions(credentials, sessions, include=upload.include, exclude=upload.exclude)
     if input_dir is not None:
@@ -125,7 +137,7 @@ def repeatability_experiment(
         finish_session(credentials, session)
     if input_dir is not None:
         finish_session(credentials, owner)
-    return _report(experiment, series, sessions, baseline, assessment)
+    return _report(experiment, series, sessions, baseline, baseline_pipeline, assessment)
 
 
 @flow(name="compare-folders", flow_run_name=flow_run_named("runs_dir"))
@@ -161,6 +173,23 @@ def compare_folders(
     )
     experiments.write_report(report, output_dir.expanduser().absolute(), {part.pipeline: runs}, assessment.rules)
     return _ended(report)
+
+
+def _has_references(
+    experiment: Experiment, series: str, pipeline: str, input_settings: Settings, input_dir: Path | None
+) -> bool:
+    """Tell whether an earlier series has enough runs of a perturbed pipeline; a retry finds the same."""
+    now = datetime.now(UTC)
+    run = RunRecord(
+        series=series,
+        began=now,
+        recorded=now,
+        pipeline=pipeline,
+        repetition=1,
+        parameters=dict(input_settings),
+        inputs=inputs_digest(input_dir),
+    )
+    return len(experiment.perturbed(run, pipeline, before=series)[1]) >= LEAST_REFERENCES
 
 
 def _sessions(
@@ -236,12 +265,22 @@ def _report(
     series: str,
     sessions: Sequence[VipSession],
     baseline: str | None,
+    baseline_pipeline: str | None,
     assessment: Assessment | None,
 ) -> Report:
     """Assess the series and write its report, also when no run has succeeded."""
     assessment = assessment or Assessment()
     title = assessment.title or "Repeatability experiment"
-    report = experiments.assess_series(experiment.folder, series, title, baseline, assessment.rules, assessment.level)
+    report = experiments.assess_series(
+        experiment.folder,
+        series,
+        title,
+        baseline,
+        assessment.rules,
+        assessment.level,
+        baseline_pipeline,
+        assessment.variability,
+    )
     records = [record for record in experiment.records() if record.series == series]
     runs = {
         session.pipeline_id or "": experiment.runs(r for r in records if r.pipeline == session.pipeline_id)

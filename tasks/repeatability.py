@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prefect import get_run_logger, runtime, task
 
-from prefect_biomed.analysis import Comparison, Experiment, Judgement, Report, Rules, RunRecord, inventory
+from prefect_biomed.analysis import Comparison, Experiment, Judgement, Report, Rules, RunRecord, Variability, inventory
 from prefect_biomed.analysis import compare_runs as compare
 from prefect_biomed.analysis import judge_runs as judge
 from prefect_biomed.analysis import write_report as write
@@ -151,6 +151,8 @@ def assess_series(
     baseline: str | None = None,
     rules: Rules | None = None,
     level: float = 0.05,
+    baseline_pipeline: str | None = None,
+    variability: Variability | None = None,
 ) -> Report:
     """Compare the runs of a series with each other, with the baseline, and with all series since.
 
@@ -164,6 +166,8 @@ def assess_series(
             the first series that fits.
         rules: What is compared and how; sensible ones when None.
         level: Probability of calling something changed when nothing is.
+        baseline_pipeline: Pipeline whose perturbed runs are the references, instead of a baseline.
+        variability: How runs are judged by those.
 
     Returns:
         What there is to report.
@@ -172,7 +176,15 @@ def assess_series(
         ConfigurationError: The baseline does not exist.
         LedgerError: The experiment folder is damaged.
     """
-    return Experiment(experiment_dir).report(series, title=title, baseline=baseline, rules=rules, level=level)
+    return Experiment(experiment_dir).report(
+        series,
+        title=title,
+        baseline=baseline,
+        rules=rules,
+        level=level,
+        baseline_pipeline=baseline_pipeline,
+        variability=variability,
+    )
 
 
 @task(task_run_name=task_run_named("Write report", "folder"), **RETRY)

@@ -10,6 +10,7 @@ The pipelines work on the files that were uploaded:
 `GreyMatter/1.0`, `/1.1`  exact: equal content in every run, different bytes (time stamps of gzip and tar)
 `GreyMatter/0.9`          hidden
 `SkullStripNoisy/1.0`     numerically noisy; switches `noise_digits`, `math_library`, `math_library_shift`
+`SkullStrip/1.0`          the same without noise
 `AlwaysFails/1.0`         every job fails, with exit code, message and a log
 `SlowSegmentation/1.0`    takes `duration` seconds; switch `duration_seconds`
 `SliceStatistics/2.0`     one job for each combination of `image` and `slice`; `fail_on` makes one fail

@@ -314,14 +314,14 @@ def _grey_matter(call: Call, *, smooth: bool) -> Results:
     return {"archive": [(name, call.write(name, tar(members, call.stamp)))]}
 
 
-def _skull_strip(call: Call) -> Results:
+def _skull_strip(call: Call, *, is_noisy: bool) -> Results:
     import numpy as np
 
     voxels, image = _load(call, "t1")
     mask = _smoothed(voxels) > _number(call, "fraction") * float(voxels.mean())
     # As another version of a mathematical library would: the last digits differ from run to run.
     generator = np.random.default_rng(call.random.getrandbits(64))
-    noise = 10.0**-call.switches.noise_digits * generator.standard_normal(voxels.shape)
+    noise = 10.0**-call.switches.noise_digits * generator.standard_normal(voxels.shape) if is_noisy else 0.0
     shift = call.switches.math_library_shift if call.switches.math_library == "alternative" else 0.0
     brain = np.where(mask, voxels * (1.0 + noise) * (1.0 + shift), 0.0)
     size = float(np.prod(image.header.get_zooms()[:3]))
@@ -539,20 +539,27 @@ def _grey_matter_version(version: str, *, smooth: bool, visible: bool = True) ->
     )
 
 
+def _skull_strip_version(name: str, repeats: str, *, is_noisy: bool) -> Pipeline:
+    return Pipeline(
+        name=name,
+        version="1.0",
+        description=f"Removes the skull. {repeats}",
+        parameters=(_T1, Parameter("fraction", "Double", "Fraction of the mean that is still brain.", default=1.0)),
+        outputs={"brain": "intensities without the skull", "volumes": "volumes as CSV"},
+        tool=lambda call: _skull_strip(call, is_noisy=is_noisy),
+    )
+
+
 PIPELINES: dict[str, Pipeline] = {
     pipeline.identifier: pipeline
     for pipeline in (
         _grey_matter_version("0.9", smooth=False, visible=False),
         _grey_matter_version("1.0", smooth=False),
         _grey_matter_version("1.1", smooth=True),
-        Pipeline(
-            name="SkullStripNoisy",
-            version="1.0",
-            description="Removes the skull. The last digits of its results differ from run to run.",
-            parameters=(_T1, Parameter("fraction", "Double", "Fraction of the mean that is still brain.", default=1.0)),
-            outputs={"brain": "intensities without the skull", "volumes": "volumes as CSV"},
-            tool=_skull_strip,
+        _skull_strip_version(
+            "SkullStripNoisy", "The last digits of its results differ from run to run.", is_noisy=True
         ),
+        _skull_strip_version("SkullStrip", "Its results are the same in every run.", is_noisy=False),
         Pipeline(
             name="AlwaysFails",
             version="1.0",

@@ -126,6 +126,30 @@ def test_drift_is_announced_and_dated(vip: Sandbox, arguments: dict[str, Any], e
     assert sum("against the baseline: changed: " in text for text in texts) == 1
 
 
+@pytest.mark.slow
+def test_a_plain_pipeline_is_inside_the_variability_of_its_perturbed_twin(
+    vip: Sandbox, arguments: dict[str, Any], events: list[dict[str, Any]]
+) -> None:
+    plain = arguments | {"pipelines": ["SkullStrip/1.0"], "baseline_pipeline": "SkullStripNoisy/1.0"}
+    both: State[Report] = repeatability_experiment(**plain | {"repetitions": 3}, return_state=True)
+    assert posts(vip) == 6
+    assert both.name == "NotJudged"
+    assert "3 perturbed reference runs cannot give a p below 0.75" in (both.message or "")
+    repeatability_experiment(**arguments | {"repetitions": 19})
+    events.clear()
+    state: State[Report] = repeatability_experiment(**plain | {"repetitions": 1}, return_state=True)
+    assert posts(vip) == 6 + 19 + 1
+    assert "SkullStrip/1.0 within the numerical variability of the 19 reference runs (p = 1; " in (state.message or "")
+    (part,) = state.result().pipelines
+    assert part.baseline.startswith("SkullStripNoisy/1.0, ")
+    assert part.evidence is None
+    assert [event["event"] for event in events] == ["biomed.repeatability.within"]
+    vip.vip.switches.math_library = "alternative"
+    state = repeatability_experiment(**plain | {"repetitions": 1}, return_state=True)
+    assert state.name == "Changed"
+    assert "anatomical_brain.nii.gz" in (state.message or "")
+
+
 def test_versions_are_compared_with_each_other(arguments: dict[str, Any]) -> None:
     report = repeatability_experiment(
         **arguments | {"pipelines": ["GreyMatter/1.0", "GreyMatter/1.1"], "repetitions": 4}
