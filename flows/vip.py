@@ -450,6 +450,12 @@ def _runs_of(credentials: VipCredentials, intents: Sequence[VipSession]) -> list
     *older, newest = intents
     with credentials.get_client() as client:
         record = SessionFile(newest, client).read()
+    if record.workflows and not record.workflow_ids():
+        get_run_logger().info(
+            "Session %s is finished: all its outputs were removed from the platform. What was fetched is in %s",
+            newest.session_name,
+            newest.output_dir,
+        )
     runs = [(session, record.open_runs(session.token)) for session in older]
     own = record.open_runs(newest.token) or record.workflows_of(newest.token)
     return [(session, ids) for session, ids in runs if ids] + [(newest, own)]

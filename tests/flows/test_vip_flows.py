@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,38 @@ def test_session_is_killed_from_its_name_or_its_folder(
         assert {workflow.status for workflow in killed} == {WorkflowStatus.KILLED}
     with pytest.raises(ConfigurationError, match="Give session_name or output_dir"):
         vip_kill(credentials)
+
+
+@pytest.mark.parametrize("profile", ["vip", "carmin"])
+def test_resuming_a_finished_session_says_that_it_is_finished(
+    profile: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a CARMIN-server that can neither list its executions nor describe those that have ended."""
+    monkeypatch.setattr(logging.getLogger("prefect.flow_runs"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="prefect.flow_runs")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.bin").write_bytes(b"a")
+    pipeline, home = (
+        ("CopyFile/1.0", "/vip/Home/API") if profile == "vip" else ("boutiques_CopyFile_1.0.json", "/alice")
+    )
+    with Sandbox("vip", vip={"profile": profile, "carmin_stock": True}) as sandbox:
+        account = VipCredentials(url=sandbox.vip.url, api_key=SecretStr(sandbox.ready()["vip"]["api_key"]))
+        where: dict[str, Any] = {"output_dir": tmp_path / "out", "session_name": "done", "refresh_time": 0.2}
+        first = vip_session(
+            account,
+            pipeline,
+            {"file": "a.bin"},
+            input_dir=tmp_path / "in",
+            upload=SessionUpload(vip_home=home),
+            **where,
+        )
+        assert first.is_finished
+        assert "is finished" not in caplog.text
+        sandbox.vip.journal.clear()
+        again = vip_resume(account, vip_home=home, **where)
+    assert "Session done is finished" in caplog.text
+    assert again.files == first.files
+    assert {entry.method for entry in sandbox.vip.journal} <= {"GET"}
 
 
 def test_threads_of_transfers_log_to_the_run_they_belong_to() -> None:
