@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check slow endurance conformance chaos chaos-answers chaos-ingest-kills chaos-protocol properties mutants bench up down clean
+.PHONY: demo test check slow endurance conformance chaos chaos-answers chaos-ingest-kills chaos-kills chaos-protocol properties mutants bench up down clean
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo

@@ -189,6 +189,8 @@ class Ledger:
         """
         rows = [(*tile, int(state), done_at) for tile in tiles]
         names = [(row[0],) for row in rows]
+        if not rows:
+            return
         with self._transaction() as connection:
             connection.executemany(
                 "INSERT INTO tiles VALUES (?, ?, ?, ?, ?) ON CONFLICT (tile) DO UPDATE SET chunk = excluded.chunk, "
