@@ -14,6 +14,7 @@ from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError
 from prefect_biomed.clients.vip.session_file import VIP_HOME
 from prefect_biomed.flows import cancellation
+from prefect_biomed.flows.parameters import VipHome
 from prefect_biomed.tasks import operations as steps
 from prefect_biomed.tasks._reporting import table
 from prefect_biomed.tasks.boss import cancel_ingest_job
@@ -32,7 +33,7 @@ def what_is_running(
     vip: VipCredentials | None = None,
     vantage6: Vantage6Credentials | None = None,
     boss: BossCredentials | None = None,
-    vip_home: str = VIP_HOME,
+    vip_home: VipHome = VIP_HOME,
 ) -> list[Leftover]:
     """Show in one table what our runs have left on the platforms, since when, who began it, and how to go on.
 
@@ -77,7 +78,7 @@ def remove_leftovers(
     sessions: Sequence[SessionName] = (),
     tasks: Sequence[int] = (),
     ingest_jobs: Sequence[int] = (),
-    vip_home: str = VIP_HOME,
+    vip_home: VipHome = VIP_HOME,
 ) -> list[str]:
     """Take away what nobody will finish. What was computed there and not downloaded is lost.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from prefect_biomed.clients.vantage6 import OfflineNodes, SessionScope
 from prefect_biomed.clients.vip import InputSettings, SessionOptions
@@ -27,6 +27,7 @@ __all__ = [
     "IngestWaiting",
     "Learning",
     "Outputs",
+    "PipelineId",
     "RefreshTime",
     "Removal",
     "RoundsOutputs",
@@ -40,6 +41,7 @@ __all__ = [
     "Settings",
     "TaskDetails",
     "Upload",
+    "VipHome",
     "Waiting",
     "chosen",
 ]
@@ -47,11 +49,23 @@ __all__ = [
 _SECONDS = {"unit": "s"}
 
 Runs = Annotated[int, Field(ge=1, le=1000, title="Number of runs")]
-RefreshTime = Annotated[float, Field(gt=0, le=86400, title="Refresh time (s)", json_schema_extra=_SECONDS)]
+
+
+def _without_way_up(path: str) -> str:
+    if not path.startswith("/") or {".", ".."} & set(path.split("/")):
+        raise ValueError("must be an absolute path on the platform, without . or ..")
+    return path.rstrip("/")
+
+
+RefreshTime = Annotated[
+    float, Field(gt=0, le=86400, allow_inf_nan=False, title="Refresh time (s)", json_schema_extra=_SECONDS)
+]
+PipelineId = Annotated[str, Field(min_length=1, pattern=r"\S", title="Pipeline")]
+VipHome = Annotated[str, AfterValidator(_without_way_up)]
 SessionName = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+$", max_length=200, title="Session name")]
 Settings = InputSettings
 GirderFolder = Annotated[str, Field(pattern=r"^(girder:)?/(collection|user)/[^/]+(/[^/]+)*/?$")]
-Seconds = Annotated[float, Field(gt=0, json_schema_extra=_SECONDS)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, json_schema_extra=_SECONDS)]
 Status = Literal["Finished", "ExecutionFailed", "Killed"]
 
 
@@ -70,7 +84,7 @@ class Upload(Group):
     """Patterns of files not to upload."""
     update_files: bool = Field(default=True, title="Compare what is there already")
     """Whether inputs that are on the platform already are compared with the local files."""
-    vip_home: str = Field(default=VIP_HOME, title="Folder on VIP")
+    vip_home: VipHome = Field(default=VIP_HOME, title="Folder on VIP")
     """Folder on the platform that holds the folders of sessions, for inputs and outputs."""
 
 

@@ -17,7 +17,7 @@ from prefect_biomed.analysis.models import PipelineReport
 from prefect_biomed.analysis.stability import LEAST_REFERENCES
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import ConfigurationError, JobFailed
-from prefect_biomed.clients.vip import VipSession
+from prefect_biomed.clients.vip import SessionOptions, VipSession, judge
 from prefect_biomed.flows.parameters import (
     CancellableWaiting,
     Group,
@@ -71,6 +71,7 @@ def repeatability_experiment(
     session_name: SessionName | None = None,
     refresh_time: RefreshTime = 30.0,
     upload: Upload | None = None,
+    outputs: Outputs | None = None,
     removal: Removal | None = None,
     waiting: CancellableWaiting | None = None,
     assessment: Assessment | None = None,
@@ -98,6 +99,8 @@ def repeatability_experiment(
         session_name: Name of the session that owns the inputs; made up when empty.
         refresh_time: Seconds between two looks at the runs.
         upload: Which inputs are sent, and where to; all of `input_dir` when empty.
+        outputs: Which outputs are downloaded, in which shape, and what counts as success. What is left out: finished
+            runs of which every job succeeded, with their archives as they are.
         removal: What is removed from the platform at the end; everything when empty.
         waiting: How long to wait for capacity and for the runs, and whether a cancellation kills them; to the end, and
             it does not, when empty.
@@ -117,9 +120,10 @@ def repeatability_experiment(
         output_dir=experiment_dir,
         session_name=session_name,
         upload=SessionUpload(**upload.model_dump()),
-        # Archives stay packed: they are evidence, and the comparison looks into them.
-        outputs=Outputs(unzip=False),
+        outputs=outputs,
         removal=removal,
+        # Archives stay packed: they are evidence, and the comparison looks into them.
+        options=SessionOptions(unzip=False, strict=True),
     )
     experiment = Experiment(owner.output_dir)
     series = experiment.open_series(owner.token)
@@ -257,7 +261,10 @@ def _collect(
         raise_on_failure=False,
     )
     downloaded = steps.download_outputs(credentials, session, workflow_ids=workflow_ids)
-    experiments.record_runs(experiment.folder, series, session, workflows, downloaded, credentials.url, rules)
+    with credentials.get_client() as client:
+        outcomes = judge(client, session, workflows, fetched=True)
+    problems = {one.workflow.identifier: "; ".join(one.problems) for one in outcomes}
+    experiments.record_runs(experiment.folder, series, session, workflows, downloaded, credentials.url, rules, problems)
 
 
 def _report(

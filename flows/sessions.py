@@ -25,6 +25,7 @@ def new_session(
     girder: Girder | None = None,
     outputs: Outputs | None = None,
     removal: Removal | None = None,
+    options: SessionOptions | None = None,
 ) -> VipSession:
     """Name a session so that a retry finds its executions again. Nothing is sent.
 
@@ -41,6 +42,7 @@ def new_session(
         girder: Where outputs go on Girder; they stay on VIP when None.
         outputs: Which outputs are downloaded, in which shape, and what counts as success.
         removal: What is removed from the platform at the end.
+        options: What counts for the fields of these two that are left out; the defaults of the groups when None.
 
     Returns:
         The session.
@@ -71,7 +73,7 @@ def new_session(
         girder_output_dir=f"{girder_path(girder.output) or girder.output}/{name}" if girder.output else None,
         girder_metadata=girder.metadata,
         girder_download=girder.download,
-        options=chosen(SessionOptions(), outputs, removal),
+        options=chosen(options or SessionOptions(), outputs, removal),
     )
 
 

@@ -24,13 +24,15 @@ from prefect_biomed.clients.vip import (
     open_intents,
     open_session,
 )
-from prefect_biomed.clients.vip.session_file import FILE_NAME, VIP_HOME, SessionFile
+from prefect_biomed.clients.vip.session_file import VIP_HOME, SessionFile, sessions_below
 from prefect_biomed.flows import sessions as naming
 from prefect_biomed.flows.cancellation import ending_remote_jobs
 from prefect_biomed.flows.parameters import (
+    CancellableWaiting,
     Girder,
     GirderSession,
     Outputs,
+    PipelineId,
     RefreshTime,
     Removal,
     Runs,
@@ -40,6 +42,7 @@ from prefect_biomed.flows.parameters import (
     SessionWaiting,
     Settings,
     Upload,
+    VipHome,
     Waiting,
     chosen,
 )
@@ -80,7 +83,7 @@ kill_remote_workflows = ending_remote_jobs("vip-session", _kill_workflows, named
 )
 def vip_session(
     credentials: VipCredentials,
-    pipeline_id: str,
+    pipeline_id: PipelineId,
     input_settings: Settings,
     input_dir: Path | None = None,
     output_dir: Path | None = None,
@@ -160,7 +163,7 @@ def vip_resume(
     session_name: SessionName | None = None,
     output_dir: Path | None = None,
     refresh_time: RefreshTime = 30.0,
-    vip_home: str = VIP_HOME,
+    vip_home: VipHome = VIP_HOME,
     outputs: Outputs | None = None,
     removal: Removal | None = None,
     girder: GirderSession | None = None,
@@ -215,12 +218,16 @@ class PipelineRun(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    pipeline_id: str
+    pipeline_id: PipelineId
     input_settings: Settings
     nb_runs: Runs = 1
 
 
-@flow(name="vip-shared-inputs", flow_run_name=flow_run_named("session_name", "runs"))
+@flow(
+    name="vip-shared-inputs",
+    flow_run_name=flow_run_named("session_name", "runs"),
+    on_cancellation=[kill_remote_workflows],
+)
 def vip_shared_inputs(
     credentials: VipCredentials,
     runs: Annotated[list[PipelineRun], Field(min_length=1)],
@@ -231,7 +238,8 @@ def vip_shared_inputs(
     upload: Upload | None = None,
     outputs: Outputs | None = None,
     removal: Removal | None = None,
-    waiting: Waiting | None = None,
+    girder: Girder | None = None,
+    waiting: CancellableWaiting | None = None,
 ) -> list[SessionResult]:
     """Run several parameter sets or pipelines on one upload.
 
@@ -248,7 +256,9 @@ def vip_shared_inputs(
         outputs: Which outputs are downloaded, in which shape, and what counts as success; those of finished runs,
             unpacked, when empty.
         removal: What is removed from the platform at the end; all of the sessions when empty. What failed stays.
-        waiting: How long to wait for capacity and for the runs; to the end when empty.
+        girder: Where outputs go on Girder; they stay on VIP and go to `output_dir` when empty.
+        waiting: How long to wait for capacity and for the runs, and whether a cancellation kills them; to the end, and
+            it does not, when empty.
 
     Returns:
         The result of each parameter set, in their order.
@@ -258,12 +268,13 @@ def vip_shared_inputs(
         WorkflowFailed: Some runs failed. The others are downloaded; their inputs stay for those that failed.
         DeadlineExceeded: Some runs have not ended in time; they go on.
     """
-    upload, waiting = upload or Upload(), waiting or Waiting()
+    upload, waiting = upload or Upload(), waiting or CancellableWaiting()
     owner = naming.new_session(
         input_dir=input_dir,
         output_dir=output_dir,
         session_name=session_name,
         upload=SessionUpload(**upload.model_dump()),
+        girder=girder,
         outputs=outputs,
         removal=removal,
     )
@@ -271,6 +282,7 @@ def vip_shared_inputs(
         session_on_inputs_of(owner, number, run, owner.output_dir / str(number))
         for number, run in enumerate(runs, start=1)
     ]
+    owner = owner.model_copy(update={"girder_output_dir": None})
     steps.check_sessions(credentials, sessions, include=upload.include, exclude=upload.exclude)
     _upload(credentials, owner, upload)
     sessions = [steps.get_inputs(credentials, session, owner) for session in sessions]
@@ -298,7 +310,7 @@ def vip_collect(
 
     Args:
         credentials: The account.
-        folder: Folder whose sub-folders hold a `session_data.json`.
+        folder: Folder whose sub-folders hold a `session_data.json`, or the record of a session that is kept elsewhere.
         outputs: Which outputs are downloaded, in which shape, and what counts as success. What is left out is as each
             session was begun with.
         removal: What is removed from the platform of sessions that have succeeded. What is left out is as each session
@@ -310,8 +322,8 @@ def vip_collect(
     Raises:
         BiomedError: Some sessions could not be collected; the others were.
     """
-    paths = sorted(folder.expanduser().absolute().glob(f"*/{FILE_NAME}"))
-    passed = [_pass(credentials, path.parent, outputs, removal) for path in paths]
+    folders = sessions_below(folder.expanduser().absolute())
+    passed = [_pass(credentials, path, outputs, removal) for path in folders]
     table(
         artifact_key("vip-collect", folder.name), [one.row for one in passed if one.row], f"Open sessions of {folder}"
     )
@@ -343,7 +355,7 @@ def vip_kill(
     credentials: VipCredentials,
     session_name: SessionName | None = None,
     output_dir: Path | None = None,
-    vip_home: str = VIP_HOME,
+    vip_home: VipHome = VIP_HOME,
     timeout_seconds: Seconds = 300.0,
 ) -> list[Workflow]:
     """Kill what still runs of a session, from its name or folder alone. Outputs and inputs stay as they are.
@@ -385,7 +397,7 @@ def session_on_inputs_of(owner: VipSession, number: int, run: PipelineRun, outpu
     Returns:
         The session; `tasks.vip.get_inputs` lets it hold the inputs.
     """
-    name = f"{owner.session_name}-{number}"
+    name, on_girder = f"{owner.session_name}-{number}", owner.girder_output_dir
     return owner.model_copy(
         update={
             "session_name": name,
@@ -394,6 +406,7 @@ def session_on_inputs_of(owner: VipSession, number: int, run: PipelineRun, outpu
             "nb_runs": run.nb_runs,
             "output_dir": output_dir,
             "vip_output_dir": f"{PurePosixPath(owner.vip_dir).parent}/{name}/OUTPUTS",
+            "girder_output_dir": str(PurePosixPath(on_girder).with_name(name)) if on_girder else None,
         }
     )
 
@@ -574,11 +587,13 @@ def _pass(credentials: VipCredentials, folder: Path, outputs: Outputs | None, re
             one.model_copy(update={"options": chosen(one.options, outputs, removal)}) for one in open_intents(folder)
         ]
         session = intents[-1]
-        if not SessionFile(session).read().workflow_ids():
-            return _Passed()
+        with credentials.get_client() as client:
+            if not SessionFile(session, client).read().workflow_ids():
+                return _Passed()
         workflows = steps.monitor_workflows(credentials, session, wait=False, raise_on_failure=False)
         running = [workflow.identifier for workflow in workflows if not workflow.status.is_terminal]
-        outlook = "over" if running else resume_session(session)
+        # Only a session whose file is here can have been suspended.
+        outlook = "over" if running or session.backup != "local" else resume_session(session)
         result = None
         if not running and outlook == "over":
             runs = [(one, ids) for one, ids in _runs_of(credentials, intents) if ids]

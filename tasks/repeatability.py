@@ -86,6 +86,7 @@ def record_runs(
     downloaded: DownloadSummary,
     url: str = "",
     rules: Rules | None = None,
+    problems: dict[str, str] | None = None,
 ) -> list[RunRecord]:
     """Write down the runs of one pipeline of a series: parameters, platform answers, digests, times.
 
@@ -99,6 +100,7 @@ def record_runs(
         downloaded: Their outputs.
         url: Where the executions can be looked at.
         rules: What is left out of the digests.
+        problems: Why executions do not count as success, by identifier, as `outcome` says.
 
     Returns:
         The runs.
@@ -113,7 +115,7 @@ def record_runs(
     records = []
     for repetition, workflow in enumerate(workflows, start=1):
         folder = _folder_of(session, repetition, workflow, downloaded.files.get(workflow.identifier, ()))
-        message = _failure(workflow, folder)
+        message = _failure(workflow, folder, (problems or {}).get(workflow.identifier))
         records.append(
             RunRecord(
                 series=series,
@@ -255,13 +257,14 @@ def _folder_of(session: VipSession, repetition: int, workflow: Workflow, files: 
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
 
 
-def _failure(workflow: Workflow, folder: Path | None) -> str:
-    if not workflow.status.is_success:
-        codes = "; ".join(
-            f"job {job.id}: {job.exit_message or job.status.value}, exit code {job.exit_code}"
-            for job in workflow.failed_jobs[:3]
-        )
-        return f"{workflow.status.value} {codes}".strip()
-    if workflow.failed_jobs:
-        return f"{len(workflow.failed_jobs)} of {len(workflow.jobs)} jobs failed"
+def _failure(workflow: Workflow, folder: Path | None, problem: str | None) -> str:
+    codes = "; ".join(
+        f"job {job.id}: {job.exit_message or job.status.value}, exit code {job.exit_code}"
+        for job in workflow.failed_jobs[:3]
+    )
+    if problem is None:
+        # Nobody has judged it, so only what succeeded altogether counts.
+        problem = "" if workflow.status.is_success and not codes else workflow.status.value
+    if problem:
+        return f"{problem} {codes}".strip()
     return "" if folder else "it left no outputs"

@@ -57,6 +57,7 @@ __all__ = [
     "digest_of_inputs",
     "open_intents",
     "open_session",
+    "sessions_below",
 ]
 
 logger = logging.getLogger(__name__)
@@ -781,6 +782,19 @@ def _damaged(where: str, error: ValidationError) -> LedgerError:
         f"{where} is damaged or not a session file ({problems}). It was left as it is. "
         "Restore it, or move it away to begin anew; executions are found again by their names."
     )
+
+
+def sessions_below(folder: Path) -> list[Path]:
+    """Find the sessions of a folder, wherever their session files are kept.
+
+    Args:
+        folder: Folder whose sub-folders are those of sessions.
+
+    Returns:
+        The folders from which `open_session` can open one, sorted.
+    """
+    records = [*folder.glob(f"*/{FILE_NAME}"), *folder.glob(f"*/{LOCKS}/{FILE_NAME}")]
+    return sorted({folder / path.relative_to(folder).parts[0] for path in records})
 
 
 def open_session(

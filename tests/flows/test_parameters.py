@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 import pytest
 from prefect import Flow, Task
 from prefect.utilities.callables import parameter_schema
+from pydantic import TypeAdapter, ValidationError
 
 from prefect_biomed import flows, tasks
+from prefect_biomed.flows.parameters import PipelineId, RefreshTime, Seconds, VipHome
 
 T = TypeVar("T")
 GROUPS = {"upload", "outputs", "removal", "girder", "waiting", "details", "assessment"}
@@ -106,3 +108,22 @@ def test_a_field_of_a_group_means_the_same_on_every_flow() -> None:
 @pytest.mark.parametrize("member", [*FLOWS.values(), *TASKS.values()], ids=lambda member: member.name)
 def test_every_run_says_what_it_is_about(member: Flow[..., object] | Task[..., object]) -> None:
     assert member.flow_run_name if isinstance(member, Flow) else member.task_run_name
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (RefreshTime, float("nan")),
+        (RefreshTime, float("inf")),
+        (Seconds, float("nan")),
+        (PipelineId, ""),
+        (PipelineId, "  "),
+        (VipHome, "/../x"),
+        (VipHome, "/vip/./x"),
+        (VipHome, "vip/Home"),
+        (VipHome, ""),
+    ],
+)
+def test_values_that_cannot_be_meant_are_refused_by_the_form(kind: Any, value: object) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(kind).validate_python(value)

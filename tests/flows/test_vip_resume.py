@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from harness.laboratory import wait_until
 from prefect_biomed.blocks import VipCredentials
 from prefect_biomed.clients.errors import AuthenticationError
 from prefect_biomed.clients.vip import WorkflowFailed, open_intents
@@ -100,6 +101,29 @@ def test_options_of_the_beginning_decide_unless_others_are_given(
     with credentials.get_client() as client:
         assert client.exists(result.session.vip_input_dir)
         assert not client.exists(result.session.vip_output_dir)
+
+
+def test_sessions_are_collected_wherever_their_file_is_kept(
+    vip: Sandbox, credentials: VipCredentials, folder: Path, tmp_path: Path
+) -> None:
+    vip.vip.switches.delete_seconds = 0
+    for backup in ("vip", None):
+        vip_session(
+            credentials,
+            "CopyFile/1.0",
+            {"file": "sub/a.txt"},
+            input_dir=folder,
+            output_dir=tmp_path / "sessions" / str(backup),
+            session_name=f"kept-{backup}",
+            upload=SessionUpload(backup_location=backup),
+            waiting=SessionWaiting(wait=False),
+        )
+    with credentials.get_client() as client:
+        wait_until(lambda: all(w.status.is_terminal for w in client.workflows()), 30, "both have ended")
+    collected = vip_collect(credentials, tmp_path / "sessions")
+    assert [one.session.session_name for one in collected] == ["kept-None", "kept-vip"]
+    assert all(one.is_finished and len(one.files) == 1 for one in collected)
+    assert vip_collect(credentials, tmp_path / "sessions") == []
 
 
 @pytest.mark.parametrize("strict", [False, True])
