@@ -1,33 +1,26 @@
 """Tiles as the Boss needs them: exactly the tile's size, one channel, the channel's dtype.
 
-The ingest lambda of the Boss wraps values that do not fit, chokes on colour and moves tiles of a wrong size, all
-without an error. So every tile is brought into the right form here, or refused. A file that is right already is sent
-as it is: looking at its header and checksums costs a hundredth of encoding it again.
+The ingest lambda of the Boss wraps values that do not fit, chokes on colour, moves tiles of a wrong size and makes a
+black tile of what it cannot decode, all without an error. So every tile is brought into the right form here, or
+refused. A file that is right already, and of a kind that the Boss is known to decode, is sent as it is: looking at its
+header and checksums costs a hundredth of encoding it again.
 """
 
 from __future__ import annotations
 
 import io
-import struct
-import threading
-import zlib
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import IO, Literal
 
-from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+import numpy as np
+from PIL import Image, PngImagePlugin
 
+from prefect_biomed.clients.boss.caching import DecodeCache
+from prefect_biomed.clients.boss.decoding import fitted, opened
+from prefect_biomed.clients.boss.pictures import MAX_PIXELS, Array, Conversion, Description, Picture, named
 from prefect_biomed.clients.errors import SourceUnreadable
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Array: TypeAlias = npt.NDArray[np.generic]
 
 __all__ = [
     "ITEM_BYTES",
@@ -40,22 +33,13 @@ __all__ = [
     "from_bytes",
     "from_window",
     "pixels",
+    "values",
 ]
 
 ITEM_BYTES = {"uint8": 1, "uint16": 2, "uint32": 4}
 """Bytes of one value, by dtype; of others there are no tiles."""
 
-# Modes whose values all fit the channel, by dtype; the first is the one we write.
-_MODES = {
-    "uint8": ("L",),
-    "uint16": ("I;16", "L", "I;16B", "I;16L", "I;16N"),
-    "uint32": ("I", "L", "I;16", "I;16B", "I;16L", "I;16N"),
-}
-_SIXTEEN = ("I;16", "I;16B", "I;16L", "I;16N")
-_PIXEL_BYTES = {"I": 4, "F": 4} | dict.fromkeys(_SIXTEEN, 2)
-_WORDS = {"1": "black and white", "P": "a palette image", "LA": "grey with transparency", "F": "floating point"}
-_PASS_FORMATS = ("PNG", "TIFF", "JPEG")
-_HEADER_BYTES = 8
+_MOST_OF_MODE_I = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -66,10 +50,11 @@ class TileFormat:
         width: Pixels in x.
         height: Pixels in y.
         datatype: dtype of the channel.
-        colour: What to do with colour, palette, bilevel and too deep images: refuse them, or `convert` them to grey
-            (ITU-R 601 luma; 16 bits keep their upper 8).
+        colour: `convert` stands for the conversions `grey` and `scale`.
         fill: Value of pixels that the source does not have.
         encoding: Format of tiles that have to be encoded: `png` is smaller, `tiff` faster.
+        convert: What may be done to values that do not fit; everything else is refused. See `UploadSettings.convert`.
+        max_pixels: Refuse images that have more.
     """
 
     width: int
@@ -78,85 +63,63 @@ class TileFormat:
     colour: Literal["error", "convert"] = "error"
     fill: int = 0
     encoding: Literal["png", "tiff"] = "png"
+    convert: frozenset[Conversion] = frozenset()
+    max_pixels: int = MAX_PIXELS
+
+    @property
+    def conversions(self) -> frozenset[Conversion]:
+        """All that may be done to values."""
+        return self.convert | ({"grey", "scale"} if self.colour == "convert" else frozenset())
 
 
 @dataclass(frozen=True)
 class ImageWindow:
     """A piece of an image file.
 
+    It can also be read as the file itself: a class that was written for boss-ingest and calls `process` of the class
+    above it expects a file.
+
     Attributes:
         path: The file.
-        page: Page of a multi-page file.
+        page: Page of a multi-page file; None when the file must have one only.
         left: First column; `top` likewise.
         top: First row.
         whole: The file is the tile: it may be smaller, never larger.
+        extent: Left, top, right and bottom of the job where it does not begin at (0, 0): an image that is no larger
+            than it begins where it begins.
     """
 
     path: str
-    page: int = 0
+    page: int | None = None
     left: int = 0
     top: int = 0
     whole: bool = False
+    extent: tuple[int, int, int, int] | None = None
 
+    @cached_property
+    def _file(self) -> IO[bytes]:
+        return io.BytesIO(Path(self.path).read_bytes())
 
-class DecodeCache:
-    """Decoded images, shared by all threads and bounded by bytes.
+    def read(self, size: int = -1) -> bytes:
+        """Read from the file."""
+        return self._file.read(size)
 
-    An image that several threads want at once is decoded by one of them while the others wait. The least recently
-    used go first; one that is larger than the bound is kept until the next one comes.
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a place in the file."""
+        return self._file.seek(offset, whence)
 
-    Args:
-        max_bytes: Bound of the decoded size of all images.
-    """
+    def tell(self) -> int:
+        """Tell the place in the file."""
+        return self._file.tell()
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.decoded = 0
-        self._lock = threading.Lock()
-        self._entries: OrderedDict[Any, tuple[Future[Any], int]] = OrderedDict()
-        self._bytes = 0
-
-    def get(self, key: Any, load: Callable[[], tuple[Any, int]]) -> Any:
-        """Return what `load` makes, from memory when it was made before.
-
-        Args:
-            key: Identity of the image.
-            load: Makes the image; returns it with its size in bytes.
-
-        Returns:
-            The image. It is shared: do not change it.
-
-        Raises:
-            BaseException: Whatever `load` raises; the next caller tries again.
-        """
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is not None:
-                self._entries.move_to_end(key)
-            else:
-                own: Future[Any] = Future()
-                self._entries[key] = own, 0
-        if entry is not None:
-            return entry[0].result()
-        try:
-            image, size = load()
-        except BaseException as error:
-            with self._lock:
-                self._entries.pop(key, None)
-            own.set_exception(error)
-            raise
-        own.set_result(image)
-        with self._lock:
-            self.decoded += 1
-            if key in self._entries:
-                self._entries[key] = own, size
-                self._bytes += size
-            for old in [old for old in self._entries if old != key]:
-                if self._bytes <= self.max_bytes:
-                    break
-                if self._entries[old][0].done():
-                    self._bytes -= self._entries.pop(old)[1]
-        return image
+    def within(self, about: Description) -> ImageWindow:
+        """The same window, counted from the corner of the image."""
+        if self.extent is None:
+            return self
+        left, top, right, bottom = self.extent
+        if about.width > right - left or about.height > bottom - top:
+            return replace(self, extent=None)
+        return replace(self, left=self.left - left, top=self.top - top, extent=None)
 
 
 def from_window(window: ImageWindow, tile: TileFormat, cache: DecodeCache) -> bytes:
@@ -171,38 +134,42 @@ def from_window(window: ImageWindow, tile: TileFormat, cache: DecodeCache) -> by
         The encoded tile; the file's own bytes where they are right already.
 
     Raises:
-        SourceUnreadable: The file is missing, damaged, too large, does not reach to the window, or has colour.
+        SourceUnreadable: The file is missing, damaged, too large, does not reach to the window, or holds values that
+            the channel cannot.
     """
-    if window.whole or (window.page, window.left, window.top) == (0, 0, 0):
-        with _named(window.path):
-            content = Path(window.path).read_bytes() if window.whole else _small_file(window.path, tile)
-        if content is not None:
-            return from_bytes(content, tile, window.path, whole=True)
-
-    def load() -> tuple[Image.Image, int]:
-        with _named(window.path), Path(window.path).open("rb") as file:
-            image = _open(file)
-            if window.page:
-                image.seek(window.page)
-            image.load()
-            return image, image.width * image.height * _PIXEL_BYTES.get(image.mode, len(image.getbands()))
-
-    image = cache.get((window.path, window.page), load)
-    if window.left >= image.width or window.top >= image.height:
-        raise SourceUnreadable(
-            f"{window.path}: has {image.width} x {image.height} pixels, but the extent asks for pixels from "
-            f"({window.left}, {window.top}) on. Correct the extent."
-        )
-    box = (
-        window.left,
-        window.top,
-        min(window.left + tile.width, image.width),
-        min(window.top + tile.height, image.height),
-    )
-    return _encode(_fitted(_grey(image.crop(box), tile, window.path), tile), tile)
+    if window.whole:
+        with named(window.path):
+            content = Path(window.path).read_bytes()
+        return from_bytes(content, tile, window.path, page=window.page)
+    picture = _opened(window, tile, cache)
+    about = picture.about
+    window = window.within(about)
+    if not (window.page or window.left or window.top) and _is_right(about, tile):
+        with named(window.path):
+            content = Path(window.path).read_bytes()
+        return from_bytes(content, tile, window.path, page=window.page)
+    return _encode(_padded(_cut(picture, window, tile, cache), tile), tile, window.path)
 
 
-def from_bytes(content: bytes, tile: TileFormat, name: str, *, whole: bool = True) -> bytes:
+def values(window: ImageWindow, tile: TileFormat, cache: DecodeCache) -> Array:
+    """Read a piece of an image file into the dtype of the channel, which may be one that no tile can carry.
+
+    Args:
+        window: Which piece.
+        tile: Its size and dtype, and what may be done to values.
+        cache: Where decoded images are kept.
+
+    Returns:
+        Shape (rows, columns), smaller than the tile at the far ends of the image.
+
+    Raises:
+        SourceUnreadable: As for `from_window`.
+    """
+    picture = _opened(window, tile, cache)
+    return _cut(picture, window.within(picture.about), tile, cache)
+
+
+def from_bytes(content: bytes, tile: TileFormat, name: str, *, whole: bool = True, page: int | None = None) -> bytes:
     """Make a tile of an encoded image.
 
     Args:
@@ -210,34 +177,32 @@ def from_bytes(content: bytes, tile: TileFormat, name: str, *, whole: bool = Tru
         tile: What it has to be.
         name: Of the source, for errors.
         whole: Refuse a larger image; otherwise its upper left corner is taken.
+        page: Which page; None when there must be one only.
 
     Returns:
         The encoded tile; `content` itself where it is right already.
 
     Raises:
-        SourceUnreadable: It cannot be decoded, is too large, or has colour.
+        SourceUnreadable: It cannot be decoded, is too large, or holds values that the channel cannot.
     """
-    with _named(name):
-        image = _open(io.BytesIO(content))
-        right = (
-            image.size == (tile.width, tile.height)
-            and image.mode in _MODES[tile.datatype]
-            and image.format in _PASS_FORMATS
-            and getattr(image, "n_frames", 1) == 1
-        )
-        if right and image.format == "PNG":
-            image.verify()  # the checksums of all chunks; an eighth of the time that decoding takes
-            return content
-        image.load()
-    if right:
-        return content
-    if whole and (image.width > tile.width or image.height > tile.height):
+    _check_tile(tile, name)
+    picture = opened(content, name, page, tile.conversions, tile.max_pixels)
+    about = picture.about
+    if whole and (about.width > tile.width or about.height > tile.height):
         raise SourceUnreadable(
-            f"{name}: has {image.width} x {image.height} pixels, the tiles of the job have {tile.width} x "
+            f"{name}: has {about.width} x {about.height} pixels, the tiles of the job have {tile.width} x "
             f"{tile.height}. The Boss would place it wrongly. Correct tile_size."
         )
-    corner = image.crop((0, 0, min(image.width, tile.width), min(image.height, tile.height)))
-    return _encode(_fitted(_grey(corner, tile, name), tile), tile)
+    right = _is_right(about, tile)
+    if right and about.format == "PNG":
+        with named(name):
+            PngImagePlugin.PngImageFile(io.BytesIO(content)).verify()  # all checksums; an eighth of decoding
+        return content
+    cache = DecodeCache(0)
+    array = picture.read(cache, 0, 0, min(about.height, tile.height), min(about.width, tile.width))
+    if right:
+        return content
+    return _encode(_padded(fitted(array, about, tile.datatype, tile.conversions, name), tile), tile, name)
 
 
 def from_array(pixels: Array, tile: TileFormat, name: str) -> bytes:
@@ -254,33 +219,21 @@ def from_array(pixels: Array, tile: TileFormat, name: str) -> bytes:
     Raises:
         SourceUnreadable: Wrong shape, or values that the channel cannot hold.
     """
-    import numpy as np
-
+    _check_tile(tile, name)
     if pixels.ndim != 2 or pixels.shape[0] > tile.height or pixels.shape[1] > tile.width:
         raise SourceUnreadable(
             f"{name}: an array of shape {pixels.shape} is not a tile of {tile.height} x {tile.width} (y, x)."
         )
-    wanted = np.dtype(tile.datatype)
-    if not np.can_cast(pixels.dtype, wanted, "safe"):
-        limits: Any = np.iinfo(wanted)
-        integers = np.issubdtype(pixels.dtype, np.integer)
-        values: Any = pixels
-        if not integers or (pixels.size and (values.min() < 0 or values.max() > limits.max)):
-            raise SourceUnreadable(
-                f"{name}: is {pixels.dtype} and does not fit a {tile.datatype} channel; its values would wrap."
-            )
-    padded = np.full((tile.height, tile.width), tile.fill, dtype=wanted)
-    padded[: pixels.shape[0], : pixels.shape[1]] = pixels
-    if tile.datatype == "uint32":
-        if padded.size and padded.max() > 2**31 - 1:
-            raise SourceUnreadable(f"{name}: values above 2147483647 need a volumetric ingest job.")
-        padded = padded.astype(np.int32)
-    return _encode(Image.fromarray(padded), tile)
+    kinds: dict[str, Literal["unsigned", "signed", "float"]] = {"u": "unsigned", "i": "signed"}
+    bits = pixels.dtype.itemsize * 8
+    kind = kinds.get(pixels.dtype.kind, "float")
+    about = Description("array", pixels.shape[1], pixels.shape[0], bits=bits, kind=kind)
+    return _encode(_padded(fitted(pixels, about, tile.datatype, tile.conversions, name), tile), tile, name)
 
 
 def blank(tile: TileFormat) -> bytes:
     """Make a tile of the fill value alone."""
-    return _encode(Image.new(_MODES[tile.datatype][0], (tile.width, tile.height), tile.fill), tile)
+    return _encode(np.full((tile.height, tile.width), tile.fill, tile.datatype), tile, "blank tile")
 
 
 def pixels(content: bytes, tile: TileFormat, name: str) -> bytes:
@@ -294,94 +247,84 @@ def pixels(content: bytes, tile: TileFormat, name: str) -> bytes:
     Returns:
         The values in C order, little endian, in the channel's dtype.
     """
-    with _named(name):
-        image = _open(io.BytesIO(content))
-        image.load()
-    mode = _MODES[tile.datatype][0]
-    return (image if image.mode == mode else image.convert(mode)).tobytes()
+    picture = opened(content, name, None, tile.conversions, tile.max_pixels)
+    about = picture.about
+    array = picture.read(DecodeCache(0), 0, 0, about.height, about.width)
+    exact = fitted(array, about, tile.datatype, tile.conversions, name)
+    return exact.astype(np.dtype(tile.datatype).newbyteorder("<")).tobytes()
 
 
 def check_datatype(datatype: str) -> str | None:
     """Why tiles cannot carry a dtype; None when they can."""
-    if datatype in _MODES:
+    if datatype in ITEM_BYTES:
         return None
     return f"the channel is {datatype}, which no image file can carry; use a volumetric job (boss-v0.2-schema)"
 
 
-def _open(file: IO[bytes]) -> Image.Image:
-    """Open an image without Pillow's bound on its size: a slice of a brain has more pixels than a photograph."""
-    head = file.read(_HEADER_BYTES)
-    file.seek(0)
-    if head.startswith(b"\x89PNG"):
-        return PngImagePlugin.PngImageFile(file)
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return TiffImagePlugin.TiffImageFile(file)
-    if head.startswith(b"\xff\xd8"):
-        return JpegImagePlugin.JpegImageFile(file)
-    return Image.open(file)
+def _check_tile(tile: TileFormat, name: str) -> None:
+    if reason := check_datatype(tile.datatype):
+        raise SourceUnreadable(f"{name}: {reason}.")
 
 
-def _small_file(path: str, tile: TileFormat) -> bytes | None:
-    """The file's bytes when it is one image of exactly the tile's size, which then needs no decoding."""
-    with Path(path).open("rb") as file:
-        image = _open(file)
-        if image.size != (tile.width, tile.height) or getattr(image, "n_frames", 1) != 1:
-            return None
-    return Path(path).read_bytes()
+def _opened(window: ImageWindow, tile: TileFormat, cache: DecodeCache) -> Picture:
+    """Open an image, or take it from the memory: its header may list a million strips."""
+
+    def load() -> tuple[Picture, int]:
+        picture = opened(Path(window.path), window.path, window.page, tile.conversions, tile.max_pixels)
+        return picture, picture.header_bytes
+
+    picture: Picture = cache.get((window.path, window.page, "header"), load, counted=False)
+    return picture
 
 
-def _grey(image: Image.Image, tile: TileFormat, name: str) -> Image.Image:
-    if image.mode in _MODES[tile.datatype]:
-        return image
-    if image.mode == "I" and tile.datatype == "uint16":
-        low, high = image.getextrema()
-        if isinstance(low, int | float) and isinstance(high, int | float) and low >= 0 and high <= 65535:
-            return image.convert("I;16")
-    kind = _WORDS.get(image.mode, "16 bits deep" if image.mode in (*_SIXTEEN, "I") else "in colour")
-    if tile.colour == "error" or image.mode in ("F", "I"):
-        advice = "" if image.mode in ("F", "I") else " Convert the files, or set colour='convert'."
+def _cut(picture: Picture, window: ImageWindow, tile: TileFormat, cache: DecodeCache) -> Array:
+    about = picture.about
+    if not 0 <= window.left < about.width or not 0 <= window.top < about.height:
         raise SourceUnreadable(
-            f"{name}: is {kind} ({image.mode}), the channel is {tile.datatype}. The Boss would wrap the values or lose "
-            f"the chunk.{advice}"
+            f"{window.path}: has {about.width} x {about.height} pixels, but the extent asks for pixels from "
+            f"({window.left}, {window.top}) on. Correct the extent."
         )
-    if image.mode in _SIXTEEN:
-        return image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    return image.convert("L")
+    bottom = min(window.top + tile.height, about.height)
+    right = min(window.left + tile.width, about.width)
+    array = picture.read(cache, window.top, window.left, bottom, right)
+    return fitted(array, about, tile.datatype, tile.conversions, window.path)
 
 
-def _fitted(image: Image.Image, tile: TileFormat) -> Image.Image:
-    wanted = _MODES[tile.datatype][0]
-    if image.mode != wanted and (image.mode != "L" or tile.fill > 255):
-        image = image.convert(wanted)
-    if image.size == (tile.width, tile.height):
-        return image
-    padded = Image.new(image.mode, (tile.width, tile.height), tile.fill)
-    padded.paste(image, (0, 0))
+def _is_right(about: Description, tile: TileFormat) -> bool:
+    """Whether a file may be sent as it is: of the tile's size and of a kind that the Boss is known to decode exactly.
+
+    Its own client sends what Pillow writes when nothing is asked of it: PNG of 8 and 16 bits, TIFF in its plain form,
+    JPEG. What other codecs become there is not known, and what it cannot decode becomes a black tile.
+    """
+    if (about.width, about.height) != (tile.width, tile.height) or about.pages != 1 or not about.plain:
+        return False
+    if about.channels != 1 or about.palette or about.kind != "unsigned" or about.orientation not in (0, 1):
+        return False
+    if about.bits != 8 and (about.bits != 16 or tile.datatype == "uint8"):
+        return False
+    if about.format == "TIFF":
+        return about.compression == "none" and (about.bits == 8 or about.byte_order == "little")
+    return about.format in ("PNG", "JPEG")
+
+
+def _padded(array: Array, tile: TileFormat) -> Array:
+    if array.shape == (tile.height, tile.width):
+        return array
+    padded = np.full((tile.height, tile.width), tile.fill, dtype=array.dtype)
+    padded[: array.shape[0], : array.shape[1]] = array
     return padded
 
 
-def _encode(image: Image.Image, tile: TileFormat) -> bytes:
+def _encode(array: Array, tile: TileFormat, name: str) -> bytes:
+    _check_tile(tile, name)
+    if tile.datatype == "uint32":
+        if array.size and array.max() > _MOST_OF_MODE_I:
+            raise SourceUnreadable(f"{name}: values above {_MOST_OF_MODE_I} need a volumetric ingest job.")
+        array = array.astype(np.int32)
+    image = Image.fromarray(np.ascontiguousarray(array))
     buffer = io.BytesIO()
-    if tile.encoding == "tiff" or image.mode == "I":
+    if tile.encoding == "tiff" or tile.datatype == "uint32":
         image.save(buffer, "TIFF")
     else:
         image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Turn what Pillow and the file system raise into one error that names the file."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise SourceUnreadable(f"{name}: there is no such file.") from None
-    except EOFError:
-        raise SourceUnreadable(f"{name}: has fewer pages than the extent asks for.") from None
-    except UnidentifiedImageError:
-        raise SourceUnreadable(f"{name}: is not an image.") from None
-    except OSError as error:
-        what = f"cannot be read ({error.strerror})" if error.errno else f"is damaged ({error})"
-        raise SourceUnreadable(f"{name}: {what}.") from None
-    except (SyntaxError, ValueError, KeyError, IndexError, struct.error, zlib.error) as error:
-        raise SourceUnreadable(f"{name}: is damaged ({error}).") from None

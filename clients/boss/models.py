@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from prefect_biomed.clients.boss.pictures import MAX_PIXELS, Conversion
 from prefect_biomed.clients.boss.proofs import Verification
 from prefect_biomed.clients.rest import OpenEnum
 
@@ -182,7 +183,15 @@ class UploadSettings(BaseModel):
     job only when all sixteen slices of a chunk are skipped together); `quarantine` takes it off the queue and keeps it,
     to be tried again by the next upload of this machine."""
     colour: Literal["error", "convert"] = Field(default="error", title="With images in colour")
-    """What to do with colour, palette, bilevel and too deep images: `error`, or `convert` to grey."""
+    """`convert` stands for the conversions `grey` and `scale`."""
+    convert: frozenset[Conversion] = Field(default=frozenset(), title="Conversions that are allowed")
+    """What may be done to sources that do not fit the channel; without it they are refused, and values never change.
+    `grey`: colour, palette and black and white become one value (ITU-R 601 luma; 0 and 255); `scale`: of values that
+    are too deep the upper bits are kept; `clip`: values outside become the nearest that fits; `shift`: half the range
+    is added to signed values, which keeps their order; `first_page`: the first of several pages is taken; `stored`:
+    images that are to be turned before they are shown are taken as they are stored."""
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1, title="Most pixels of one source image")
+    """Images whose header speaks of more are bad sources: damaged, or made to exhaust the memory."""
     fill: int = Field(default=0, ge=0, title="Fill value")
     """Value of pixels that the source does not have."""
     encoding: Literal["png", "tiff"] = Field(default="png", title="Format of tiles")

@@ -80,7 +80,10 @@ class TileSource(_Paths):
         path = self.path(position) if path is None else path
         with self._reader_guard, _plugin_errors(self._reader, position):
             result = self._reader.process(path, position.x, position.y, position.z, position.t)
-            if hasattr(result, "read"):
+            if isinstance(result, ImageWindow):
+                whole = result.whole or bool(getattr(self._plugin, "one_file_per_tile", False))
+                result = ImageWindow(result.path, result.page, whole=True) if whole else result
+            elif hasattr(result, "read"):
                 with closing(result) as file:
                     file.seek(0)
                     result = file.read()
@@ -214,7 +217,16 @@ def open_source(config: IngestConfig, datatype: str, settings: UploadSettings) -
     if settings.fill >= 2 ** (8 * images.ITEM_BYTES[datatype]):
         raise ConfigurationError(f"The fill value {settings.fill} does not fit a {datatype} channel.")
     size = config.piece_size
-    tile = TileFormat(size["x"], size["y"], datatype, settings.colour, settings.fill, settings.encoding)
+    tile = TileFormat(
+        size["x"],
+        size["y"],
+        datatype,
+        settings.colour,
+        settings.fill,
+        settings.encoding,
+        settings.convert,
+        settings.max_pixels,
+    )
     return TileSource(config, tile, settings.cache_bytes)
 
 

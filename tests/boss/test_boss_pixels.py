@@ -16,11 +16,12 @@ import zarr
 from PIL import Image
 
 from harness.ingest_lab import QUICK, Lab, volume
-from prefect_biomed.clients.boss import images
+from prefect_biomed.clients.boss import IngestConfig, images
+from prefect_biomed.clients.boss._keys import Position
 from prefect_biomed.clients.boss.images import DecodeCache, ImageWindow, TileFormat
 from prefect_biomed.clients.boss.plugins import base
 from prefect_biomed.clients.boss.plugins.allowed import ENTRY_POINTS, VARIABLE
-from prefect_biomed.clients.boss.sources import compress
+from prefect_biomed.clients.boss.sources import TileSource, compress
 from prefect_biomed.clients.errors import ConfigurationError, SourceUnreadable
 
 BUILT_IN = "prefect_biomed.clients.boss.plugins"
@@ -406,6 +407,92 @@ def test_a_class_that_an_installed_package_offers_is_allowed(tmp_path: Path, mon
     assert type(base.load("offered_plugin.Offered", {})).__name__ == "Offered"
     with pytest.raises(ConfigurationError, match="not allowed"):
         base.load("offered_plugin.Hidden", {})
+
+
+def test_classes_that_build_on_those_of_boss_ingest_load_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "built_on_theirs.py").write_text(
+        "import io\n"
+        "from PIL import Image, ImageChops\n"
+        "from ingestclient.plugins.stack import ZindexStackPathProcessor, ZindexStackTileProcessor\n"
+        "from ingestclient.utils.filesystem import DynamicFilesystem\n\n\n"
+        "class PathProcessor(ZindexStackPathProcessor):\n"
+        "    def process(self, x_index, y_index, z_index, t_index=None):\n"
+        "        return super().process(x_index, y_index, z_index + 1, t_index)\n\n\n"
+        "class TileProcessor(ZindexStackTileProcessor):\n"
+        "    def setup(self, parameters):\n"
+        "        super().setup(parameters)\n"
+        "        self.own = DynamicFilesystem(parameters['filesystem'], parameters)\n\n"
+        "    def process(self, file_path, x_index, y_index, z_index, t_index=0):\n"
+        "        with self.own.get_file(file_path) as own, self.fs.get_file(file_path) as theirs:\n"
+        "            assert own.read() == theirs.read()\n"
+        "        output = io.BytesIO()\n"
+        "        handle = super().process(file_path, x_index, y_index, z_index, t_index)\n"
+        "        ImageChops.invert(Image.open(handle)).save(output, 'PNG')\n"
+        "        return output\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(VARIABLE, "built_on_theirs")
+    pixels = volume((48, 64))
+    Image.fromarray(pixels).save(tmp_path / "s_1.png")
+    config = stack_config(tmp_path, "s_<>", {"x": [0, 64], "y": [0, 48]})
+    for key in ("path_processor", "tile_processor"):
+        config["client"][key]["class"] = f"built_on_theirs.{key.title().replace('_', '')}"
+    source = TileSource(IngestConfig.load(config), TILE, 1 << 20)
+    assert np.array_equal(pixels_of(source.read(Position(0, 0, 0, 0))), 255 - pixels)
+    assert "ingestclient" not in sys.modules
+
+
+def stack_config(folder: Path, name: str, extent: dict[str, list[int]], **params: Any) -> dict[str, Any]:
+    module = "ingestclient.plugins.stack"
+    chosen = plugins(module, "ZindexStack", {"root_dir": str(folder), "base_filename": name, "extension": "png"})
+    chosen["tile_processor"]["params"] = {"extension": "png", "filesystem": "local"} | params
+    return {
+        "schema": {"name": "boss-v0.1-schema", "validator": "BossValidatorV01"},
+        "client": {"backend": {"name": "boss", "class": "BossBackend", "host": "h", "protocol": "https"}} | chosen,
+        "database": {"collection": "c", "experiment": "e", "channel": "ch"},
+        "ingest_job": {
+            "resolution": 0,
+            "extent": extent | {"z": [0, 1], "t": [0, 1]},
+            "tile_size": {"x": 512 if extent["x"][1] > 64 else 64, "y": 512 if extent["y"][1] > 48 else 48},
+        },
+    }
+
+
+def test_a_template_with_columns_and_rows_names_one_file_for_each_tile(tmp_path: Path) -> None:
+    pixels = volume((1, 1024, 1024))
+    write(pixels, lambda z, y, x: tmp_path / f"t_{z:03d}_{y}_{x}.png")
+    config = stack_config(tmp_path, "t_<p:3>_<y>_<x>", {"x": [0, 1024], "y": [0, 1024]})
+    source = TileSource(IngestConfig.load(config), TileFormat(512, 512, "uint8"), 1 << 20)
+    for y, x in np.ndindex(2, 2):
+        read = pixels_of(source.read(Position(x, y, 0, 0)))
+        assert np.array_equal(read, pixels[0, y * 512 : (y + 1) * 512, x * 512 : (x + 1) * 512])
+
+
+@pytest.mark.parametrize("shape", [(512, 1024), (1024, 2048)])
+def test_a_stack_may_begin_where_the_extent_does(shape: tuple[int, int], tmp_path: Path) -> None:
+    pixels = volume(shape)
+    Image.fromarray(pixels).save(tmp_path / "s_0.png")
+    config = stack_config(tmp_path, "s_<>", {"x": [1024, 2048], "y": [512, 1024]})
+    source = TileSource(IngestConfig.load(config), TileFormat(512, 512, "uint8"), 1 << 22)
+    top, left = (0, 0) if shape == (512, 1024) else (512, 1024)
+    for x in (2, 3):
+        start = left + (x - 2) * 512
+        read = pixels_of(source.read(Position(x, 1, 0, 0)))
+        assert np.array_equal(read, pixels[top : top + 512, start : start + 512])
+
+
+def test_fail_gracefully_makes_a_black_tile_of_a_file_that_is_not_there(tmp_path: Path) -> None:
+    config = stack_config(tmp_path, "s_<>", {"x": [0, 64], "y": [0, 48]}, fail_gracefully=True)
+    source = TileSource(IngestConfig.load(config), TILE, 1 << 20)
+    assert not pixels_of(source.read(Position(0, 0, 0, 0))).any()
+    (tmp_path / "s_0.png").write_bytes(b"")
+    with pytest.raises(SourceUnreadable, match="not an image"):
+        source.read(Position(0, 0, 0, 0))
+    config["client"]["path_processor"]["params"]["root_dir"] = str(tmp_path / "not mounted")
+    with pytest.raises(SourceUnreadable, match="no such file"):
+        TileSource(IngestConfig.load(config), TILE, 1 << 20).read(Position(0, 0, 0, 0))
 
 
 def test_a_class_that_is_not_there_is_said(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "filled_in",
     "load",
     "parameter",
+    "window",
 ]
 
 XYZ_ORDER, ZYX_ORDER, XYZT_ORDER, TZYX_ORDER = range(4)
@@ -34,6 +35,7 @@ XYZ_ORDER, ZYX_ORDER, XYZT_ORDER, TZYX_ORDER = range(4)
 _BUILT_IN = "prefect_biomed.clients.boss.plugins"
 _OFFICIAL = ("ingestclient.plugins.", "ingest.plugins.")
 _TEMPLATE = re.compile(r"<(?:o:(\d+))?(?:p:(\d+))?>")
+_SHARED = ("catmaid", "stack", "multipage_tiff", "hdf5", "zarr", "cloudvolume")
 _import_lock = threading.Lock()
 
 
@@ -42,11 +44,19 @@ class PathProcessor(ABC):
 
     Attributes:
         thread_safe: Whether `process` may be called from several threads at once; otherwise a lock is held.
+        names_files: Whether what `process` returns is always the path of a local file, so that a listing of its folder
+            tells whether it is there.
         parameters: What the configuration gives, and `ingest_job`, the section of that name.
     """
 
     thread_safe: ClassVar[bool] = False
+    names_files: ClassVar[bool] = False
     parameters: dict[str, Any]
+
+    @property
+    def one_file_per_tile(self) -> bool:
+        """Whether each file is one tile, and not a slice that is cut."""
+        return False
 
     def setup(self, parameters: dict[str, Any]) -> None:
         """Take the parameters.
@@ -185,6 +195,26 @@ def filled_in(template: str, index: int, x_index: int, y_index: int, z_index: in
     return text.replace("<x>", str(x_index)).replace("<y>", str(y_index)).replace("<z>", str(z_index))
 
 
+def window(
+    parameters: Mapping[str, Any], file_path: str, x_index: int, y_index: int, page: int | None = None
+) -> ImageWindow:
+    """Name the window of a tile in an image of the slice.
+
+    An image no larger than the extent begins where the extent begins, a larger one at (0, 0).
+
+    Args:
+        parameters: Of the plugin, with `ingest_job`.
+        file_path: The image.
+        x_index: Column of the tile.
+        y_index: Row of the tile.
+        page: Page of the file; None when it must have one only.
+    """
+    job = parameters["ingest_job"]
+    size, (x0, x1), (y0, y1) = job["tile_size"], job["extent"]["x"], job["extent"]["y"]
+    extent = (x0, y0, x1, y1) if x0 or y0 else None
+    return ImageWindow(file_path, page, x_index * size["x"], y_index * size["y"], extent=extent)
+
+
 def local_file(parameters: Mapping[str, Any], plugin: object) -> None:
     """Refuse the S3 file system of boss-ingest's plugins, which would need keys in the configuration.
 
@@ -271,26 +301,7 @@ def _base_classes() -> Iterator[None]:
         missing = False
     except ImportError:
         missing = True
-    added: dict[str, ModuleType] = {}
-    if missing:
-        for package in ("ingestclient", "ingest"):
-            contents: dict[str, dict[str, Any]] = {
-                package: {"__path__": []},
-                f"{package}.plugins": {"__path__": []},
-                f"{package}.plugins.path": {"PathProcessor": PathProcessor},
-                f"{package}.plugins.tile": {"TileProcessor": TileProcessor},
-                f"{package}.plugins.chunk": {
-                    "ChunkProcessor": ChunkProcessor,
-                    "XYZ_ORDER": XYZ_ORDER,
-                    "ZYX_ORDER": ZYX_ORDER,
-                    "XYZT_ORDER": XYZT_ORDER,
-                    "TZYX_ORDER": TZYX_ORDER,
-                },
-            }
-            for name, attributes in contents.items():
-                module = ModuleType(name)
-                vars(module).update(attributes)
-                added[name] = module
+    added = _shim() if missing else {}
     kept = {name: sys.modules[name] for name in added if name in sys.modules}
     sys.modules.update(added)
     try:
@@ -299,3 +310,36 @@ def _base_classes() -> Iterator[None]:
         for name in added:
             sys.modules.pop(name, None)
         sys.modules.update(kept)
+
+
+def _shim() -> dict[str, ModuleType]:
+    """Modules by the names of boss-ingest's, with base classes, built-in plugins and file systems of ours."""
+    own: dict[str, dict[str, Any]] = {
+        "plugins.path": {"PathProcessor": PathProcessor},
+        "plugins.tile": {"TileProcessor": TileProcessor},
+        "plugins.chunk": {
+            "ChunkProcessor": ChunkProcessor,
+            "XYZ_ORDER": XYZ_ORDER,
+            "ZYX_ORDER": ZYX_ORDER,
+            "XYZT_ORDER": XYZT_ORDER,
+            "TZYX_ORDER": TZYX_ORDER,
+        },
+    }
+    built_in = {f"plugins.{name}": f"{_BUILT_IN}.{name}" for name in _SHARED} | {
+        "utils.filesystem": f"{_BUILT_IN}.filesystem"
+    }
+    shim: dict[str, ModuleType] = {}
+    for package in ("ingestclient", "ingest"):
+        for name in (package, f"{package}.plugins", f"{package}.utils"):
+            shim[name] = ModuleType(name)
+            shim[name].__path__ = []
+        for name, attributes in own.items():
+            shim[f"{package}.{name}"] = module = ModuleType(f"{package}.{name}")
+            vars(module).update(attributes)
+        for name, place in built_in.items():
+            try:
+                found = importlib.import_module(place)
+            except ImportError:
+                continue  # of an extra that is not installed
+            shim[f"{package}.{name}"] = found
+    return shim

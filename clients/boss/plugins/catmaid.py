@@ -31,6 +31,7 @@ class _Stack(PathProcessor):
     """Parameters: `root_dir`, `filetype`. The resolution of the job is the zoom level in names."""
 
     thread_safe: ClassVar[bool] = True
+    names_files: ClassVar[bool] = True
     layout: ClassVar[str]
 
     def setup(self, parameters: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -68,6 +68,7 @@ class _Files:
 
 class _NamedFile(PathProcessor):
     thread_safe: ClassVar[bool] = True
+    names_files: ClassVar[bool] = True
 
     def setup(self, parameters: dict[str, Any]) -> None:
         """Take the parts of the name."""
@@ -93,6 +94,7 @@ class Hdf5SingleFilePathProcessor(PathProcessor):
     """One file for all. Parameter: `filename`."""
 
     thread_safe: ClassVar[bool] = True
+    names_files: ClassVar[bool] = True
 
     def process(self, x_index: int, y_index: int, z_index: int, t_index: int | None = None) -> str:
         """Name the file."""
@@ -107,6 +109,7 @@ class Hdf5ChunkPathProcessor(PathProcessor):
     """
 
     thread_safe: ClassVar[bool] = True
+    names_files: ClassVar[bool] = True
 
     def process(self, x_index: int, y_index: int, z_index: int, t_index: int | None = None) -> str:
         """Name the file of a block."""
@@ -258,10 +261,6 @@ class Hdf5VolumeChunkProcessor(ChunkProcessor):
         x, y, z = self.bounds(x_index, y_index, z_index)
         with self._files.dataset(file_path or self._path, self._dataset) as data:
             return np.asarray(data[z, y, x]), ZYX_ORDER
-
-
-def _shifted(spans: Sequence[tuple[int, int]], origin: Sequence[int]) -> tuple[slice, ...]:
-    return tuple(slice(low - start, high - start) for (low, high), start in zip(spans, origin, strict=True))
 
 
 def _whole(values: npt.NDArray[Any], name: str) -> Array:

@@ -12,6 +12,7 @@ from prefect_biomed.clients.boss.plugins.base import (
     filled_in,
     local_file,
     parameter,
+    window,
 )
 
 __all__ = [
@@ -26,6 +27,7 @@ class SingleTimeTiffPathProcessor(PathProcessor):
     """One file per slice, its pages are the samples. Parameters: `z_<slice>` for each slice, a path."""
 
     thread_safe: ClassVar[bool] = True
+    names_files: ClassVar[bool] = True
 
     def process(self, x_index: int, y_index: int, z_index: int, t_index: int | None = None) -> str:
         """Name the file of a slice."""
@@ -42,8 +44,7 @@ class SingleTimeTiffTileProcessor(TileProcessor):
 
     def process(self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0) -> ImageWindow:
         """Name the window of the tile."""
-        size = self.parameters["ingest_job"]["tile_size"]
-        return ImageWindow(file_path, page=t_index, left=x_index * size["x"], top=y_index * size["y"])
+        return window(self.parameters, file_path, x_index, y_index, page=t_index)
 
 
 class TiffMultiFileHyperStackPathProcessor(PathProcessor):
@@ -54,6 +55,7 @@ class TiffMultiFileHyperStackPathProcessor(PathProcessor):
     """
 
     thread_safe: ClassVar[bool] = True
+    names_files: ClassVar[bool] = True
 
     def setup(self, parameters: dict[str, Any]) -> None:
         """Take the parts of the name."""
@@ -89,6 +91,4 @@ class TiffMultiFileHyperStackTileProcessor(TileProcessor):
     def process(self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0) -> ImageWindow:
         """Name the window of the tile."""
         frame = (t_index * self._slices + z_index) * self._colours + self._colour
-        size = self.parameters["ingest_job"]["tile_size"]
-        left, top = x_index * size["x"], y_index * size["y"]
-        return ImageWindow(file_path, page=frame % self._pages, left=left, top=top)
+        return window(self.parameters, file_path, x_index, y_index, page=frame % self._pages)

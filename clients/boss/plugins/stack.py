@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from prefect_biomed.clients.boss.images import ImageWindow
+from prefect_biomed.clients.boss.pictures import Array
 from prefect_biomed.clients.boss.plugins.base import (
     PathProcessor,
     TileProcessor,
     filled_in,
     local_file,
     parameter,
+    window,
 )
+from prefect_biomed.clients.boss.plugins.filesystem import DynamicFilesystem
 from prefect_biomed.clients.errors import SourceUnreadable
 
 __all__ = [
@@ -22,15 +29,23 @@ __all__ = [
     "ZindexStackTileProcessor",
 ]
 
+logger = logging.getLogger(__name__)
+
 
 class ZindexStackPathProcessor(PathProcessor):
     """One file per slice: `{root_dir}/{base_filename}.{extension}`.
 
     Parameters: `root_dir`, `base_filename` (`<>` stands for the slice, `<o:200p:4>` adds 200 and pads to 4 digits),
-    `extension`.
+    `extension`. `<x>` and `<y>` stand for column and row of a tile that has a file of its own.
     """
 
     thread_safe: ClassVar[bool] = True
+    names_files: ClassVar[bool] = True
+
+    @property
+    def one_file_per_tile(self) -> bool:
+        """Whether the template names tiles rather than slices."""
+        return "<x>" in self._name or "<y>" in self._name
 
     def setup(self, parameters: dict[str, Any]) -> None:
         """Take the parts of the name."""
@@ -58,20 +73,37 @@ class _Window(TileProcessor):
         size = parameters["ingest_job"]["tile_size"]
         self._size: tuple[int, int] = size["x"], size["y"]
 
-    def process(self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0) -> ImageWindow:
+    def process(
+        self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0
+    ) -> ImageWindow | Array:
         """Name the window of the tile."""
-        return ImageWindow(file_path, left=x_index * self._size[0], top=y_index * self._size[1])
+        return window(self.parameters, file_path, x_index, y_index)
 
 
 class ZindexStackTileProcessor(_Window):
     """Cuts tiles out of the slice's image; those at the edge are padded.
 
-    A template with `<x>` or `<y>` names one file per tile, and then the file is the tile.
+    A template with `<x>` or `<y>` names one file per tile, and then the file is the tile; `one_file_per_tile` says the
+    same of a path processor of one's own. With `fail_gracefully`, a file that is not there although its folder is
+    becomes a tile of the value 0.
     """
 
-    def process(self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0) -> ImageWindow:
+    def setup(self, parameters: dict[str, Any]) -> None:
+        """Take the size of a tile."""
+        super().setup(parameters)
+        self.fs = DynamicFilesystem(str(parameters.get("filesystem", "local")), parameters)
+        self._gracefully = bool(parameters.get("fail_gracefully", False))
+        self._whole = bool(parameters.get("one_file_per_tile", False))
+
+    def process(
+        self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0
+    ) -> ImageWindow | Array:
         """Name the window of the tile."""
-        if self.parameters.get("one_file_per_tile", False):
+        path = Path(file_path)
+        if self._gracefully and not path.exists() and path.parent.is_dir():
+            logger.warning("%s: there is no such file; the tile is black, as fail_gracefully says", file_path)
+            return np.zeros((self._size[1], self._size[0]), np.uint8)
+        if self._whole:
             return ImageWindow(file_path, whole=True)
         return super().process(file_path, x_index, y_index, z_index, t_index)
 
@@ -80,6 +112,7 @@ class SingleImagePathProcessor(PathProcessor):
     """The same file for all tiles. Parameter: `filename`."""
 
     thread_safe: ClassVar[bool] = True
+    names_files: ClassVar[bool] = True
 
     def setup(self, parameters: dict[str, Any]) -> None:
         """Take the file name."""
@@ -101,5 +134,4 @@ class SingleImageTileProcessor(_Window):
 
     def process(self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0) -> ImageWindow:
         """Name the window of the tile."""
-        left, top = x_index * self._size[0], y_index * self._size[1]
-        return ImageWindow(file_path, page=z_index - self._first, left=left, top=top)
+        return window(self.parameters, file_path, x_index, y_index, page=z_index - self._first)
