@@ -276,7 +276,8 @@ def _compare_file(group: FileGroup, runs: Sequence[str], rules: Rules) -> FileCo
             note=group.note,
         )
     with opened(group, rules) as contents:
-        facts = list(_differing_facts(contents))
+        facts = list(_differing({run: content.words for run, content in contents.items()}))
+        environment = tuple(_differing({run: content.environment for run, content in contents.items()}))
         tolerance = rules.tolerance(group.name)
         common = measures_in_all(list(contents.values()))
         measures = [
@@ -306,6 +307,7 @@ def _compare_file(group: FileGroup, runs: Sequence[str], rules: Rules) -> FileCo
         facts=tuple(facts[:_MAX_FACTS]),
         facts_differing=len(facts),
         measures=tuple(differing),
+        environment=environment[:_MAX_FACTS],
         note=note,
     )
 
@@ -342,11 +344,10 @@ def same_bytes(one: Path, other: Path) -> bool:
                 return True
 
 
-def _differing_facts(contents: Mapping[str, Content]) -> Iterator[FactDifference]:
-    words = {run: content.words for run, content in contents.items()}
+def _differing(words: Mapping[str, Mapping[str, str]]) -> Iterator[FactDifference]:
     for field in dict.fromkeys(field for said in words.values() for field in said):
         values = {run: said[field] for run, said in words.items() if field in said}
-        if len(values) < len(contents) or len(set(values.values())) > 1:
+        if len(values) < len(words) or len(set(values.values())) > 1:
             yield FactDifference(field=field, values={run: value[:200] for run, value in values.items()})
 
 

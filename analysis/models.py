@@ -215,6 +215,7 @@ class FileComparison(_Frozen):
         facts: What differs other than numbers.
         facts_differing: How many facts differ; `facts` holds the first of them.
         measures: Its numbers, where some differ.
+        environment: What differs of that which made the file, such as versions; no difference of the file.
         note: What stood in the way of a closer look.
     """
 
@@ -227,6 +228,7 @@ class FileComparison(_Frozen):
     facts: tuple[FactDifference, ...] = ()
     facts_differing: int = 0
     measures: tuple[MeasureComparison, ...] = ()
+    environment: tuple[FactDifference, ...] = ()
     note: str = ""
 
 
@@ -426,6 +428,8 @@ class Judgement(_Frozen):
         changed_files: Files that have changed.
         not_judged: What is not judged, and why; without the files that have changed.
         not_judged_files: In how many files.
+        environment: What made the files and is not what it was, such as versions: a value of the references and one of
+            the new runs by field.
         outside_share: Fraction of points at which the new runs stand out, over all measures.
         note: Why there is no judgement, where there is none.
     """
@@ -452,6 +456,7 @@ class Judgement(_Frozen):
     changed_files: tuple[str, ...] = ()
     not_judged: tuple[NotJudged, ...] = ()
     not_judged_files: int = 0
+    environment: tuple[FactDifference, ...] = ()
     outside_share: float = 0.0
     note: str = ""
 
@@ -646,6 +651,15 @@ class PipelineReport(_Frozen):
     evidence: Evidence | None = None
 
     @property
+    def effect(self) -> str:
+        """The size of the clearest change against the baseline in one sentence; empty without one."""
+        verdicts = self.against_baseline.verdicts if self.against_baseline else ()
+        clearest = next((verdict for verdict in verdicts if verdict.changed and verdict.effect is not None), None)
+        if clearest is None or clearest.effect is None:
+            return ""
+        return f"{clearest.file}, {clearest.measure} {clearest.effect.sentence}"
+
+    @property
     def drifts(self) -> bool:
         """Whether the alarm is new with the last series, or was raised before and the last series has changed."""
         if self.evidence is None or self.evidence.alarm is None:
@@ -689,6 +703,8 @@ class Report(_Frozen):
             if part.against_baseline is not None:
                 evidence = f" {part.evidence.sentence}." if part.evidence else ""
                 found.append(f"{part.pipeline} against the baseline: {part.against_baseline.sentence}.{evidence}")
+                if part.effect:
+                    found.append(f"{part.pipeline}, size of the change: {part.effect}.")
             if part.against_version is not None:
                 first = self.pipelines[0].pipeline
                 found.append(f"{part.pipeline} against {first}: {part.against_version.sentence}.")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ from numpy.typing import NDArray
 from prefect_biomed.analysis.comparators import Content, Measure
 from prefect_biomed.analysis.comparison import FileGroup, Runs, assured_digits, file_groups, opened
 from prefect_biomed.analysis.models import (
-    Agreement,
     FileComparison,
     Judgement,
     PipelineReport,
@@ -46,6 +47,7 @@ _MARKERS = {
 _MAX_SLICES = 9
 _MAX_MAPS = 4
 _MAX_ROWS = 40
+_MAX_SHOWN = 10
 # One slice more than this is shown only in part.
 _MAX_SLICE_POINTS = 16 * 1024**2
 
@@ -97,7 +99,7 @@ def write_report(
     )
     environment.filters |= {"number": _number, "probability": _probability}
     page = environment.get_template("report.html").render(
-        report=report, plots=plots, colour=_colours, Agreement=Agreement, max_rows=_MAX_ROWS, rows=_rows
+        report=report, plots=plots, colour=_colours, max_rows=_MAX_ROWS, max_shown=_MAX_SHOWN, view=_View
     )
     html, markdown, json_file = folder / "report.html", folder / "report.md", folder / "report.json"
     images = [(folder / plot.name, plot.png) for group in plots.values() for plot in group]
@@ -113,7 +115,7 @@ def write_report(
 
 
 def markdown_of(report: Report) -> str:
-    """Write the short text.
+    """Write the short text: verdict and effect, what has changed, what was not judged, the rest.
 
     Args:
         report: The report.
@@ -123,16 +125,26 @@ def markdown_of(report: Report) -> str:
     """
     lines = [f"# {_cell(report.title)}", "", *(f"- {_cell(sentence)}" for sentence in report.sentences), ""]
     for part in report.pipelines:
-        files = _rows(part)[:_MAX_ROWS]
-        if files:
+        view = _View(part)
+        if view.changes:
+            lines += [f"## {part.pipeline}: what has changed", "", "| file | effect | where | p |", "|---|---|---|---|"]
+            for change in view.changes[:_MAX_SHOWN]:
+                cells = [_cell(change.title), _cell(change.effect), _cell(change.where), _probability(change.p)]
+                lines.append(f"| {' | '.join(cells)} |")
+            lines.append("")
+        if view.reasons:
+            lines += [f"## {part.pipeline}: not judged", ""]
+            lines += [f"- {_cell(reason.sentence)}" for reason in view.reasons]
+            lines.append("")
+        if view.rows:
             lines += [
                 f"## {part.pipeline}, {len(part.comparison.runs)} runs",
                 "",
                 "| file | agreement | largest difference | digits in common | where |",
                 "|---|---|---|---|---|",
             ]
-        for file in files:
-            measures = file.measures or (None,)
+        for file in view.rows[:_MAX_SHOWN]:
+            measures = file.measures[:3] or (None,)
             for measure in measures:
                 cells = [_cell(file.name if measure is None else f"{file.name}: {measure.name}"), file.agreement.value]
                 cells += ["", "", _cell("; ".join(fact.field for fact in file.facts[:3]))]
@@ -143,6 +155,8 @@ def markdown_of(report: Report) -> str:
                         _cell("; ".join(measure.where[:2])),
                     ]
                 lines.append(f"| {' | '.join(cells)} |")
+        if len(view.rows) > _MAX_SHOWN:
+            lines += ["", f"{len(view.rows) - _MAX_SHOWN} more files are in report.html and report.json."]
         lines.append("")
     failed = [run for run in report.runs if not run.succeeded]
     if failed:
@@ -150,9 +164,97 @@ def markdown_of(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _rows(part: PipelineReport) -> list[FileComparison]:
-    """Files of the matrix: what differs first."""
-    return sorted(part.comparison.files, key=lambda file: (file.agreement.is_agreement, file.name))
+@dataclass(frozen=True)
+class _Change:
+    """One file that has changed, by its clearest measure."""
+
+    title: str
+    effect: str
+    where: str
+    p: float | None
+    more: int
+
+
+@dataclass(frozen=True)
+class _ReasonGroup:
+    """What was not judged for one reason."""
+
+    reason: str
+    parts: tuple[str, ...]
+    files: int
+
+    @property
+    def sentence(self) -> str:
+        named = "; ".join(self.parts[:3]) + ("; …" if len(self.parts) > 3 else "")
+        return f"{self.files} {'file' if self.files == 1 else 'files'}, {self.reason}: {named}"
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """The files of one folder."""
+
+    name: str
+    files: tuple[FileComparison, ...]
+    counts: str
+
+
+class _View:
+    """One pipeline in the order in which it is read: what matters first, each file once."""
+
+    def __init__(self, part: PipelineReport) -> None:
+        self._part = part
+        judgement = part.against_baseline
+        self._changed = set(judgement.changed_files) if judgement else set()
+        self._not_judged = {left.file for left in judgement.not_judged} if judgement else set()
+        order = {"changed": 0, "not judged": 1, "different": 2, "missing in some runs": 2}
+        self.rows = sorted(part.comparison.files, key=lambda file: (order.get(self.finding(file), 3), file.name))
+        self.changes = self._changes()
+        self.reasons = self._reasons()
+        self.folders = self._folders()
+
+    def finding(self, file: FileComparison) -> str:
+        """What is said of a file: to differ is no fault where it does not differ more than the references do."""
+        if file.name in self._changed:
+            return "changed"
+        if file.name in self._not_judged:
+            return "not judged"
+        judgement = self._part.against_baseline
+        if judgement is not None and not judgement.note and not file.agreement.is_agreement:
+            return "differs, within the noise" if judgement.smallest_p <= judgement.level else "differs"
+        return file.agreement.value
+
+    def _changes(self) -> list[_Change]:
+        verdicts = [
+            v for v in (self._part.against_baseline.verdicts if self._part.against_baseline else ()) if v.changed
+        ]
+        found = []
+        for name in dict.fromkeys(verdict.file for verdict in verdicts):
+            first, *others = [verdict for verdict in verdicts if verdict.file == name]
+            effect = first.effect.sentence if first.effect else first.reason
+            title = f"{name}: {first.measure}" if first.measure else name
+            found.append(_Change(title, effect, "; ".join(first.where[:2]), first.p, len(others)))
+        return found
+
+    def _reasons(self) -> list[_ReasonGroup]:
+        left = self._part.against_baseline.not_judged if self._part.against_baseline else ()
+        found = []
+        for reason in dict.fromkeys(item.reason for item in left):
+            mine = [item for item in left if item.reason is reason]
+            files = tuple(dict.fromkeys(item.file for item in mine))
+            first = {item.file: item for item in reversed(mine)}
+            parts = [f"{name}, {first[name].part}" if first[name].part else name for name in files]
+            found.append(_ReasonGroup(reason.value, tuple(parts), len(files)))
+        return found
+
+    def _folders(self) -> list[_Folder]:
+        groups: dict[str, list[FileComparison]] = {}
+        for file in self.rows:
+            groups.setdefault(file.name.rpartition("/")[0] or "top folder", []).append(file)
+        found = []
+        for name, files in groups.items():
+            said = Counter(self.finding(file) for file in files)
+            found.append(_Folder(name, tuple(files), ", ".join(f"{count} {what}" for what, count in said.items())))
+        return found
 
 
 def _cell(text: str) -> str:
@@ -195,7 +297,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def _matrix(part: PipelineReport, name: str) -> Plot:
-    files = _rows(part)[:_MAX_ROWS]
+    files = _View(part).rows[:_MAX_ROWS]
     runs = part.comparison.runs
     figure = Figure(figsize=(2.6 + 0.55 * len(runs), 0.9 + 0.34 * len(files)), dpi=110, layout="constrained")
     axes = figure.add_subplot()
@@ -228,44 +330,72 @@ def _finding(judgement: Judgement) -> str:
 
 
 def _timeline(part: PipelineReport, name: str) -> Plot:
-    figure = Figure(figsize=(6.4, 2.9), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
-    dates = [summary.began for summary in part.timeline]
-    # The baseline is drawn where nothing has changed.
-    shares = [100.0 * (summary.judgement.outside_share if summary.judgement else 0.01) for summary in part.timeline]
-    axes.plot(dates, shares, color="#555555", linewidth=1, zorder=1)  # type: ignore[arg-type]  # dates are converted
-    findings = ["baseline" if s.judgement is None else _finding(s.judgement) for s in part.timeline]
-    for label, (marker, colour) in _MARKERS.items():
-        chosen = [index for index, finding in enumerate(findings) if finding == label]
-        if chosen:
-            axes.scatter(
-                [dates[index] for index in chosen],  # type: ignore[arg-type]  # dates are converted
-                [shares[index] for index in chosen],
-                marker=marker,
-                s=70,
-                color=colour,
-                label=label,
-                zorder=2,
-            )
-    axes.axhline(1.0, color="#0072b2", linestyle=":", linewidth=1)
-    axes.set_yscale("symlog", linthresh=1.0)
-    axes.set_ylim(0, 130)
-    axes.set_yticks([0, 1, 10, 100], ["0 %", "1 %", "10 %", "100 %"])
-    axes.set_ylabel("points that\nstand out")
+    """What each series said, one above the other: p, evidence since the baseline, size of the change."""
+    judged = [summary for summary in part.timeline if summary.judgement is not None]
+    level = judged[0].judgement.level if judged and judged[0].judgement else 0.05
+    threshold = part.evidence.threshold if part.evidence else 1.0 / level
+    panels: list[tuple[str, list[float | None], float | None]] = [
+        ("p", [s.judgement.p if s.judgement else None for s in part.timeline], level),
+        ("evidence", [s.evidence for s in part.timeline], threshold),
+        ("change (%)", [_relative(s.judgement) for s in part.timeline], None),
+    ]
+    panels = [panel for panel in panels if any(value is not None for value in panel[1])] or panels[:1]
+    figure = Figure(figsize=(6.4, 0.9 + 1.3 * len(panels)), dpi=110, layout="constrained")
+    grid: Any = figure.subplots(len(panels), 1, sharex=True, squeeze=False)
+    for axes, (label, values, line) in zip(grid.flat, panels, strict=True):
+        _panel(axes, part, label, values, line)
     # matplotlib annotates only part of its functions.
     locator: Any = AutoDateLocator
     formatter: Any = ConciseDateFormatter
-    axes.xaxis.set_major_locator(ticks := locator(minticks=2, maxticks=6))
-    axes.xaxis.set_major_formatter(formatter(ticks))
-    axes.grid(axis="y", color="#dddddd")
-    axes.legend(loc="upper left", fontsize=8, framealpha=1)
+    last = grid.flat[-1]
+    last.xaxis.set_major_locator(ticks := locator(minticks=2, maxticks=6))
+    last.xaxis.set_major_formatter(formatter(ticks))
+    last.set_xlim(*_margins([summary.began for summary in part.timeline]))
+    # Above the panels, where it hides no point.
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", fontsize=8, ncols=4)
     since = f" {part.evidence.sentence}." if part.evidence else ""
     changed = sum(bool(summary.judgement and summary.judgement.changed) for summary in part.timeline)
+    shown = ", ".join(label for label, _, _ in panels)
     text = (
-        f"Share of points at which a series stands out from the baseline, for {len(dates)} series of "
-        f"{part.pipeline}; 1 % is expected. {changed} series have changed.{since}"
+        f"Time line of {len(part.timeline)} series of {part.pipeline} against the baseline: {shown}. "
+        f"{changed} series have changed.{since}"
     )
     return Plot(name, "Drift against the baseline", text, _png(figure))
+
+
+def _margins(dates: Sequence[datetime]) -> tuple[datetime, datetime]:
+    margin = max((max(dates) - min(dates)) * 0.04, timedelta(days=1))
+    return min(dates) - margin, max(dates) + margin
+
+
+def _relative(judgement: Judgement | None) -> float | None:
+    """The largest median change of those that were found, in percent."""
+    if judgement is None:
+        return None
+    found = [v.effect.relative for v in judgement.verdicts if v.changed and v.effect and v.effect.relative]
+    return 100.0 * max(found) if found else None
+
+
+def _panel(axes: Any, part: PipelineReport, label: str, values: Sequence[float | None], line: float | None) -> None:
+    findings = ["baseline" if s.judgement is None else _finding(s.judgement) for s in part.timeline]
+    dates = [summary.began for summary in part.timeline]
+    known = [(date, value) for date, value in zip(dates, values, strict=True) if value is not None and value > 0.0]
+    axes.plot([date for date, _ in known], [value for _, value in known], color="#555555", linewidth=1, zorder=1)
+    for finding, (marker, colour) in _MARKERS.items():
+        chosen = [
+            (date, value if value is not None else line if line is not None else 0.0)
+            for date, value, found in zip(dates, values, findings, strict=True)
+            if found == finding and (value is not None or (finding == "baseline" and line is not None))
+        ]
+        if chosen:
+            places, heights = zip(*chosen, strict=True)
+            axes.scatter(places, heights, marker=marker, s=50, color=colour, label=finding, zorder=2)
+    if line is not None:
+        axes.axhline(line, color="#0072b2", linestyle=":", linewidth=1)
+    axes.set_yscale("log")
+    axes.set_ylabel(label, fontsize=9)
+    axes.grid(axis="y", color="#dddddd")
 
 
 def _digit_maps(part: PipelineReport, runs: Runs, rules: Rules, stem: str) -> list[Plot]:

@@ -29,7 +29,7 @@ from prefect_biomed.analysis.exchange import (
     intraclass_correlation,
     runs_needed,
 )
-from prefect_biomed.analysis.models import Judgement, Rules, Tolerance, Variability, Verdict
+from prefect_biomed.analysis.models import FactDifference, Judgement, Rules, Tolerance, Variability, Verdict
 from prefect_biomed.analysis.outcomes import NotJudged, Outcome, Reason
 from prefect_biomed.analysis.perturbed import SelfTest, band, points_of, read_mask
 from prefect_biomed.clients.errors import ConfigurationError
@@ -215,6 +215,7 @@ class _Findings:
         self.own = SelfTest(len(references), variability or Variability())
         self.found: list[tuple[Verdict, float]] = []
         self.not_judged: list[NotJudged] = []
+        self.environment: list[FactDifference] = []
         self.scatter = np.zeros((len(references) + len(runs), len(references) + len(runs)))
         self.files = self.measures = self.points = self.outside = 0
 
@@ -246,6 +247,16 @@ class _Findings:
             effect=effect.result(measures),
         )
         self.found.append((verdict, best.size))
+
+    def add_environment(self, file: str, contents: Sequence[Content]) -> None:
+        """Note what made the file and is not what it was: no change of a result, and often its cause."""
+        count = len(self.references)
+        for field in dict.fromkeys(field for content in contents for field in content.environment):
+            values = [content.environment.get(field) for content in contents]
+            new = [value for value in values[count:] if value not in values[:count] and value is not None]
+            if new and len(self.environment) < _MAX_LISTED:
+                said = {"references": values[0] or "absent", "new runs": new[0]}
+                self.environment.append(FactDifference(field=f"{file}, {field}", values=said))
 
     def add_words(self, file: str, said: Mapping[str, Sequence[str | None]]) -> None:
         """Take in what is either equal or not: fields by name, with the value of each run, references first."""
@@ -445,6 +456,7 @@ def _judge_file(group: FileGroup, rules: Rules, findings: _Findings) -> None:
         contents = [by_run[run] for run in everyone]
         before = len(findings.not_judged)
         references_vary = _judge_words(group.name, contents, findings)
+        findings.add_environment(group.name, contents)
         differing = np.zeros(len(findings.runs), dtype=np.bool_)
         for name in dict.fromkeys(name for content in contents for name in content.measures):
             measures = [content.measures.get(name) for content in contents]
@@ -550,6 +562,7 @@ def _conclude(findings: _Findings) -> Judgement:
         exact=labellings.is_exact,
         smallest_p=labellings.smallest_p,
         enough=enough,
+        environment=tuple(findings.environment),
         files=findings.files,
         tests=findings.measures,
         p=p,

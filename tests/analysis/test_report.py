@@ -1,0 +1,138 @@
+"""What a supervisor reads first, and that large reports stay legible."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prefect_biomed.analysis import Report, compare_runs, judge_runs, write_report
+from prefect_biomed.analysis.models import (
+    Agreement,
+    Comparison,
+    Effect,
+    FileComparison,
+    Judgement,
+    MeasureComparison,
+    PipelineReport,
+    SeriesSummary,
+    Verdict,
+)
+from prefect_biomed.analysis.outcomes import NotJudged, Outcome, Reason
+
+BEGAN = datetime(2026, 3, 2, 3, 0, tzinfo=UTC)
+
+
+def large(runs: int, files: int) -> Report:
+    """Files in ten folders, all of them noisy; thirty have changed, forty are not judged."""
+    names = tuple(f"run {number}" for number in range(runs))
+    measure = MeasureComparison(name="voxels", runs=runs, points=1000, differing=900, digits=5.5, max_difference=0.1)
+    compared = tuple(
+        FileComparison(
+            name=f"folder{number % 10}/file{number:03d}.nii.gz", kind="NIfTI", agreement=Agreement.DIFFERENT,
+            groups={name: f"#{index}" for index, name in enumerate(names)}, digests={}, measures=(measure,) * 4,
+        )
+        for number in range(files)
+    )  # fmt: skip
+    effect = Effect(
+        points=1000, differing=1000, absolute=5.0, absolute_largest=9.0, relative=0.05, relative_largest=0.06
+    )
+    verdicts = tuple(
+        Verdict(
+            file=file.name, measure=f"voxels {index}", p=0.001, changed=True, points=1000, outside=999, effect=effect
+        )
+        for file in compared[:30]
+        for index in range(10)
+    )
+    judgement = Judgement(
+        outcome=Outcome.CHANGED, references=5, runs=names, level=0.05, labellings=252, smallest_p=0.004, p=0.004,
+        files=files, tests=files, verdicts=verdicts, changed_files=tuple(file.name for file in compared[:30]),
+        not_judged=tuple(NotJudged(file=file.name, reason=Reason.OPAQUE) for file in compared[30:70]),
+        not_judged_files=40,
+    )  # fmt: skip
+    line = [SeriesSummary(series="w0", pipeline="Strip/1.0", began=BEGAN)]
+    line += [
+        SeriesSummary(series=f"w{n}", pipeline="Strip/1.0", began=BEGAN + n * timedelta(days=7), judgement=judgement)
+        for n in range(1, 20)
+    ]
+    part = PipelineReport(
+        pipeline="Strip/1.0", comparison=Comparison(runs=names, files=compared), baseline="w0",
+        against_baseline=judgement, timeline=tuple(line),
+    )  # fmt: skip
+    return Report(title="Weekly", series="w19", created=BEGAN, pipelines=(part,))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_report(large(50, 500), tmp_path_factory.mktemp("report")).html.read_text()
+
+
+def test_verdict_and_effect_come_first_then_where_then_what_is_not_judged(page: str) -> None:
+    order = ["Strip/1.0: changed", "differs by 5 in the median", "What has changed, and how much", "Since when",
+             "Not judged</h3>", "All files", "How to read this"]  # fmt: skip
+    places = [page.index(text) for text in order]
+    assert places == sorted(places)
+    assert "Against the baseline of 2026-03-02" in page
+
+
+def test_no_list_repeats_a_file_and_most_are_folded(page: str) -> None:
+    unfolded = re.sub(r"<details(?! open).*?</details>", "", page, flags=re.DOTALL)
+    changes = unfolded[unfolded.index("What has changed") : unfolded.index("Since when")]
+    assert len(re.findall(r'<th scope="row">', changes)) == 10
+    assert changes.count("and 9 more measures of this file") == 10
+    for name in re.findall(r"folder\d/file\d{3}\.nii\.gz", changes):
+        assert changes.count(name) == 1
+    assert len(unfolded) < len(page) / 5
+    assert "20 more files that have changed" in page
+
+
+def test_files_are_grouped_by_folder_with_what_is_said_of_them(page: str) -> None:
+    assert "<strong>folder0</strong>: 3 changed, 4 not judged, 43 differs, within the noise" in page
+    assert page.count("<strong>folder") == 10
+
+
+def test_what_differs_as_the_references_do_is_not_shown_as_bad(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    runs = {}
+    for number in range(10):
+        runs[f"run {number}"] = tmp_path / str(number)
+        runs[f"run {number}"].mkdir()
+        np.save(runs[f"run {number}"] / "a.npy", 100 + generator.standard_normal(500))
+    names = list(runs)
+    new = {name: runs[name] for name in names[5:]}
+    judgement = judge_runs({name: runs[name] for name in names[:5]}, new)
+    part = PipelineReport(pipeline="P", comparison=compare_runs(new), baseline="b", against_baseline=judgement)
+    report = Report(title="T", series="s", created=BEGAN, pipelines=(part,))
+    html = write_report(report, tmp_path / "report").html.read_text()
+    assert judgement.outcome is Outcome.WITHIN
+    assert '<div class="verdict ">' in html
+    assert "differs, within the noise" in html
+
+
+def test_the_short_text_is_short_and_in_the_same_order(tmp_path: Path) -> None:
+    text = write_report(large(5, 500), tmp_path).markdown.read_text()
+    assert len(text.splitlines()) < 80
+    assert text.index("what has changed") < text.index("not judged\n") < text.index("| file | agreement")
+    assert "490 more files are in report.html and report.json." in text
+
+
+def test_versions_that_have_changed_are_told_and_are_no_change(tmp_path: Path) -> None:
+    runs = {}
+    for number in range(10):
+        runs[f"run {number}"] = tmp_path / str(number)
+        runs[f"run {number}"].mkdir()
+        version = "7.3.2" if number < 5 else "7.4.1"
+        (runs[f"run {number}"] / "a.txt").write_text(f"# made by recon version {version}\nmean 3.5\n")
+    names = list(runs)
+    judgement = judge_runs({n: runs[n] for n in names[:5]}, {n: runs[n] for n in names[5:]})
+    assert judgement.outcome is Outcome.WITHIN
+    assert [item.values for item in judgement.environment] == [
+        {"references": "version 7.3.2", "new runs": "version 7.4.1"}
+    ]
+    part = PipelineReport(pipeline="P", comparison=compare_runs(runs), baseline="b", against_baseline=judgement)
+    html = write_report(Report(title="T", series="s", created=BEGAN, pipelines=(part,)), tmp_path / "report").html
+    assert "was version 7.3.2, is version 7.4.1" in html.read_text()
+    assert [fact.field for fact in part.comparison.files[0].environment] == ["line 1"]
