@@ -21,7 +21,6 @@ from prefect_biomed.clients.vip import SessionOptions, VipSession, judge
 from prefect_biomed.flows.parameters import (
     CancellableWaiting,
     Group,
-    Outputs,
     RefreshTime,
     Removal,
     SessionName,
@@ -71,7 +70,6 @@ def repeatability_experiment(
     session_name: SessionName | None = None,
     refresh_time: RefreshTime = 30.0,
     upload: Upload | None = None,
-    outputs: Outputs | None = None,
     removal: Removal | None = None,
     waiting: CancellableWaiting | None = None,
     assessment: Assessment | None = None,
@@ -99,8 +97,6 @@ def repeatability_experiment(
         session_name: Name of the session that owns the inputs; made up when empty.
         refresh_time: Seconds between two looks at the runs.
         upload: Which inputs are sent, and where to; all of `input_dir` when empty.
-        outputs: Which outputs are downloaded, in which shape, and what counts as success. What is left out: finished
-            runs of which every job succeeded, with their archives as they are.
         removal: What is removed from the platform at the end; everything when empty.
         waiting: How long to wait for capacity and for the runs, and whether a cancellation kills them; to the end, and
             it does not, when empty.
@@ -120,9 +116,8 @@ def repeatability_experiment(
         output_dir=experiment_dir,
         session_name=session_name,
         upload=SessionUpload(**upload.model_dump()),
-        outputs=outputs,
         removal=removal,
-        # Archives stay packed: they are evidence, and the comparison looks into them.
+        # Every job counts; archives stay packed: they are evidence, and the comparison looks into them.
         options=SessionOptions(unzip=False, strict=True),
     )
     experiment = Experiment(owner.output_dir)
