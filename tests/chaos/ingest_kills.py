@@ -101,6 +101,7 @@ def _killed(
 ) -> int | None:
     """Upload in a process of its own, and kill it after so many events at the service."""
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["prefect_biomed.clients.boss", "chaos.ingest_kills"])
     order = (lab.client.arguments(), config.body(), job_id, settings, ledgers)
     child = context.Process(target=_ingest, args=order, daemon=True)
     child.start()
