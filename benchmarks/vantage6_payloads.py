@@ -19,7 +19,7 @@ SIZES = (1_000, 1_000_000, 200_000_000)
 ARGUMENTS_BYTES = 50_000_000
 STARTS = {
     "json": None,
-    "csv": b"age,group\n30,a\n31,b\n",
+    "csv": b"30,a\n31,b\n",
     "parquet": b"PAR1",
     "arrow": b"ARROW1\0\0",
     "png": b"\x89PNG\r\n\x1a\n",
@@ -137,7 +137,7 @@ def _fetched(facts: dict[str, Any], collaboration: str, start: bytes | None, siz
     """Run an algorithm that answers with so many bytes, and fetch its result in a process of its own."""
     arguments: dict[str, Any] = {"size": size}
     if start is not None:
-        arguments["start"] = base64.b64encode(start).decode()
+        arguments |= {"start": base64.b64encode(start).decode(), "repeat": start.isascii() and b"\n" in start}
     with client_of(facts) as client:
         data = data_of(client, facts["generation"], collaboration)
         method = "payload" if start is None else "noise"

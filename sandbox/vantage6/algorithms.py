@@ -431,9 +431,11 @@ def plot(job: Job, column: str, bins: int = 20) -> bytes:
     return file.getvalue()
 
 
-def noise(job: Job, size: int, start: str = "") -> bytes:
-    """Put out `size` bytes that begin with the given ones (base64) and go on at random."""
+def noise(job: Job, size: int, start: str = "", repeat: bool = False) -> bytes:
+    """Put out `size` bytes that begin with the given ones (base64), and go on with them again or at random."""
     begin = base64.b64decode(start)
+    if repeat:
+        return (begin * (1 + size // len(begin)))[:size]
     return begin + np.random.default_rng(size).bytes(max(0, size - len(begin)))
 
 

@@ -19,6 +19,7 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter
+from prefect.settings import PREFECT_API_URL
 
 from harness.federation import CLINICAL, HOSPITALS, Federation
 from prefect_biomed.clients.errors import DeadlineExceeded
@@ -115,6 +116,7 @@ def test_rounds_of_averaging_come_near_the_pooled_fit(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_twenty_rounds_of_averaging_equal_the_pooled_fit(here: Federation, tmp_path: Path) -> None:
     learnt = federated_rounds(**learning(here, tmp_path, 20))
     assert np.allclose(learnt.state["coefficients"], pooled_fit(*patients(here)), atol=1e-6)
@@ -204,6 +206,7 @@ with tags(*given.pop("tags")):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_killed_in_round_seven_goes_on_there(here: Federation, tmp_path: Path) -> None:
     given = learning(here, tmp_path / "rounds", 20)
     facts = here.facts["users"]["north-researcher"]
@@ -219,7 +222,8 @@ def test_a_run_killed_in_round_seven_goes_on_there(here: Federation, tmp_path: P
 
     def run(kill: int) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", KILLED, json.dumps(given | {"kill": kill})]
-        return subprocess.run(command, capture_output=True, text=True, timeout=500, env=os.environ, check=False)
+        same_engine = os.environ | {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
+        return subprocess.run(command, capture_output=True, text=True, timeout=500, env=same_engine, check=False)
 
     assert run(7).returncode == -signal.SIGKILL
     assert here.tasks_created() - before == 7
