@@ -50,6 +50,7 @@ from prefect_biomed.flows.vantage6 import (
     DataframeSpec,
     Function,
     federated_analysis,
+    federated_rounds,
     federated_session,
     provision_collaboration,
 )
@@ -468,6 +469,40 @@ def test_a_pickle_from_3_is_not_opened(real_vantage6_3: RealServer, canary: tupl
     with pytest.raises(UnsafeFormat):
         lab.analyse("raw", organizations=["north"], arguments={"content": content})
     assert not touched.exists()
+
+
+def test_three_rounds_of_averaging(modern: Laboratory, tmp_path: Path) -> None:
+    """The state that comes out is that of three steps along the gradient of the pooled rows."""
+    predictors, threshold, rate = ["age", "bmi", "bp"], 140.0, 5.0
+    x = np.column_stack([np.concatenate(list(modern.column(name).values())) for name in predictors])
+    y = np.concatenate(list(modern.column("progression").values())) > threshold
+    read: dict[str, Any] = {"databases": "default"}
+    if modern.server.generation == 5:
+        frame = modern.account.dataframe("encrypted")
+        read = {"databases": frame["name"], "details": {"session": frame["session"]["id"]}}
+    learnt = federated_rounds(
+        modern.credentials,
+        "encrypted",
+        CLINICAL,
+        "partial_logistic_train",
+        rounds=3,
+        state={"coefficients": [0.0] * 4},
+        arguments={
+            "outcome": "progression",
+            "threshold": threshold,
+            "predictors": predictors,
+            "means": x.mean(0).tolist(),
+            "scales": x.std(0).tolist(),
+            "learning_rate": rate,
+        },
+        outputs={"output_dir": tmp_path},
+        **read,
+    )
+    design, beta = np.column_stack([np.ones(len(x)), (x - x.mean(0)) / x.std(0)]), np.zeros(4)
+    for _ in range(3):
+        beta += rate * design.T @ (y - 1 / (1 + np.exp(-design @ beta))) / len(y)
+    assert np.allclose(learnt.state["coefficients"], beta, atol=1e-9)
+    assert len({one.task_id for one in learnt.rounds}) == 3
 
 
 def test_two_waits_at_once_do_each_other_no_harm(modern: Laboratory) -> None:
