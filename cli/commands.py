@@ -191,6 +191,23 @@ def compare(
     _run("compare-folders", None, [*given, *(settings or [])], None, json=json)
 
 
+@app.command(
+    epilog="Example: prefect-biomed judge references/ runs/ --junit judgement.xml",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def judge(
+    context: typer.Context,
+    references: Annotated[Path, typer.Argument(help="Folder whose sub-folders hold one reference run each.")],
+    runs: Annotated[Path, typer.Argument(help="Folder whose sub-folders hold one new run each.")],
+) -> None:
+    """Judge new runs by reference runs, without Prefect. Exit code 0 within, 1 changed, 2 not judged, 3 failed.
+
+    Options: --level, --rules, --perturbed, --mask, --smoothing, --json FILE, --junit FILE, --report FOLDER.
+    """
+    command = _or_exit(lambda: importlib.import_module("prefect_biomed.analysis.__main__"))
+    raise typer.Exit(command.main(["judge", str(references), str(runs), *context.args]))
+
+
 @app.command(epilog="Example: prefect-biomed validate ingest.json")
 def validate(
     config: Annotated[Path, typer.Argument(help="A configuration of boss-ingest.")], json: AsJson = False
