@@ -57,6 +57,16 @@ def test_what_cannot_be_done_is_none_of_the_outcomes(tmp_path: Path, capsys: pyt
     assert ended.value.code == 3
 
 
+def test_the_shell_has_it_by_name(tmp_path: Path) -> None:
+    references, runs = write(tmp_path / "references", 5), write(tmp_path / "runs", 4, shift=3.0)
+    command = ["prefect-biomed", "judge", str(references), str(runs), f"--junit={tmp_path / 'j.xml'}"]
+    here = Path(sys.executable).with_name(command[0])
+    done = subprocess.run(command, executable=here, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("changed: brain.npy, values (")
+    assert (tmp_path / "j.xml").is_file()
+
+
 def test_it_runs_as_a_module_without_prefect(tmp_path: Path) -> None:
     references, runs = write(tmp_path / "references", 5), write(tmp_path / "runs", 4, shift=3.0)
     code = (

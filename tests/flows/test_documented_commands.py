@@ -29,6 +29,7 @@ RUN_BY = {
     "prefect-biomed up": "tests/cli/test_laboratory.py",
     "prefect-biomed flows": "tests/cli/test_running.py",
     "prefect-biomed init": "tests/cli/test_project.py",
+    "prefect-biomed judge": "tests/analysis/test_judge_command.py",
     "prefect-biomed resume": "tests/cli/test_running.py",
     "prefect-biomed run vip-session -f": "tests/cli/test_running.py",
     "prefect-biomed running": "tests/cli/test_running.py",
@@ -50,6 +51,8 @@ UNTRIED = {
     "pip install 'prefect-biomed[girder]'": "the package is on no index",
     "prefect deploy": "named as a word, without what it is to deploy",
     "prefect flow-run execute": "the document says that it is taken from Prefect's documentation",
+    "python -m benchmarks.repeatability alarms power years tables": "takes hours; tests/shared/test_benchmarks.py runs "
+    "an experiment of each kind",
     "python tests/harness/drawing.py": "draws a picture of the documentation",
 }
 
