@@ -190,6 +190,8 @@ def upload_inputs(
         if session.input_dir is None:
             logger.info("Nothing to send: all inputs are on the platform or on Girder")
         logger.info("%d files, %d bytes; each run will have %d jobs", len(plan.files), plan.bytes, plan.jobs or 1)
+        if plan.without_record:
+            logger.warning(plan.without_record)
         if plan.renamed:
             renamed = [f"{here!r} as {there!r}" for here, there in plan.renamed.items()]
             logger.info("%d files get other names: %s", len(renamed), ", ".join(renamed[:20]))

@@ -62,6 +62,8 @@ class Preflight:
         include: Patterns of the files to upload that it was made with.
         exclude: Patterns of files not to upload that it was made with.
         required_outputs: Names of the outputs that every successful run has.
+        without_record: What cannot be promised because the session file is not kept beside the outputs; None for
+            nothing.
     """
 
     files: tuple[LocalFile, ...]
@@ -73,6 +75,8 @@ class Preflight:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     required_outputs: tuple[str, ...] = ()
+
+    without_record: str | None = None
 
     @property
     def renamed(self) -> dict[str, str]:
@@ -159,8 +163,34 @@ def preflight(
     files, left_out = (folder.files, folder.left_out) if folder else ((), ())
     folders = sorted({*(folder.folders if folder else ()), *empty_folders})
     return Preflight(
-        tuple(files), tuple(folders), values, jobs, named, tuple(left_out), tuple(include), tuple(exclude), outputs
+        tuple(files),
+        tuple(folders),
+        values,
+        jobs,
+        named,
+        tuple(left_out),
+        tuple(include),
+        tuple(exclude),
+        outputs,
+        _without_record(session),
     )
+
+
+def _without_record(session: VipSession) -> str | None:
+    """Say what needs a record that there will not be."""
+    match session.backup:
+        case "local":
+            return None
+        case "vip":
+            return (
+                "The session file is kept on the platform and goes with the outputs. Once the session is finished, "
+                f"only who has {session.output_dir} can tell which files it fetched."
+            )
+        case _:
+            return (
+                f"No session file is kept. Only who has {session.output_dir}, with what is hidden in it, can resume "
+                "the session or remove it from the platform."
+            )
 
 
 def _check_home(client: VipClient, session: VipSession) -> list[str]:

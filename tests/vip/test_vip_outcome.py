@@ -309,3 +309,15 @@ def test_watch_that_outlives_the_records_of_the_platform(client: VipClient, new_
     (last,) = list(monitor(client, session, QUICK))[-1]
     assert last.status == "Removed"
     assert judge(client, session, [last])[0].status == "Finished"
+
+
+def test_preflight_says_what_cannot_be_promised_without_a_session_file(
+    client: VipClient, new_session: NewSession
+) -> None:
+    told = {
+        backup: preflight(client, new_session(*COPY, files={"a.bin": b"abc"}, backup=backup)).without_record
+        for backup in ("local", "vip", None)
+    }
+    assert told["local"] is None
+    assert "goes with the outputs" in str(told["vip"])
+    assert "can resume the session" in str(told[None])

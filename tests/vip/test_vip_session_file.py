@@ -5,21 +5,25 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prefect_biomed.clients.errors import LedgerError, LocalStorageError, is_transient
-from prefect_biomed.clients.vip.models import PathEntry, VipSession, Workflow
+from prefect_biomed.clients.vip.models import PathEntry, SessionOptions, VipSession, Workflow
 from prefect_biomed.clients.vip.session_file import (
     LaunchRecord,
     SessionFile,
     SessionLocked,
     SessionRecord,
     UploadedFile,
+    open_intents,
     open_session,
 )
 
@@ -380,3 +384,69 @@ def test_link_that_leads_nowhere_is_not_taken_for_a_session_to_which_nothing_has
     with pytest.raises(LocalStorageError, match=str(folder)):
         open_session(folder)
     assert (folder / FILE).is_symlink()
+
+
+# -- properties --------------------------------------------------------------------------------------------------------
+
+_TOKENS = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=4, max_size=12)
+_SETTINGS = st.dictionaries(
+    st.text(min_size=1, max_size=8),
+    st.one_of(st.text(max_size=8), st.booleans(), st.integers(-(2**63), 2**63), st.lists(st.text(max_size=4))),
+    max_size=3,
+)
+_INTENTS = st.lists(
+    st.tuples(_TOKENS, st.text(min_size=1, max_size=8), _SETTINGS, st.integers(1, 1000), st.booleans()),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda intent: intent[0],
+)
+
+
+@given(_INTENTS)
+def test_every_intent_comes_back_as_it_was_intended(intents: list[tuple[str, str, dict[str, Any], int, bool]]) -> None:
+    """Also when a program that knows nothing of our part has written the file in between, as vip-client does."""
+    with tempfile.TemporaryDirectory() as folder:
+        sessions = [
+            VipSession(
+                session_name="brains",
+                pipeline_id=pipeline,
+                input_settings=settings,
+                output_dir=Path(folder),
+                vip_input_dir="/vip/Home/API/brains/INPUTS",
+                vip_output_dir="/vip/Home/API/brains/OUTPUTS",
+                nb_runs=nb_runs,
+                token=token,
+                options=SessionOptions(strict=strict, unzip=not strict),
+            )
+            for token, pipeline, settings, nb_runs, strict in intents
+        ]
+        for session in sessions:
+            with SessionFile(session).edit() as record:
+                record.note_intent(session)
+            path = Path(folder, FILE)
+            theirs = json.loads(path.read_text())
+            # What vip-client reads is the newest.
+            assert (theirs["pipeline_id"], theirs["session_name"]) == (session.pipeline_id, "brains")
+            assert theirs["input_settings"] == json.loads(json.dumps(session.input_settings))
+            path.write_text(json.dumps(theirs, indent=4, sort_keys=False))
+        assert open_intents(Path(folder)) == sessions
+
+
+@given(_TOKENS, _SETTINGS, st.integers(1, 1000), st.booleans())
+def test_file_of_the_release_before_is_one_intent(
+    token: str, settings: dict[str, Any], nb_runs: int, launched: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        ours: dict[str, Any] = {"version": 1, "token": token, "nb_runs": nb_runs, "downloaded": ["workflow-bbbbbb"]}
+        workflows = of_vip_client(Path(folder))["workflows"] if launched else {}
+        put(
+            Path(folder),
+            of_vip_client(Path(folder)) | {"input_settings": settings, "workflows": workflows, "prefect_biomed": ours},
+        )
+        session = open_session(Path(folder))
+        assert (session.token, session.nb_runs) == (token, nb_runs)
+        assert json.dumps(session.input_settings) == json.dumps(settings)
+        with SessionFile(session).edit() as record:
+            assert record.ledger.downloaded == ["workflow-bbbbbb"]
+            assert record.ledger.intents[token].inputs.is_complete is (True if launched else None)
+        assert open_session(Path(folder)) == session
