@@ -719,9 +719,11 @@ class ReportFiles(_Frozen):
         markdown: The short text.
         json_file: The report for machines.
         images: The plots.
+        maps: NIfTI maps of where the images have changed that have changed most clearly.
     """
 
     html: Path
     markdown: Path
     json_file: Path
     images: tuple[Path, ...] = ()
+    maps: tuple[Path, ...] = ()

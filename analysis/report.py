@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from prefect_biomed.analysis.comparators import Content, Measure
 from prefect_biomed.analysis.comparison import FileGroup, Runs, assured_digits, file_groups, opened
+from prefect_biomed.analysis.maps import write_maps
 from prefect_biomed.analysis.models import (
     FileComparison,
     Judgement,
@@ -75,7 +76,12 @@ class Plot:
 
 
 def write_report(
-    report: Report, folder: Path, *, runs: Mapping[str, Runs] | None = None, rules: Rules | None = None
+    report: Report,
+    folder: Path,
+    *,
+    runs: Mapping[str, Runs] | None = None,
+    references: Mapping[str, Runs] | None = None,
+    rules: Rules | None = None,
 ) -> ReportFiles:
     """Write a report. Safe to repeat: files appear whole and replace older ones.
 
@@ -83,12 +89,14 @@ def write_report(
         report: What to say.
         folder: Where to write; made when missing.
         runs: Folders of the runs by pipeline and name, for maps of significant digits; without them there are none.
+        references: Folders of the runs of the baselines, likewise, for maps of where images have changed.
         rules: The rules of the comparison.
 
     Returns:
         The files.
     """
     rules = rules or Rules()
+    maps = {part.pipeline: _maps(part, folder, runs or {}, references or {}, rules) for part in report.pipelines}
     plots = {part.pipeline: _plots(part, (runs or {}).get(part.pipeline), rules) for part in report.pipelines}
     environment = Environment(
         loader=PackageLoader("prefect_biomed.analysis", "templates"),
@@ -99,7 +107,7 @@ def write_report(
     )
     environment.filters |= {"number": _number, "probability": _probability}
     page = environment.get_template("report.html").render(
-        report=report, plots=plots, colour=_colours, max_rows=_MAX_ROWS, max_shown=_MAX_SHOWN, view=_View
+        report=report, plots=plots, colour=_colours, max_rows=_MAX_ROWS, max_shown=_MAX_SHOWN, view=_View, maps=maps
     )
     html, markdown, json_file = folder / "report.html", folder / "report.md", folder / "report.json"
     images = [(folder / plot.name, plot.png) for group in plots.values() for plot in group]
@@ -111,7 +119,25 @@ def write_report(
     ]:
         with atomic_write(path) as file:
             file.write(content)
-    return ReportFiles(html=html, markdown=markdown, json_file=json_file, images=tuple(path for path, _ in images))
+    return ReportFiles(
+        html=html,
+        markdown=markdown,
+        json_file=json_file,
+        images=tuple(path for path, _ in images),
+        maps=tuple(path for found in maps.values() for path in found),
+    )
+
+
+def _maps(
+    part: PipelineReport, folder: Path, runs: Mapping[str, Runs], references: Mapping[str, Runs], rules: Rules
+) -> tuple[Path, ...]:
+    old, new = references.get(part.pipeline), runs.get(part.pipeline)
+    if part.against_baseline is None or not part.against_baseline.changed or not old or not new:
+        return ()
+    # One folder for each pipeline, or the maps of one would take the place of another's.
+    stem = "".join(letter if letter.isalnum() else "-" for letter in part.pipeline).strip("-").lower()
+    (target := folder / f"{stem}-where").mkdir(parents=True, exist_ok=True)
+    return write_maps(part.against_baseline, old, new, target, rules)
 
 
 def markdown_of(report: Report) -> str:

@@ -170,7 +170,9 @@ def compare_folders(
         level=assessment.level,
         pipelines=(part,),
     )
-    experiments.write_report(report, output_dir.expanduser().absolute(), {part.pipeline: runs}, assessment.rules)
+    baseline = {part.pipeline: _sub_folders(baseline_dir)} if baseline_dir is not None else None
+    target = output_dir.expanduser().absolute()
+    experiments.write_report(report, target, {part.pipeline: runs}, assessment.rules, baseline)
     return _ended(report)
 
 
@@ -189,6 +191,16 @@ def _has_references(
         inputs=inputs_digest(input_dir),
     )
     return len(experiment.perturbed(run, pipeline, before=series)[1]) >= LEAST_REFERENCES
+
+
+def _baselines(experiment: Experiment, report: Report) -> dict[str, dict[str, Path]]:
+    """Folders of the runs that each pipeline was judged by."""
+    records = experiment.records()
+    return {
+        part.pipeline: experiment.runs(r for r in records if (r.series, r.pipeline) == (part.baseline, part.pipeline))
+        for part in report.pipelines
+        if part.baseline
+    }
 
 
 def _sessions(
@@ -288,7 +300,9 @@ def _report(
         session.pipeline_id or "": experiment.runs(r for r in records if r.pipeline == session.pipeline_id)
         for session in sessions
     }
-    experiments.write_report(report, experiment.report_dir(series), runs, assessment.rules)
+    experiments.write_report(
+        report, experiment.report_dir(series), runs, assessment.rules, _baselines(experiment, report)
+    )
     if not any(record.succeeded for record in records):
         raise JobFailed(
             f"None of the {len(records)} runs of series {series} succeeded: {records[0].message}. They are written "

@@ -191,7 +191,11 @@ def assess_series(
 
 @task(task_run_name=task_run_named("Write report", "folder"), **RETRY)
 def write_report(
-    report: Report, folder: Path, runs: dict[str, dict[str, Path]] | None = None, rules: Rules | None = None
+    report: Report,
+    folder: Path,
+    runs: dict[str, dict[str, Path]] | None = None,
+    rules: Rules | None = None,
+    references: dict[str, dict[str, Path]] | None = None,
 ) -> ReportFiles:
     """Write a report as HTML, Markdown, JSON and PNG, leave its short form as artifacts, and announce what was found.
 
@@ -204,11 +208,12 @@ def write_report(
         folder: Where to write.
         runs: Folders of the runs by pipeline and name, for maps of significant digits.
         rules: The rules of the comparison.
+        references: Folders of the runs of the baselines, likewise, for maps of where images have changed.
 
     Returns:
         The files.
     """
-    files = write(report, folder, runs=runs, rules=rules)
+    files = write(report, folder, runs=runs, references=references, rules=rules)
     key = artifact_key("repeatability", report.title)
     markdown(key, f"{files.markdown.read_text()}\n\nThe whole report: `{files.html}`\n", report.title)
     for path in files.images:

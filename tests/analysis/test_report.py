@@ -6,6 +6,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -110,6 +111,34 @@ def test_what_differs_as_the_references_do_is_not_shown_as_bad(tmp_path: Path) -
     assert judgement.outcome is Outcome.WITHIN
     assert '<div class="verdict ">' in html
     assert "differs, within the noise" in html
+
+
+def test_maps_say_where_an_image_has_changed(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    runs = {}
+    for number in range(10):
+        runs[f"run {number}"] = tmp_path / str(number)
+        runs[f"run {number}"].mkdir()
+        voxels = 100 + generator.standard_normal((6, 7, 8))
+        voxels[0, 0, 0] = 50.0
+        voxels[2, 3, 4] += 1000.0 * (number >= 5)
+        nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / str(number) / "a.nii.gz")
+    names = list(runs)
+    old, new = {name: runs[name] for name in names[:5]}, {name: runs[name] for name in names[5:]}
+    part = PipelineReport(
+        pipeline="P/1", comparison=compare_runs(new), baseline="b", against_baseline=judge_runs(old, new)
+    )
+    report = Report(title="T", series="s", created=BEGAN, pipelines=(part,))
+    files = write_report(report, tmp_path / "report", runs={"P/1": new}, references={"P/1": old})
+    (path,) = files.maps
+    image = nibabel.load(path)
+    found = np.asarray(image.dataobj)
+    assert np.array_equal(image.affine, affine)
+    assert np.unravel_index(np.abs(found).argmax(), found.shape) == (2, 3, 4)
+    assert found[2, 3, 4] > 300
+    assert found[0, 0, 0] == 0.0
+    assert "p-1-where/where-1.nii" in files.html.read_text()
 
 
 def test_the_short_text_is_short_and_in_the_same_order(tmp_path: Path) -> None:
