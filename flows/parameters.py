@@ -262,7 +262,7 @@ class FederatedOutputs(Group):
     output_dir: Path | None = Field(default=None, title="Folder of large results")
     """Folder for results too large for memory; `vantage6_results` when empty."""
     partial: bool = Field(default=False, title="Results of some are enough")
-    """Whether the results of some organizations are enough when others fail."""
+    """Whether the results of some organizations are enough when others fail, or have not ended at the deadline."""
 
 
 class _Details(Group):
@@ -275,7 +275,7 @@ class _Details(Group):
     store: int | None = Field(default=None, title="Algorithm store (id)")
     """Id of the algorithm store that vouches for the image."""
     central: bool = Field(default=False, title="Central function")
-    """Whether the function coordinates others. It is then sent to one organization."""
+    """Whether the function coordinates others. It then needs exactly one organization to run at."""
     columns: tuple[str, ...] = Field(default=(), title="Columns it needs")
     """Columns the function needs, checked against those that nodes tell."""
 

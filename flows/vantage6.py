@@ -93,6 +93,8 @@ class Analysis(BaseModel):
         task: The task that computed it.
         results: One for each organization; those without a value say why.
         failures: What went wrong where; empty unless partial results were accepted.
+        warnings: What may make the results other than they seem: organizations whose results are missing, and subtasks
+            that failed although the task itself ended well.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -100,6 +102,7 @@ class Analysis(BaseModel):
     task: Task
     results: tuple[Result, ...]
     failures: tuple[RunFailure, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __getitem__(self, organization: str | int) -> Result:
         """Give the result of one organization.
@@ -242,7 +245,8 @@ def federated_analysis(
         ConfigurationError: The parameters are larger than the engine takes; `arguments_file` helps.
         PreflightFailed: All problems found before anything was sent.
         TaskFailed: Runs ended without success; organization, node, status and log of each, causes first.
-        DeadlineExceeded: Not all runs have ended in time; `task_id` takes the task up again.
+        DeadlineExceeded: Not all runs have ended in time; `task_id` takes the task up again. With `partial` only when
+            there is no result at all.
         ResultUnavailable: A result is empty, expired, cut short, a pickle, or encrypted for others.
     """
     details, waiting = details or TaskDetails(), waiting or AnalysisWaiting()
@@ -591,7 +595,13 @@ def _collect(
         follow_logs=waiting.follow_logs,
     )
     results = steps.get_results(credentials, outcome.task, partial=outputs.partial, output_dir=outputs.output_dir)
-    return Analysis(task=outcome.task, results=tuple(results), failures=outcome.failures)
+    warnings = [f"In a subtask: {failure}" for failure in outcome.tolerated]
+    warnings += [
+        f"{result.organization} has no result yet; task_id={outcome.task.id} fetches it later: {result.unavailable}"
+        for result in results
+        if result.missing
+    ]
+    return Analysis(task=outcome.task, results=tuple(results), failures=outcome.failures, warnings=tuple(warnings))
 
 
 def _inventory(federation: Federation) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from prefect import get_run_logger, task
 
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
-from prefect_biomed.clients.errors import DeadlineExceeded, NotFoundError
+from prefect_biomed.clients.errors import BiomedError, DeadlineExceeded, NotFoundError
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.vantage6 import (
     DEFAULT_POLLING,
@@ -36,6 +36,7 @@ from prefect_biomed.clients.vantage6 import (
     TaskRequest,
     User,
     UserSpec,
+    Vantage6Client,
     add_preprocessing,
     description_of,
     fetch_results,
@@ -47,8 +48,10 @@ from prefect_biomed.clients.vantage6 import (
     make_session,
     make_user,
     outcome_of,
+    outcomes_so_far,
     resource_named,
     task_failed,
+    tasks_failed,
     watch,
 )
 from prefect_biomed.tasks._reporting import Progress, artifact_key, link, markdown, state_event, table
@@ -160,7 +163,8 @@ def wait_for_results(
     Args:
         credentials: The account.
         tasks: The tasks, or their ids.
-        partial: Whether tasks with failures are returned rather than raised.
+        partial: Whether tasks with failures are returned rather than raised, and so is what there is when
+            `timeout_seconds` have passed.
         timeout_seconds: Stop waiting after this time; never when None.
         refresh_time: Seconds between the first looks; it stays near 1.5 % of the time waited.
         max_refresh_time: The time between two looks never grows beyond this.
@@ -171,9 +175,11 @@ def wait_for_results(
         Each task with its runs and its failures, in the order asked for.
 
     Raises:
-        TaskFailed: Runs ended without success: organization, node, status and last log lines, causes in subtasks first.
+        TaskFailed: Runs ended without success: organization, node, status and last log lines, causes in subtasks first;
+            of all tasks that failed.
         TaskGone: A task was deleted.
-        DeadlineExceeded: Not all runs have ended in time; the message names their organizations. They go on.
+        DeadlineExceeded: Not all runs have ended in time; the message names their organizations. They go on. With
+            `partial` only when no run has ended well.
         PollingFailed: The server could not be reached for long; the tasks go on.
     """
     logger = get_run_logger()
@@ -190,35 +196,71 @@ def wait_for_results(
     progress = Progress(artifact_key("vantage6-runs", listed), f"Runs of vantage6 task {listed}")
     with credentials.get_client() as client:
         look: Look | None = None
-        for look in watch(client, ids, settings, follow_logs=follow_logs):
-            for line in look.log_lines:
-                logger.info("[task %d, %s] %s", line.task_id, line.node or line.organization_id, line.text)
-            for state in look.changed:
-                status = state.task.status.value
-                ended = sum(run.is_finished for run in state.runs)
-                logger.info(
-                    "vantage6 task %d is %s%s",
-                    state.task.id,
-                    status,
-                    f", {ended} of {len(state.runs)} runs ended" if state.runs else "",
-                )
-                state_event("vantage6", "task", str(state.task.id), status.replace(" ", "-"), name=state.task.name)
-            if look.changed:
-                table(artifact_key("vantage6-tasks", listed), _rows(look), f"vantage6 tasks {listed}")
-            runs = [run for state in look.states for run in state.runs]
-            progress(sum(run.is_finished for run in runs), max(len(runs), 1))
-        outcomes = [outcome_of(client, state) for state in look.states] if look else []
-    failed = [task_failed(outcome) for outcome in outcomes if not outcome.is_success]
-    for error in failed:
+        try:
+            for look in watch(client, ids, settings, follow_logs=follow_logs):
+                _show(look, listed)
+                runs = [run for state in look.states for run in state.runs]
+                progress(sum(run.is_finished for run in runs), max(len(runs), 1))
+            outcomes = [outcome_of(client, state) for state in look.states] if look else []
+        except DeadlineExceeded as late:
+            outcomes = _so_far(client, look, late) if partial and look is not None else []
+            if not any(run.status.is_success for outcome in outcomes for run in outcome.runs):
+                raise
+            logger.warning("What there is of the results is taken: %s", late)
+    _report_failures(outcomes)
+    failed = [outcome for outcome in outcomes if outcome.is_failure]
+    if failed and not partial:
+        raise tasks_failed(failed)
+    return outcomes
+
+
+def _show(look: Look, listed: str) -> None:
+    """Say what is new: in the log, in events and in the table of the tasks."""
+    logger = get_run_logger()
+    for line in look.log_lines:
+        logger.info("[task %d, %s] %s", line.task_id, line.node or line.organization_id, line.text)
+    for state in look.changed:
+        status = state.task.status.value
+        ended = sum(run.is_finished for run in state.runs)
+        logger.info(
+            "vantage6 task %d is %s%s",
+            state.task.id,
+            status,
+            f", {ended} of {len(state.runs)} runs ended" if state.runs else "",
+        )
+        state_event("vantage6", "task", str(state.task.id), status.replace(" ", "-"), name=state.task.name)
+    if look.changed:
+        table(artifact_key("vantage6-tasks", listed), _rows(look), f"vantage6 tasks {listed}")
+
+
+def _so_far(client: Vantage6Client, look: Look, late: DeadlineExceeded) -> list[TaskOutcome]:
+    """Sum up what there is at the deadline."""
+    try:
+        return outcomes_so_far(client, look)
+    except BiomedError as error:
+        # The server may be the reason why it is late.
+        raise late from error
+
+
+def _report_failures(outcomes: Sequence[TaskOutcome]) -> None:
+    """Say what went wrong, in the log and in artifacts."""
+    logger = get_run_logger()
+    for outcome in outcomes:
+        if outcome.tolerated:
+            told = "\n".join(f"  - {failure}" for failure in outcome.tolerated)
+            logger.warning("vantage6 task %d ended well, but not all of its subtasks:\n%s", outcome.task.id, told)
+            markdown(
+                artifact_key("vantage6-warnings", outcome.task.id),
+                f"# Task {outcome.task.id} ended well, but not all of its subtasks\n\n```\n{told}\n```\n",
+                "What failed in subtasks, and where",
+            )
+    for error in (task_failed(outcome) for outcome in outcomes if outcome.is_failure):
         logger.error("%s", error)
         markdown(
             artifact_key("vantage6-failures", error.task_id),
             f"# Task {error.task_id}\n\n```\n{error}\n```\n",
             "What failed, and where",
         )
-    if failed and not partial:
-        raise failed[0]
-    return outcomes
 
 
 @task(task_run_name=task_run_named("Get results", "task"), **RETRY)

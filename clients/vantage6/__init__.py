@@ -25,6 +25,7 @@ from prefect_biomed.clients.vantage6.errors import (
     RequestRefused,
     ResultEmpty,
     ResultExpired,
+    ResultMissing,
     ResultNotReadable,
     ResultUnavailable,
     ServerFault,
@@ -76,7 +77,9 @@ from prefect_biomed.clients.vantage6.monitoring import (
     failures_of,
     organization_names,
     outcome_of,
+    outcomes_so_far,
     task_failed,
+    tasks_failed,
     watch,
 )
 from prefect_biomed.clients.vantage6.preflight import OfflineNodes, check_key, task_name
@@ -147,6 +150,7 @@ __all__ = [
     "Result",
     "ResultEmpty",
     "ResultExpired",
+    "ResultMissing",
     "ResultNotReadable",
     "ResultUnavailable",
     "Role",
@@ -196,6 +200,7 @@ __all__ = [
     "organization_folder",
     "organization_names",
     "outcome_of",
+    "outcomes_so_far",
     "recover_mfa",
     "recover_password",
     "reset_mfa",
@@ -204,6 +209,7 @@ __all__ = [
     "resource_of",
     "task_failed",
     "task_name",
+    "tasks_failed",
     "wait_for_dataframe",
     "watch",
 ]

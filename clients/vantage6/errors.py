@@ -31,6 +31,7 @@ __all__ = [
     "RequestRefused",
     "ResultEmpty",
     "ResultExpired",
+    "ResultMissing",
     "ResultNotReadable",
     "ResultUnavailable",
     "ServerFault",
@@ -103,6 +104,10 @@ class ResultUnavailable(BiomedError):
 
 class ResultEmpty(ResultUnavailable):
     """The run ended without a result: it failed, was killed or was never allowed."""
+
+
+class ResultMissing(ResultUnavailable):
+    """The result may still come: the run has not ended, or the server does not list what it gave."""
 
 
 class ResultExpired(ResultUnavailable):

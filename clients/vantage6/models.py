@@ -637,6 +637,7 @@ class TaskOutcome(BaseModel):
         task: The task.
         runs: Its runs, with the last lines of their logs.
         failures: What went wrong where, the root cause first; empty when all went well.
+        tolerated: What went wrong in subtasks although the task itself ended well.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -644,11 +645,22 @@ class TaskOutcome(BaseModel):
     task: Task
     runs: tuple[Run, ...]
     failures: tuple[RunFailure, ...] = ()
+    tolerated: tuple[RunFailure, ...] = ()
 
     @property
     def is_success(self) -> bool:
         """Whether every run ended well."""
         return not self.failures and self.task.status.is_success
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether a run ended otherwise; others may go on."""
+        return bool(self.failures) or self.task.status.is_failure
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every run has ended."""
+        return bool(self.runs) and all(run.is_finished for run in self.runs)
 
 
 class Result(BaseModel):
@@ -668,6 +680,8 @@ class Result(BaseModel):
         path: File that holds the output, when it was too large to be kept in memory.
         size_bytes: Size of the output in bytes.
         unavailable: Why there is no output, None when there is one.
+        missing: Whether the output may still come: the run has not ended, or the server does not list it. A later call
+            with the task's id fetches it.
     """
 
     model_config = ConfigDict(
@@ -684,6 +698,7 @@ class Result(BaseModel):
     path: Path | None = None
     size_bytes: int = 0
     unavailable: str | None = None
+    missing: bool = False
 
 
 def names_of(records: Sequence[Organization | Collaboration | Node | Study]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,7 +28,9 @@ __all__ = [
     "failures_of",
     "organization_names",
     "outcome_of",
+    "outcomes_so_far",
     "task_failed",
+    "tasks_failed",
     "watch",
 ]
 
@@ -177,7 +178,8 @@ class _Watching:
                 runs = self._followed_runs(task_id) or runs
             if task.status.is_terminal or task_id == followed:
                 self._runs_read[task_id] = time.monotonic()
-                finished = task.status.is_terminal and all(run.is_finished for run in runs)
+                # A task of which no run is listed has not ended: it was made for somebody.
+                finished = task.status.is_terminal and bool(runs) and all(run.is_finished for run in runs)
                 lines += self._new_lines(runs) if self._follow_logs else ()
             self._states[task_id] = TaskState(task, runs, finished)
         states = tuple(self._states[task_id] for task_id in self._ids)
@@ -319,15 +321,34 @@ def outcome_of(client: Vantage6Client, state: TaskState) -> TaskOutcome:
         client: The account.
         state: The task at the last look.
     """
-    unsuccessful = [run for run in state.runs if not run.status.is_success]
     failures: tuple[RunFailure, ...] = ()
-    if unsuccessful or state.task.status.is_failure:
+    tolerated: tuple[RunFailure, ...] = ()
+    if state.task.status.is_failure or any(_has_failed(run) for run in state.runs):
         failures = failures_of(client, state.task, state.runs)
+    else:
+        names = organization_names(client, state.task.collaboration_id) if state.task.job_id is not None else {}
+        tolerated = tuple(_failures_of_subtasks(client, state.task, names))
     return TaskOutcome(
         task=state.task,
         runs=tuple(run.model_copy(update={"log": _tail(run.log)}) for run in state.runs),
         failures=failures,
+        tolerated=tolerated,
     )
+
+
+def outcomes_so_far(client: Vantage6Client, look: Look) -> list[TaskOutcome]:
+    """Sum up tasks of which some runs have not ended. Safe to repeat.
+
+    Args:
+        client: The account.
+        look: The last look.
+    """
+    outcomes = []
+    for state in look.states:
+        if not state.finished:
+            state = TaskState(client.task(state.task.id), tuple(client.runs(state.task.id)), finished=False)
+        outcomes.append(outcome_of(client, state))
+    return outcomes
 
 
 def failures_of(client: Vantage6Client, task: Task, runs: Sequence[Run]) -> tuple[RunFailure, ...]:
@@ -344,17 +365,26 @@ def failures_of(client: Vantage6Client, task: Task, runs: Sequence[Run]) -> tupl
         The failures, those that caused others first.
     """
     names = organization_names(client, task.collaboration_id)
-    own = [_failure(task.id, run, names, in_subtask=False) for run in runs if not run.status.is_success]
-    deeper: deque[RunFailure] = deque()
+    own = [_failure(task.id, run, names, in_subtask=False) for run in runs if _has_failed(run)]
+    deeper = _failures_of_subtasks(client, task, names)
+    return tuple(sorted([*deeper, *own], key=lambda failure: (failure.not_run, not failure.in_subtask)))
+
+
+def _has_failed(run: Run) -> bool:
+    return run.is_finished and not run.status.is_success
+
+
+def _failures_of_subtasks(client: Vantage6Client, task: Task, names: Mapping[int | None, str]) -> list[RunFailure]:
+    found: list[RunFailure] = []
     try:
         job = client.records(Task, job_id=task.job_id) if task.job_id is not None else []
         subtasks = [one for one in job if one.id > task.id and one.status.is_failure]
         for subtask in sorted(subtasks, key=lambda one: one.id)[:_SUBTASKS_EXPLAINED]:
             failed = [run for run in client.runs(subtask.id) if run.status.is_failure]
-            deeper.extend(_failure(subtask.id, run, names, in_subtask=True) for run in failed)
+            found.extend(_failure(subtask.id, run, names, in_subtask=True) for run in failed)
     except (PermissionDeniedError, NotFoundError) as error:
         logger.warning("The subtasks of task %d cannot be looked at: %s", task.id, error)
-    return tuple(sorted([*deeper, *own], key=lambda failure: (failure.not_run, not failure.in_subtask)))
+    return found
 
 
 def _failure(task_id: int, run: Run, names: Mapping[int | None, str], *, in_subtask: bool) -> RunFailure:
@@ -389,4 +419,20 @@ def task_failed(outcome: TaskOutcome) -> TaskFailed:
         f"vantage6 task {task.id} ({task.name}) failed:\n{causes}{rest if good else ''}",
         task_id=task.id,
         failures=outcome.failures,
+    )
+
+
+def tasks_failed(outcomes: Sequence[TaskOutcome]) -> TaskFailed:
+    """Make one error for all tasks with failures.
+
+    Args:
+        outcomes: The tasks and their failures; at least one.
+    """
+    errors = [task_failed(outcome) for outcome in outcomes]
+    if len(errors) == 1:
+        return errors[0]
+    return TaskFailed(
+        f"{len(errors)} vantage6 tasks failed.\n" + "\n".join(map(str, errors)),
+        task_id=errors[0].task_id,
+        failures=[failure for error in errors for failure in error.failures],
     )

@@ -282,6 +282,12 @@ def plan_task(
     warnings: list[str] = []
     study_id, members = _study_and_members(client, request, collaboration, problems)
     organizations = choose_organizations(request.organizations, members, problems)
+    if request.central and len(organizations) != 1:
+        asked = ", ".join(repr(one.name) for one in organizations) or "none"
+        problems.append(
+            "central: a central function makes the tasks of the others itself, so it runs at one organization; asked "
+            f"are {asked}. Give organizations=[...] with one of them, which may be your own."
+        )
     nodes = nodes_of(client, collaboration.id)
     check_nodes(client, organizations, nodes, offline_nodes, problems, warnings)
     if client.organization_id not in {member.id for member in collaboration.organizations}:

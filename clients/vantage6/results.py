@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -26,6 +26,7 @@ from prefect_biomed.clients.vantage6.errors import (
     InvalidKey,
     ResultEmpty,
     ResultExpired,
+    ResultMissing,
     ResultNotReadable,
     ResultUnavailable,
 )
@@ -91,7 +92,7 @@ def fetch_results(
             run_id=run.id,
             task_id=task_id,
             organization_id=run.organization_id,
-            organization=names.get(run.organization_id, f"organization {run.organization_id}"),
+            organization=_name(names, run),
         )
         try:
             results[run.id] = _read(client, task, run, texts.get("result", record.result), base, path, spill_bytes)
@@ -99,8 +100,30 @@ def fetch_results(
             if not partial:
                 raise
             logger.warning("%s", error)
-            results[run.id] = base.model_copy(update={"unavailable": str(error)})
+            missing = isinstance(error, ResultMissing)
+            results[run.id] = base.model_copy(update={"unavailable": str(error), "missing": missing})
+    for run in runs.values():
+        if run.id not in results:
+            lost = ResultMissing(
+                f"The server lists no result of run {run.id} of {_name(names, run)}, which is {run.status.value}."
+            )
+            if not partial:
+                raise lost
+            logger.warning("%s", lost)
+            base = Result(
+                run_id=run.id,
+                task_id=task_id,
+                organization_id=run.organization_id,
+                organization=_name(names, run),
+                unavailable=str(lost),
+                missing=True,
+            )
+            results[run.id] = base
     return [results[run_id] for run_id in sorted(results)]
+
+
+def _name(names: Mapping[int | None, str], run: Run) -> str:
+    return names.get(run.organization_id, f"organization {run.organization_id}")
 
 
 def load_result(result: Result) -> JsonValue | bytes:
@@ -168,7 +191,7 @@ def _nothing(run: Run, base: Result, *, has_content: bool) -> Result:
             f"{about}: the server's clean-up deleted the result at {run.cleanup_at:%Y-%m-%d %H:%M} UTC."
         )
     if not run.is_finished:
-        raise ResultUnavailable(f"{about} is {run.status.value}. Wait for the task first: wait_for_results.")
+        raise ResultMissing(f"{about} is {run.status.value}. Wait for the task first: wait_for_results.")
     if not run.status.is_success:
         raise ResultEmpty(f"{about} ended as {run.status.value!r} and has no result.")
     if has_content and run.action in _WITHOUT_OUTPUT:

@@ -486,6 +486,19 @@ def test_a_deadline_names_who_is_waited_for(here: Federation) -> None:
     assert "task_id=" in str(late.value)
 
 
+def test_what_is_there_at_the_deadline_is_given_and_the_rest_fetched_later(here: Federation) -> None:
+    west = here.organization("west")
+    slow = arguments(
+        here, "sleep", arguments={"seconds": 15, "organizations": [west]}, timeout_seconds=6, follow_logs=False
+    )
+    analysis = federated_analysis(**slow, outputs=FederatedOutputs(partial=True))
+    assert {one.organization: one.missing for one in analysis.results} == {"north": False, "south": False, "west": True}
+    (warning,) = analysis.warnings
+    assert "west has no result yet" in warning and f"task_id={analysis.task.id}" in warning
+    later = federated_analysis(**arguments(here, "sleep"), task_id=analysis.task.id)
+    assert later["west"].value == 15.0 and not later.warnings
+
+
 # -- secrets ------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,130 @@
+"""Every organization that was asked is answered for: with a value, with a failure, or as missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.federation import CLINICAL, FAST, HOSPITALS, Federation, token, wait
+from prefect_biomed.clients.errors import DeadlineExceeded, PreflightFailed
+from prefect_biomed.clients.polling import PollSettings
+from prefect_biomed.clients.vantage6 import (
+    EncodedResult,
+    ResultMissing,
+    Run,
+    Vantage6Client,
+    fetch_results,
+    launch,
+    outcome_of,
+    outcomes_so_far,
+    tasks_failed,
+    watch,
+)
+from prefect_biomed.sandbox.vantage6 import Job
+from prefect_biomed.sandbox.vantage6.algorithms import SubtaskFailed
+
+every_generation = pytest.mark.parametrize("generation", [3, 4, 5])
+
+
+@pytest.fixture
+def client(here: Federation) -> Iterator[Vantage6Client]:
+    with here.client() as account:
+        yield account
+
+
+@every_generation
+@pytest.mark.parametrize("organizations", [None, ["north", "south"]])
+def test_a_central_function_runs_at_one_organization(
+    federations: Callable[[int], Federation], generation: int, organizations: list[str] | None
+) -> None:
+    here = federations(generation)
+    with here.client() as client:
+        fields = here.data(client, "plain") if generation == 5 else {}
+        request = here.request("central_average", arguments={"column": "age"}, organizations=organizations, **fields)
+        before = here.tasks_created()
+        with pytest.raises(PreflightFailed, match="it runs at one organization; asked are 'north', 'south'"):
+            launch(client, request, token())
+        assert here.tasks_created() == before
+
+
+def test_a_task_of_which_no_run_is_listed_has_not_ended(
+    here: Federation, client: Vantage6Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = here.launch(client, "echo", "north")
+    wait(client, task)
+    monkeypatch.setattr(client, "runs", lambda _: [])
+    impatient = PollSettings(interval_seconds=0.1, deadline_seconds=0.5)
+    with pytest.raises(DeadlineExceeded):
+        list(watch(client, [task.id], impatient))
+
+
+def test_a_result_that_is_not_listed_is_missing(
+    here: Federation, client: Vantage6Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = here.launch(client, "echo")
+    wait(client, task)
+    whole = client.pages
+
+    def without_the_first(kind: Any, **filters: Any) -> Iterator[Any]:
+        pages = whole(kind, **filters)
+        if kind is EncodedResult:
+            next(pages)
+        return pages
+
+    monkeypatch.setattr(client, "pages", without_the_first)
+    with pytest.raises(ResultMissing, match="lists no result of run"):
+        fetch_results(client, task.id, output_dir=tmp_path)
+    results = fetch_results(client, task.id, output_dir=tmp_path, partial=True)
+    assert {one.organization for one in results} == set(HOSPITALS)
+    assert [one.missing for one in results].count(True) == 1
+
+
+def test_what_is_there_at_the_deadline_is_told(here: Federation, client: Vantage6Client, tmp_path: Path) -> None:
+    seconds, west = 4.0, here.organization("west")
+    task = here.launch(client, "sleep", arguments={"seconds": seconds, "organizations": [west]})
+    looks = watch(client, [task.id], FAST)
+    look = next(looks)
+    while sum(run.status.is_success for run in client.runs(task.id)) < 2:
+        look = next(looks)
+    (outcome,) = outcomes_so_far(client, look)
+    assert not (outcome.is_finished or outcome.is_success or outcome.is_failure)
+    results = {one.organization: one for one in fetch_results(client, task.id, output_dir=tmp_path, partial=True)}
+    assert {name: one.missing for name, one in results.items()} == {"north": False, "south": False, "west": True}
+    *_, last = looks
+    assert outcome_of(client, last.states[0]).is_success
+    later = fetch_results(client, task.id, output_dir=tmp_path)
+    assert {one.organization: one.value for one in later}["west"] == seconds
+
+
+def test_a_subtask_that_failed_under_a_task_that_ended_well_is_told(here: Federation, client: Vantage6Client) -> None:
+    def central_tolerant(job: Job) -> str:
+        try:
+            job.everywhere("crash", {}, [here.organization("south")])
+        except SubtaskFailed:
+            return "all is well"
+        raise AssertionError("it has to fail")
+
+    crash = here.sandbox.images[CLINICAL].algorithms["crash"]
+    here.sandbox.add_image("tolerant:1", {"central_tolerant": central_tolerant, "crash": crash})
+    task = here.launch(client, "central_tolerant", "north", image="tolerant:1")
+    outcome = outcome_of(client, wait(client, task).states[0])
+    assert outcome.is_success and not outcome.failures
+    (failure,) = outcome.tolerated
+    assert failure.organization == "south" and failure.in_subtask and "ZeroDivisionError" in failure.log
+
+
+def test_all_tasks_that_failed_are_in_the_error(here: Federation, client: Vantage6Client) -> None:
+    tasks = [here.launch(client, "crash", name) for name in ("north", "west")]
+    *_, last = watch(client, [task.id for task in tasks], FAST)
+    error = tasks_failed([outcome_of(client, state) for state in last.states])
+    assert all(f"task {task.id} " in str(error) for task in tasks)
+    assert {failure.organization for failure in error.failures} == {"north", "west"}
+
+
+def test_a_run_that_goes_on_is_no_failure(here: Federation, client: Vantage6Client) -> None:
+    task = here.launch(client, "sleep", "north", arguments={"seconds": 2})
+    (outcome,) = outcomes_so_far(client, next(watch(client, [task.id], FAST)))
+    assert [type(run) for run in outcome.runs] == [Run] and not outcome.failures
