@@ -241,6 +241,7 @@ def client_of(facts: dict[str, Any]) -> Vantage6Client:
         password=SecretStr(account["password"]),
         auth_url=account["auth_url"],
         private_key=PrivateKey.from_file(Path(account["key"])),
+        encryption="as the collaboration says",
     )
 
 

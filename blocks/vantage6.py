@@ -10,7 +10,7 @@ from prefect.blocks.abstract import CredentialsBlock
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, model_validator
 
 from prefect_biomed.blocks._saved import with_saved_secrets
-from prefect_biomed.clients.vantage6 import PrivateKey, Vantage6Client, connect
+from prefect_biomed.clients.vantage6 import Encryption, PrivateKey, Vantage6Client, connect
 
 __all__ = ["Vantage6Credentials"]
 
@@ -30,6 +30,8 @@ class Vantage6Credentials(CredentialsBlock):
         realm: Realm of Keycloak.
         private_key: Private key of the organization as PEM text.
         private_key_path: File that holds the private key, in place of the text.
+        encryption: `required` sends nothing to a collaboration of which the server says that it is not encrypted,
+            `as the collaboration says` sends in the clear then. Required when empty and there is a private key.
         verify_tls: Whether TLS certificates are verified.
         connect_seconds: Limit for making a connection.
         read_seconds: Limit for each read.
@@ -94,6 +96,12 @@ class Vantage6Credentials(CredentialsBlock):
         title="Private key file",
         description="File that holds the private key where the flow runs, in place of the text.",
     )
+    encryption: Encryption | None = Field(
+        default=None,
+        title="Encryption",
+        description="Whether arguments may leave in the clear where the server says that a collaboration is not "
+        "encrypted; when empty they may not if there is a private key.",
+    )
     verify_tls: bool = Field(
         default=True, title="Verify TLS", description="Turn this off for a test server with its own certificate only."
     )
@@ -142,6 +150,7 @@ class Vantage6Credentials(CredentialsBlock):
             realm=now.realm,
             device_prompt=device_prompt,
             private_key=now._read_private_key(),
+            encryption=now.encryption,
             verify_tls=now.verify_tls,
             connect_seconds=now.connect_seconds,
             read_seconds=now.read_seconds,

@@ -308,6 +308,7 @@ def _save_blocks(laboratory: Laboratory) -> None:
             "VANTAGE6_URL": facts["vantage6"]["url"],
             "VANTAGE6_USERNAME": "north-researcher",
             "VANTAGE6_PASSWORD": facts["vantage6"]["users"]["north-researcher"]["password"],
+            "VANTAGE6_ENCRYPTION": "as the collaboration says",
             "VANTAGE6_PRIVATE_KEY_PATH": facts["vantage6"]["organizations"]["north"]["private_key"],
         }
     if "boss" in facts:

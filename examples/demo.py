@@ -72,6 +72,7 @@ def save_credentials(laboratory: Laboratory) -> None:
         PREFECT_BIOMED_VANTAGE6_URL=vantage6["url"],
         PREFECT_BIOMED_VANTAGE6_USERNAME="north-researcher",
         PREFECT_BIOMED_VANTAGE6_PASSWORD=vantage6["users"]["north-researcher"]["password"],
+        PREFECT_BIOMED_VANTAGE6_ENCRYPTION="as the collaboration says",
         PREFECT_BIOMED_VANTAGE6_PRIVATE_KEY_PATH=vantage6["organizations"]["north"]["private_key"],
         PREFECT_BIOMED_BOSS_HOST=boss["host"],
         PREFECT_BIOMED_BOSS_PROTOCOL=boss["protocol"],

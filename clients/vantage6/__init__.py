@@ -9,7 +9,7 @@ from prefect_biomed.clients.vantage6.accounts import (
     reset_mfa,
     reset_password,
 )
-from prefect_biomed.clients.vantage6.client import Vantage6Client
+from prefect_biomed.clients.vantage6.client import Encryption, Vantage6Client
 from prefect_biomed.clients.vantage6.connection import connect
 from prefect_biomed.clients.vantage6.dataframes import description_of
 from prefect_biomed.clients.vantage6.encryption import PrivateKey, PublicKey
@@ -127,6 +127,7 @@ __all__ = [
     "DataframeStep",
     "DecryptionFailed",
     "EncodedResult",
+    "Encryption",
     "ForeignResult",
     "Function",
     "InvalidKey",

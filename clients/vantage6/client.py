@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
-from typing import IO, Any, Self, TypeVar
+from typing import IO, Any, Literal, Self, TypeVar
 
 import requests
 from pydantic import Field, JsonValue, SecretStr, ValidationError
@@ -45,7 +45,7 @@ from prefect_biomed.clients.vantage6.models import (
 )
 from prefect_biomed.clients.vantage6.resources import resource_of
 
-__all__ = ["Vantage6Client", "nodes_of"]
+__all__ = ["Encryption", "Vantage6Client", "nodes_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,9 @@ _MAX_UNCOUNTED = 10_000
 _MEANWHILE = 1000
 # So long a proxy or a busy server may hold a request whose client is gone, and carry it out then.
 _HELD_SECONDS = 60.0
+
+Encryption = Literal["required", "as the collaboration says"]
+"""Whether arguments may leave in the clear where the server says that a collaboration is not encrypted."""
 
 Texts = Mapping[str, LongText]
 """Strings of a record that are too long for memory, by the name of their field."""
@@ -100,10 +103,13 @@ class Vantage6Client(Vantage6Rest):
         verify_tls: False accepts any certificate.
         settle_seconds: Longest time after which a request of ours may still take effect although its answer was lost;
             a minute more than the limit for a read when None.
+        encryption: Whether arguments may leave in the clear; as `requires_encryption` when None.
 
     Attributes:
         version: Version of the server.
         private_key: The organization's private key, None when none was given.
+        requires_encryption: Whether nothing is sent to a collaboration of which the server says that it is not
+            encrypted. By default so when there is a private key: whoever gives one means it to be used.
         settle_seconds: As given.
     """
 
@@ -117,10 +123,12 @@ class Vantage6Client(Vantage6Rest):
         timeouts: Timeouts | None = None,
         verify_tls: bool = True,
         settle_seconds: float | None = None,
+        encryption: Encryption | None = None,
     ) -> None:
         timeouts = timeouts or Timeouts()
         self.version = version
         self.private_key = private_key
+        self.requires_encryption = encryption == "required" or (encryption is None and private_key is not None)
         self.settle_seconds = timeouts.read_seconds + _HELD_SECONDS if settle_seconds is None else settle_seconds
         self._authenticator = Authenticator(login)
         super().__init__(

@@ -22,7 +22,7 @@ from prefect_biomed.clients.vantage6.authentication import (
     SecondFactor,
     ServiceAccountLogin,
 )
-from prefect_biomed.clients.vantage6.client import Vantage6Client
+from prefect_biomed.clients.vantage6.client import Encryption, Vantage6Client
 from prefect_biomed.clients.vantage6.encryption import PrivateKey
 from prefect_biomed.clients.vantage6.models import Version
 
@@ -56,6 +56,7 @@ def connect(
     connect_seconds: float = 10.0,
     read_seconds: float = 90.0,
     settle_seconds: float | None = None,
+    encryption: Encryption | None = None,
 ) -> Vantage6Client:
     """Find out which generation a server speaks and make a client for it. Nobody is logged in yet.
 
@@ -81,6 +82,8 @@ def connect(
         read_seconds: Limit for each read.
         settle_seconds: Longest time after which a request of ours may still take effect although its answer was lost;
             a minute more than `read_seconds` when None.
+        encryption: ``required`` sends nothing to a collaboration of which the server says that it is not encrypted,
+            ``as the collaboration says`` sends in the clear then. Required when None and a private key is given.
 
     Returns:
         A client that logs in with its first request.
@@ -108,7 +111,15 @@ def connect(
             login = DeviceLogin(keycloak, prompt=device_prompt)
     if login is None:
         raise ConfigurationError(f"{url} is vantage6 {version.text}, {_what_is_missing(version, auth_url)}")
-    return Vantage6Client(base_url, version, login, private_key=private_key, settle_seconds=settle_seconds, **settings)
+    return Vantage6Client(
+        base_url,
+        version,
+        login,
+        private_key=private_key,
+        settle_seconds=settle_seconds,
+        encryption=encryption,
+        **settings,
+    )
 
 
 def _what_is_missing(version: Version, auth_url: str | None) -> str:

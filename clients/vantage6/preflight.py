@@ -21,6 +21,7 @@ __all__ = [
     "MAX_NAME",
     "OfflineNodes",
     "Plan",
+    "check_encryption",
     "check_key",
     "check_keys",
     "check_label",
@@ -196,6 +197,33 @@ def check_keys(
             )
 
 
+def check_encryption(
+    client: Vantage6Client,
+    collaboration: Collaboration,
+    organizations: Sequence[Organization],
+    problems: list[str],
+) -> None:
+    """Make sure that arguments are encrypted for their readers, where that is required or the collaboration says so.
+
+    Only the server tells whether a collaboration is encrypted, and it would profit from saying no.
+
+    Args:
+        client: The account.
+        collaboration: With its members.
+        organizations: Those that will get something.
+        problems: Gets a sentence for each problem.
+    """
+    if collaboration.encrypted:
+        check_keys(client, collaboration, organizations, problems)
+    elif client.requires_encryption:
+        problems.append(
+            f"encryption: the server says that collaboration {collaboration.name!r} is not encrypted, so arguments "
+            "would leave in the clear, and the credentials require encryption, which they do by default with a private "
+            'key. If it is meant to be so, set encryption="as the collaboration says" in the credentials, or leave the '
+            "private key out."
+        )
+
+
 @dataclass(frozen=True)
 class Plan:
     """A task that has passed all checks.
@@ -294,8 +322,7 @@ def plan_task(
         problems.append(f"Your organization is not a member of collaboration {collaboration.name!r}.")
     waiting: set[int] = set()
     databases = _databases_on_the_wire(client, request, organizations, nodes, problems, waiting)
-    if collaboration.encrypted:
-        check_keys(client, collaboration, organizations, problems)
+    check_encryption(client, collaboration, organizations, problems)
     if problems:
         raise PreflightFailed(f"Task {request.method!r}", problems)
     return Plan(

@@ -9,7 +9,7 @@ from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.vantage6.client import Vantage6Client
 from prefect_biomed.clients.vantage6.models import Collaboration, Dataframe, Organization, Session
 from prefect_biomed.clients.vantage6.monitoring import DEFAULT_POLLING, outcome_of, task_failed, watch
-from prefect_biomed.clients.vantage6.preflight import check_keys, choose_organizations
+from prefect_biomed.clients.vantage6.preflight import check_encryption, choose_organizations
 
 __all__ = ["only_generation_5", "readers_of", "wait_for_dataframe"]
 
@@ -75,6 +75,5 @@ def readers_of(
     if session.study_id is not None:
         members = client.study(session.study_id, collaboration.id).organizations
     chosen = choose_organizations(wanted, members, problems)
-    if collaboration.encrypted:
-        check_keys(client, collaboration, chosen, problems)
+    check_encryption(client, collaboration, chosen, problems)
     return collaboration, chosen

@@ -69,6 +69,7 @@ def credentials_of(server: RealServer, username: str = "north-researcher", **mor
     user = server.facts["users"].get(username, {"organization": "north"})
     key = server.facts["organizations"].get(user["organization"])
     fields: dict[str, Any] = {"url": server.facts["url"].rsplit("/", 1)[0], "auth_url": server.facts.get("auth_url")}
+    fields["encryption"] = "as the collaboration says"
     if key is not None:
         fields["private_key_path"] = Path(key["private_key"])
     if "password" in user:

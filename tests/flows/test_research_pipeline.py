@@ -42,6 +42,7 @@ def vantage6_account(platforms: Sandbox) -> Vantage6Credentials:
         url=facts["url"],
         username="north-researcher",
         password=SecretStr(facts["users"]["north-researcher"]["password"]),
+        encryption="as the collaboration says",
         private_key_path=Path(facts["organizations"]["north"]["private_key"]),
     )
 

@@ -51,6 +51,7 @@ class Federation:
     ) -> Vantage6Credentials:
         """Credentials of an account; on generation 5 those of `north-robot` for the usual one."""
         fields: dict[str, Any] = {"url": self.facts["url"], "read_seconds": 30}
+        fields["encryption"] = "as the collaboration says"
         if key is not None:
             fields["private_key_path"] = self.key_file(key)
         robot = self.facts.get("service_account")

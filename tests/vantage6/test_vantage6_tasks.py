@@ -79,6 +79,38 @@ def bodies(here: Federation) -> list[dict[str, Any]]:
     return [{"input": run.input, "organization": run.organization.name} for run in here.sandbox.registry.runs]
 
 
+# -- encryption on demand ---------------------------------------------------------------------------------------------
+
+
+@every_generation
+def test_nothing_leaves_in_the_clear_because_the_server_says_so(
+    federations: Callable[[int], Federation], generation: int
+) -> None:
+    here = federations(generation)
+    with here.client() as client:
+        fields = here.data(client, "plain") if generation == 5 else {}
+    before = here.tasks_created()
+    for demanded in (None, "required"):
+        with here.client(encryption=demanded) as client:
+            request = here.request("echo", arguments={"note": "canary"}, **fields)
+            with pytest.raises(PreflightFailed, match=r'not encrypted.*encryption="as the collaboration says"'):
+                launch(client, request, token())
+    assert here.tasks_created() == before
+    # Without a key nobody expects it, unless it is demanded.
+    with here.client(key=None, encryption=None) as client:
+        launch(client, here.request("echo", **fields), token())
+    with here.client(key=None, encryption="required") as client, pytest.raises(PreflightFailed, match="in the clear"):
+        launch(client, here.request("echo", **fields), token())
+
+
+def test_no_dataframe_is_extracted_in_the_clear(federations: Callable[[int], Federation]) -> None:
+    here = federations(5)
+    with here.client(encryption=None) as client:
+        session = make_session(client, "plain", f"s-{token()}")
+        with pytest.raises(PreflightFailed, match="in the clear"):
+            make_dataframe(client, session.id, f"f-{token()}", label="default", image=CLINICAL, method="read_csv")
+
+
 # -- finding and logging in ------------------------------------------------------------------------------------------
 
 
