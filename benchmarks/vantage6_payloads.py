@@ -34,7 +34,8 @@ from pydantic import SecretStr
 from prefect_biomed.clients.errors import BiomedError
 from prefect_biomed.clients.vantage6 import PrivateKey, connect, fetch_results
 client = connect(arguments["url"], username=arguments["username"], password=SecretStr(arguments["password"]),
-    auth_url=arguments["auth_url"], private_key=PrivateKey.from_file(Path(arguments["key"])))
+    auth_url=arguments["auth_url"], private_key=PrivateKey.from_file(Path(arguments["key"])),
+    encryption="as the collaboration says")
 client.me
 
 def work():
