@@ -288,14 +288,20 @@ def _alarm_table(folder: Path) -> list[str]:
             for references, runs in DESIGNS:
                 cell = Cell(folder, f"alarms|{noise}|{references}+{runs}|{measures}")
                 experiments.append(cell.experiments)
-                shares.append(f"{100 * cell.counts.get('alarms', 0) / max(cell.experiments, 1):.1f} %")
+                shares.append(_share(cell, "alarms"))
         lines.append(f"| {noise} | {' | '.join(shares)} |")
-    high = int(stats.binom.ppf(0.975, min(experiments), LEVEL)) / max(min(experiments), 1)
-    lines += [
-        "",
-        f"{min(experiments)} experiments or more for each cell; the binomial 95 % band of 5 % ends at {high:.1%}.",
-    ]
+    known = [number for number in experiments if number]
+    if known:
+        high = float(stats.binom.ppf(0.975, min(known), LEVEL)) / min(known)
+        lines += [
+            "",
+            f"{min(known)} to {max(known)} experiments for each cell; {min(known)} stay below {high:.0%} by chance.",
+        ]
     return lines
+
+
+def _share(cell: Cell, key: str) -> str:
+    return f"{100 * cell.counts.get(key, 0) / cell.experiments:.0f} %" if cell.experiments else "-"
 
 
 def _power_table(folder: Path) -> list[str]:
@@ -304,13 +310,10 @@ def _power_table(folder: Path) -> list[str]:
     lines = [f"| change | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     cells = {design: Cell(folder, f"power|{design[0]}+{design[1]}") for design in designs}
     for name in (*CHANGES, *OTHER_CHANGES):
-        shares = [
-            f"{100 * cells[design].counts.get(f'{name}|{number}', 0) / max(cells[design].experiments, 1):.0f} %"
-            for design in designs
-            for number in (1, 30, 200)
-        ]
+        shares = [_share(cells[design], f"{name}|{number}") for design in designs for number in (1, 30, 200)]
         lines.append(f"| {name} | {' | '.join(shares)} |")
-    return [*lines, "", f"{min(cell.experiments for cell in cells.values())} experiments or more for each cell."]
+    done = ", ".join(f"{cell.experiments} for {n} + {m}" for (n, m), cell in cells.items())
+    return [*lines, "", f"Experiments: {done}."]
 
 
 def _year_table(folder: Path) -> list[str]:
@@ -322,7 +325,7 @@ def _year_table(folder: Path) -> list[str]:
     for noise in YEARS:
         for design in ("5+5", "10+5"):
             cell = Cell(folder, f"years|{noise}|{design}")
-            share = f"{100 * cell.counts.get('alarms', 0) / max(cell.experiments, 1):.1f} %"
+            share = _share(cell, "alarms")
             weeks = [_median_weeks(Cell(folder, f"change|{noise}|{design}|{change}")) for change in (0, 12, 26)]
             lines.append(
                 f"| {noise} | {design.replace('+', ' + ')} | {cell.experiments} | {share} | {' | '.join(weeks)} |"
