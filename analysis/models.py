@@ -419,6 +419,8 @@ class Judgement(_Frozen):
         files: Number of files.
         tests: Number of measures, and of files with words, that vary.
         p: Probability of a result at least as extreme when nothing has changed; None when nothing varies.
+        out_of_proportion: Whether the change was found without such a p value, which so few units cannot reach: the new
+            runs lie more than a thousand ranges of the references away in most of the numbers.
         size: Size of the largest statistic, on the scale of a normal variable; None when nothing varies.
         alike: Intraclass correlation of the reference runs of one series, where whole series are exchanged: 0 when they
             are as different as runs of different series, 1 when they are the same. None otherwise.
@@ -448,6 +450,7 @@ class Judgement(_Frozen):
     files: int = 0
     tests: int = 0
     p: float | None = None
+    out_of_proportion: bool = False
     size: float | None = None
     alike: float | None = None
     left_out_failures: int | None = None
@@ -490,7 +493,10 @@ class Judgement(_Frozen):
         parts = [_in_words(by_file[name]) for name in self.changed_files[:3] if name in by_file]
         if len(self.changed_files) > 3:
             parts.append(f"and {len(self.changed_files) - 3} more files")
-        return f"{'; '.join(parts)} (p = {probability(self.p or 0.0)})"
+        said = f"p = {probability(self.p or 0.0)}"
+        if self.out_of_proportion:
+            said = f"no p: {self._too_few}; taken for granted is that the noise has a single peak"
+        return f"{'; '.join(parts)} ({said})"
 
     @property
     def _too_few(self) -> str:

@@ -41,6 +41,9 @@ LEAST_REFERENCES = 3
 
 # Values that are held at once, of all runs together.
 _VALUES = 1 << 20
+FAR = 1000.0
+"""Ranges of the references. With too few runs for a p value, nothing closer is called changed."""
+_LEAST_FOR_FAR = 5
 _MAX_LISTED = 200
 _MAX_WORDS = 5
 
@@ -134,10 +137,13 @@ class Measured:
         runs_that_differ: Which new runs differ from the first reference.
         with_numbers: Points that have a number in some run, and none in another.
         without_yardstick: Of these, points that have a number in one reference only.
+        varying: Points at which the references differ.
+        far: Of these, points at which all new runs lie on one side, more than `FAR` ranges of the references away.
     """
 
     def __init__(self, labellings: Labellings, tolerance: Tolerance) -> None:
         self.labellings, self._tolerance = labellings, tolerance
+        self.varying = self.far = 0
         self.numbers, self._gaps = Scan(labellings), Scan(labellings)
         self.references_vary = False
         self.runs_that_differ: NDArray[np.bool_] = np.zeros(labellings.runs, dtype=np.bool_)
@@ -166,6 +172,20 @@ class Measured:
             self.references_vary = bool(differs[:references].any())
             self.runs_that_differ |= differs[references:].any(axis=1)
         self.numbers.add(values, start)
+        self._add_distances(values[:references], values[references:])
+
+    @property
+    def is_far(self) -> bool:
+        """Whether the new runs are out of all proportion to the references, at most points where these differ."""
+        return self.far * 2 > self.varying
+
+    def _add_distances(self, references: Floats, runs: Floats) -> None:
+        low, high = references.min(axis=0), references.max(axis=0)
+        reach = FAR * (high - low)
+        varies = high > low
+        far = (runs.min(axis=0) > high + reach) | (runs.max(axis=0) < low - reach)
+        self.varying += int(np.count_nonzero(varies))
+        self.far += int(np.count_nonzero(varies & far))
 
     def _add_gaps(self, values: Floats, finite: NDArray[np.bool_], start: int) -> None:
         references = self.labellings.references
@@ -218,6 +238,8 @@ class _Findings:
         self.environment: list[FactDifference] = []
         self.scatter = np.zeros((len(references) + len(runs), len(references) + len(runs)))
         self.files = self.measures = self.points = self.outside = 0
+        self.varying = 0
+        self.far: dict[tuple[str, str], str] = {}
 
     def leave(self, file: str, part: str, reason: Reason, detail: str = "") -> None:
         """Note something that is not judged."""
@@ -232,6 +254,12 @@ class _Findings:
         if best is None:
             return
         numbers = measured.numbers
+        self.varying += measured.varying > 0
+        if measured.is_far:
+            self.far[file, measures[0].name] = (
+                f"the new runs lie more than {FAR:,.0f} ranges of the references away at {measured.far:,} of "
+                f"{measured.varying:,} points"
+            )
         self.scatter += numbers.scatter
         self.measures += 1
         self.points += numbers.points
@@ -542,14 +570,23 @@ def _conclude(findings: _Findings) -> Judgement:
     # No labelling can say so much as to be called changed.
     powerless = p is not None and labellings.smallest_p > level
     changed = p is not None and p <= level
+    # Where no number of labellings can tell, only what no noise with one peak explains, and in most measures at once.
+    may_be_far = powerless and findings.variability is None and len(findings.references) >= _LEAST_FOR_FAR
+    far = findings.far if may_be_far and len(findings.far) * 2 > findings.varying else {}
     verdicts = [
-        verdict.model_copy(update={"p": (own := findings.evidence.p_of(size)), "changed": own <= level})
+        verdict.model_copy(
+            update={
+                "p": (own := findings.evidence.p_of(size)),
+                "changed": own <= level or (verdict.file, verdict.measure) in far,
+                "reason": far.get((verdict.file, verdict.measure), verdict.reason),
+            }
+        )
         for verdict, size in sorted(findings.found, key=lambda found: -found[1])
     ]
     # Only what has no share in a change that was found is still in need of a judgement.
     changed_files = tuple(dict.fromkeys(verdict.file for verdict in verdicts if verdict.changed))
     not_judged = [left for left in findings.not_judged if left.file not in changed_files]
-    outcome = Outcome.CHANGED if changed else Outcome.NOT_JUDGED if powerless or not_judged else Outcome.WITHIN
+    outcome = Outcome.CHANGED if changed or far else Outcome.NOT_JUDGED if powerless or not_judged else Outcome.WITHIN
     old_units = labellings.units - labellings.new_units
     enough = runs_needed(old_units, labellings.new_units, level)
     return Judgement(
@@ -566,6 +603,7 @@ def _conclude(findings: _Findings) -> Judgement:
         files=findings.files,
         tests=findings.measures,
         p=p,
+        out_of_proportion=bool(far),
         size=findings.evidence.size,
         verdicts=tuple(verdicts[:_MAX_LISTED]),
         changed_files=changed_files,

@@ -11,6 +11,7 @@ import pytest
 
 from prefect_biomed.analysis import Judgement, Outcome, Reason, Rules, StabilityTest, Tolerance, judge_runs
 from prefect_biomed.analysis.exchange import Evidence, Labellings, Scan, runs_needed, smallest_p
+from prefect_biomed.analysis.stability import Measured
 from prefect_biomed.clients.errors import ConfigurationError
 
 REFERENCES = 10
@@ -196,11 +197,36 @@ def test_a_shift_is_named_with_place_and_number(make: Maker) -> None:
 def test_no_change_is_called_and_none_is_ruled_out_where_the_level_is_out_of_reach(
     make: Maker, references: int, runs: int
 ) -> None:
-    old, new = make("a.nii", references, volume), make("a.nii", runs, lambda g: volume(g, shift=6.0))
+    old, new = make("a.nii", references, volume), make("a.nii", runs, lambda g: volume(g, shift=1e-4))
     judgement = judge_runs(old, new)
     assert judgement.outcome is Outcome.NOT_JUDGED
     assert f"not judged: {references} reference runs and {runs} new run" in judgement.sentence
     assert "would do" in judgement.sentence
+
+
+def test_a_change_out_of_all_proportion_is_told_with_too_few_runs_for_a_p(make: Maker) -> None:
+    old, new = make("a.nii", 5, volume), make("a.nii", 1, lambda g: volume(g, shift=0.05))
+    judgement = judge_runs(old, new)
+    assert judgement.outcome is Outcome.CHANGED
+    assert judgement.changed_files == ("a.nii",)
+    assert judgement.p == pytest.approx(1 / 6)
+    assert "more than 1,000 ranges of the references away at 7,600 of 7,600 points" in judgement.sentence
+    assert "cannot give a p below 0.17" in judgement.sentence
+    assert judge_runs(make("a.nii", 3, volume), new).outcome is Outcome.NOT_JUDGED, "three references may be one branch"
+    for name in ("b.nii", "c.nii"):
+        for folder, other in zip((old | {"new": new["run 1"]}).values(), make(name, 6, volume).values(), strict=True):
+            (folder / name).write_bytes((other / name).read_bytes())
+    assert judge_runs(old, new).outcome is Outcome.NOT_JUDGED, "one measure of three may have taken another branch"
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("references", [5, 10])
+def test_no_noise_is_out_of_all_proportion(noise: str, references: int) -> None:
+    generator = np.random.default_rng(3)
+    for _ in range(100):
+        measured = Measured(Labellings(references, 1), Tolerance())
+        measured.add(NOISES[noise](generator, (references + 1, 500)))
+        assert not measured.is_far
 
 
 def test_a_header_that_was_the_same_is_named(make: Maker) -> None:
