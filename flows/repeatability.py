@@ -122,14 +122,10 @@ def repeatability_experiment(
     )
     experiment = Experiment(owner.output_dir)
     series = experiment.open_series(owner.token)
-    if baseline_pipeline is not None and not _has_references(
-        experiment, series, baseline_pipeline, input_settings, input_dir
-    ):
-        pipelines = [*pipelines, baseline_pipeline]
+    pipelines = [*pipelines, *_perturbed_to_run(experiment, series, baseline_pipeline, input_settings, input_dir)]
     owner, sessions = _sessions(owner, pipelines, input_settings, repetitions, experiment, series)
     steps.check_sessions(credentials, sessions, include=upload.include, exclude=upload.exclude)
-    if input_dir is not None:
-        sessions = _upload_for_all(credentials, owner, sessions, upload)
+    sessions = _upload_for_all(credentials, owner, sessions, upload)
     launched = _launch_in_turn(credentials, sessions, repetitions, waiting)
     for session in sessions:
         _collect(credentials, session, launched, experiment, series, assessment, refresh_time, waiting.timeout_seconds)
@@ -176,10 +172,12 @@ def compare_folders(
     return _ended(report)
 
 
-def _has_references(
-    experiment: Experiment, series: str, pipeline: str, input_settings: Settings, input_dir: Path | None
-) -> bool:
-    """Tell whether an earlier series has enough runs of a perturbed pipeline; a retry finds the same."""
+def _perturbed_to_run(
+    experiment: Experiment, series: str, pipeline: str | None, input_settings: Settings, input_dir: Path | None
+) -> list[str]:
+    """The perturbed pipeline, unless an earlier series has enough runs of it; a retry finds the same."""
+    if pipeline is None:
+        return []
     now = datetime.now(UTC)
     run = RunRecord(
         series=series,
@@ -190,7 +188,8 @@ def _has_references(
         parameters=dict(input_settings),
         inputs=inputs_digest(input_dir),
     )
-    return len(experiment.perturbed(run, pipeline, before=series)[1]) >= LEAST_REFERENCES
+    known = experiment.perturbed(run, pipeline, before=series)[1]
+    return [] if len(known) >= LEAST_REFERENCES else [pipeline]
 
 
 def _baselines(experiment: Experiment, report: Report) -> dict[str, dict[str, Path]]:
@@ -226,6 +225,8 @@ def _sessions(
 def _upload_for_all(
     credentials: VipCredentials, owner: VipSession, sessions: Sequence[VipSession], upload: Upload
 ) -> list[VipSession]:
+    if owner.input_dir is None:
+        return list(sessions)
     steps.upload_inputs(
         credentials, owner, include=upload.include, exclude=upload.exclude, update_files=upload.update_files
     )

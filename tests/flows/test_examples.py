@@ -1,0 +1,19 @@
+"""The examples do what they say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_twenty_rounds_of_averaging_end_at_the_pooled_fit() -> None:
+    command = [sys.executable, "-m", "examples.federated_averaging"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=540)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bmi" in done.stdout
