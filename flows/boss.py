@@ -84,7 +84,7 @@ def boss_ingest(
         What was done, with every hole named.
 
     Raises:
-        PreflightFailed: All problems found before anything was sent.
+        PreflightFailed: All problems found before anything was sent, with the policy `fail` those of sources as well.
         IngestIncomplete: Some tiles are not in the Boss; the report is attached. The job stays open where it can be.
         JobFailed: The job was cancelled.
         DeadlineExceeded: The Boss took longer than `waiting` says; it goes on, and so does a retry of this flow run.
@@ -92,7 +92,7 @@ def boss_ingest(
     waiting = waiting or IngestJobWaiting()
     config = IngestConfig.load(config)
     token = intent_token("boss-ingest", explicit=idempotency_key)
-    job = steps.create_ingest_job(credentials, config, token, new_resources)
+    job = steps.create_ingest_job(credentials, config, token, new_resources, settings=upload or UploadSettings())
     if steps.ingest_status(credentials, job.id).status.is_success:
         # A retry of a run that was killed near its end.
         return _account(credentials, config, job.id, upload, verification)

@@ -79,6 +79,7 @@ def create_ingest_job(
     token: str,
     new_resources: NewResources | None = None,
     settle_seconds: float | None = None,
+    settings: UploadSettings | None = None,
 ) -> IngestJob:
     """Check everything that can be checked, then make an ingest job, once and never twice.
 
@@ -92,12 +93,14 @@ def create_ingest_job(
         new_resources: Makes collection, coordinate frame, experiment and channel where they are missing.
         settle_seconds: Longest time after which a request whose answer was lost may still take effect; a minute more
             than the read timeout when None.
+        settings: How it will be uploaded. With the policy `fail` a source that is seen to be missing or bad is a
+            problem; otherwise, and when None, only when none of them can be read.
 
     Returns:
         The job, PREPARING.
 
     Raises:
-        PreflightFailed: All problems of channel, extent and dtype at once; nothing was sent.
+        PreflightFailed: All problems of channel, extent, dtype and sources at once; nothing was sent.
         LaunchInDoubt: It is not known whether the job was made; a retry looks first.
         PlatformError: The server refused.
     """
@@ -116,7 +119,7 @@ def create_ingest_job(
             )
             logger.info("Made %s", ", ".join(made) or "nothing: all is there")
         known = circumstances("boss", "ingest-job")
-        job = create_once(client, config, token, settle_seconds=settle_seconds, circumstances=known)
+        job = create_once(client, config, token, settle_seconds=settle_seconds, circumstances=known, settings=settings)
     logger.info("Ingest job %d: %d tiles for %s", job.id, job.tile_count, config.channel_path)
     url = f"{credentials.protocol}://{credentials.host}/latest/ingest/{job.id}/status"
     link(artifact_key("boss-job", job.id), url, f"Ingest job {job.id} on {credentials.host}")

@@ -33,6 +33,10 @@ _AXES: tuple[Axis, ...] = ("x", "y", "z", "t")
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,255}")
 _SECRET_NAME = re.compile(r"token|secret|passw|api_?key|access_?key|credential", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"[0-9a-f]{40}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{30,}")
+_SECRET_URL = re.compile(
+    r"://[^/?#\s]*:[^/?#\s@]+@|[?&#][^=&#]*(?:token|secret|passw|key|sig|signature|credential)[^=&#]*=[^&#]",
+    re.IGNORECASE,
+)
 _VERSIONS = {"boss-v0.1-schema": "BossValidatorV01", "boss-v0.2-schema": "BossValidatorV02"}
 _SAFE_TILE = 2048
 
@@ -339,7 +343,7 @@ def _secrets(value: Any, path: str) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
             yield from _secrets(inner, f"{path}[{index}]")
-    elif isinstance(value, str) and _SECRET_VALUE.fullmatch(value):
+    elif isinstance(value, str) and (_SECRET_VALUE.fullmatch(value) or _SECRET_URL.search(value)):
         yield path
 
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.boss.config import IngestConfig
 from prefect_biomed.clients.boss.ledger import default_folder
-from prefect_biomed.clients.boss.models import IngestJob
+from prefect_biomed.clients.boss.models import IngestJob, UploadSettings
 from prefect_biomed.clients.boss.preflight import preflight
 from prefect_biomed.clients.errors import LaunchInDoubt, LedgerError, NotFoundError, PlatformError
 from prefect_biomed.clients.once import Circumstances, Intent, IntentFolder, Launch, once
@@ -43,6 +43,7 @@ def create_once(
     settle_seconds: float | None = None,
     folder: Path | None = None,
     circumstances: Circumstances | None = None,
+    settings: UploadSettings | None = None,
 ) -> IngestJob:
     """Check a configuration and make the job of an intent, once and never twice (`POST /ingest/`).
 
@@ -58,12 +59,13 @@ def create_once(
             the client when None.
         folder: Folder of intents; `intents` beside the ledgers by default.
         circumstances: What the caller knows of earlier attempts and other machines.
+        settings: How it will be uploaded from this machine; see `preflight`.
 
     Returns:
         The job.
 
     Raises:
-        PreflightFailed: Channel, extent or dtype do not fit; nothing was sent.
+        PreflightFailed: Channel, extent, dtype or sources do not fit; nothing was sent.
         LaunchInDoubt: It is not known whether the job was made, or which of several it is. Repeating looks first.
         HeldElsewhere: Another process makes a job.
         LedgerError: The record of the intent is damaged, of a later version, or about another configuration.
@@ -71,7 +73,7 @@ def create_once(
         PlatformError: The Boss refused. After an error of its own it may keep a half-made job: the message says so.
     """
     store = _intents(folder)
-    creation = _Creation(client, config, token, store)
+    creation = _Creation(client, config, token, store, settings)
     creation.check_record()
     launch = Launch(
         what=f"the ingest job on {config.channel_path}",
@@ -250,7 +252,14 @@ class _Search:
 class _Creation(_Search):
     """Makes the job of one intent."""
 
-    def __init__(self, client: BossClient, config: IngestConfig, token: str, store: IntentFolder) -> None:
+    def __init__(
+        self,
+        client: BossClient,
+        config: IngestConfig,
+        token: str,
+        store: IntentFolder,
+        settings: UploadSettings | None = None,
+    ) -> None:
         subject = _Asked(
             host=client.host,
             channel=config.channel_path,
@@ -260,6 +269,7 @@ class _Creation(_Search):
         )
         super().__init__(client, subject, token, store)
         self._config = config
+        self._settings = settings
 
     def check_record(self) -> None:
         """Refuse to work with the record of another job.
@@ -277,7 +287,7 @@ class _Creation(_Search):
 
     def prepare(self, intent: Intent) -> Mapping[str, JsonValue]:
         """Check the configuration, and note which jobs are there before the request."""
-        preflight(self._client, self._config)
+        preflight(self._client, self._config, self._settings)
         earlier = _asked(intent)
         if earlier is not None and intent.intended_at is not None:
             # What appears after the first request is not known to be anybody else's, however late.

@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeAlias
 from prefect_biomed.clients.boss import images
 from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.boss.config import IngestConfig
-from prefect_biomed.clients.boss.models import Channel
+from prefect_biomed.clients.boss.inspection import inspect_sources
+from prefect_biomed.clients.boss.models import Channel, UploadSettings
 from prefect_biomed.clients.errors import BiomedError, PreflightFailed
 
 __all__ = ["create_resources", "preflight"]
@@ -22,12 +23,14 @@ Axis: TypeAlias = Literal["x", "y", "z"]
 _AXES: tuple[Axis, ...] = ("x", "y", "z")
 
 
-def preflight(client: BossClient, config: IngestConfig) -> Channel:
-    """Compare a configuration with what the server has.
+def preflight(client: BossClient, config: IngestConfig, settings: UploadSettings | None = None) -> Channel:
+    """Compare a configuration with what the server has, and look at its sources.
 
     Args:
         client: Client of the Boss.
         config: To be posted.
+        settings: How it will be uploaded. With the policy `fail` for bad sources, each one that is found is a problem;
+            otherwise, and without settings, only when nothing can be read.
 
     Returns:
         The channel that it writes to.
@@ -41,6 +44,13 @@ def preflight(client: BossClient, config: IngestConfig) -> Channel:
         raise PreflightFailed(f"Ingest into {config.channel_path}", [missing])
     channel = client.channel(names.collection, names.experiment, names.channel)
     problems = _problems(config, channel)
+    if not problems:
+        # Plugins are another's code and files: they are looked at only for a job that could be made.
+        inspection = inspect_sources(config, channel.datatype, settings)
+        strict = settings is not None and settings.on_bad_source == "fail"
+        problems = [*inspection.problems, *(inspection.holes if strict else ())]
+        for hole in inspection.holes:
+            logger.warning("%s", hole)
     if problems:
         raise PreflightFailed(f"Ingest into {config.channel_path}", problems)
     if config.client.backend.host != client.host:

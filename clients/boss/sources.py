@@ -36,6 +36,14 @@ class _Paths:
         self._plugin = base.load(plugin.class_, plugin.params | {"ingest_job": self.job})
         self._guard = _guard(self._plugin)
 
+    @property
+    def names_files(self) -> bool:
+        """Whether `path` is always the path of a local file, as the class says that makes the paths, or one below."""
+        classes = type(self._plugin).__mro__
+        maker = next((n for n, found in enumerate(classes) if "process" in vars(found)), 0)
+        said_of_it = any("names_files" in vars(found) for found in classes[: maker + 1])
+        return said_of_it and bool(getattr(self._plugin, "names_files", False))
+
     def path(self, position: Position) -> str:
         """Name the source of a tile or chunk; also what messages are grouped by."""
         with self._guard, _plugin_errors(self._plugin, position):

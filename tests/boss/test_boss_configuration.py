@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from prefect.utilities.callables import parameter_schema
 from pydantic import SecretStr, ValidationError
 
 from harness.ingest_lab import Lab
 from harness.wire import exchange
-from prefect_biomed.clients.boss import BossClient, IngestConfig, find_token, preflight
+from prefect_biomed.clients.boss import BossClient, IngestConfig, UploadSettings, find_token, preflight
 from prefect_biomed.clients.errors import ConfigurationError, NotFoundError, PreflightFailed
 from prefect_biomed.flows.boss import boss_ingest
 
@@ -209,3 +210,49 @@ def test_tokens_are_found_in_the_order_of_the_documentation(tmp_path: Path, monk
     assert find_token().get_secret_value() == "two"
     assert find_token(SecretStr("one")).get_secret_value() == "one"
     assert "one" not in repr(BossClient("h", "one"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"class": "ingestclient.plugins.catmaid.CatmaidFileImageStakPathProcessor"}, "could not be loaded"),
+        ({"params": {"root_dir": "/no/such/folder", "filetype": "png"}}, "no such file"),
+        ({"params": {"filetype": "png"}}, "needs the parameter 'root_dir'"),
+        (
+            {"class": "ingestclient.plugins.multipage_tiff.SingleTimeTiffPathProcessor", "params": {"z_0": "a.tif"}},
+            "needs the parameter 'z_1'",
+        ),
+    ],
+)
+def test_a_preflight_looks_at_the_sources(lab: Lab, change: dict[str, Any], said: str) -> None:
+    config = lab.config()
+    preflight(lab.client, IngestConfig.load(config))
+    config["client"]["path_processor"] |= change
+    with pytest.raises(PreflightFailed, match=said):
+        preflight(lab.client, IngestConfig.load(config))
+
+
+def test_a_listing_names_the_slices_that_are_missing(lab: Lab) -> None:
+    lab.write_stack(np.zeros((16, 512, 512), "uint8"))
+    config = IngestConfig.load(lab.config())
+    preflight(lab.client, config, UploadSettings())
+    (lab.folder / "stack" / "5" / "0_0_0.png").unlink()
+    with pytest.raises(PreflightFailed, match=r"1 source files are not there: .*stack/5/0_0_0\.png"):
+        preflight(lab.client, config, UploadSettings())
+    preflight(lab.client, config, UploadSettings(on_bad_source="blank"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:canary@host/stack/",
+        "https://host/stack?X-Amz-Signature=canary",
+        "https://host/stack?access_token=canary",
+    ],
+)
+def test_a_secret_in_an_address_is_refused(lab: Lab, url: str) -> None:
+    config = lab.config()
+    config["client"]["tile_processor"]["params"]["url"] = url
+    with pytest.raises(PreflightFailed, match="looks like a secret") as caught:
+        IngestConfig.load(config)
+    assert "canary" not in str(caught.value)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from harness.ingest_lab import Lab
@@ -260,6 +261,7 @@ def test_the_job_of_an_intent_for_another_part_of_the_channel_is_not_taken(
     lab.boss.faults.add(Fault(**POST, hold_seconds=HOLD_SECONDS))
     request = die_in_flight(lab, create, monkeypatch)
     request.join()
+    lab.write_stack(np.zeros((1, 512, 1024), "uint8"))
     beside = IngestConfig.load(lab.config(extent={"x": [512, 1024], "y": [0, 512], "z": [0, 16], "t": [0, 1]}))
     lab.boss.faults.add(Fault(**POST, drop="before"))
     with pytest.raises(LaunchInDoubt):

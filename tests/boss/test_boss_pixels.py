@@ -19,6 +19,7 @@ from harness.ingest_lab import QUICK, Lab, volume
 from prefect_biomed.clients.boss import IngestConfig, images
 from prefect_biomed.clients.boss._keys import Position
 from prefect_biomed.clients.boss.images import DecodeCache, ImageWindow, TileFormat
+from prefect_biomed.clients.boss.inspection import Inspection, inspect_sources
 from prefect_biomed.clients.boss.plugins import base
 from prefect_biomed.clients.boss.plugins.allowed import ENTRY_POINTS, VARIABLE
 from prefect_biomed.clients.boss.sources import TileSource, compress
@@ -441,6 +442,7 @@ def test_classes_that_build_on_those_of_boss_ingest_load_without_it(
         config["client"][key]["class"] = f"built_on_theirs.{key.title().replace('_', '')}"
     source = TileSource(IngestConfig.load(config), TILE, 1 << 20)
     assert np.array_equal(pixels_of(source.read(Position(0, 0, 0, 0))), 255 - pixels)
+    assert not source.names_files  # it makes paths of its own, and says nothing of them
     assert "ingestclient" not in sys.modules
 
 
@@ -490,7 +492,10 @@ def test_fail_gracefully_makes_a_black_tile_of_a_file_that_is_not_there(tmp_path
     (tmp_path / "s_0.png").write_bytes(b"")
     with pytest.raises(SourceUnreadable, match="not an image"):
         source.read(Position(0, 0, 0, 0))
+    (tmp_path / "s_0.png").unlink()
+    assert inspect_sources(IngestConfig.load(config), "uint8") == Inspection()
     config["client"]["path_processor"]["params"]["root_dir"] = str(tmp_path / "not mounted")
+    assert len(inspect_sources(IngestConfig.load(config), "uint8").problems) == 1
     with pytest.raises(SourceUnreadable, match="no such file"):
         TileSource(IngestConfig.load(config), TILE, 1 << 20).read(Position(0, 0, 0, 0))
 

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from prefect_biomed.clients.errors import BiomedError
 from prefect_biomed.sandbox import Fault, Sandbox
 
@@ -83,11 +85,17 @@ def launch_boss(facts: dict[str, Any], folder: Path) -> None:
     from prefect_biomed.clients.boss import BossClient, IngestConfig, create_once
 
     stack = "ingestclient.plugins.catmaid.CatmaidFileImageStack"
+    tile = folder / "stack" / "0" / "0_0_0.png"
+    tile.parent.mkdir(parents=True, exist_ok=True)
+    part = tile.with_name(f"{os.getpid()}.png")  # a twin may be reading
+    Image.new("L", (64, 64)).save(part)
+    part.replace(tile)
+    params = {"root_dir": str(folder / "stack"), "filetype": "png"}
     config = {
         "schema": {"name": "boss-v0.1-schema", "validator": "BossValidatorV01"},
         "client": {
             "backend": {"name": "boss", "class": "BossBackend", "host": facts["host"], "protocol": "http"},
-            "path_processor": {"class": f"{stack}PathProcessor", "params": {"root_dir": "/", "filetype": "png"}},
+            "path_processor": {"class": f"{stack}PathProcessor", "params": params},
             "tile_processor": {"class": f"{stack}TileProcessor", "params": {"filetype": "png"}},
         },
         "database": {"collection": "sandbox", "experiment": "stack", "channel": "uint8"},

@@ -191,6 +191,14 @@ def test_nothing_is_in_flight_when_the_job_is_completed(lab: Lab, credentials: B
     assert lab.boss.job(1).observed.deleted == 16
 
 
+def test_no_job_is_made_of_sources_that_are_missing(lab: Lab, credentials: BossCredentials) -> None:
+    root = lab.write_stack(volume((16, 512, 512)))
+    (root / "5" / "0_0_0.png").unlink()
+    with pytest.raises(PreflightFailed, match=r"1 source files are not there: .*stack/5/0_0_0\.png"):
+        boss_ingest(credentials, IngestConfig.load(lab.config()))
+    assert posts(lab) == 0
+
+
 @pytest.mark.slow
 def test_skipped_slices_of_a_chunk_end_with_an_explanation(lab: Lab, credentials: BossCredentials) -> None:
     root = lab.write_stack(volume((16, 512, 512)))
@@ -370,9 +378,9 @@ def test_a_retried_flow_run_goes_on_with_its_job(make_lab: Callable[..., Lab]) -
     lab = make_lab()
     credentials = credentials_for(lab)
     root = lab.write_stack(volume((16, 512, 512)))
-    path = root / "7" / "0_0_0.png"
+    path = root / "5" / "0_0_0.png"
     whole = path.read_bytes()
-    path.unlink()
+    path.write_bytes(b"damaged, and not one of those that are read beforehand")
     config = IngestConfig.load(lab.config())
     runs = []
 
