@@ -19,7 +19,7 @@ class BossCredentials(CredentialsBlock):
 
     Attributes:
         host: Host name of the server, with a port where needed.
-        token: API token. When empty: `INTERN_TOKEN`, then `token.json`, then `~/.intern/intern.cfg`, where it runs.
+        token: API token. When empty: `token.json`, then `~/.intern/intern.cfg`, then `INTERN_TOKEN`, where it runs.
         protocol: `https`, or `http` for a test server.
         verify_tls: Whether TLS certificates are verified.
         connect_seconds: Limit for making a connection.
@@ -57,7 +57,7 @@ class BossCredentials(CredentialsBlock):
     token: SecretStr | None = Field(
         default=None,
         title="API token",
-        description="The token; when empty it is looked for in INTERN_TOKEN, token.json and ~/.intern/intern.cfg.",
+        description="The token; when empty it is looked for in token.json, ~/.intern/intern.cfg and INTERN_TOKEN.",
     )
     protocol: Literal["https", "http"] = Field(
         default="https", title="Protocol", description="Take http for a test server only."

@@ -18,8 +18,9 @@ def find_token(explicit: SecretStr | str | None = None) -> SecretStr:
     """Find the API token where Boss users keep it.
 
     Args:
-        explicit: Used when given. Otherwise: the environment variable `INTERN_TOKEN`, then `token.json` in the
-            working directory (`{"token": …}`), then `~/.intern/intern.cfg` (section `Default` or `Project Service`).
+        explicit: Used when given. Otherwise: `token.json` in the working directory (`{"token": …}`), then
+            `~/.intern/intern.cfg` (section `Default` or `Project Service`), then the environment variable
+            `INTERN_TOKEN`. boss-ingest documents this order.
 
     Returns:
         The token.
@@ -29,8 +30,6 @@ def find_token(explicit: SecretStr | str | None = None) -> SecretStr:
     """
     if explicit:
         return explicit if isinstance(explicit, SecretStr) else SecretStr(explicit)
-    if token := os.environ.get("INTERN_TOKEN"):
-        return SecretStr(token)
     file = Path("token.json")
     if file.exists():
         try:
@@ -46,7 +45,9 @@ def find_token(explicit: SecretStr | str | None = None) -> SecretStr:
     for section in ("Default", "Project Service"):
         if token := settings.get(section, "token", fallback=""):
             return SecretStr(token)
+    if told := os.environ.get("INTERN_TOKEN"):
+        return SecretStr(told)
     raise ConfigurationError(
-        "No Boss token was found. Give it to the block, or set INTERN_TOKEN, or write token.json or "
-        "~/.intern/intern.cfg. The management console of the Boss shows it under your name."
+        "No Boss token was found. Give it to the block, or write token.json or ~/.intern/intern.cfg, or set "
+        "INTERN_TOKEN. The management console of the Boss shows it under your name."
     )

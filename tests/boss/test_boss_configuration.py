@@ -197,17 +197,17 @@ def test_tokens_are_found_in_the_order_of_the_documentation(tmp_path: Path, monk
         find_token()
     (tmp_path / ".intern").mkdir()
     settings = tmp_path / ".intern" / "intern.cfg"
+    monkeypatch.setenv("INTERN_TOKEN", "of the environment")
+    assert find_token().get_secret_value() == "of the environment"
     settings.write_bytes(b"\xff\xfe no text")
     with pytest.raises(ConfigurationError, match="not a configuration file of intern"):
         find_token()
-    settings.write_text("[Project Service]\ntoken = four\n")
-    assert find_token().get_secret_value() == "four"
-    settings.write_text("[Default]\ntoken = fo%ur\n[Project Service]\ntoken = no\n")
-    assert find_token().get_secret_value() == "fo%ur"
-    (tmp_path / "token.json").write_text('{"token": "three", "host": "h"}')
-    assert find_token().get_secret_value() == "three"
-    monkeypatch.setenv("INTERN_TOKEN", "two")
-    assert find_token().get_secret_value() == "two"
+    settings.write_text("[Project Service]\ntoken = of intern\n")
+    assert find_token().get_secret_value() == "of intern"
+    settings.write_text("[Default]\ntoken = of %intern\n[Project Service]\ntoken = no\n")
+    assert find_token().get_secret_value() == "of %intern"
+    (tmp_path / "token.json").write_text('{"token": "of the folder", "host": "h"}')
+    assert find_token().get_secret_value() == "of the folder"
     assert find_token(SecretStr("one")).get_secret_value() == "one"
     assert "one" not in repr(BossClient("h", "one"))
 
