@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check slow endurance conformance chaos chaos-answers chaos-ingest-kills chaos-kills chaos-protocol properties mutants bench up down clean
+.PHONY: demo test check slow endurance conformance chaos chaos-answers chaos-ingest-kills chaos-kills chaos-protocol pixels properties mutants bench up down clean
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo
@@ -54,6 +54,10 @@ properties: $(STAMP)
 
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py
+
+# Every kind of image file for every channel: how many cells are equal, refused by name, wrong.
+pixels: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m harness.image_formats
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
