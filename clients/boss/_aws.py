@@ -156,10 +156,15 @@ class JobQueues:
         joined: Answer of the first join.
         connections: Requests at the same time.
         key_seconds: Keys are renewed at this age.
+
+    Attributes:
+        joins: How often the job was joined.
+        settle_seconds: Longest time after which a request may take effect although its answer was lost.
     """
 
     def __init__(self, client: BossClient, joined: JoinedJob, *, connections: int, key_seconds: float = 3300.0) -> None:
         self.joins = 1
+        self.settle_seconds = client.settle_seconds
         self._client = client
         self._joined = joined
         self._key_seconds = key_seconds

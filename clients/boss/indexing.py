@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import queue
 import time
+import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prefect_biomed.clients.boss._aws import BATCH, JobQueues, Pauses, batches
 from prefect_biomed.clients.boss.ledger import Ledger, LedgerEntry, TileState
 from prefect_biomed.clients.boss.messages import Messages, Work
 from prefect_biomed.clients.boss.tally import Course, Setbacks, Tally
-from prefect_biomed.clients.errors import BiomedError, ConnectionFailed, JobFailed, NetworkError, is_transient
+from prefect_biomed.clients.errors import BiomedError, ConnectionFailed, JobFailed, PlatformError, is_transient
 
 __all__ = ["Deleting", "Indexing"]
 
 _COLLECT_SECONDS = 0.03
+_FAILED = 500
 
 
 class _Step(ABC):
@@ -70,7 +73,9 @@ class Indexing(_Step):
     """Tells the Boss of tiles that are in the bucket.
 
     The intent is written down first. After a crash in between nobody knows whether the message was sent; sending it
-    again is harmless while the chunk is incomplete, but makes the Boss ask for a finished chunk again.
+    again is harmless while the chunk is incomplete, but makes the Boss ask for a finished chunk again. For that reason
+    a chunk is not finished before index messages of it whose answer was lost can no longer arrive: its tiles are let
+    go, and come back when their leases end.
 
     Args:
         queues: The queues of the job.
@@ -115,6 +120,7 @@ class Indexing(_Step):
                 self._forward(item)
             else:
                 to_send.append(item)
+        to_send = self._without_those_that_wait(to_send, entries)
         self._ledger.mark([item.row for item in to_send], TileState.INDEXING)
         bodies = [self._messages.index_body(item) for item in to_send]
         for positions in batches(bodies):
@@ -127,6 +133,8 @@ class Indexing(_Step):
             begun = self._queues.time()
             refused, error = self._send_once(items, bodies)
             sent = [item for position, item in enumerate(items) if position not in refused]
+            if error is not None:
+                refused = [position for position in refused if not self._has_to_wait(items[position])]
             self._tally.count(indexed=len(sent))
             self._ledger.mark([item.row for item in sent], TileState.INDEXED, begun)
             for item in sent:
@@ -143,15 +151,41 @@ class Indexing(_Step):
 
     def _send_once(self, items: list[Work], bodies: list[str]) -> tuple[list[int], BiomedError | None]:
         """Send messages once; returns the positions of those that have to be sent again, and the error if any."""
+        request = uuid.uuid4().hex
+        self._ledger.ask(request, [item.chunk for item in items])
         try:
-            return sorted(self._queues.send_index(bodies)), None
+            refused = sorted(self._queues.send_index(bodies))
         except BiomedError as error:
+            if _surely_not_sent(error):
+                self._ledger.answered(request)
+                if not is_transient(error):
+                    raise
+                return list(range(len(items))), error
+            self._ledger.lost(request)
             if not is_transient(error):
                 raise
-            if isinstance(error, NetworkError) and not isinstance(error, ConnectionFailed):
-                # No answer: it may have arrived. What could belong to a finished chunk must not be sent twice.
-                return [position for position, item in enumerate(items) if not self._is_settled(item)], error
-            return list(range(len(items))), error
+            # It may have arrived. What could belong to a finished chunk must not be sent twice.
+            return [position for position, item in enumerate(items) if not self._is_settled(item)], error
+        self._ledger.answered(request)
+        return refused, None
+
+    def _without_those_that_wait(self, items: list[Work], entries: Mapping[str, LedgerEntry]) -> list[Work]:
+        """Let go of what could finish a chunk of which other messages are in doubt."""
+        uncounted = Counter(
+            item.chunk for item in items if item.tile not in entries or entries[item.tile].state == TileState.SKIPPED
+        )
+        return [item for item in items if not self._has_to_wait(item, uncounted[item.chunk])]
+
+    def _has_to_wait(self, item: Work, uncounted: int = 0) -> bool:
+        """Whether a tile was let go because its chunk must not be finished yet."""
+        if self._ledger.doubtful_seconds(self._queues.settle_seconds, item.chunk) <= 0:
+            return False
+        sure, doubtful = self._ledger.chunk_counts(item.chunk)
+        if sure + doubtful + uncounted < _tiles_of(item.chunk):
+            return False
+        self._tally.count(abandoned=1)
+        self._course.let_go(item.tile)
+        return True
 
     def _was_indexed_meanwhile(self, item: Work, entry: LedgerEntry | None) -> bool:
         """Whether another process of this machine has had another message of the same tile since ours came."""
@@ -171,9 +205,8 @@ class Indexing(_Step):
         return entry is not None and entry.state == TileState.INDEXING and item.is_known and self._is_settled(item)
 
     def _is_settled(self, item: Work) -> bool:
-        tiles = int(item.chunk.split("&")[1])
         sure, doubtful = self._ledger.chunk_counts(item.chunk)
-        return sure >= 1 and sure + doubtful >= tiles
+        return sure >= 1 and sure + doubtful >= _tiles_of(item.chunk)
 
 
 class Deleting(_Step):
@@ -236,3 +269,14 @@ class Deleting(_Step):
             return {}
         failed = self._queues.delete([items[position].message.handle for position in queued], until)
         return {queued[position]: can_help for position, can_help in failed.items()}
+
+
+def _tiles_of(chunk: str) -> int:
+    return int(chunk.split("&")[1])
+
+
+def _surely_not_sent(error: BiomedError) -> bool:
+    """Whether a request has had no effect and never will: it was not connected, or refused in so many words."""
+    if isinstance(error, PlatformError):
+        return error.status is not None and error.status < _FAILED
+    return isinstance(error, ConnectionFailed)

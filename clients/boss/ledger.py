@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple, Self
 from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.errors import BiomedError, HeldElsewhere, LedgerError, LocalStorageError
 from prefect_biomed.clients.files import home, private
+from prefect_biomed.clients.polling import Uptime, now, passed, uptime
 
 __all__ = ["Ledger", "LedgerEntry", "Quarantined", "TileState", "Totals", "default_folder", "open_ledger"]
 
@@ -34,11 +36,17 @@ CREATE TABLE IF NOT EXISTS quarantine (
 );
 CREATE INDEX IF NOT EXISTS quarantine_of_tile ON quarantine (tile);
 CREATE TABLE IF NOT EXISTS blank (tile TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS unanswered (
+    request TEXT NOT NULL, chunk TEXT NOT NULL, since TEXT NOT NULL, is_lost INTEGER NOT NULL,
+    PRIMARY KEY (request, chunk)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS runs (run TEXT PRIMARY KEY, begun REAL NOT NULL, ended REAL NOT NULL, counts TEXT NOT NULL);
 """
 _FORMAT = 2
 # What a ledger of an earlier format lacks.
 _MIGRATIONS = {"1": "ALTER TABLE tiles ADD COLUMN done_at REAL"}
+# A request of a live process is answered or given up by then; that of a process that was killed never is.
+_ON_ITS_WAY_SECONDS = 5.0
 _STORAGE = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY})
 
 
@@ -215,6 +223,49 @@ class Ledger:
         """How many tiles of a chunk were indexed for sure, and for how many that is in doubt."""
         rows = dict(self._query("SELECT state, COUNT(*) FROM tiles WHERE chunk = ? GROUP BY state", (chunk,)))
         return rows.get(TileState.INDEXED, 0) + rows.get(TileState.FINISHED, 0), rows.get(TileState.INDEXING, 0)
+
+    def ask(self, request: str, chunks: Iterable[str]) -> None:
+        """Note that index messages are about to be sent.
+
+        Args:
+            request: Name of the request, another one each time.
+            chunks: Chunks that it tells of.
+        """
+        here = uptime()
+        since = json.dumps([now().isoformat(), *((here.boot, here.seconds) if here else ())])
+        with self._transaction() as connection:
+            rows = [(request, chunk, since) for chunk in set(chunks)]
+            connection.executemany("INSERT INTO unanswered VALUES (?, ?, ?, 0)", rows)
+
+    def answered(self, request: str) -> None:
+        """Note that a request can take effect no more than it has."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM unanswered WHERE request = ?", (request,))
+
+    def lost(self, request: str) -> None:
+        """Note that the answer to a request never came: it may still take effect."""
+        with self._transaction() as connection:
+            connection.execute("UPDATE unanswered SET is_lost = 1 WHERE request = ?", (request,))
+
+    def doubtful_seconds(self, settle_seconds: float, chunk: str | None = None) -> float:
+        """Tell for how long index messages whose answer was lost may still arrive.
+
+        Args:
+            settle_seconds: Longest time after which a request may take effect.
+            chunk: Those that tell of this chunk, without what another process is just sending; all when None.
+
+        Returns:
+            Seconds from now; 0 when nothing is in doubt.
+        """
+        statement = "SELECT since, is_lost FROM unanswered" + ("" if chunk is None else " WHERE chunk = ?")
+        longest = 0.0
+        for since, is_lost in self._query(statement, () if chunk is None else (chunk,)):
+            moment, *by_uptime = json.loads(since)
+            age = passed(datetime.fromisoformat(moment), Uptime(*by_uptime) if by_uptime else None)
+            if chunk is None or is_lost or age > _ON_ITS_WAY_SECONDS:
+                # A clock that was set back makes nothing wait longer than a request of just now.
+                longest = max(longest, min(settle_seconds - age, settle_seconds))
+        return longest
 
     def count(self, state: TileState) -> int:
         """How many tiles are in a state."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 
 from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.boss.errors import refuse_over
+from prefect_biomed.clients.boss.ledger import open_ledger
 from prefect_biomed.clients.boss.models import Completion, JobStatus, JoinedJob
 from prefect_biomed.clients.errors import JobFailed, PlatformError
 from prefect_biomed.clients.polling import PollSettings, poll
@@ -63,17 +65,21 @@ class _Joining:
         return self._client.join(self._job_id)
 
 
-def complete(client: BossClient, job_id: int, settings: PollSettings | None = None) -> Completion:
+def complete(
+    client: BossClient, job_id: int, settings: PollSettings | None = None, *, ledger_folder: Path | None = None
+) -> Completion:
     """Complete a job: tell the server that all is uploaded, wait for its queues and for its verification.
 
     Endpoints: `POST /ingest/{id}/complete` until the server verifies, then `GET /ingest/{id}/status`. Safe to repeat at
-    any time. Make sure first that nothing is in flight.
+    any time. Make sure first that nothing is in flight. What the ledger of this machine calls in doubt, index messages
+    whose answer was lost, is given the time to arrive before the server is asked.
 
     Args:
         client: Client of the Boss.
         job_id: Number of the job.
         settings: Interval of the looks, beside what the server asks for, and deadline for all; 1 to 15 s and six hours
             by default.
+        ledger_folder: Where ledgers are kept; `default_folder` by default.
 
     Returns:
         `COMPLETE`, or `RESUME` when tiles are missing and wait in the upload queue.
@@ -81,10 +87,11 @@ def complete(client: BossClient, job_id: int, settings: PollSettings | None = No
     Raises:
         JobFailed: The job was cancelled, failed, or was never begun.
         DeadlineExceeded: Not finished in time; the server goes on.
+        LedgerError: The ledger of this machine is damaged.
         BiomedError: As for `BossClient.counts`.
     """
     looks = poll(
-        _Completing(client, job_id).look,
+        _Completing(client, job_id, ledger_folder).look,
         settings or PollSettings(1, 1.2, 15, deadline_seconds=6 * 3600, error_budget=20),
         done=lambda completion: completion is not None,
         what=f"Completion of ingest job {job_id}",
@@ -98,22 +105,28 @@ def complete(client: BossClient, job_id: int, settings: PollSettings | None = No
 class _Completing:
     """Asks the server to complete a job, not more often than it wants to be asked."""
 
-    def __init__(self, client: BossClient, job_id: int) -> None:
+    def __init__(self, client: BossClient, job_id: int, ledger_folder: Path | None) -> None:
         self._client = client
         self._job_id = job_id
+        self._ledger_folder = ledger_folder
         self._not_before = time.monotonic()
 
     def look(self) -> Completion | None:
         """Take one step; None while the server wants us to wait."""
         if time.monotonic() < self._not_before:
             return None
-        job_id, status = self._job_id, self._client.counts(self._job_id).status
+        counts = self._client.counts(self._job_id)
+        job_id, status = self._job_id, counts.status
         if status == JobStatus.COMPLETE:
             return Completion(job_id=job_id, outcome="COMPLETE", status=status)
         if status == JobStatus.COMPLETING:
             return None
         if status in (JobStatus.DELETED, JobStatus.FAILED, JobStatus.PREPARING):
             raise JobFailed(f"Ingest job {job_id} is {status.name} and cannot be completed.")
+        if (left := self._doubtful_seconds(counts.tile_count)) > 0:
+            logger.info("Ingest job %d: an index message in doubt may arrive for %.0f s", job_id, left)
+            self._not_before = time.monotonic() + left
+            return None
         try:
             seconds = self._client.request_completion(job_id)
         except PlatformError as error:
@@ -124,6 +137,10 @@ class _Completing:
             return Completion(job_id=job_id, outcome="COMPLETE", status=JobStatus.COMPLETE)
         self._not_before = time.monotonic() + min(seconds, _LONGEST_WAIT_SECONDS)
         return None
+
+    def _doubtful_seconds(self, tile_count: int) -> float:
+        with open_ledger(self._client, self._job_id, tile_count, self._ledger_folder) as ledger:
+            return ledger.doubtful_seconds(self._client.settle_seconds)
 
     def _to_resume(self, refusal: PlatformError) -> Completion:
         counts = self._client.counts(self._job_id)

@@ -423,8 +423,9 @@ def test_what_a_killed_run_had_deleted_is_counted_by_the_next(lab: Lab, monkeypa
 @pytest.mark.parametrize("body", ["", "<html>Welcome</html>", "null", "[]", "{}", "[" * 10_000, '{"Messages": [{}]}'])
 def test_success_that_something_between_pretends_is_no_success(lab: Lab, body: str) -> None:
     lab.write_stack(volume((16, 512, 512)))
+    lab.client.settle_seconds = 0.5
     config, job = lab.create(lab.config())
-    uploader = lab.uploader(config, job.id)
+    uploader = lab.uploader(config, job.id, QUICK.model_copy(update={"min_lease_seconds": 3}))
     pretended = {"status": 200, "body": body, "content_type": "application/x-amz-json-1.0"}
     lab.boss.faults.add(Fault(method="PUT", calls=[1, 4], **pretended))
     lab.boss.faults.add(Fault(method="POST", path="^/$", calls=[1, 3, 4, 6, 9], **pretended))

@@ -322,7 +322,7 @@ def work_on_boss(order: Mapping[str, Any], step: Step) -> Any:
         while not client.counts(job).status.is_success:
             boss.wait_until_ready(client, job, _QUICK)
             boss.upload(client, config, job, upload, ledger_folder=folder / "ledgers")
-            boss.complete(client, job, _QUICK)
+            boss.complete(client, job, _QUICK, ledger_folder=folder / "ledgers")
         report = boss.account(client, config, job, upload, ledger_folder=folder / "ledgers")
     return json.loads(report.model_dump_json())
 

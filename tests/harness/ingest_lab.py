@@ -123,7 +123,7 @@ class Lab:
 
     def complete(self, job_id: int) -> Completion:
         """Complete a job."""
-        return complete(self.client, job_id, SOON)
+        return complete(self.client, job_id, SOON, ledger_folder=self.folder / "ledgers")
 
     def ingest(self, config: dict[str, Any], settings: UploadSettings = QUICK) -> tuple[UploadReport, Job]:
         """All of it: create, upload, complete."""
