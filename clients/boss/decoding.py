@@ -170,6 +170,7 @@ def _described(image: Image.Image, head: bytes) -> tuple[Description, tuple[int,
         "channels": len(image.getbands()),
         "pages": 2 if "mp" in image.info else getattr(image, "n_frames", 1),
         "palette": mode in ("P", "PA"),
+        "luminous": mode not in ("CMYK", "LAB", "YCbCr", "HSV"),
         "bits": {"1": 1, "I": 32, "F": 32}.get(mode, 16 if mode.startswith("I;16") else 8),
         "kind": "float" if mode == "F" else "unsigned",
         "compression": str(image.info.get("compression", "")),
@@ -272,6 +273,8 @@ def fitted(array: Array, about: Description, datatype: str, conversions: frozens
     if special:
         if "grey" not in conversions:
             raise _misfit(about, datatype, name, "Convert the files, or set convert=['grey'].")
+        if not about.luminous:
+            raise _misfit(about, datatype, name, "Convert the files to grey: what these are in grey is not known.")
         array = _luma(array) if array.ndim == 3 else array * np.uint8(255)
     bits = array.dtype.itemsize * 8 if special else about.bits
     if about.kind == "signed" and "shift" in conversions:

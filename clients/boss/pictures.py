@@ -43,6 +43,8 @@ class Description:
         orientation: As EXIF and TIFF number it; 1 is upright.
         compression: Name of the codec, in lower case.
         palette: Whether values are indices into a table of colours.
+        luminous: Whether its channels are grey, or red, green and blue, perhaps with transparency; only of these is it
+            known what they are in grey.
         plain: Whether it is a container and a meaning of values that every decoder understands alike: neither BigTIFF
             nor "white is zero".
     """
@@ -59,12 +61,15 @@ class Description:
     compression: str = ""
     palette: bool = False
     plain: bool = True
+    luminous: bool = True
 
     @property
     def words(self) -> str:
         """The kind of image in words, for errors."""
         if self.palette:
             return "a palette image"
+        if self.channels > 1 and not self.luminous:
+            return f"of {self.channels} channels that are not red, green and blue"
         if self.channels > 1:
             return {2: "grey with transparency"}.get(self.channels, f"in colour ({self.channels} channels)")
         if self.bits == 1:

@@ -22,7 +22,8 @@ __all__ = ["TiffPicture", "is_there", "opened"]
 
 # Rows that are read together from a page in strips: few enough that what lies beside the tiles of one row is little.
 _BAND_ROWS = 128
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _PALETTE = 0, 1, 3
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
+_TRANSPARENCY = (1, 2)
 _UNBOUNDED = ("zstd", "zstd_deprecated", "lzma", "webp", "jpegxl")
 
 
@@ -87,6 +88,7 @@ class TiffPicture:
             orientation=_orientation(chosen),
             compression=compression,
             palette=int(chosen.photometric) == _PALETTE,
+            luminous=_is_luminous(chosen, compression),
             plain=not file.is_bigtiff and int(chosen.photometric) == _BLACK_IS_ZERO and int(chosen.fillorder) == 1,
         )
 
@@ -210,6 +212,16 @@ def _kind(dtype: Any) -> Literal["unsigned", "signed", "float"]:
 def _orientation(page: Any) -> int:
     tag = page.tags.get(274)
     return 1 if tag is None else int(tag.value)
+
+
+def _is_luminous(page: Any, compression: str) -> bool:
+    """Whether channels are grey, or red, green and blue, perhaps with transparency; JPEG is decoded to these."""
+    extra = [int(sample) for sample in page.extrasamples]
+    colours = int(page.samplesperpixel) - len(extra)
+    photometric = int(page.photometric)
+    is_rgb = photometric == _RGB or (photometric == _YCBCR and "jpeg" in compression)
+    known = colours == (3 if is_rgb else 1) and (is_rgb or photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _PALETTE))
+    return known and len(extra) <= 1 and all(sample in _TRANSPARENCY for sample in extra)
 
 
 def _hidden_pages(file: tifffile.TiffFile) -> int:

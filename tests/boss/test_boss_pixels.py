@@ -635,3 +635,25 @@ def test_a_window_beyond_the_image_is_an_error_not_a_black_tile(tmp_path: Path) 
         images.from_window(ImageWindow(str(tmp_path / "a.png"), left=64), TILE, DecodeCache(1 << 20))
     with pytest.raises(SourceUnreadable, match="fewer pages"):
         images.from_window(ImageWindow(str(tmp_path / "a.png"), page=3), TILE, DecodeCache(1 << 20))
+
+
+@pytest.mark.parametrize("encoding", ["tiff", "jpeg"])
+def test_ink_is_not_light_when_colours_become_grey(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / f"ink.{encoding}"
+    Image.new("CMYK", (64, 64), (255, 0, 0, 200)).save(path)
+    tile = TileFormat(64, 64, "uint8", convert=frozenset({"grey"}))
+    with pytest.raises(SourceUnreadable, match="not red, green and blue"):
+        images.from_window(ImageWindow(str(path), whole=True), tile, DecodeCache(0))
+
+
+@pytest.mark.parametrize(("channels", "extra"), [(2, "unspecified"), (4, "unspecified"), (5, "unassalpha")])
+def test_channels_that_are_no_colours_do_not_become_grey(tmp_path: Path, channels: int, extra: str) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    path = tmp_path / "channels.tif"
+    values = np.zeros((64, 64, channels), np.uint8)
+    tifffile.imwrite(
+        path, values, photometric="minisblack", planarconfig="contig", extrasamples=[extra] * (channels - 1)
+    )
+    tile = TileFormat(64, 64, "uint8", convert=frozenset({"grey"}))
+    with pytest.raises(SourceUnreadable, match="channels"):
+        images.from_window(ImageWindow(str(path), whole=True), tile, DecodeCache(0))
