@@ -245,6 +245,17 @@ class BossClient(RestClient):
         refuse_over(job_id, job.status)
         return None if job.status == JobStatus.PREPARING else _joined(job, answer)
 
+    def has_queue(self, job_id: int) -> bool:
+        """Tell whether a job has an upload queue. Endpoint: `GET /ingest/{id}`, which is a join.
+
+        A job has none at the very moment when it is made, when making it failed half-way, and when it is over.
+
+        Args:
+            job_id: Number of the job.
+        """
+        answer = self.ask(JoinAnswer, "GET", f"/ingest/{job_id}", about=f"ingest job {job_id}")
+        return answer.ingest_job.upload_queue is not None
+
     def request_completion(self, job_id: int) -> float | None:
         """Tell the server that all of a job is uploaded. Endpoint: `POST /ingest/{id}/complete`.
 

@@ -33,7 +33,7 @@ def wait_until_ready(client: BossClient, job_id: int, settings: PollSettings | N
         Queues and keys.
 
     Raises:
-        JobFailed: The job is over.
+        JobFailed: The job is over, or was only half made and can never be worked on.
         DeadlineExceeded: Still not ready.
         BiomedError: As for `BossClient.join`.
     """
@@ -56,13 +56,28 @@ class _Joining:
         self._client = client
         self._job_id = job_id
         self._is_open = False
+        self._is_whole = False
+        self._begun = time.monotonic()
 
     def look(self) -> JoinedJob | None:
         """Try to join; None while the job is being prepared."""
         if not self._is_open:
             refuse_over(self._job_id, self._client.counts(self._job_id).status)
             self._is_open = True
-        return self._client.join(self._job_id)
+        joined = self._client.join(self._job_id)
+        # By then the request that makes it has come to an end, and what is not there will never be.
+        if joined is None and not self._is_whole and time.monotonic() - self._begun > self._client.settle_seconds:
+            self._refuse_half_made()
+        return joined
+
+    def _refuse_half_made(self) -> None:
+        """Refuse a job that the Boss keeps as PREPARING although making it has failed."""
+        self._is_whole = self._client.has_queue(self._job_id)
+        if not self._is_whole and self._client.counts(self._job_id).status == JobStatus.PREPARING:
+            raise JobFailed(
+                f"Ingest job {self._job_id} has no upload queue: the Boss failed while it made the job, and will never "
+                "prepare it. Cancel it, then begin anew with another idempotency_key."
+            )
 
 
 def complete(

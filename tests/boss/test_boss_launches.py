@@ -16,8 +16,18 @@ import numpy as np
 import pytest
 
 from harness.ingest_lab import Lab
-from prefect_biomed.clients.boss import BossClient, IngestConfig, IngestJob, create_once, job_of_intent, settled_job
+from prefect_biomed.clients.boss import (
+    BossClient,
+    IngestConfig,
+    IngestJob,
+    JobStatus,
+    create_once,
+    job_of_intent,
+    settled_job,
+    wait_until_ready,
+)
 from prefect_biomed.clients.errors import (
+    JobFailed,
     LaunchInDoubt,
     LedgerError,
     LocalStorageError,
@@ -27,6 +37,7 @@ from prefect_biomed.clients.errors import (
     is_transient,
 )
 from prefect_biomed.clients.once import Circumstances, Intent, IntentFolder
+from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.sandbox import Fault
 
 POST = {"method": "POST", "path": r"/ingest/$", "times": 1}
@@ -216,6 +227,28 @@ def test_an_error_of_the_boss_itself_leaves_a_doubt(lab: Lab, create: Callable[.
     assert caught.value.code == code
     assert create("another", settle_seconds=0.5).id == 2
     assert list(lab.boss.service.jobs) == [1, 2]
+
+
+def test_a_job_that_the_boss_half_made_is_not_waited_for_to_the_deadline(
+    lab: Lab, create: Callable[..., IngestJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = lab.boss.service
+    monkeypatch.setattr(service, "_open_queues", lambda job: None)
+    monkeypatch.setattr(service, "_begin_to_fill", lambda job: None)
+    body = json.dumps({"status": 400, "code": 9001, "message": "Unable to create the upload and ingest queue."})
+    lab.boss.faults.add(Fault(**POST, status=400, body=body, content_type="application/json", after_effect=True))
+    job = create()
+    lab.client.settle_seconds = 0.3
+    with pytest.raises(JobFailed, match=f"Ingest job {job.id} has no upload queue.*Cancel it"):
+        wait_until_ready(lab.client, job.id, PollSettings(0.05, deadline_seconds=20))
+
+
+def test_a_job_that_takes_long_to_prepare_is_waited_for(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(prepare_seconds=1.0)
+    lab.client.settle_seconds = 0.1
+    _, job = lab.create(lab.config())
+    joined = wait_until_ready(lab.client, job.id, PollSettings(0.05, deadline_seconds=20))
+    assert joined.job.status == JobStatus.UPLOADING
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written_or_sent(

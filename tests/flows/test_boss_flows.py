@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -396,6 +397,33 @@ def test_a_retried_flow_run_goes_on_with_its_job(make_lab: Callable[..., Lab]) -
     assert len(runs) == 2
     assert posts(lab) == 1
     assert lab.boss.job(1).status == JobStatus.COMPLETE
+
+
+def test_a_child_flow_that_is_made_again_under_a_retried_parent_adopts_its_job(
+    lab: Lab, credentials: BossCredentials
+) -> None:
+    lab.write_stack(volume((16, 512, 512)))
+    config = IngestConfig.load(lab.config())
+    jobs: list[int] = []
+    children: list[UUID] = []
+
+    @flow
+    def middle() -> None:
+        state = boss_ingest(credentials, config, upload=QUICK, complete=False, return_state=True)
+        assert state.state_details.flow_run_id is not None
+        children.append(state.state_details.flow_run_id)
+        jobs.append(state.result().job_id)
+        if len(jobs) == 1:
+            raise RuntimeError("after the child has ended well")
+
+    @flow(retries=1)
+    def root() -> None:
+        middle()
+
+    root()
+    assert jobs == [1, 1]
+    assert len(set(children)) == 2
+    assert posts(lab) == 1
 
 
 @pytest.fixture
