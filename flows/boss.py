@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.logging.loggers import LoggingAdapter
@@ -38,7 +39,8 @@ _ROUNDS_WITHOUT_PROGRESS = 3
 _MOST_HEALED = 100
 
 
-def _cancel_job(credentials: BossCredentials, token: str, logger: LoggingAdapter) -> list[str]:
+def _cancel_job(parameters: Mapping[str, Any], token: str, logger: LoggingAdapter) -> list[str]:
+    credentials: BossCredentials = parameters["credentials"]
     with credentials.get_client() as client:
         job_id = settled_job(client, token)
         if job_id is None:

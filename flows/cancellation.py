@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,7 +21,7 @@ __all__ = ["carry_out", "ending_remote_jobs", "left_alone"]
 
 
 def ending_remote_jobs(
-    kind: str, end: Callable[[Any, str, LoggingAdapter], Sequence[str]], *, named_by: str
+    kind: str, end: Callable[[Mapping[str, Any], str, LoggingAdapter], Sequence[str]], *, named_by: str
 ) -> FlowStateHook[..., Any]:
     """Make the hook that ends what a cancelled flow run has launched, when `cancel_remote` of its `waiting` is true.
 
@@ -29,8 +29,8 @@ def ending_remote_jobs(
 
     Args:
         kind: Kind of the intent, as the flow gives it to `intent_token`.
-        end: Gets the credentials, the token and the logger of the flow run; ends what carries the token and returns
-            what it has ended.
+        end: Gets the parameters of the flow run, the token and the logger of the flow run; ends what carries the token
+            and returns what it has ended.
         named_by: The parameter of the flow by which a user names the intent.
 
     Returns:
@@ -44,7 +44,7 @@ def ending_remote_jobs(
             return
         token = token_of_flow_run(flow_run.id, kind, explicit=parameters.get(named_by))
         logger = flow_run_logger(flow_run, flow)
-        ended = end(parameters["credentials"], token, logger)
+        ended = end(parameters, token, logger)
         logger.info("Ended on the platform: %s", ", ".join(ended) or "nothing")
 
     return end_remote_jobs

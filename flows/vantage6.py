@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -175,7 +176,8 @@ class Federation(BaseModel):
     configuration_dir: Path
 
 
-def _kill_tasks(credentials: Vantage6Credentials, token: str, logger: LoggingAdapter) -> list[str]:
+def _kill_tasks(parameters: Mapping[str, Any], token: str, logger: LoggingAdapter) -> list[str]:
+    credentials: Vantage6Credentials = parameters["credentials"]
     killed: list[str] = []
     with credentials.get_client() as client:
         for task in client.records(Task, name=f"%-{token}"):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from prefect import flow, get_run_logger
 from prefect.logging.loggers import LoggingAdapter
@@ -24,6 +24,7 @@ from prefect_biomed.clients.vip import (
     open_intents,
     open_session,
 )
+from prefect_biomed.clients.vip.monitoring import kill_intent
 from prefect_biomed.clients.vip.session_file import VIP_HOME, SessionFile, sessions_below
 from prefect_biomed.flows import sessions as naming
 from prefect_biomed.flows.cancellation import ending_remote_jobs
@@ -65,12 +66,20 @@ __all__ = [
 ]
 
 
-def _kill_workflows(credentials: VipCredentials, token: str, logger: LoggingAdapter) -> list[str]:
+def _kill_workflows(parameters: Mapping[str, Any], token: str, logger: LoggingAdapter) -> list[str]:
+    credentials: VipCredentials = parameters["credentials"]
+    name = parameters["session_name"] or f"session-{token}"
+    given = parameters.get("output_dir") or parameters.get("experiment_dir")
+    # Whether the run was one of a deployment, and so where its outputs went, cannot be told here.
+    places = [given.expanduser()] if given else [home / "vip_outputs" / name for home in (Path.cwd(), Path.home())]
+    upload = parameters.get("upload") or Upload()
     with credentials.get_client() as client:
-        running = [w for w in client.workflows() if w.name.endswith(f"-{token}") and not w.status.is_terminal]
-        for workflow in running:
-            client.kill(workflow.identifier)
-    return [workflow.identifier for workflow in running]
+        killed, doubts = kill_intent(
+            client, token, [place.absolute() for place in places], session_name=name, vip_home=upload.vip_home
+        )
+    for doubt in doubts:
+        logger.warning("%s", doubt)
+    return killed
 
 
 kill_remote_workflows = ending_remote_jobs("vip-session", _kill_workflows, named_by="session_name")

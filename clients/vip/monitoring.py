@@ -29,9 +29,17 @@ from prefect_biomed.clients.vip.models import (
     WorkflowStatus,
 )
 from prefect_biomed.clients.vip.outcome import Outcome, judge
-from prefect_biomed.clients.vip.session_file import FILE_NAME, VIP_HOME, SessionFile, SessionRecord, open_session
+from prefect_biomed.clients.vip.session_file import (
+    FILE_NAME,
+    VIP_HOME,
+    SessionFile,
+    SessionRecord,
+    open_intents,
+    open_session,
+    sessions_below,
+)
 
-__all__ = ["details", "failures", "find_all", "kill", "kill_session", "list_by_id", "monitor", "state"]
+__all__ = ["details", "failures", "find_all", "kill", "kill_intent", "kill_session", "list_by_id", "monitor", "state"]
 
 logger = logging.getLogger(__name__)
 
@@ -314,6 +322,74 @@ def kill_session(
         _note(file, own)
         note_runs(client, session, own)
     return workflows
+
+
+def kill_intent(
+    client: VipClient, token: str, folders: Iterable[Path], *, session_name: str, vip_home: str = VIP_HOME
+) -> tuple[list[str], list[str]]:
+    """Kill what still runs of one intent, and do not wait for it. Safe to repeat; ended ones are left alone.
+
+    Executions come from the session files, each asked for by itself, and from the list of the platform by the token in
+    their names: neither is complete alone. One that cannot be killed does not spare the others.
+
+    Args:
+        client: The account.
+        token: The intent.
+        folders: Local folders that may be the session's, or hold the folders of its sessions.
+        session_name: Name of the session, whose file may be kept on the platform.
+        vip_home: Folder on the platform that holds the folders of sessions.
+
+    Returns:
+        The executions that were told to end; and what may run on, because it could not be looked for.
+
+    Raises:
+        BiomedError: Some could not be killed; the others were.
+    """
+    doubts: list[str] = []
+    ids: list[str] = []
+    for session in _sessions_on_file(client, token, folders, session_name, vip_home, doubts):
+        record = SessionFile(session, client).read()
+        for name, one in record.ledger.launched(token).items():
+            if one.workflow_id is None:
+                doubts.append(f"It is not written down whether {name} was launched.")
+            elif one.workflow_id not in record.workflow_ids(WorkflowStatus.REMOVED):
+                ids.append(one.workflow_id)
+    try:
+        ids += [workflow.identifier for workflow in client.workflows() if workflow.name.endswith(f"-{token}")]
+    except ListUnavailable as error:
+        doubts.append(f"Only what is written down of {session_name!r} was killed, {len(set(ids))} runs: {error}")
+    running = [identifier for identifier in dict.fromkeys(ids) if not _has_surely_ended(client, identifier)]
+    for refusal in _send_kills(client, running).values():
+        raise refusal
+    return running, doubts
+
+
+def _has_surely_ended(client: VipClient, identifier: str) -> bool:
+    try:
+        return state(client, identifier).status.is_terminal
+    except BiomedError as error:
+        logger.warning("It is not known whether %s runs, so it is killed: %s", identifier, error)
+        return False
+
+
+def _sessions_on_file(
+    client: VipClient, token: str, folders: Iterable[Path], session_name: str, vip_home: str, doubts: list[str]
+) -> list[VipSession]:
+    """The sessions of one intent whose files can be read; of the others it is told what is wrong."""
+    found: list[VipSession] = []
+    for folder in folders:
+        # The sessions of an experiment lie in `series/<token>/<pipeline>`.
+        above = [folder, *folder.glob("series/*/")]
+        for place in dict.fromkeys([folder, *(below for one in above for below in sessions_below(one))]):
+            name = session_name if place == folder else None
+            try:
+                intents = open_intents(place, session_name=name, client=client, vip_home=vip_home)
+            except LedgerError as error:
+                if place != folder or os.path.lexists(place / FILE_NAME):
+                    doubts.append(str(error))
+                continue
+            found += [session for session in intents if session.token == token]
+    return found
 
 
 def _session_on_file(client: VipClient, session_name: str | None, output_dir: Path, vip_home: str) -> VipSession | None:

@@ -22,6 +22,8 @@ from prefect_biomed.clients.vip import (
     monitor,
     open_session,
 )
+from prefect_biomed.clients.vip.errors import ListUnavailable
+from prefect_biomed.clients.vip.monitoring import kill_intent
 from prefect_biomed.sandbox import Sandbox
 
 NewSession = Callable[..., VipSession]
@@ -115,3 +117,30 @@ def test_damaged_session_file_is_no_reason_to_kill_by_name(client: VipClient, ne
     (session.output_dir / "session_data.json").write_text("{")
     with pytest.raises(LedgerError, match="damaged"):
         kill_session(client, session_name="one", output_dir=session.output_dir)
+
+
+def test_cancellation_ends_what_the_platform_lists_no_more(
+    vip: Sandbox, client: VipClient, new_session: NewSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is written down is killed although no list has it, one that is listed although nobody wrote it down."""
+    vip.vip.switches.job_seconds = 60.0
+    session = new_session("EveryType/1.0", {"text": "x"}, nb_runs=2)
+    send(client, session)
+    written, listed = start(client, session)
+    with SessionFile(session).edit() as record:
+        del record.ledger.launches[session.workflow_name(2)]
+    everything = client.workflows()
+    monkeypatch.setattr(client, "workflows", lambda: [w for w in everything if w.identifier == listed.identifier])
+    killed, doubts = kill_intent(client, session.token, [session.output_dir], session_name=session.session_name)
+    assert (killed, doubts) == ([written.identifier, listed.identifier], [])
+
+    def no_list() -> list[object]:
+        raise ListUnavailable("no list", status=500)
+
+    monkeypatch.setattr(client, "workflows", no_list)
+    kill(client, [written.identifier, listed.identifier])
+    killed, doubts = kill_intent(client, session.token, [session.output_dir], session_name=session.session_name)
+    assert killed == []
+    assert len(doubts) == 1
+    assert "Only what is written down" in doubts[0]
+    assert kill_intent(client, "an0ther", [session.output_dir.parent], session_name="nobody")[0] == []
