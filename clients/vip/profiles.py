@@ -29,6 +29,7 @@ class Profile:
         files_root: What all paths of files begin with.
         renames_files: Whether files are stored under trimmed ASCII names without spaces.
         stores_empty_files: Whether a file may be empty.
+        lists_hidden_files: Whether the list of a folder has the files whose names begin with a dot.
         stores_raw_bodies: Whether an upload arrives as it was sent; else it must be looked at, and compared.
         limits_downloads: Whether larger files than `max_size_direct_transfer` are refused.
         mounts_storages: Whether executions can read and write external storages such as Girder.
@@ -51,6 +52,7 @@ class Profile:
     files_root: str
     renames_files: bool
     stores_empty_files: bool
+    lists_hidden_files: bool
     stores_raw_bodies: bool
     limits_downloads: bool
     mounts_storages: bool
@@ -74,6 +76,7 @@ VIP = Profile(
     files_root="/vip/",
     renames_files=True,
     stores_empty_files=False,
+    lists_hidden_files=True,
     stores_raw_bodies=True,
     limits_downloads=True,
     mounts_storages=True,
@@ -97,6 +100,7 @@ CARMIN = Profile(
     files_root="/",
     renames_files=False,
     stores_empty_files=True,
+    lists_hidden_files=False,
     stores_raw_bodies=False,
     limits_downloads=False,
     mounts_storages=False,

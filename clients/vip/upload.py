@@ -121,6 +121,7 @@ def _upload(
         return UploadSummary(sent=0, skipped=len(plan.files), replaced=0, bytes_sent=0)
 
     there = _make_folders(client, session, plan)
+    _add_hidden(client, session, [item.name for item in plan.files], there)
     todo = _compare(client, session, plan, there, sent_before)
     logger.info("%d files to send (%d bytes), %d are there already", len(todo.missing), todo.bytes, len(todo.done))
     skipped = len(todo.done)
@@ -185,6 +186,7 @@ def _missing(client: VipClient, session: VipSession, expected: dict[str, int]) -
     there = {
         folder: list_folder_or_nothing(client, str(PurePosixPath(session.vip_input_dir, folder))) for folder in folders
     }
+    _add_hidden(client, session, expected, there)
     return [
         name
         for name, size in sorted(expected.items())
@@ -252,12 +254,30 @@ def _make_folders(client: VipClient, session: VipSession, plan: Preflight) -> di
     for folder in plan.folders:
         position = PurePosixPath(folder)
         path = f"{session.vip_input_dir}/{folder}"
-        if position.name in there[position.parent.as_posix()]:
+        is_listed = position.name in there[position.parent.as_posix()]
+        if is_listed or (_is_hidden(client, position.name) and client.exists(path)):
             there[folder] = list_folder_or_nothing(client, path)
         else:
             client.make_folder(path)
             there[folder] = {}
     return there
+
+
+def _is_hidden(client: VipClient, name: str) -> bool:
+    return name.startswith(".") and not client.profile.lists_hidden_files
+
+
+def _add_hidden(
+    client: VipClient, session: VipSession, names: Iterable[str], there: dict[str, dict[str, int | None]]
+) -> None:
+    """Ask for files by themselves that the platform leaves out of its lists."""
+    for name in names:
+        position = PurePosixPath(name)
+        sizes = there[position.parent.as_posix()]
+        if position.name not in sizes and _is_hidden(client, position.name):
+            entry = client.entry(f"{session.vip_input_dir}/{name}")
+            if entry.exists and not entry.is_directory:
+                sizes[position.name] = entry.size
 
 
 def _compare(
@@ -351,7 +371,7 @@ def _absent(client: VipClient, session: VipSession, files: Iterable[LocalFile]) 
             there[folder] = list_folder_or_nothing(client, folder)
         if path.name in there[folder] and there[folder][path.name] == item.size:
             continue
-        # Some platforms do not list all that they have.
+        # Hidden files, and whatever else a platform does not list.
         entry = client.entry(str(path))
         if not entry.exists or entry.is_directory or entry.size != item.size:
             absent[item.name] = (entry.size or 0) if entry.exists else None

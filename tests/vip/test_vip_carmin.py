@@ -90,6 +90,18 @@ def test_bytes_that_a_raw_upload_damages_are_sent_encoded(
     assert send(client, session).sent == 0
 
 
+def test_hidden_files_that_no_list_shows_are_sent_once(
+    vip: Sandbox, client: VipClient, new_session: NewSession
+) -> None:
+    session = new_session(files={".hidden": b"abc", ".folder/in": b"de", "sub/.too": b"f", "seen": b"g"})
+    assert send(client, session).sent == 4
+    vip.vip.journal.clear()
+    assert send(client, session).sent == 0
+    (session.input_dir or Path()).joinpath(".hidden").write_bytes(b"abcd")
+    assert (send(client, session).sent, len(vip.vip.journal.entries("DELETE"))) == (1, 1)
+    assert client.read_file(f"{session.vip_input_dir}/.hidden", max_bytes=10) == b"abcd"
+
+
 def test_upload_that_stays_damaged_is_an_error(
     vip: Sandbox, client: VipClient, new_session: NewSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
