@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from prefect_biomed.clients.errors import UnsafeContent
 
-__all__ = ["ArchiveLimits", "is_archive", "unpack"]
+__all__ = ["ArchiveLimits", "is_archive", "sweep", "unpack"]
 
 _OPENERS: dict[bytes, Callable[[Path], Any]] = {
     b"\x1f\x8b": gzip.GzipFile,
@@ -43,6 +43,7 @@ _ZIP_END = struct.Struct("<4s4H2LH")
 _ZIP64_END = struct.Struct("<4sQ2H2L4Q")
 _COPY_BYTES = 1024 * 1024
 _ENCRYPTED = 0x1
+_TEMPORARY = ".unpack-"
 _LONGEST_NAME_BYTES = 255
 # What the operating system says of a name that no archive for this file system would have.
 _OF_NAMES = frozenset(
@@ -166,7 +167,7 @@ def unpack(archive: Path, folder: Path, limits: ArchiveLimits | None = None) -> 
         OSError: The disk does not take it.
     """
     limits = limits or ArchiveLimits()
-    temporary = Path(tempfile.mkdtemp(prefix=".unpack-", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder.parent))
     try:
         try:
             if zipfile.is_zipfile(archive):
@@ -193,6 +194,17 @@ def unpack(archive: Path, folder: Path, limits: ArchiveLimits | None = None) -> 
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed while they unpacked have left.
+
+    Args:
+        folder: A folder in which no process is unpacking.
+    """
+    for left in folder.glob(f"{_TEMPORARY}*"):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _open_tar(path: Path, limit: int) -> tuple[tarfile.TarFile, _Bounded, IO[bytes]]:

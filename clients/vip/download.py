@@ -12,7 +12,7 @@ from typing import Any
 import requests
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_biomed.clients.archives import ArchiveLimits, is_archive, unpack
+from prefect_biomed.clients.archives import ArchiveLimits, is_archive, sweep, unpack
 from prefect_biomed.clients.errors import (
     ConfigurationError,
     LedgerError,
@@ -286,14 +286,15 @@ def _locate(client: VipClient, session: VipSession, file: SessionFile, chosen: _
         wanted = [entry for entry in entries if entry.exists and not entry.is_directory]
         places, refused = _places(session, identifier, [entry.path for entry in wanted])
         plan.refused |= refused
-        plan.gone += tuple(entry.path for entry in entries if not entry.exists)
+        gone = tuple(entry.path for entry in entries if not entry.exists)
+        plan.gone += gone
         plan.outputs[identifier] = outputs = [
             Output(entry.path, places[entry.path], entry.size) for entry in wanted if entry.path in places
         ]
         if shared := [output.path for output in outputs if output.local in plan.by_place]:
             logger.warning("%s shares outputs with another run, which replaced them: %s", identifier, shared)
         plan.by_place |= {output.local: output for output in outputs}
-        if not refused:
+        if not refused and not gone:
             plan.complete += (identifier,)
     return plan
 
@@ -328,6 +329,8 @@ def _unpack_all(
     session: VipSession, outputs: Sequence[Output], keep: bool, limits: ArchiveLimits | None
 ) -> dict[str, str]:
     """Unpack what can be; return why the others cannot, by their paths."""
+    for folder in {output.local.parent for output in outputs}:
+        sweep(folder)
     packed: dict[str, str] = {}
 
     def note(output: Output, reason: str | None) -> None:

@@ -31,6 +31,7 @@ from prefect_biomed.clients.vip import (
     preflight,
     share_inputs,
 )
+from prefect_biomed.clients.vip.models import PathEntry
 from prefect_biomed.clients.vip.session_file import EndedRecord
 from prefect_biomed.sandbox import Fault, Sandbox
 
@@ -138,6 +139,31 @@ def test_outputs_of_which_nothing_is_written_down_are_not_removed(
         with pytest.raises(NotFetched):
             finish(client, elsewhere)
     assert client.exists(session.run_dir(1))
+
+
+def test_outputs_that_vanish_before_they_are_fetched_are_no_success(
+    client: VipClient, new_session: NewSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = new_session(*COPY, files={"a.bin": b"abc"})
+    (ended,) = run(client, session)
+    results = client.results
+
+    def without(workflow_id: str) -> list[PathEntry]:
+        return [entry.model_copy(update={"exists": False}) for entry in results(workflow_id)]
+
+    monkeypatch.setattr(client, "results", without)
+    summary = download(client, session)
+    assert (summary.gone, summary.fetched) == (ended.outputs, 0)
+    assert SessionFile(session).read().ledger.downloaded == []
+    (judged,) = judge(client, session, [ended], fetched=True)
+    assert judged.unfetched == ended.outputs
+    with pytest.raises(NotFetched):
+        finish(client, session)
+
+    # Only the platform was wrong.
+    monkeypatch.setattr(client, "results", results)
+    assert download(client, session).fetched == 1
+    assert session.vip_output_dir in finish(client, session).removed
 
 
 def test_what_was_not_wanted_is_removed(client: VipClient, new_session: NewSession) -> None:

@@ -208,6 +208,10 @@ def test_interrupted_unpacking_is_done_again(
         patch.setattr(tarfile.TarFile, "extract", stop_at_the_second)
         download(client, session)
     assert [path.rpartition("/")[2] for path in files_in(session.output_dir)] == ["anatomical_greymatter.tar.gz"]
+    # A process that is killed cannot clean up.
+    left = next(session.output_dir.rglob("anatomical_greymatter.tar.gz")).with_name(".unpack-killed")
+    left.mkdir()
+    (left / "half").write_text("x")
     vip.vip.journal.clear()
     summary = download(client, session)
     assert (summary.fetched, summary.skipped) == (0, 1)
