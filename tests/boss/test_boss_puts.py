@@ -47,7 +47,7 @@ def test_an_object_goes_where_boto3_sends_it_with_the_same_headers(
         "send",
         lambda _, request: sent.append(request) or SimpleNamespace(status_code=200, headers={"ETag": "0a"}),
     )
-    client: Any = SimpleNamespace(aws_region=region, aws_endpoint_url=None, aws_verify_tls=True)
+    client: Any = SimpleNamespace(aws_region=region, aws_endpoint_url=None, aws_verify_tls=True, settle_seconds=120.0)
     keys = {name: SecretStr(value) for name, value in (("access_key", "AKIA"), ("secret_key", "secret"))}
     joined = JoinedJob.model_construct(**keys, session_token=SecretStr("token"), bucket=BUCKET)
     queues = JobQueues(client, joined, connections=1)
