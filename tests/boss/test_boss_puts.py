@@ -15,6 +15,7 @@ from prefect_biomed.clients.boss._aws import JobQueues
 from prefect_biomed.clients.boss.models import JoinedJob
 
 BUCKET = "tiles.theboss.example"
+ETAG = '"0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a"'
 KEY = "0a1b&2&3&4&0&17&5&6&0"
 METADATA = {"message_id": "m-1", "metadata": '{"x_size":512}'}
 
@@ -45,7 +46,7 @@ def test_an_object_goes_where_boto3_sends_it_with_the_same_headers(
     monkeypatch.setattr(
         URLLib3Session,
         "send",
-        lambda _, request: sent.append(request) or SimpleNamespace(status_code=200, headers={"ETag": "0a"}),
+        lambda _, request: sent.append(request) or SimpleNamespace(status_code=200, headers={"ETag": ETAG}),
     )
     client: Any = SimpleNamespace(aws_region=region, aws_endpoint_url=None, aws_verify_tls=True, settle_seconds=120.0)
     keys = {name: SecretStr(value) for name, value in (("access_key", "AKIA"), ("secret_key", "secret"))}
