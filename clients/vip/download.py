@@ -229,7 +229,7 @@ def _choose(
     known: dict[str, list[dict[str, Any]]] = {}
     for identifier in dict.fromkeys(record.workflows if workflow_ids is None else workflow_ids):
         run = record.workflows[identifier]
-        outputs = [output for output in run.outputs if output.get("exists", True) and not output.get("isDirectory")]
+        outputs = [output for output in run.outputs if not output.get("isDirectory")]
         known[identifier] = outputs
         is_removed = run.status == WorkflowStatus.REMOVED
         if is_removed and session.girder_download and any(is_on_girder(str(output["path"])) for output in outputs):
@@ -281,6 +281,7 @@ def _locate(client: VipClient, session: VipSession, file: SessionFile, chosen: _
             logger.info("%d outputs of %s are kept on Girder", len(workflow.outputs), identifier)
             continue
         entries = _entries(client, workflow)
+        entries += _unlisted(client, workflow, file.read().workflows[identifier].outputs, entries)
         with file.edit() as record:
             record.note_outputs(identifier, entries)
         wanted = [entry for entry in entries if entry.exists and not entry.is_directory]
@@ -424,6 +425,16 @@ def _entries(client: VipClient, workflow: Workflow) -> list[PathEntry]:
         else:
             found.append(entry)
     return found
+
+
+def _unlisted(
+    client: VipClient, workflow: Workflow, noted: Sequence[Mapping[str, Any]], listed: Sequence[PathEntry]
+) -> list[PathEntry]:
+    """Outputs that the platform has told of, now or before, and does not list; each is asked for by its path."""
+    told = [*workflow.outputs, *(str(one["path"]) for one in noted if not one.get("isDirectory"))]
+    seen = {entry.path for entry in listed}
+    missing = [path for path in dict.fromkeys(told) if path not in seen and ":" not in path.split("/", 1)[0]]
+    return [entry for entry in map(client.entry, missing) if not (entry.exists and entry.is_directory)]
 
 
 def _walk(client: VipClient, folder: str) -> list[PathEntry]:

@@ -166,6 +166,24 @@ def test_outputs_that_vanish_before_they_are_fetched_are_no_success(
     assert session.vip_output_dir in finish(client, session).removed
 
 
+def test_outputs_that_the_platform_does_not_list_are_asked_for_by_name(
+    vip: Sandbox, client: VipClient, new_session: NewSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vip.vip.switches.delete_seconds = 0
+    monkeypatch.setattr(client, "results", lambda workflow_id: [])
+    session = new_session(*COPY, files={"a.bin": b"abc"})
+    (ended,) = run(client, session)
+    assert ended.outputs
+    summary = download(client, session)
+    assert (summary.gone, summary.fetched) == ((), 1)
+
+    next(iter(summary.files.values()))[0].unlink()
+    client.delete(ended.outputs[0])
+    for _ in range(2):
+        assert download(client, session).gone == ended.outputs, "also when the record has it that it is gone"
+        assert not judge(client, session, [ended], fetched=True)[0].is_success
+
+
 def test_what_was_not_wanted_is_removed(client: VipClient, new_session: NewSession) -> None:
     session = new_session("AlwaysFails/1.0", {"file": "a.bin"}, files={"a.bin": b"abc"})
     parameter = client.pipeline("AlwaysFails/1.0").inputs[0].name

@@ -252,6 +252,8 @@ def test_outputs_of_one_name_from_elsewhere_are_both_kept(
     execution = vip.vip.engine.find(workflow.identifier)
     assert execution is not None
     execution.returned = returned
+    with SessionFile(session).edit() as record:
+        record.workflows[workflow.identifier].outputs = []
     download(client, session)
     assert sorted(files_in(session.output_dir).values()) == [b"first", b"second"]
     assert download(client, session).fetched == 0
