@@ -158,7 +158,11 @@ class _Run:
     # -- the execution -------------------------------------------------------------------------------------------------
 
     def find(self, intent: Intent) -> list[Workflow]:
-        """Look for executions of this name, oldest first."""
+        """Look for executions of this name, oldest first.
+
+        Raises:
+            LedgerError: The name is that of other work, so nothing may be adopted and nothing sent.
+        """
         try:
             listed = self._client.workflows()
         except ListUnavailable as error:
@@ -168,11 +172,14 @@ class _Run:
         self._check_reach(listed, intent)
         # One that failed before it began was refused, and never runs.
         failed = WorkflowStatus.INITIALIZATION_FAILED
-        return [
-            self._noticed(workflow)
-            for workflow in reversed(listed)
-            if workflow.name == self.name and workflow.status != failed
-        ]
+        named = [one for one in reversed(listed) if one.name == self.name and one.status != failed]
+        for workflow in named:
+            if workflow.pipeline_identifier not in {"", self._pipeline_id}:
+                raise LedgerError(
+                    f"{self.name} is there as {workflow.identifier} and runs {workflow.pipeline_identifier}, not "
+                    f"{self._pipeline_id}: its session name or key belongs to other work. Give another one."
+                )
+        return [self._noticed(workflow) for workflow in named]
 
     def get(self, identifier: str) -> Workflow:
         """Describe the execution."""

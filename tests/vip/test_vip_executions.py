@@ -31,6 +31,7 @@ from prefect_biomed.clients.errors import (
     DeadlineExceeded,
     JobFailed,
     LaunchInDoubt,
+    LedgerError,
     NotFoundError,
     PreflightFailed,
     is_transient,
@@ -486,3 +487,13 @@ def test_outputs_in_every_state_are_handled(vip: Sandbox, client: VipClient, new
     assert (failed.status, failed.outputs) == ("ExecutionFailed", ())
     assert download(client, nothing, get_status=["ExecutionFailed"]).files == {failed.identifier: ()}
     assert methods(vip.vip.journal.entries(path=f"{failed.identifier}/results")) == []
+
+
+def test_an_execution_of_another_pipeline_is_not_adopted(
+    vip: Sandbox, client: VipClient, new_session: NewSession, tmp_path: Path
+) -> None:
+    start(client, new_session("EveryType/1.0", {"text": "x"}))
+    other = new_session("Copies/1.0", {"file": "/vip/Home/x"}).model_copy(update={"output_dir": tmp_path / "elsewhere"})
+    with pytest.raises(LedgerError, match=r"session-r001-t0k3n is there as .* and runs EveryType/1\.0, not Copies"):
+        start(client, other)
+    assert len(vip.vip.journal.entries("POST", EXECUTIONS)) == 1
