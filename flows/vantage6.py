@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
-from prefect_biomed.clients.errors import ConfigurationError, DeadlineExceeded
+from prefect_biomed.clients.errors import BiomedError, ConfigurationError, DeadlineExceeded
 from prefect_biomed.clients.vantage6 import (
     AVERAGING,
     Aggregation,
@@ -179,6 +179,7 @@ class Federation(BaseModel):
 def _kill_tasks(parameters: Mapping[str, Any], token: str, logger: LoggingAdapter) -> list[str]:
     credentials: Vantage6Credentials = parameters["credentials"]
     killed: list[str] = []
+    problems: list[BiomedError] = []
     with credentials.get_client() as client:
         for task in client.records(Task, name=f"%-{token}"):
             if not task.name.endswith(f"-{token}") or task.status.is_terminal:
@@ -188,6 +189,11 @@ def _kill_tasks(parameters: Mapping[str, Any], token: str, logger: LoggingAdapte
                 killed.append(f"task {task.id}")
             except CancelNotPermitted as error:
                 logger.error("%s", error)
+            except BiomedError as error:  # the others are killed all the same
+                logger.error("Task %d could not be killed: %s", task.id, error)
+                problems.append(error)
+    if problems:
+        raise problems[0]
     return killed
 
 

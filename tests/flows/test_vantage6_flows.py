@@ -24,6 +24,7 @@ from pydantic import SecretStr, ValidationError
 from harness.federation import CLINICAL, HOSPITALS, Federation, federation
 from prefect_biomed.blocks import Vantage6Credentials
 from prefect_biomed.clients.errors import (
+    BiomedError,
     ConfigurationError,
     DeadlineExceeded,
     NotFoundError,
@@ -385,6 +386,27 @@ def test_the_cancellation_hook_kills_only_when_asked_and_allowed(here: Federatio
     with here.client("north-admin") as admin:
         assert admin.task_status(made.id).is_terminal == (asked and account == "north-admin")
         admin.kill_task(made.id)
+
+
+def test_a_task_that_cannot_be_killed_does_not_keep_the_others_alive(here: Federation) -> None:
+    credentials = here.credentials("north-admin")
+    slow = arguments(here, "sleep", arguments={"seconds": 20}, credentials=credentials, organizations=["north"])
+    waiting = AnalysisWaiting(wait=False, cancel_remote=True)
+    state = federated_analysis(**slow | {"waiting": waiting}, return_state=True)
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(state.state_details.flow_run_id)
+    run.parameters["credentials"] = credentials
+    first: Task = state.result().task
+    another = request("sleep", "north", arguments={"seconds": 20}, name="another")
+    second = steps.create_task(credentials, another, token=first.name.rpartition("-")[2])
+    here.sandbox.faults.add(Fault(method="POST", path="/kill/task$", status=500, calls=[1]))
+    with pytest.raises(BiomedError):
+        kill_remote_tasks(federated_analysis, run, state)
+    here.sandbox.faults.clear()
+    with here.client("north-admin") as admin:
+        assert sorted(admin.task_status(task.id).is_terminal for task in (first, second)) == [False, True]
+        kill_remote_tasks(federated_analysis, run, state)
+        assert all(admin.task_status(task.id).is_terminal for task in (first, second))
 
 
 def test_a_task_can_be_killed_and_what_was_killed_is_told(here: Federation) -> None:
