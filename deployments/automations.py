@@ -23,6 +23,8 @@ from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 
 TAG = "biomed"
+# By so much may the clock of a worker be behind that of the server.
+_CLOCK_SECONDS = 10.0
 END_CANCELLED = "end-cancelled/end-cancelled"
 
 
@@ -120,7 +122,8 @@ def end_cancelled(deployment: UUID, tags: Sequence[str] = (TAG,), *, cancel_seco
     Args:
         deployment: The deployment `end-cancelled/end-cancelled`.
         tags: Runs with any of these tags are looked after.
-        cancel_seconds: A cancelled run that has not ended for so long is left alone by its worker; at least 10.
+        cancel_seconds: A cancelled run that has not ended for so long is left alone by its worker; at least 10. Runs
+            that were cancelled later may still be ended by their workers, and are not touched.
 
     Returns:
         The automation, not yet installed.
@@ -141,7 +144,9 @@ def end_cancelled(deployment: UUID, tags: Sequence[str] = (TAG,), *, cancel_seco
             threshold=1,
             within=timedelta(seconds=cancel_seconds),
         ),
-        actions=[RunDeployment(deployment_id=deployment, parameters={"seconds": 0})],
+        actions=[
+            RunDeployment(deployment_id=deployment, parameters={"seconds": max(cancel_seconds - _CLOCK_SECONDS, 0.0)})
+        ],
     )
 
 

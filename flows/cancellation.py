@@ -94,5 +94,7 @@ def carry_out(run: FlowRun) -> None:
         flow: Flow[..., Any] = load_flow_from_entrypoint(entrypoint)
         for hook in flow.on_cancellation_hooks or ():
             hook(flow, run, run.state)
-        ended: State[Any] = Cancelled(message="Its worker and its process were gone; what it had begun was dealt with.")
+        ended: State[Any] = Cancelled(
+            message="Its worker and its process were gone. Its log tells what was ended on the platform."
+        )
         client.set_flow_run_state(run.id, ended, force=True)
