@@ -22,7 +22,7 @@ from uuid import UUID
 from prefect.blocks.core import Block
 from prefect.cache_policies import INPUTS, NO_CACHE, CachePolicy
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterStartTime, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext, TaskRunContext
@@ -227,9 +227,10 @@ def _first_of_key(client: SyncPrefectClient, root: FlowRun) -> datetime | None:
     tag = _identity(root)
     if tag not in root.tags:
         return None
-    same = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]))
-    first, *others = client.read_flow_runs(flow_run_filter=same, sort=FlowRunSort.START_TIME_ASC, limit=2) or [root]
-    return first.start_time if others else None
+    # A run that has never begun has made no attempt, and without a start it would be listed before those that have.
+    begun = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]), start_time=FlowRunFilterStartTime(is_null_=False))
+    first = client.read_flow_runs(flow_run_filter=begun, sort=FlowRunSort.START_TIME_ASC, limit=2)
+    return first[0].start_time if any(run.id != root.id for run in first) else None
 
 
 def intent_token(kind: str, *, explicit: str | None = None) -> str:
