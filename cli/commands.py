@@ -48,7 +48,7 @@ def run(
 
     Exit codes: 0 done, 1 failed, 2 something that was given is wrong and nothing was begun, 75 try the same again.
     """
-    _run(flow, param_file, settings, credentials, key=key, outputs_json=outputs_json, json=json)
+    _run(flow, {}, settings, credentials, file=param_file, key=key, outputs_json=outputs_json, json=json)
 
 
 @app.command(epilog="Example: prefect-biomed flows --json")
@@ -158,13 +158,13 @@ def deploy(
 @app.command(epilog="Example: prefect-biomed resume /data/outputs/sub-01")
 def resume(folder: Path, settings: Settings = None, credentials: Credentials = None, json: AsJson = False) -> None:
     """Continue a VIP session from its output folder alone."""
-    _run("vip-resume", None, [f"output_dir={folder}", *(settings or [])], credentials, json=json)
+    _run("vip-resume", {"output_dir": folder}, settings, credentials, json=json)
 
 
 @app.command(epilog="Example: prefect-biomed running --json")
 def running(settings: Settings = None, credentials: Credentials = None, json: AsJson = False) -> None:
     """Show what is running or was left on the platforms."""
-    _run("what-is-running", None, settings, credentials, json=json)
+    _run("what-is-running", {}, settings, credentials, json=json)
 
 
 @app.command(name="show-pipeline", epilog="Example: prefect-biomed show-pipeline GreyMatter")
@@ -174,7 +174,7 @@ def show_pipeline(
     json: AsJson = False,
 ) -> None:
     """List the pipelines of VIP, or describe one with settings to paste."""
-    _run("vip-show-pipeline", None, [f"pipeline_id={pipeline}"] if pipeline else None, credentials, json=json)
+    _run("vip-show-pipeline", {"pipeline_id": pipeline}, None, credentials, json=json)
 
 
 @app.command(epilog="Example: prefect-biomed compare runs/ report/ --baseline references/")
@@ -186,9 +186,12 @@ def compare(
     json: AsJson = False,
 ) -> None:
     """Compare the results of runs, and write a report."""
-    given = [f"runs_dir={runs.absolute()}", f"output_dir={report.absolute()}"]
-    given += [f"baseline_dir={baseline.absolute()}"] if baseline else []
-    _run("compare-folders", None, [*given, *(settings or [])], None, json=json)
+    given = {
+        "runs_dir": runs.absolute(),
+        "output_dir": report.absolute(),
+        "baseline_dir": baseline and baseline.absolute(),
+    }
+    _run("compare-folders", given, settings, None, json=json)
 
 
 @app.command(
@@ -204,7 +207,8 @@ def judge(
 
     Options: --level, --rules, --perturbed, --mask, --smoothing, --json FILE, --junit FILE, --report FOLDER.
     """
-    command = _or_exit(lambda: importlib.import_module("prefect_biomed.analysis.__main__"))
+    # Not 2, which says that a judgement was made and came to nothing.
+    command = _or_exit(lambda: importlib.import_module("prefect_biomed.analysis.__main__"), exit_code=3)
     raise typer.Exit(command.main(["judge", str(references), str(runs), *context.args]))
 
 
@@ -241,24 +245,24 @@ def _laboratory() -> ModuleType:
         raise typer.Exit(REFUSED) from error
 
 
-def _or_exit(act: Callable[[], T]) -> T:
-    """Do it; an error of ours is one line and exit code 2."""
-    from prefect_biomed.cli.running import REFUSED
+def _or_exit(act: Callable[[], T], *, exit_code: int = 2) -> T:
+    """Do it; an error of ours is one line and an exit code, that of a refusal where nothing else is said."""
     from prefect_biomed.clients.errors import BiomedError
 
     try:
         return act()
     except BiomedError as error:
         typer.echo(str(error), err=True)
-        raise typer.Exit(REFUSED) from error
+        raise typer.Exit(exit_code) from error
 
 
 def _run(
     flow: str,
-    file: Path | None,
+    given: dict[str, Any],
     settings: list[str] | None,
     credentials: list[str] | None,
     *,
+    file: Path | None = None,
     key: str | None = None,
     outputs_json: Path | None = None,
     json: bool = False,
@@ -268,7 +272,7 @@ def _run(
     from prefect_biomed.clients.files import atomic_write
 
     try:
-        parameters: dict[str, Any] = read_parameters(file, settings or [])
+        parameters = given | read_parameters(file, settings or [])
     except ConfigurationError as error:
         outcome = Outcome(flow=flow, state="Refused", message=str(error), exit_code=REFUSED)
     else:

@@ -138,8 +138,8 @@ def run_flow(
     Args:
         name: Name of the flow.
         parameters: Its parameters. Relative paths are those of the current folder.
-        key: Identity of the intent. Another run with this key is a repetition, one with another key something new;
-            without a key each run is something new, unless its parameters name a session.
+        key: Identity of the intent. Another run of this flow with this key is a repetition, one with another key
+            something new; without a key each run is something new, unless its parameters name a session.
         credentials: Saved blocks, as `vip-credentials/lab`. Others are read from the environment:
             `PREFECT_BIOMED_VIP_API_KEY` and the like.
 
@@ -156,9 +156,13 @@ def run_flow(
         flow.validate_parameters(given)
     except (BiomedError, ValidationError, ParameterTypeError) as error:
         return Outcome(flow=name, state="Refused", message=_said(error), exit_code=REFUSED)
-    with tags(key_tag(key)) if key else nullcontext():
+    # With the flow's name, because a rule for each step of a pipeline takes one key, that of the sample.
+    with tags(key_tag(f"{name}/{key}")) if key else nullcontext():
         called: Any = flow  # by its type a flow returns what its function does, never a state
         state: State[Any] = called(**given, return_state=True)
+    if not state.is_final():
+        waits = "It has not ended. Run this again with the same key."
+        return Outcome(flow=name, state=str(state.name), message=waits, exit_code=TRY_AGAIN)
     result = state.result(raise_on_failure=False)
     if isinstance(result, BaseException):
         return Outcome(flow=name, state=str(state.name), message=_said(result), exit_code=_exit_code(result))

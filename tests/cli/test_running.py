@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import requests
+from prefect import flow
+from prefect.flow_runs import pause_flow_run
 
 from harness.shell import typed
+from prefect_biomed.cli import running
 from prefect_biomed.cli.commands import app
-from prefect_biomed.cli.running import REFUSED, find_flow, flow_names, read_parameters, run_flow
+from prefect_biomed.cli.running import FAILED, REFUSED, TRY_AGAIN, find_flow, flow_names, read_parameters, run_flow
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.sandbox import Fault, Sandbox
 
@@ -47,7 +50,9 @@ def parameter_file(folder: Path) -> Path:
 
 
 @pytest.mark.usefixtures("prefect_api", "account")
-def test_the_same_key_again_adopts_and_another_one_launches(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_the_same_key_again_adopts_and_another_one_launches(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = launched(sandbox)
     written = tmp_path / "outputs.json"
     words = (
@@ -71,6 +76,12 @@ def test_the_same_key_again_adopts_and_another_one_launches(sandbox: Sandbox, tm
     assert launched(sandbox) == before + 1
     status, said = typed("prefect-biomed", "resume", str(tmp_path / "out"))
     assert status == 0, said
+    # A name that is a number in YAML.
+    (tmp_path / "out").rename(tmp_path / "2026")
+    monkeypatch.chdir(tmp_path)
+    status, said = typed("prefect-biomed", "resume", "2026")
+    assert status == 0, said
+    (tmp_path / "2026").rename(tmp_path / "out")
     status, said = typed("prefect-biomed", "running", "--json")
     assert status == 0, said
     assert launched(sandbox) == before + 1
@@ -91,6 +102,17 @@ def test_a_failure_has_an_exit_code(sandbox: Sandbox, tmp_path: Path) -> None:
     finally:
         sandbox.vip.faults.clear()
     assert status == 1, said
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_a_run_that_has_not_ended_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    @flow
+    def waits() -> None:
+        pause_flow_run(timeout=0.5)
+
+    monkeypatch.setattr(running, "find_flow", lambda name: waits)
+    outcome = run_flow("waits", {})
+    assert outcome.exit_code in {FAILED, TRY_AGAIN}, outcome
 
 
 def test_what_is_wrong_is_said_before_anything_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
