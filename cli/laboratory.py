@@ -38,6 +38,7 @@ FIRST = {
     "boss": "boss-ingest/boss-ingest",
 }
 """The deployment to begin with, by platform."""
+_BLOCKS = "lab"
 _START_SECONDS = 120.0
 
 
@@ -104,7 +105,15 @@ class Laboratory:
         self.stop()
 
     def start(self) -> None:
-        """Start the sandbox, the server, and a worker; deploy all flows."""
+        """Start the sandbox, the server, and a worker; deploy all flows.
+
+        Raises:
+            ConfigurationError: The folder holds something, and not what a laboratory has left there.
+        """
+        if self.home.exists() and any(self.home.iterdir()) and not (self.home / "logs" / "sandbox.log").is_file():
+            raise ConfigurationError(
+                f"{self.home} is no folder of a laboratory, and what it holds would be removed. Name another one."
+            )
         shutil.rmtree(self.home, ignore_errors=True)
         (self.home / "logs").mkdir(parents=True)
         state = self.state
@@ -244,7 +253,7 @@ def up(place: Path, platforms: Sequence[str]) -> Laboratory:
     laboratory = Laboratory(place, platforms, folder=Path.home())
     try:
         laboratory.start()
-        _save_blocks(laboratory)
+        save_blocks(laboratory, _BLOCKS)
         _set_parameters(laboratory, _samples(laboratory))
     except BaseException as error:
         laboratory.stop()
@@ -297,8 +306,61 @@ def _record(place: Path) -> Path:
     return place / "processes.json"
 
 
-def _save_blocks(laboratory: Laboratory) -> None:
-    """Save a credentials block for each platform, from environment variables."""
+def _samples(laboratory: Laboratory) -> dict[str, dict[str, Any]]:
+    """Write sample data; parameters by which deployments run on it, by the name of the deployment."""
+    inputs = laboratory.home / "data"
+    inputs.mkdir()
+    found: dict[str, dict[str, Any]] = {}
+    if "vip" in laboratory.sandbox:
+        volume = Path(nibabel.__file__).parent / "tests" / "data" / "anatomical.nii"
+        shutil.copy(volume, inputs)
+        images = {
+            "credentials": block("vip", _BLOCKS),
+            "input_settings": {"t1": volume.name},
+            "input_dir": str(inputs),
+            "refresh_time": 1,
+        }
+        found[FIRST["vip"]] = images | {"pipeline_id": "GreyMatter/1.0"}
+        found["repeatability-experiment/repeatability-weekly"] = images | {
+            "pipelines": ["SkullStripNoisy/1.0"],
+            "experiment_dir": str(laboratory.home / "experiment"),
+            "repetitions": 5,
+        }
+    if "vantage6" in laboratory.sandbox:
+        found[FIRST["vantage6"]] = {
+            "credentials": block("vantage6", _BLOCKS),
+            "collaboration": "encrypted",
+            "image": "prefect-biomed/clinical:1.0",
+            "method": "central_average",
+            "arguments": {"column": "age"},
+            "organizations": ["north"],
+            "databases": "default",
+            "details": {"central": True},
+        }
+    if "boss" in laboratory.sandbox:
+        slices, shape = inputs / "slices", (4, 512, 512)
+        slices.mkdir()
+        for z in range(shape[0]):
+            Image.effect_noise(shape[1:], 60 + z).save(slices / f"slice_{z:03d}.png")
+        config = slice_stack(laboratory.sandbox["boss"]["host"], slices, shape, "uint8")
+        found[FIRST["boss"]] = {"credentials": block("boss", _BLOCKS), "config": config}
+    return found
+
+
+def _set_parameters(laboratory: Laboratory, parameters: dict[str, dict[str, Any]]) -> None:
+    with SyncPrefectClient(laboratory.api_url) as client:
+        for name, values in parameters.items():
+            found = client.read_deployment_by_name(name)
+            client.update_deployment(found.id, DeploymentUpdate(parameters=values))
+
+
+def save_blocks(laboratory: Laboratory, name: str) -> None:
+    """Save a credentials block for each platform of a laboratory, from environment variables.
+
+    Args:
+        laboratory: The laboratory.
+        name: Name of the blocks.
+    """
     facts = laboratory.sandbox
     variables: dict[str, str] = {}
     if "vip" in facts:
@@ -318,57 +380,36 @@ def _save_blocks(laboratory: Laboratory) -> None:
             "BOSS_TOKEN": facts["boss"]["tokens"]["alice"],
             "BOSS_AWS_ENDPOINT_URL": facts["boss"]["aws_endpoint_url"],
         }
-    named = {f"PREFECT_BIOMED_{name}": value for name, value in variables.items()}
-    laboratory.run(sys.executable, "-m", "prefect_biomed.deployments.setup", "--name", "lab", **named)
+    fields = {f"PREFECT_BIOMED_{name}": value for name, value in variables.items()}
+    laboratory.run(sys.executable, "-m", "prefect_biomed.deployments.setup", "--name", name, **fields)
 
 
-def _samples(laboratory: Laboratory) -> dict[str, dict[str, Any]]:
-    """Write sample data; parameters by which deployments run on it, by the name of the deployment."""
-    inputs = laboratory.home / "data"
-    inputs.mkdir()
-    found: dict[str, dict[str, Any]] = {}
-    if "vip" in laboratory.sandbox:
-        volume = Path(nibabel.__file__).parent / "tests" / "data" / "anatomical.nii"
-        shutil.copy(volume, inputs)
-        images = {
-            "credentials": _block("vip"),
-            "input_settings": {"t1": volume.name},
-            "input_dir": str(inputs),
-            "refresh_time": 1,
-        }
-        found[FIRST["vip"]] = images | {"pipeline_id": "GreyMatter/1.0"}
-        found["repeatability-experiment/repeatability-weekly"] = images | {
-            "pipelines": ["SkullStripNoisy/1.0"],
-            "experiment_dir": str(laboratory.home / "experiment"),
-            "repetitions": 5,
-        }
-    if "vantage6" in laboratory.sandbox:
-        found[FIRST["vantage6"]] = {
-            "credentials": _block("vantage6"),
-            "collaboration": "encrypted",
-            "image": "prefect-biomed/clinical:1.0",
-            "method": "central_average",
-            "arguments": {"column": "age"},
-            "organizations": ["north"],
-            "databases": "default",
-            "details": {"central": True},
-        }
-    if "boss" in laboratory.sandbox:
-        config = _slices(inputs / "slices", laboratory.sandbox["boss"]["host"])
-        found[FIRST["boss"]] = {"credentials": _block("boss"), "config": config}
-    return found
+def block(platform: str, name: str) -> dict[str, Any]:
+    """Refer to a saved credentials block, as the user interface does.
+
+    Args:
+        platform: Name of the platform.
+        name: Name of the block.
+
+    Returns:
+        What stands for the block in parameters.
+    """
+    return {"$ref": {"block_document_slug": f"{platform}-credentials/{name}"}}
 
 
-def _block(platform: str) -> dict[str, Any]:
-    return {"$ref": {"block_document_slug": f"{platform}-credentials/lab"}}
+def slice_stack(host: str, folder: Path, shape: tuple[int, int, int], channel: str) -> dict[str, Any]:
+    """Write the ingest configuration of a folder of slices for the Boss of the sandbox, as boss-ingest takes it.
 
+    Args:
+        host: Server.
+        folder: Holds `slice_000.png` and so on.
+        shape: Number of slices, pixels of a slice in y and in x.
+        channel: Channel of the experiment `sandbox/stack`; its name is its dtype.
 
-def _slices(folder: Path, host: str) -> dict[str, Any]:
-    """Write a few slices of noise, and the configuration that ingests them."""
-    folder.mkdir()
-    side, depth = 512, 4
-    for z in range(depth):
-        Image.effect_noise((side, side), 60 + z).save(folder / f"slice_{z:03d}.png")
+    Returns:
+        The configuration.
+    """
+    depth, height, width = shape
     params = {
         "root_dir": str(folder),
         "base_filename": "slice_<p:3>",
@@ -384,17 +425,10 @@ def _slices(folder: Path, host: str) -> dict[str, Any]:
             "path_processor": {"class": f"{plugin}PathProcessor", "params": params},
             "tile_processor": {"class": f"{plugin}TileProcessor", "params": params},
         },
-        "database": {"collection": "sandbox", "experiment": "stack", "channel": "uint8"},
+        "database": {"collection": "sandbox", "experiment": "stack", "channel": channel},
         "ingest_job": {
             "resolution": 0,
-            "extent": {"x": [0, side], "y": [0, side], "z": [0, depth], "t": [0, 1]},
-            "tile_size": {"x": side, "y": side, "z": 1, "t": 1},
+            "extent": {"x": [0, width], "y": [0, height], "z": [0, depth], "t": [0, 1]},
+            "tile_size": {"x": width, "y": height, "z": 1, "t": 1},
         },
     }
-
-
-def _set_parameters(laboratory: Laboratory, parameters: dict[str, dict[str, Any]]) -> None:
-    with SyncPrefectClient(laboratory.api_url) as client:
-        for name, values in parameters.items():
-            found = client.read_deployment_by_name(name)
-            client.update_deployment(found.id, DeploymentUpdate(parameters=values))

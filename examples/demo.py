@@ -25,10 +25,12 @@ from rich.table import Table
 from rich.text import Text
 
 from examples.lab import HOME, Laboratory
+from prefect_biomed.cli.laboratory import block, save_blocks, slice_stack
 from prefect_biomed.clients.boss import BossClient
 
 CONSOLE = Console()
 PATIENTS_PER_SITE = 3
+BLOCKS = "demo"
 
 
 def run_deployment(laboratory: Laboratory, deployment: str, parameters: dict[str, Any]) -> None:
@@ -48,39 +50,6 @@ def run_deployment(laboratory: Laboratory, deployment: str, parameters: dict[str
     CONSOLE.print(f"completed in {time.monotonic() - began:.0f} s\n")
 
 
-def block(platform: str) -> dict[str, Any]:
-    """Refer to the credentials block of a platform, as the user interface does.
-
-    Args:
-        platform: Name of the platform.
-
-    Returns:
-        What stands for the block in parameters.
-    """
-    return {"$ref": {"block_document_slug": f"{platform}-credentials/demo"}}
-
-
-def save_credentials(laboratory: Laboratory) -> None:
-    """Save a credentials block for each platform, from environment variables."""
-    vip, vantage6, boss = (laboratory.sandbox[platform] for platform in ("vip", "vantage6", "boss"))
-    laboratory.run(
-        "python",
-        "deployments/setup.py",
-        "--name=demo",
-        PREFECT_BIOMED_VIP_URL=vip["url"],
-        PREFECT_BIOMED_VIP_API_KEY=vip["api_key"],
-        PREFECT_BIOMED_VANTAGE6_URL=vantage6["url"],
-        PREFECT_BIOMED_VANTAGE6_USERNAME="north-researcher",
-        PREFECT_BIOMED_VANTAGE6_PASSWORD=vantage6["users"]["north-researcher"]["password"],
-        PREFECT_BIOMED_VANTAGE6_ENCRYPTION="as the collaboration says",
-        PREFECT_BIOMED_VANTAGE6_PRIVATE_KEY_PATH=vantage6["organizations"]["north"]["private_key"],
-        PREFECT_BIOMED_BOSS_HOST=boss["host"],
-        PREFECT_BIOMED_BOSS_PROTOCOL=boss["protocol"],
-        PREFECT_BIOMED_BOSS_TOKEN=boss["tokens"]["alice"],
-        PREFECT_BIOMED_BOSS_AWS_ENDPOINT_URL=boss["aws_endpoint_url"],
-    )
-
-
 def vip(laboratory: Laboratory, volume: Path) -> None:
     """Run a pipeline three times on a real MRI volume."""
     inputs, outputs = HOME / "vip" / "inputs", HOME / "vip" / "outputs"
@@ -90,7 +59,7 @@ def vip(laboratory: Laboratory, volume: Path) -> None:
         laboratory,
         "vip-session/vip-session",
         {
-            "credentials": block("vip"),
+            "credentials": block("vip", BLOCKS),
             "pipeline_id": "GreyMatter/1.0",
             "input_settings": {"t1": volume.name},
             "input_dir": str(inputs),
@@ -139,8 +108,8 @@ def boss(laboratory: Laboratory) -> None:
         laboratory,
         "boss-ingest/boss-ingest",
         {
-            "credentials": block("boss"),
-            "config": slice_stack(facts["host"], folder, depth, height, width),
+            "credentials": block("boss", BLOCKS),
+            "config": slice_stack(facts["host"], folder, (depth, height, width), "uint16"),
         },
     )
     with BossClient(facts["host"], facts["tokens"]["alice"], protocol="http") as client:
@@ -157,43 +126,6 @@ def boss(laboratory: Laboratory) -> None:
     picture.resize((4 * width, 4 * height)).save(preview)
     show(picture.resize((64, 48)))
     CONSOLE.print(f"The slice as it was read back is in {preview}\n")
-
-
-def slice_stack(host: str, folder: Path, depth: int, height: int, width: int) -> dict[str, object]:
-    """Write the ingest configuration of a folder of slices, as boss-ingest takes it.
-
-    Args:
-        host: Server.
-        folder: Holds `slice_000.png` and so on.
-        depth: Number of slices.
-        height: Pixels of a slice in y.
-        width: Pixels of a slice in x.
-
-    Returns:
-        The configuration.
-    """
-    params = {
-        "root_dir": str(folder),
-        "base_filename": "slice_<p:3>",
-        "extension": "png",
-        "filesystem": "local",
-        "bucket": "",
-    }
-    plugin = "ingestclient.plugins.stack.ZindexStack"
-    return {
-        "schema": {"name": "boss-v0.1-schema", "validator": "BossValidatorV01"},
-        "client": {
-            "backend": {"name": "boss", "class": "BossBackend", "host": host, "protocol": "http"},
-            "path_processor": {"class": f"{plugin}PathProcessor", "params": params},
-            "tile_processor": {"class": f"{plugin}TileProcessor", "params": params},
-        },
-        "database": {"collection": "sandbox", "experiment": "stack", "channel": "uint16"},
-        "ingest_job": {
-            "resolution": 0,
-            "extent": {"x": [0, width], "y": [0, height], "z": [0, depth], "t": [0, 1]},
-            "tile_size": {"x": width, "y": height, "z": 1, "t": 1},
-        },
-    }
 
 
 def show(picture: Image.Image) -> None:
@@ -236,7 +168,7 @@ def research_pipeline(laboratory: Laboratory, volume: Path) -> None:
                 "parameter": "t1",
                 "refresh_time": 1,
             },
-            "vip": block("vip"),
+            "vip": block("vip", BLOCKS),
             "table": {
                 "collaboration": "encrypted",
                 "image": "prefect-biomed/clinical:1.0",
@@ -248,9 +180,9 @@ def research_pipeline(laboratory: Laboratory, volume: Path) -> None:
                 "tables": {site: labels["measures"] for site, labels in sites.items()},
                 "sites": {site: [f"{site}-*"] for site in sites},
             },
-            "vantage6": block("vantage6"),
+            "vantage6": block("vantage6", BLOCKS),
             "ingest": {"collection": "demo", "experiment": "patients", "channel": "mask", "volume": "mask.nii.gz"},
-            "boss": block("boss"),
+            "boss": block("boss", BLOCKS),
         },
     )
     table = Table("patient", "hospital", "grey matter, mm³", title="What the nodes analysed")
@@ -278,7 +210,7 @@ def main() -> None:
     CONSOLE.print("Starting the sandbox, a Prefect server and a worker ...")
     seconds: dict[str, float] = {}
     with Laboratory(platforms=("vip", "vantage6", "boss")) as laboratory:
-        save_credentials(laboratory)
+        save_blocks(laboratory, BLOCKS)
         CONSOLE.print(f"ready after {time.monotonic() - began:.0f} s\n")
         stages: dict[str, Any] = {
             "VIP, three runs": lambda: vip(laboratory, volume),
