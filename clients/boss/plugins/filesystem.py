@@ -13,12 +13,8 @@ __all__ = ["DynamicFilesystem", "DynamicFilesystemAbsPath"]
 _KINDS = ("local", "s3", "s3_copy")
 
 
-class DynamicFilesystem:
-    """Opens files of the local disk or of a bucket.
-
-    Args:
-        filesystem_type: `local`, `s3` (into memory) or `s3_copy` (through a temporary file, which is kept).
-        parameters: `bucket` for S3. Keys are found where boto3 finds them, never here.
+class _Filesystem:
+    """The local disk or a bucket.
 
     Raises:
         ValueError: There is no such kind.
@@ -29,6 +25,18 @@ class DynamicFilesystem:
             raise ValueError(f"filesystem {filesystem_type!r} is none of {', '.join(_KINDS)}")
         self.filesystem_type, self.parameters = filesystem_type, parameters
         self._copies = _Copies(parameters) if filesystem_type != "local" else None
+
+
+class DynamicFilesystem(_Filesystem):
+    """Opens files of the local disk or of a bucket.
+
+    Args:
+        filesystem_type: `local`, `s3` (into memory) or `s3_copy` (through a temporary file, which is kept).
+        parameters: `bucket` for S3. Keys are found where boto3 finds them, never here.
+
+    Raises:
+        ValueError: There is no such kind.
+    """
 
     def get_file(self, path: str) -> IO[bytes]:
         """Open a file.
@@ -46,7 +54,7 @@ class DynamicFilesystem:
         return self._copies.path(path).open("rb")
 
 
-class DynamicFilesystemAbsPath:
+class DynamicFilesystemAbsPath(_Filesystem):
     """Names files on the local disk; those of a bucket are copied first, once.
 
     Args:
@@ -56,12 +64,6 @@ class DynamicFilesystemAbsPath:
     Raises:
         ValueError: There is no such kind.
     """
-
-    def __init__(self, filesystem_type: str, parameters: dict[str, Any]) -> None:
-        if filesystem_type not in _KINDS:
-            raise ValueError(f"filesystem {filesystem_type!r} is none of {', '.join(_KINDS)}")
-        self.filesystem_type, self.parameters = filesystem_type, parameters
-        self._copies = _Copies(parameters) if filesystem_type != "local" else None
 
     def get_file(self, path: str) -> str:
         """Name a file.
