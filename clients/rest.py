@@ -7,6 +7,7 @@ and servers that break down answer too.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -87,7 +88,7 @@ class Refusal:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-class RestClient:
+class RestClient(ABC):
     """Base of the client of one platform.
 
     A platform overrides `_refusal`, by which it reads its own error shape, and the tables where a status means
@@ -167,6 +168,7 @@ class RestClient:
                 raise self._error(response, self._http.read_text(response), about)
             yield response
 
+    @abstractmethod
     def _refusal(self, status: int, body: Any) -> Refusal | None:
         """Read the platform's own error shape.
 
@@ -177,7 +179,6 @@ class RestClient:
         Returns:
             What it says; None when it is not in the platform's shape.
         """
-        raise NotImplementedError
 
     def _error(self, response: requests.Response, text: str, about: str) -> PlatformError:
         """Make the error that an answer stands for. The only table from status to error."""
