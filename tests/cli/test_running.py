@@ -7,16 +7,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
-from prefect import flow
-from prefect.flow_runs import pause_flow_run
+from prefect import Flow
+from prefect.states import Paused
 
 from harness.shell import typed
 from prefect_biomed.cli import running
 from prefect_biomed.cli.commands import app
-from prefect_biomed.cli.running import FAILED, REFUSED, TRY_AGAIN, find_flow, flow_names, read_parameters, run_flow
+from prefect_biomed.cli.running import REFUSED, TRY_AGAIN, find_flow, flow_names, read_parameters, run_flow
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.sandbox import Fault, Sandbox
 
@@ -104,15 +105,17 @@ def test_a_failure_has_an_exit_code(sandbox: Sandbox, tmp_path: Path) -> None:
     assert status == 1, said
 
 
-@pytest.mark.usefixtures("prefect_api")
-def test_a_run_that_has_not_ended_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
-    @flow
-    def waits() -> None:
-        pause_flow_run(timeout=0.5)
+class Waiting(Flow[[], Any]):
+    """A flow whose run is paused."""
 
-    monkeypatch.setattr(running, "find_flow", lambda name: waits)
-    outcome = run_flow("waits", {})
-    assert outcome.exit_code in {FAILED, TRY_AGAIN}, outcome
+    def __call__(self, **_: Any) -> Any:
+        return Paused()
+
+
+def test_a_run_that_has_not_ended_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "find_flow", lambda name: Waiting(lambda: None, name="waiting"))
+    outcome = run_flow("waiting", {})
+    assert (outcome.exit_code, outcome.state) == (TRY_AGAIN, "Paused")
 
 
 def test_what_is_wrong_is_said_before_anything_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
