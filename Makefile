@@ -9,10 +9,10 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo
 
-# Most tests wait rather than compute, hence three at a time. What waits for other processes depends on what else the
+# Most tests wait rather than compute, hence four at a time. What waits for other processes depends on what else the
 # machine does: one more try is allowed, and shown.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 3 --reruns 1
+	$(BIN)/python -m pytest -n 4 --reruns 1
 
 check: $(STAMP)
 	$(BIN)/ruff check .

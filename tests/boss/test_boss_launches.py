@@ -162,6 +162,7 @@ def work(host: str, token: str, url: str, config: dict[str, Any], folder: str) -
         create_once(client, IngestConfig.load(config), "abcdefghij", folder=Path(folder))
 
 
+@pytest.mark.slow
 def test_two_processes_of_which_one_is_killed_in_flight_make_one_job(lab: Lab, folder: Path) -> None:
     facts = lab.boss.ready()
     arguments = (facts["host"], facts["tokens"]["alice"], lab.boss.url, lab.config(), str(folder))

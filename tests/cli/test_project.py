@@ -28,6 +28,7 @@ def set_by_users(name: str) -> tuple[object, ...]:
     return found.parameters, limit.limit if limit else None, found.paused, schedules
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_api")
 @pytest.mark.timeout(300)
 def test_deploying_a_project_twice_keeps_what_users_have_set(tmp_path: Path) -> None:

@@ -364,6 +364,7 @@ def test_a_create_that_never_arrived_is_in_doubt_and_its_retry_makes_one_job(
     assert posts(lab) == 2
 
 
+@pytest.mark.slow
 def test_two_identical_ingests_in_one_flow_are_two_jobs(lab: Lab, credentials: BossCredentials) -> None:
     lab.write_stack(volume((16, 512, 512)))
     config = IngestConfig.load(lab.config())
@@ -491,6 +492,7 @@ def test_a_configuration_with_five_mistakes_sends_nothing(lab: Lab, credentials:
     assert len(lab.boss.journal) == 0
 
 
+@pytest.mark.slow
 def test_what_the_service_spoilt_is_named_then_healed_and_proved(lab: Lab, credentials: BossCredentials) -> None:
     pixels = volume((32, 64, 64))
     lab.write_stack(pixels, tile=64)

@@ -161,6 +161,7 @@ def test_a_retry_goes_on_in_its_round_and_makes_no_task_twice(here: Federation, 
     assert asked == [1.0, 2.0, 2.0, 1.0, 2.0]
 
 
+@pytest.mark.slow
 def test_late_nodes_are_not_waited_for_when_enough_have_answered(here: Federation, tmp_path: Path) -> None:
     north = here.organization("north")
     slow: dict[str, Any] = {

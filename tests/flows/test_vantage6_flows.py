@@ -508,6 +508,7 @@ def test_a_deadline_names_who_is_waited_for(here: Federation) -> None:
     assert "task_id=" in str(late.value)
 
 
+@pytest.mark.slow
 def test_what_is_there_at_the_deadline_is_given_and_the_rest_fetched_later(here: Federation) -> None:
     west = here.organization("west")
     slow = arguments(

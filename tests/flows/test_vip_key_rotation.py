@@ -60,6 +60,7 @@ def run_and_rotate(vip: Sandbox, input_dir: Path, tmp_path: Path, key: str | Non
         operator.join()
 
 
+@pytest.mark.slow
 def test_a_key_replaced_in_the_saved_block_is_taken_up(vip: Sandbox, input_dir: Path, tmp_path: Path) -> None:
     result = run_and_rotate(vip, input_dir, tmp_path, next_key(vip))
     assert result.is_finished
