@@ -185,7 +185,8 @@ def boss_verify(
         What was found; after healing, what was found then.
 
     Raises:
-        VerificationFailed: Something is missing or different. It names the tiles.
+        VerificationFailed: Something is missing or different, and it names the tiles; or nothing could be compared,
+            because no source can be read.
         IngestIncomplete: What was wrong could not be healed.
     """
     config = IngestConfig.load(config)
@@ -198,7 +199,7 @@ def boss_verify(
             part = config.of_extent(extent)
             boss_ingest(credentials, part, upload=upload, waiting=waiting, verification=VerifySettings(share=1))
         look = steps.verify_ingest(credentials, config, job_id, region, verification, upload)
-    if look.wrong:
+    if not look.is_right:
         raise VerificationFailed.of(look)
     return look
 

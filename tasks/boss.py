@@ -324,7 +324,7 @@ def verify_ingest(
         logger.error("Not in the Boss as its source: %s", tile)
     markdown(artifact_key("boss-verification", key), verification_text(look), f"What {config.channel_path} has")
     event = {"wrong": len(look.wrong), "compared": look.compared, "cuboids": look.cuboids}
-    state_event("boss", "channel", config.channel_path, "verified" if look.is_right else "wrong", **event)
+    state_event("boss", "channel", config.channel_path, _state_of(look), **event)
     return look
 
 
@@ -373,6 +373,12 @@ def ingest_status(credentials: BossCredentials, job_id: int) -> JobCounts:
         counts = client.counts(job_id)
     get_run_logger().info("Ingest job %d is %s, %d messages wait", job_id, counts.status.name, counts.visible)
     return counts
+
+
+def _state_of(look: Verification) -> str:
+    if look.wrong:
+        return "wrong"
+    return "verified" if look.is_right else "not_compared"
 
 
 def verification_text(look: Verification) -> str:

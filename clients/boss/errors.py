@@ -85,7 +85,7 @@ class IngestIncomplete(JobFailed):
 
 
 class VerificationFailed(JobFailed):
-    """What is in the Boss is not what the sources have.
+    """What is in the Boss is not what the sources have, or none of it could be compared with them.
 
     Attributes:
         verification: What was found; None where only the message was handed on.
@@ -102,6 +102,10 @@ class VerificationFailed(JobFailed):
         Args:
             verification: What was found.
         """
+        if not verification.wrong:
+            tile, reason = next(iter(verification.unreadable.items()))
+            advice = "Run this where the sources can be read."
+            return cls(f"{verification.summary()} {advice}\n  - {tile}: {reason}", verification)
         shown = "\n".join(f"  - {tile}" for tile in verification.wrong[:20])
         advice = "Run boss-verify with heal=True, which ingests these chunks again and proves them."
         return cls(f"{verification.summary()} {advice}\n{shown}", verification)

@@ -144,8 +144,8 @@ class Verification(BaseModel):
 
     @property
     def is_right(self) -> bool:
-        """Whether nothing was found to be wrong."""
-        return not self.wrong
+        """Whether nothing was found to be wrong, and something could be compared."""
+        return not self.wrong and (self.compared > 0 or not self.unreadable)
 
     @property
     def bound(self) -> float:
@@ -164,6 +164,8 @@ class Verification(BaseModel):
             parts.append(
                 f"{seen}: fewer than {_percent(self.bound)} % are, with 95 % (of {self.cuboids:,} of {self.channel})."
             )
+        else:
+            parts.append(f"None of the {self.cuboids:,} cuboids of {self.channel} was compared.")
         if self.chunks_looked_at:
             parts.append(f"{self.chunks_looked_at:,} chunks were looked at.")
         for kind in ("missing", "different"):

@@ -15,6 +15,7 @@ from prefect_biomed.clients.boss import (
     IngestConfig,
     Region,
     UploadReport,
+    VerificationFailed,
     VerifySettings,
     WrongTile,
     account,
@@ -81,6 +82,17 @@ def test_what_is_right_is_not_accused(lab: Lab) -> None:
         look = verify(lab.client, config, settings)
         assert look.is_right, look.summary()
     assert verify(lab.client, config, ALL).verified_tiles == 40
+
+
+def test_nothing_is_right_when_no_source_can_be_read(lab: Lab) -> None:
+    config, _ = finished(lab, volume((16, 64, 64)))
+    for tile in lab.folder.rglob("*.png"):
+        tile.write_bytes(b"no picture")
+    for settings in (ALL, VerifySettings()):
+        look = verify(lab.client, config, settings)
+        assert (look.wrong, look.compared, look.is_right) == ((), 0, False)
+        assert look.summary().startswith("None of the 1 cuboids of sandbox/stack/uint8 was compared.")
+        assert "Run this where the sources can be read." in str(VerificationFailed.of(look))
 
 
 def test_tiles_that_are_black_in_the_middle_are_found_when_they_are_not_there(lab: Lab) -> None:
