@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,8 +26,6 @@ from prefect_biomed.clients.vantage6.encryption import PrivateKey
 from prefect_biomed.clients.vantage6.models import Version
 
 __all__ = ["connect"]
-
-logger = logging.getLogger(__name__)
 
 # In this order, because the first is the default of generations 3 and 4 and the second that of 5.
 _API_PATHS = ("/api", "/hq", "")
@@ -138,6 +135,7 @@ def _find_api(url: str, api_path: str | None, settings: Mapping[str, Any]) -> tu
         candidates = [url + path for path in ("", *_API_PATHS[:2])]
     else:
         candidates = [url + path for path in _API_PATHS]
+    seen: list[str] = []
     for candidate in candidates:
         with HttpSession(candidate, **settings) as session:
             try:
@@ -146,11 +144,13 @@ def _find_api(url: str, api_path: str | None, settings: Mapping[str, Any]) -> tu
                 # A server that breaks down is there: nothing is wrong with the URL.
                 if is_transient(error) or (error.status or 0) >= 500:
                     raise
-                logger.debug("No API at %s: %s", candidate, error)
+                seen.append(f"  - {error}")
                 continue
         return candidate, _read_version(url, answer.version)
-    tried = ", ".join(f"{candidate}/version" for candidate in candidates)
-    raise ConfigurationError(f"No vantage6 server answers at {url}. Tried {tried}. Check the URL and the API path.")
+    raise ConfigurationError(
+        f"No vantage6 server answers at {url}. Check the URL, the API path, and what lies between. Seen:\n"
+        + "\n".join(seen)
+    )
 
 
 def _read_version(url: str, text: str) -> Version:

@@ -380,6 +380,19 @@ def test_server_that_breaks_down_is_not_taken_for_a_wrong_url(here: Federation) 
         here.client()
 
 
+@pytest.mark.parametrize(
+    ("fault", "seen"),
+    [
+        (Fault(path="/version$", status=404, body="<h1>Nobody home</h1>"), "HTTP 404"),
+        (Fault(path="/version$", status=200, body='{"page": 1}'), "another shape"),
+    ],
+)
+def test_what_was_seen_in_place_of_a_server_is_told(here: Federation, fault: Fault, seen: str) -> None:
+    here.sandbox.faults.add(fault)
+    with pytest.raises(ConfigurationError, match=f"(?s)No vantage6 server answers at .*{seen}"):
+        here.client()
+
+
 @every_generation
 def test_the_server_is_well(federations: Callable[[int], Federation], generation: int) -> None:
     here = federations(generation)
