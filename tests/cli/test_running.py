@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import requests
-from prefect import Flow
+from prefect import Flow, flow
 from prefect.states import Paused
 
 from harness.shell import typed
 from prefect_biomed.cli import running
 from prefect_biomed.cli.commands import app
-from prefect_biomed.cli.running import REFUSED, TRY_AGAIN, find_flow, flow_names, read_parameters, run_flow
-from prefect_biomed.clients.errors import ConfigurationError
+from prefect_biomed.cli.running import FAILED, REFUSED, TRY_AGAIN, find_flow, flow_names, read_parameters, run_flow
+from prefect_biomed.clients.errors import ConfigurationError, JobFailed, LaunchInDoubt, ServerUnavailable
 from prefect_biomed.sandbox import Fault, Sandbox
 
 
@@ -103,6 +103,31 @@ def test_a_failure_has_an_exit_code(sandbox: Sandbox, tmp_path: Path) -> None:
     finally:
         sandbox.vip.faults.clear()
     assert status == 1, said
+
+
+@pytest.mark.usefixtures("prefect_api")
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (ServerUnavailable("in a while"), TRY_AGAIN),
+        (LaunchInDoubt("perhaps"), TRY_AGAIN),
+        (ConfigurationError("no such folder"), REFUSED),
+        (JobFailed("tool exited with 3"), FAILED),
+        (ZeroDivisionError("a bug"), FAILED),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_exit_code_says_whether_the_same_again_may_help(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, exit_code: int
+) -> None:
+    @flow
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setattr(running, "find_flow", lambda name: fails)
+    outcome = run_flow("fails", {})
+    assert (outcome.exit_code, outcome.state) == (exit_code, "Failed")
+    assert str(error) in outcome.message
 
 
 class Waiting(Flow[[], Any]):
