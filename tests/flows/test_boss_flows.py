@@ -141,13 +141,20 @@ def test_ingest_makes_what_it_lies_in(lab: Lab, credentials: BossCredentials) ->
 
 @pytest.mark.slow
 def test_a_damaged_file_leaves_the_job_open_and_the_same_job_is_finished_later(
-    lab: Lab, credentials: BossCredentials
+    lab: Lab, credentials: BossCredentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = volume((16, 512, 512))
     root = lab.write_stack(pixels)
     path = root / "7" / "0_0_0.png"
     whole = path.read_bytes()
-    path.write_bytes(whole[:-900])
+    # The look at the sources before the job is made finds nothing yet.
+    create = lab.boss.service.create
+
+    def damaging(user: str, config: Any) -> Any:
+        path.write_bytes(whole[:-900])
+        return create(user, config)
+
+    monkeypatch.setattr(lab.boss.service, "create", damaging)
     config = IngestConfig.load(lab.config())
     with pytest.raises(IngestIncomplete, match="z=7") as caught:
         boss_ingest(credentials, config, upload=QUICK)

@@ -214,4 +214,4 @@ def test_a_run_cancelled_while_its_worker_is_dead_ends_and_so_does_its_execution
     laboratory.run("prefect", "flow-run", "cancel", run.id)
     laboratory.start_worker("second")
     run.wait("CANCELLED", seconds=180)
-    assert [entry["status"] for entry in remote.journal("PUT", "/kill")] == [200]
+    assert [entry["status"] for entry in remote.journal("PUT", "/kill")] == [204]
