@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from prefect.blocks.abstract import CredentialsBlock
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr
 
+from prefect_biomed.blocks._keys import Keys
 from prefect_biomed.blocks._saved import with_saved_secrets
 from prefect_biomed.clients.boss import BossClient
 from prefect_biomed.clients.http import Timeouts
@@ -14,12 +15,14 @@ from prefect_biomed.clients.http import Timeouts
 __all__ = ["BossCredentials"]
 
 
-class BossCredentials(CredentialsBlock):
+class BossCredentials(Keys, CredentialsBlock):
     """An account on a Boss server.
 
     Attributes:
         host: Host name of the server, with a port where needed.
-        token: API token. When empty: `token.json`, then `~/.intern/intern.cfg`, then `INTERN_TOKEN`, where it runs.
+        token: API token, or where it is: `env:NAME`, `file:PATH`. When empty: `token.json`, then
+            `~/.intern/intern.cfg`, then `INTERN_TOKEN`, where it runs. A run of a deployment reads what its worker's
+            configuration allows; an empty field is `env:INTERN_TOKEN` there.
         protocol: `https`, or `http` for a test server.
         verify_tls: Whether TLS certificates are verified.
         connect_seconds: Limit for making a connection.
@@ -90,12 +93,12 @@ class BossCredentials(CredentialsBlock):
             A client; use it as a context manager.
 
         Raises:
-            ConfigurationError: No token was found.
+            ConfigurationError: No token was found, or what the block names may not be read here.
         """
         now = with_saved_secrets(self)
         return BossClient(
             now.host,
-            now.token,
+            now._token(),
             protocol=now.protocol,
             verify_tls=now.verify_tls,
             timeouts=Timeouts(now.connect_seconds, now.read_seconds),
@@ -103,3 +106,9 @@ class BossCredentials(CredentialsBlock):
             aws_endpoint_url=now.aws_endpoint_url,
             aws_verify_tls=now.verify_tls,
         )
+
+    def _token(self) -> SecretStr | None:
+        if self._is_deployed and self.token is None:
+            # Who starts a run chooses the host, and so who would get the token of the machine.
+            return self.model_copy(update={"token": SecretStr("env:INTERN_TOKEN")}).secret("token")
+        return self.secret("token")

@@ -9,14 +9,18 @@ from typing import ClassVar, Self
 from prefect.blocks.abstract import CredentialsBlock
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, model_validator
 
+from prefect_biomed.blocks._keys import Keys
 from prefect_biomed.blocks._saved import with_saved_secrets
 from prefect_biomed.clients.vantage6 import Encryption, PrivateKey, Vantage6Client, connect
 
 __all__ = ["Vantage6Credentials"]
 
 
-class Vantage6Credentials(CredentialsBlock):
+class Vantage6Credentials(Keys, CredentialsBlock):
     """An account on a vantage6 server of generation 3, 4 or 5, and the private key of its organization.
+
+    A secret may name where it is: `env:NAME`, `file:PATH`. A run of a deployment reads what its worker's configuration
+    allows.
 
     Attributes:
         url: Address of the server.
@@ -132,7 +136,8 @@ class Vantage6Credentials(CredentialsBlock):
             A client; use it as a context manager.
 
         Raises:
-            ConfigurationError: No vantage6 server answers at the URL, or the fields do not fit its generation.
+            ConfigurationError: No vantage6 server answers at the URL, the fields do not fit its generation, or what
+                they name may not be read here.
             InvalidKey: The private key cannot be read.
             NetworkError: The server cannot be reached.
         """
@@ -141,11 +146,11 @@ class Vantage6Credentials(CredentialsBlock):
             now.url,
             api_path=now.api_path,
             username=now.username,
-            password=now.password,
-            totp_secret=now.totp_secret,
+            password=now.secret("password"),
+            totp_secret=now.secret("totp_secret"),
             mfa_code=mfa_code,
             service_account=now.service_account,
-            client_secret=now.client_secret,
+            client_secret=now.secret("client_secret"),
             auth_url=now.auth_url,
             realm=now.realm,
             device_prompt=device_prompt,
@@ -158,7 +163,6 @@ class Vantage6Credentials(CredentialsBlock):
 
     def _read_private_key(self) -> PrivateKey | None:
         if self.private_key_path is not None:
-            return PrivateKey.from_file(self.private_key_path)
-        if self.private_key is not None:
-            return PrivateKey.from_pem(self.private_key.get_secret_value())
-        return None
+            return PrivateKey.from_file(self.readable(self.private_key_path, "private_key_path"))
+        pem = self.secret("private_key")
+        return PrivateKey.from_pem(pem.get_secret_value()) if pem is not None else None

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import ClassVar
 
 from prefect.blocks.abstract import CredentialsBlock
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr
+from pydantic import ConfigDict, Field, HttpUrl, PrivateAttr, SecretStr
 
+from prefect_biomed.blocks._keys import Keys
 from prefect_biomed.blocks._saved import with_saved_secrets
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.vip import GirderStorage, VipClient
 
 __all__ = ["VipCredentials"]
 
-_MAX_KEY_CHARACTERS = 10_000
 
-
-class VipCredentials(CredentialsBlock):
+class VipCredentials(Keys, CredentialsBlock):
     """An account on VIP or another CARMIN platform.
 
     Attributes:
-        api_key: The API key, the path of a file that holds it, or the name of an environment variable that holds it.
+        api_key: The API key, the path of a file that holds it, or the name of an environment variable that holds it,
+            also as `file:PATH` and `env:NAME`. A run of a deployment reads what its worker's configuration allows.
         url: Address of the portal.
         verify_tls: Whether TLS certificates are verified.
         connect_seconds: Limit for making a connection.
@@ -47,6 +45,9 @@ class VipCredentials(CredentialsBlock):
 
     # An error about one field must not repeat what was typed into it.
     model_config = ConfigDict(hide_input_in_errors=True)
+
+    # As in vip-client, the key may be the path of a file or the name of a variable as it is.
+    _official_names: frozenset[str] = PrivateAttr(default=frozenset({"VIP_API_KEY", "GIRDER_API_KEY"}))
 
     _block_type_name: ClassVar[str] = "VIP Credentials"
     _block_type_slug: ClassVar[str] = "vip-credentials"
@@ -110,7 +111,7 @@ class VipCredentials(CredentialsBlock):
         now = with_saved_secrets(self)
         return VipClient(
             now.url,
-            lambda: _read_key(now.api_key, "api_key"),
+            lambda: now._key("api_key"),
             verify_tls=now.verify_tls,
             connect_seconds=now.connect_seconds,
             read_seconds=now.read_seconds,
@@ -118,42 +119,21 @@ class VipCredentials(CredentialsBlock):
             girder=now._girder(),
         )
 
+    def _key(self, field: str) -> str:
+        key = self.secret(field)
+        if key is None:
+            raise ConfigurationError(f"The API key is empty. Give the block's field {field}.")
+        return key.get_secret_value()
+
     def _girder(self) -> GirderStorage | None:
-        key = self.girder_api_key
-        if key is None or not key.get_secret_value():
+        if self.girder_api_key is None or not self.girder_api_key.get_secret_value():
             return None
         return GirderStorage(
             self.girder_url,
-            lambda: _read_key(key, "girder_api_key"),
+            lambda: self._key("girder_api_key"),
             storage_id=self.girder_storage_id,
             verify_tls=self.verify_tls,
             connect_seconds=self.connect_seconds,
             read_seconds=self.read_seconds,
             parallelism=self.parallelism,
         )
-
-
-def _read_key(secret: SecretStr, field: str) -> str:
-    given = secret.get_secret_value()
-    if _names_a_file(given):
-        with Path(given).open() as file:
-            key = file.read(_MAX_KEY_CHARACTERS)
-    elif given in os.environ:
-        key = os.environ[given]
-    elif given in {"VIP_API_KEY", "GIRDER_API_KEY"}:
-        raise ConfigurationError(
-            f"The environment variable {given} is not set where this runs. Set it, or put the key into the block."
-        )
-    else:
-        key = given
-    key = key.strip()
-    if not key:
-        raise ConfigurationError(f"The API key is empty. Look at what the block's field {field} names.")
-    return key
-
-
-def _names_a_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):
-        return False

@@ -371,7 +371,7 @@ def save_blocks(laboratory: Laboratory, name: str) -> None:
             "VANTAGE6_USERNAME": "north-researcher",
             "VANTAGE6_PASSWORD": facts["vantage6"]["users"]["north-researcher"]["password"],
             "VANTAGE6_ENCRYPTION": "as the collaboration says",
-            "VANTAGE6_PRIVATE_KEY_PATH": facts["vantage6"]["organizations"]["north"]["private_key"],
+            "VANTAGE6_PRIVATE_KEY": Path(facts["vantage6"]["organizations"]["north"]["private_key"]).read_text(),
         }
     if "boss" in facts:
         variables |= {

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from prefect import flow
 from prefect.logging.loggers import LoggingAdapter
 from pydantic import Field
 
@@ -23,6 +22,7 @@ from prefect_biomed.clients.boss import (
     extents_to_heal,
     settled_job,
 )
+from prefect_biomed.flows._checked import checked_flow
 from prefect_biomed.flows.cancellation import ending_remote_jobs
 from prefect_biomed.flows.parameters import IngestJobWaiting, IngestWaiting
 from prefect_biomed.tasks import boss as steps
@@ -52,7 +52,7 @@ def _cancel_job(parameters: Mapping[str, Any], token: str, logger: LoggingAdapte
 cancel_remote_job = ending_remote_jobs("boss-ingest", _cancel_job, named_by="idempotency_key")
 
 
-@flow(name="boss-ingest", flow_run_name=flow_run_named("config"), on_cancellation=[cancel_remote_job])
+@checked_flow(name="boss-ingest", flow_run_name=flow_run_named("config"), on_cancellation=[cancel_remote_job])
 def boss_ingest(
     credentials: BossCredentials,
     config: IngestConfig | Path,
@@ -102,7 +102,7 @@ def boss_ingest(
     return _work(credentials, config, job.id, processes, upload, waiting, verification, complete=complete)
 
 
-@flow(name="boss-join-ingest", flow_run_name=flow_run_named("job_id"))
+@checked_flow(name="boss-join-ingest", flow_run_name=flow_run_named("job_id"))
 def boss_join_ingest(
     credentials: BossCredentials,
     config: IngestConfig | Path,
@@ -140,7 +140,7 @@ def boss_join_ingest(
     return _work(credentials, config, job_id, processes, upload, waiting, verification, complete=complete)
 
 
-@flow(name="boss-cancel-ingest", flow_run_name=flow_run_named("job_id"))
+@checked_flow(name="boss-cancel-ingest", flow_run_name=flow_run_named("job_id"))
 def boss_cancel_ingest(credentials: BossCredentials, job_id: Annotated[int, Field(ge=1)]) -> str:
     """Cancel an ingest job. What was ingested stays, queues and keys go away.
 
@@ -158,7 +158,7 @@ def boss_cancel_ingest(credentials: BossCredentials, job_id: Annotated[int, Fiel
     return steps.cancel_ingest_job(credentials, job_id)
 
 
-@flow(name="boss-verify", flow_run_name=flow_run_named("config", "job_id"))
+@checked_flow(name="boss-verify", flow_run_name=flow_run_named("config", "job_id"))
 def boss_verify(
     credentials: BossCredentials,
     config: IngestConfig | Path,

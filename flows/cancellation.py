@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ from prefect.flows import FlowStateHook, load_flow_from_entrypoint
 from prefect.logging.loggers import LoggingAdapter, flow_run_logger
 from prefect.states import Cancelled
 
+from prefect_biomed.blocks._keys import for_a_deployed_run
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.tasks.policies import token_of_flow_run
 
@@ -38,7 +40,9 @@ def ending_remote_jobs(
     """
 
     def end_remote_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-        parameters = flow.validate_parameters(flow_run.parameters)
+        # The process of a worker is none that the engine has started for this run.
+        with for_a_deployed_run() if flow_run.deployment_id else nullcontext():
+            parameters = flow.validate_parameters(flow_run.parameters)
         waiting = parameters.get("waiting")
         if waiting is None or not waiting.cancel_remote:
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 from pydantic import Field
 
 from prefect_biomed.blocks.boss import BossCredentials
@@ -14,6 +14,7 @@ from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError
 from prefect_biomed.clients.vip.session_file import VIP_HOME
 from prefect_biomed.flows import cancellation
+from prefect_biomed.flows._checked import checked_flow
 from prefect_biomed.flows.parameters import VipHome
 from prefect_biomed.tasks import operations as steps
 from prefect_biomed.tasks._reporting import table
@@ -28,7 +29,7 @@ Seconds = Annotated[float, Field(ge=0, title="Seconds since the cancellation")]
 SessionName = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+$")]
 
 
-@flow(name="what-is-running", flow_run_name="what is running")
+@checked_flow(name="what-is-running", flow_run_name="what is running")
 def what_is_running(
     vip: VipCredentials | None = None,
     vantage6: Vantage6Credentials | None = None,
@@ -69,7 +70,7 @@ def what_is_running(
     return found
 
 
-@flow(name="remove-leftovers", flow_run_name=flow_run_named("sessions", "executions", "tasks", "ingest_jobs"))
+@checked_flow(name="remove-leftovers", flow_run_name=flow_run_named("sessions", "executions", "tasks", "ingest_jobs"))
 def remove_leftovers(
     vip: VipCredentials | None = None,
     vantage6: Vantage6Credentials | None = None,
@@ -121,7 +122,7 @@ def remove_leftovers(
     return done
 
 
-@flow(name="end-cancelled", flow_run_name="end cancelled runs", retries=5, retry_delay_seconds=60)
+@checked_flow(name="end-cancelled", flow_run_name="end cancelled runs", retries=5, retry_delay_seconds=60)
 def end_cancelled(seconds: Seconds = 60.0, tag: str = "biomed") -> list[str]:
     """End runs that were cancelled while their worker and their process were dead, and what they have left running.
 

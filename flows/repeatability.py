@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
-from prefect import flow
 from prefect.states import Completed
 from pydantic import Field
 
@@ -18,6 +17,7 @@ from prefect_biomed.analysis.stability import LEAST_REFERENCES
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import ConfigurationError, JobFailed
 from prefect_biomed.clients.vip import SessionOptions, VipSession, judge
+from prefect_biomed.flows._checked import checked_flow
 from prefect_biomed.flows.parameters import (
     CancellableWaiting,
     Group,
@@ -53,7 +53,7 @@ class Assessment(Group):
     """How runs are judged by a `baseline_pipeline`: mask, smoothing, normality, left-out references."""
 
 
-@flow(
+@checked_flow(
     name="repeatability-experiment",
     flow_run_name=flow_run_named("session_name", "pipelines"),
     on_cancellation=[kill_remote_workflows],
@@ -135,7 +135,7 @@ def repeatability_experiment(
     return _report(experiment, series, sessions, baseline, baseline_pipeline, assessment)
 
 
-@flow(name="compare-folders", flow_run_name=flow_run_named("runs_dir"))
+@checked_flow(name="compare-folders", flow_run_name=flow_run_named("runs_dir"))
 def compare_folders(
     runs_dir: Path, output_dir: Path, baseline_dir: Path | None = None, assessment: Assessment | None = None
 ) -> Report:

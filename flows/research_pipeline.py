@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_biomed.blocks.boss import BossCredentials
@@ -18,6 +18,7 @@ from prefect_biomed.clients.boss import IngestConfig, UploadReport
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.vantage6 import DatabaseInput
 from prefect_biomed.clients.vip import InputSettings, SessionResult
+from prefect_biomed.flows._checked import checked_flow
 from prefect_biomed.flows.boss import boss_ingest
 from prefect_biomed.flows.parameters import Outputs, SessionUpload, TaskDetails
 from prefect_biomed.flows.vantage6 import Analysis, federated_analysis
@@ -119,7 +120,7 @@ class ResearchResult(BaseModel):
     seconds: dict[str, float] = Field(default_factory=dict)
 
 
-@flow(name="research-pipeline", flow_run_name=flow_run_named("output_dir"))
+@checked_flow(name="research-pipeline", flow_run_name=flow_run_named("output_dir"))
 def research_pipeline(
     output_dir: Path,
     images: ImageStage | None = None,

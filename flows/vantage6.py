@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 from prefect.logging.loggers import LoggingAdapter
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic.json_schema import SkipJsonSchema
@@ -43,7 +43,7 @@ from prefect_biomed.clients.vantage6 import (
     load_result,
     organization_folder,
 )
-from prefect_biomed.flows._bounded import bounded_flow
+from prefect_biomed.flows._checked import checked_flow
 from prefect_biomed.flows.cancellation import ending_remote_jobs
 from prefect_biomed.flows.parameters import (
     AnalysisWaiting,
@@ -200,7 +200,7 @@ def _kill_tasks(parameters: Mapping[str, Any], token: str, logger: LoggingAdapte
 kill_remote_tasks = ending_remote_jobs(_KIND, _kill_tasks, named_by="idempotency_key")
 
 
-@bounded_flow(
+@checked_flow(
     name="federated-analysis",
     flow_run_name=flow_run_named("details.name", "collaboration", "method"),
     on_cancellation=[kill_remote_tasks],
@@ -276,7 +276,7 @@ def federated_analysis(
     return _collect(credentials, task, refresh_time, outputs, waiting)
 
 
-@bounded_flow(
+@checked_flow(
     name="federated-session",
     flow_run_name=flow_run_named("collaboration", "session_name", "method"),
     on_cancellation=[kill_remote_tasks],
@@ -350,7 +350,7 @@ def federated_session(
 kill_remote_rounds = ending_remote_jobs(_ROUNDS, _kill_tasks, named_by="idempotency_key")
 
 
-@bounded_flow(
+@checked_flow(
     name="federated-rounds",
     flow_run_name=flow_run_named("details.name", "collaboration", "method"),
     on_cancellation=[kill_remote_rounds],
@@ -424,7 +424,7 @@ def federated_rounds(
     return LearnedModel(state=kept.state(), rounds=tuple(kept.rounds), folder=kept.folder)
 
 
-@flow(name="provision-collaboration", flow_run_name=flow_run_named("collaboration"))
+@checked_flow(name="provision-collaboration", flow_run_name=flow_run_named("collaboration"))
 def provision_collaboration(
     credentials: Vantage6Credentials,
     collaboration: str,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 from prefect.logging.loggers import LoggingAdapter
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,6 +27,7 @@ from prefect_biomed.clients.vip import (
 from prefect_biomed.clients.vip.monitoring import kill_intent
 from prefect_biomed.clients.vip.session_file import VIP_HOME, SessionFile, sessions_below
 from prefect_biomed.flows import sessions as naming
+from prefect_biomed.flows._checked import checked_flow
 from prefect_biomed.flows.cancellation import ending_remote_jobs
 from prefect_biomed.flows.parameters import (
     CancellableWaiting,
@@ -85,7 +86,7 @@ def _kill_workflows(parameters: Mapping[str, Any], token: str, logger: LoggingAd
 kill_remote_workflows = ending_remote_jobs("vip-session", _kill_workflows, named_by="session_name")
 
 
-@flow(
+@checked_flow(
     name="vip-session",
     flow_run_name=flow_run_named("session_name", "pipeline_id"),
     on_cancellation=[kill_remote_workflows],
@@ -166,7 +167,7 @@ def vip_session(
     return _conclude(credentials, session, [_fetch(credentials, session, workflow_ids, refresh_time, waiting)])
 
 
-@flow(name="vip-resume", flow_run_name=flow_run_named("session_name", "output_dir"))
+@checked_flow(name="vip-resume", flow_run_name=flow_run_named("session_name", "output_dir"))
 def vip_resume(
     credentials: VipCredentials,
     session_name: SessionName | None = None,
@@ -232,7 +233,7 @@ class PipelineRun(BaseModel):
     nb_runs: Runs = 1
 
 
-@flow(
+@checked_flow(
     name="vip-shared-inputs",
     flow_run_name=flow_run_named("session_name", "runs"),
     on_cancellation=[kill_remote_workflows],
@@ -304,7 +305,7 @@ def vip_shared_inputs(
     return results
 
 
-@flow(name="vip-collect", flow_run_name=flow_run_named("folder"))
+@checked_flow(name="vip-collect", flow_run_name=flow_run_named("folder"))
 def vip_collect(
     credentials: VipCredentials,
     folder: Path,
@@ -342,7 +343,7 @@ def vip_collect(
     return [one.result for one in passed if one.result]
 
 
-@flow(name="vip-show-pipeline", flow_run_name=flow_run_named("pipeline_id"))
+@checked_flow(name="vip-show-pipeline", flow_run_name=flow_run_named("pipeline_id"))
 def vip_show_pipeline(credentials: VipCredentials, pipeline_id: str | None = None) -> list[Pipeline]:
     """List pipelines, or describe the one that matches with an `input_settings` to paste.
 
@@ -359,7 +360,7 @@ def vip_show_pipeline(credentials: VipCredentials, pipeline_id: str | None = Non
     return steps.show_pipeline(credentials, pipeline_id)
 
 
-@flow(name="vip-kill", flow_run_name=flow_run_named("session_name", "output_dir"))
+@checked_flow(name="vip-kill", flow_run_name=flow_run_named("session_name", "output_dir"))
 def vip_kill(
     credentials: VipCredentials,
     session_name: SessionName | None = None,

@@ -123,7 +123,7 @@ def test_the_services_work_together(database: int, vip: Sandbox, input_dir: Path
         }
         worker = composed.start("worker")
         parameters = {
-            "credentials": {"api_key": "VIP_API_KEY", "url": facts["url"]},
+            "credentials": {"api_key": "env:VIP_API_KEY", "url": facts["url"]},
             "pipeline_id": "GreyMatter/1.0",
             "input_settings": {"t1": "anatomical.nii"},
             "input_dir": str(input_dir),
