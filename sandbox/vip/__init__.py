@@ -23,18 +23,24 @@ The pipelines work on the files that were uploaded:
 `HostileOutputs/1.0`      archives and paths that a client must refuse or handle with care
 `CardioFlow/2.0`          of a group the main user is not in
 ========================  ==================================================================================
+
+Finished executions can be made public: `publish`, or `GET /publications/<execution>[,<execution>].tar.gz`, which needs
+no key.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 import re
-from collections.abc import Iterator
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from prefect_biomed.sandbox._core import Platform
@@ -44,9 +50,12 @@ from prefect_biomed.sandbox.vip._engine import Engine
 from prefect_biomed.sandbox.vip._girder import Girder
 from prefect_biomed.sandbox.vip._model import GIRDER_STORAGE, Status, User, Users, VipSwitches
 from prefect_biomed.sandbox.vip._pipelines import PIPELINES
+from prefect_biomed.sandbox.vip._publication import PublicExecution, publish
 from prefect_biomed.sandbox.vip._storage import Storage
 
 __all__ = ["PIPELINES", "Status", "VipSandbox", "VipSwitches"]
+
+_PUBLICATIONS = "/publications/"
 
 
 class VipSandbox(Platform):
@@ -89,6 +98,10 @@ class VipSandbox(Platform):
         if path == "/rest" or path.startswith("/rest/"):
             await self._api(scope, receive, send)
             return
+        if path.startswith(_PUBLICATIONS) and scope["method"] == "GET":
+            answer = await asyncio.to_thread(self._publication, path.removeprefix(_PUBLICATIONS))
+            await answer(scope, receive, send)
+            return
         if path.startswith(_girder.PREFIX):
             # Girder does not mind empty parts of a path, and the official VIP client sends some.
             plain = re.sub("/+", "/", path)
@@ -96,6 +109,49 @@ class VipSandbox(Platform):
             return
         # What somebody gets who forgets /rest, or gives the address of something else.
         await HTMLResponse(_PORTAL, 200 if path == "/" else 404)(scope, receive, send)
+
+    def publish(self, identifiers: Sequence[str], folder: Path) -> Path:
+        """Write the bundle of public executions, as the portal does when its operators make executions public.
+
+        Args:
+            identifiers: of finished executions whose outputs are still on the platform.
+            folder: a new or empty folder.
+
+        Returns:
+            the folder.
+
+        Raises:
+            FileNotFoundError: there is no such execution, it has not finished, or an output is gone.
+        """
+        executions = []
+        for identifier in identifiers:
+            execution = self.engine.find(identifier)
+            if execution is None or not self.engine.finished(execution):
+                raise FileNotFoundError(f"{identifier} is no finished execution")
+            executions.append(
+                PublicExecution(
+                    identifier=identifier,
+                    owner=execution.owner,
+                    pipeline=execution.pipeline,
+                    values=execution.values,
+                    returned=self.engine.results(execution),
+                    provenances={job.number: job.provenance for job in execution.jobs if job.provenance},
+                )
+            )
+        publish(executions, folder, storage=self.storage, url=self.url, girder=(GIRDER_STORAGE, self.girder.url))
+        return folder
+
+    def _publication(self, name: str) -> Response:
+        """Answer as an archive of publications does: a bundle, for everybody."""
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                bundle = self.publish(name.removesuffix(".tar.gz").split(","), Path(folder, "bundle"))
+            except FileNotFoundError as error:
+                return PlainTextResponse(str(error), 404)
+            content = io.BytesIO()
+            with tarfile.open(fileobj=content, mode="w:gz") as archive:
+                archive.add(bundle, arcname="bundle")
+        return Response(content.getvalue(), media_type="application/gzip")
 
     def start(self, url: str) -> None:
         """Tell Girder where it is, and run the example."""

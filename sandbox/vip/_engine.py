@@ -22,6 +22,7 @@ from typing import Any
 from prefect_biomed.sandbox.vip._girder import Girder
 from prefect_biomed.sandbox.vip._model import ApiError, Status, User, VipSwitches, job_is_stopped, refused
 from prefect_biomed.sandbox.vip._pipelines import Call, Pipeline, Results, Stamps, ToolFailed
+from prefect_biomed.sandbox.vip._publication import provenance
 from prefect_biomed.sandbox.vip._storage import Storage
 
 RESULTS_DIRECTORY = "results-directory"
@@ -44,6 +45,7 @@ class Job:
         exit_message: of the same.
         stdout: of the tool.
         stderr: of the tool.
+        provenance: what boutiques wrote of it; None until it succeeded.
     """
 
     number: int
@@ -53,6 +55,7 @@ class Job:
     exit_message: str | None = None
     stdout: str = ""
     stderr: str = ""
+    provenance: dict[str, Any] | None = None
 
     @property
     def ended(self) -> bool:
@@ -242,6 +245,11 @@ class Engine:
         """Return an execution, a cleaned one too."""
         with self._lock:
             return self._executions.get(identifier)
+
+    def finished(self, execution: Execution) -> bool:
+        """Tell whether all jobs of an execution have succeeded."""
+        with self._lock:
+            return bool(execution.jobs) and all(job.status == "COMPLETED" for job in execution.jobs)
 
     def of(self, owner: User) -> list[Execution]:
         """Return the executions of a user that were not cleaned, newest first."""
@@ -500,6 +508,7 @@ class Engine:
             job.stdout, job.stderr = "\n".join(call.stdout), "\n".join(call.stderr)
             if execution.stopped.is_set():
                 return
+        written = provenance(execution.pipeline, job.values, files, results, call.stdout)
         returned = self._deliver(execution, results)
         if returned is None:
             self._end(execution, job, _RESULT_EXISTS, "a result could not be uploaded")
@@ -507,6 +516,7 @@ class Engine:
         with self._lock:
             for output, path in returned:
                 execution.returned.setdefault(output, []).append(path)
+            job.provenance = written
             self._end(execution, job, 0, "ok")
 
     def _deliver(self, execution: Execution, results: Results) -> list[tuple[str, str]] | None:
