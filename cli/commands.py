@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, TypeVar
@@ -177,6 +177,42 @@ def show_pipeline(
     _run("vip-show-pipeline", {"pipeline_id": pipeline}, None, credentials, json=json)
 
 
+@app.command(epilog="Example: prefect-biomed replay bundle.tar.gz replays/study --set input_dir=inputs")
+def replay(
+    bundle: Annotated[Path, typer.Argument(help="Bundle of public executions of VIP: a folder or an archive.")],
+    output_dir: Annotated[
+        Path, typer.Argument(help="Folder of the replay; the same one again launches nothing twice.")
+    ],
+    settings: Settings = None,
+    credentials: Credentials = None,
+    json: AsJson = False,
+) -> None:
+    """Run public executions of VIP again, once each, and tell whether they give what was published.
+
+    Exit code 0 only when everything is reproduced; 1 differs or tampered, 2 refused before anything was sent, 3 not
+    judged, 75 try again.
+    """
+    given = {"bundle": bundle.absolute(), "output_dir": output_dir.absolute()}
+    _run("vip-replay", given, settings, credentials, json=json, exit_codes=_REPLAYED)
+
+
+_REPLAYED = {"Differs": 1, "Tampered": 1, "NotJudged": 3}
+
+
+@app.command(epilog="Example: prefect-biomed publish /data/outputs/sub-01 bundle --with-inputs")
+def publish(
+    folder: Annotated[Path, typer.Argument(help="Output folder of a session that has succeeded.")],
+    bundle: Annotated[Path, typer.Argument(help="Folder for the bundle.")],
+    with_inputs: Annotated[bool, typer.Option("--with-inputs", help="Publish the input files, too.")] = False,
+    settings: Settings = None,
+    credentials: Credentials = None,
+    json: AsJson = False,
+) -> None:
+    """Write a bundle of public executions of a VIP session, which `replay` can run again."""
+    given = {"output_dir": folder.absolute(), "bundle": bundle.absolute(), "with_inputs": with_inputs}
+    _run("vip-publish", given, settings, credentials, json=json)
+
+
 @app.command(epilog="Example: prefect-biomed compare runs/ report/ --baseline references/")
 def compare(
     runs: Annotated[Path, typer.Argument(help="Folder whose sub-folders hold one run each.")],
@@ -266,6 +302,7 @@ def _run(
     key: str | None = None,
     outputs_json: Path | None = None,
     json: bool = False,
+    exit_codes: Mapping[str, int] | None = None,
 ) -> None:
     from prefect_biomed.cli.running import REFUSED, Outcome, as_json, read_parameters, run_flow
     from prefect_biomed.clients.errors import ConfigurationError
@@ -277,6 +314,8 @@ def _run(
         outcome = Outcome(flow=flow, state="Refused", message=str(error), exit_code=REFUSED)
     else:
         outcome = run_flow(flow, parameters, key=key, credentials=credentials or [])
+        if outcome.exit_code == 0 and outcome.state in (exit_codes or {}):
+            outcome = outcome.model_copy(update={"exit_code": (exit_codes or {})[outcome.state]})
     if outputs_json is not None:
         with atomic_write(outputs_json) as written:
             written.write(as_json(outcome).encode())

@@ -13,7 +13,7 @@ from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
 import requests
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from prefect_biomed.clients.errors import (
     ConfigurationError,
@@ -268,6 +268,23 @@ class VipClient(_Api):
             logger.debug("No Boutiques descriptor, so lists count as crossed: %s", error)
             return pipeline
         return pipeline.described_by(descriptor)
+
+    def descriptor(self, identifier: str) -> dict[str, JsonValue] | None:
+        """Read the Boutiques descriptor of a pipeline as it is (`GET /pipelines/{identifier}`, as Boutiques).
+
+        Args:
+            identifier: As in the list.
+
+        Returns:
+            The descriptor; None where the platform gives none.
+        """
+        path = "/pipelines/" + quote(identifier, safe="/") + self.profile.descriptor
+        try:
+            return self.ask(dict[str, JsonValue], "GET", path, about=f"descriptor of {identifier!r}")
+        except PlatformError as error:
+            if error.transient:
+                raise
+            return None
 
     # -- workflows -----------------------------------------------------------------------------------------------------
 

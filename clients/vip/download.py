@@ -32,7 +32,7 @@ from prefect_biomed.clients.vip.girder_sessions import girder_of, output_entries
 from prefect_biomed.clients.vip.models import PathEntry, VipSession, Workflow, WorkflowStatus, is_on_girder
 from prefect_biomed.clients.vip.session_file import FILE_NAME, LOCKS, SessionFile, SessionRecord
 
-__all__ = ["DownloadSummary", "Output", "download", "fetch_file", "not_here"]
+__all__ = ["DownloadSummary", "Output", "download", "fetch_file", "local_outputs", "not_here"]
 
 logger = logging.getLogger(__name__)
 
@@ -254,12 +254,21 @@ def not_here(session: VipSession, workflow_id: str, outputs: Sequence[Mapping[st
     Returns:
         Their paths on the platform. The folder of an unpacked archive counts as the archive.
     """
-    here = {output.path for output in _outputs(session, workflow_id, outputs) if _is_here(output)}
+    here = {output.path for output in local_outputs(session, workflow_id, outputs) if _is_here(output)}
     return tuple(path for output in outputs if (path := str(output["path"])) not in here)
 
 
-def _outputs(session: VipSession, workflow_id: str, outputs: Sequence[Mapping[str, Any]]) -> list[Output]:
-    """Those outputs whose names may have a place here."""
+def local_outputs(session: VipSession, workflow_id: str, outputs: Sequence[Mapping[str, Any]]) -> list[Output]:
+    """Tell where the outputs of a run are here, or would be.
+
+    Args:
+        session: The session.
+        workflow_id: The run.
+        outputs: Its output files, as the session file has them.
+
+    Returns:
+        Those outputs whose names may have a place here. An archive may have become a folder.
+    """
     places, _ = _places(session, workflow_id, [str(output["path"]) for output in outputs])
     return [Output(path, places[path], one.get("size")) for one in outputs if (path := str(one["path"])) in places]
 
@@ -267,7 +276,7 @@ def _outputs(session: VipSession, workflow_id: str, outputs: Sequence[Mapping[st
 def _locate(client: VipClient, session: VipSession, file: SessionFile, chosen: _Chosen) -> _Plan:
     plan = _Plan()
     for identifier in (*chosen.here, *chosen.gone):
-        known = _outputs(session, identifier, chosen.known[identifier])
+        known = local_outputs(session, identifier, chosen.known[identifier])
         plan.outputs[identifier] = [output for output in known if _is_here(output)]
         plan.by_place |= {output.local: output for output in plan.outputs[identifier]}
         plan.gone += not_here(session, identifier, chosen.known[identifier])

@@ -16,7 +16,16 @@ from harness.laboratory import FlowRun, Remote, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-DEPLOYMENTS = ("vip-session", "vip-resume", "vip-collect", "vip-shared-inputs", "vip-kill", "vip-show-pipeline")
+DEPLOYMENTS = (
+    "vip-session",
+    "vip-resume",
+    "vip-collect",
+    "vip-shared-inputs",
+    "vip-kill",
+    "vip-show-pipeline",
+    "vip-replay",
+    "vip-publish",
+)
 CREDENTIALS = {"$ref": {"block_document_slug": "vip-credentials/lab"}}
 
 
