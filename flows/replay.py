@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
 from prefect.states import Completed
 
 from prefect_biomed.analysis.replay import Published, Replay, ReplayOutcome
@@ -16,6 +15,7 @@ from prefect_biomed.clients.vip import SessionOptions, VipSession, WorkflowFaile
 from prefect_biomed.clients.vip.bundle import Bundle, PublishedExecution, open_bundle
 from prefect_biomed.clients.vip.replaying import ReplayPlan
 from prefect_biomed.clients.vip.session_file import VIP_HOME, SessionFile
+from prefect_biomed.flows._checked import checked_flow
 from prefect_biomed.flows.parameters import PipelineId, RefreshTime, Removal, SessionName, VipHome, Waiting, chosen
 from prefect_biomed.flows.repeatability import Assessment
 from prefect_biomed.flows.sessions import default_output_dir
@@ -28,7 +28,7 @@ from prefect_biomed.tasks.run_names import flow_run_named
 __all__ = ["vip_publish", "vip_replay"]
 
 
-@flow(name="vip-replay", flow_run_name=flow_run_named("session_name", "bundle"))
+@checked_flow(name="vip-replay", flow_run_name=flow_run_named("session_name", "bundle"))
 def vip_replay(
     credentials: VipCredentials,
     bundle: Path,
@@ -92,7 +92,7 @@ def vip_replay(
     return _ended(replay)
 
 
-@flow(name="vip-publish", flow_run_name=flow_run_named("output_dir"))
+@checked_flow(name="vip-publish", flow_run_name=flow_run_named("output_dir"))
 def vip_publish(
     credentials: VipCredentials,
     output_dir: Path,
