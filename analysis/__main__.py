@@ -27,7 +27,9 @@ from prefect_biomed.analysis import (
     judge_variability,
     write_report,
 )
-from prefect_biomed.analysis.models import PipelineReport
+from prefect_biomed.analysis.comparison import runs_below, series_below
+from prefect_biomed.analysis.models import PipelineReport, Verdict
+from prefect_biomed.analysis.stability import series_of
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError
 from prefect_biomed.clients.files import atomic_write
 
@@ -57,12 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         rules = Rules.model_validate_json(given.rules.read_bytes()) if given.rules else Rules()
-        references, runs = _runs(given.references), _runs(given.runs)
+        references, runs = _runs(given.references, given.unit), _runs(given.runs, given.unit)
+        if given.unit == "series" and set(references) & set(runs):
+            # Two series of one name are two series.
+            runs = {f"{given.runs.name}/{name}": folder for name, folder in runs.items()}
+        if given.perturbed and given.unit == "series":
+            raise ConfigurationError("Perturbed references are no series; leave --unit or --perturbed out.")
         if given.perturbed:
             checks = Variability(mask=given.mask, smoothing=given.smoothing)
             judgement = judge_variability(references, runs, rules=rules, level=given.level, variability=checks)
         else:
-            judgement = judge_runs(references, runs, rules=rules, level=given.level)
+            units = series_of(references, runs) if given.unit == "series" else None
+            judgement = judge_runs(references, runs, rules=rules, level=given.level, units=units)
         _write(judgement, given, runs, rules)
     except (BiomedError, OSError, ValidationError) as error:
         print(f"judge: {error}", file=sys.stderr)
@@ -79,6 +87,12 @@ def _parser() -> _Parser:
     judge.add_argument("runs", type=Path, help="folder whose sub-folders hold one new run each")
     judge.add_argument("--level", type=_level, default=0.05, help="probability of a false alarm (default: 0.05)")
     judge.add_argument("--rules", type=Path, help="JSON file with what is not compared, and tolerances")
+    judge.add_argument(
+        "--unit",
+        choices=["run", "series"],
+        default="run",
+        help="what is exchanged; with series the folders hold series, and these the runs (default: run)",
+    )
     judge.add_argument("--perturbed", action="store_true", help="ask whether the runs are inside perturbed references")
     judge.add_argument("--mask", type=Path, help="with --perturbed: image whose non-zero voxels alone count")
     judge.add_argument("--smoothing", type=float, default=0.0, help="with --perturbed: width in voxels")
@@ -95,11 +109,8 @@ def _level(text: str) -> float:
     return level
 
 
-def _runs(folder: Path) -> dict[str, Path]:
-    found = {path.name: path for path in sorted(folder.glob("*")) if path.is_dir() and not path.name.startswith(".")}
-    if not found:
-        raise ConfigurationError(f"{folder} has no sub-folders. Each is to be one run.")
-    return found
+def _runs(folder: Path, unit: str) -> dict[str, Path]:
+    return runs_below(folder) if unit == "run" else series_below(folder)
 
 
 def _write(judgement: Judgement, given: argparse.Namespace, runs: dict[str, Path], rules: Rules) -> None:
@@ -135,7 +146,7 @@ def junit(judgement: Judgement) -> bytes:
 
     Returns:
         One suite with a case for the whole, and one for each file that varies or is not judged: changed is a failure,
-        not judged is skipped.
+        not judged is skipped. Agreement and precision of each measure are the output of its file's case.
     """
     changed: dict[str, str] = {}
     for verdict in judgement.verdicts:
@@ -153,7 +164,10 @@ def junit(judgement: Judgement) -> bytes:
         judgement.sentence if judgement.outcome is Outcome.NOT_JUDGED else None,
     )
     for name in names:
-        _case(suite, name, changed.get(name), skipped.get(name))
+        case = _case(suite, name, changed.get(name), skipped.get(name))
+        said = [_said(verdict) for verdict in judgement.verdicts if verdict.file == name and verdict.effect is not None]
+        if said:
+            ElementTree.SubElement(case, "system-out").text = "\n".join(said)
     cases = list(suite)
     suite.set("tests", str(len(cases)))
     suite.set("failures", str(sum(case.find("failure") is not None for case in cases)))
@@ -162,12 +176,32 @@ def junit(judgement: Judgement) -> bytes:
     return written
 
 
-def _case(suite: ElementTree.Element, name: str, changed: str | None, left: str | None) -> None:
+def _said(verdict: Verdict) -> str:
+    """Agreement and precision of one measure."""
+    effect = verdict.effect
+    if effect is None:
+        return ""
+    low, high = effect.limits or (None, None)
+    columns = {
+        "p": verdict.p,
+        "bias": effect.bias,
+        "lower limit": low,
+        "upper limit": high,
+        "significant bits of the references": effect.bits_before,
+        "significant bits of the new runs": effect.bits,
+    }
+    return f"{verdict.measure}: " + ", ".join(
+        f"{name} {'-' if value is None else f'{value:.4g}'}" for name, value in columns.items()
+    )
+
+
+def _case(suite: ElementTree.Element, name: str, changed: str | None, left: str | None) -> ElementTree.Element:
     case = ElementTree.SubElement(suite, "testcase", classname="repeatability", name=name)
     if changed is not None:
         ElementTree.SubElement(case, "failure", message=changed)
     elif left is not None:
         ElementTree.SubElement(case, "skipped", message=left)
+    return case
 
 
 if __name__ == "__main__":

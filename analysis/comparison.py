@@ -42,7 +42,9 @@ __all__ = [
     "measures_in_all",
     "named_runs",
     "opened",
+    "runs_below",
     "same_bytes",
+    "series_below",
 ]
 
 Runs = Mapping[str, Path]
@@ -93,6 +95,42 @@ def named_runs(runs: Runs | Sequence[Path | str]) -> dict[str, Path]:
         if not folder.is_dir():
             raise ConfigurationError(f"Run {name!r}: {folder} is not a folder.")
     return named
+
+
+def runs_below(folder: Path) -> dict[str, Path]:
+    """Take the sub-folders of a folder for runs.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Folders by name, without hidden ones.
+
+    Raises:
+        ConfigurationError: It has none.
+    """
+    folder = folder.expanduser().absolute()
+    found = {path.name: path for path in sorted(folder.glob("*")) if path.is_dir() and not path.name.startswith(".")}
+    if not found:
+        raise ConfigurationError(f"{folder} has no sub-folders. Each is to be one run.")
+    return found
+
+
+def series_below(folder: Path) -> dict[str, Path]:
+    """Take the sub-folders of a folder for series, and theirs for runs.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Folders of the runs, by `<series>/<run>`.
+
+    Raises:
+        ConfigurationError: It has none, or one of them has none.
+    """
+    return {
+        f"{name}/{run}": path for name, series in runs_below(folder).items() for run, path in runs_below(series).items()
+    }
 
 
 def compare_runs(

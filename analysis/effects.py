@@ -32,6 +32,8 @@ _LOWEST, _HIGHEST = -1024, 1 << 16
 _CONTIGUOUS = 0.5
 _BINS = np.arange(-30.0, 30.0, 0.005)
 _MAX_LISTED = 200
+_NORMAL_95 = 1.96
+_MOST_BITS = 53.0
 _MAX_HAUSDORFF_LABELS = 3
 _MAX_HAUSDORFF_POINTS = 1 << 25
 
@@ -201,6 +203,8 @@ class EffectSize:
         self._sums = np.zeros((runs, regions))
         self._counts = np.zeros(regions, dtype=np.int64)
         self._absolute, self._relative, self._spreads = (np.zeros(_BINS.size + 1, dtype=np.int64) for _ in range(3))
+        self._noise_before, self._noise = (np.zeros(_BINS.size + 1, dtype=np.int64) for _ in range(2))
+        self._difference = self._squares = 0.0
         self._largest = [0.0, 0.0, 0.0]
         self._points = self._differing = 0
         self._before = self._now = 0.0
@@ -226,18 +230,22 @@ class EffectSize:
             self._points += int(np.count_nonzero(known))
             self._before += float(before[known].sum())
             self._now += float(now[known].sum())
+            spread_before = _spread(old)
+            _count(self._noise_before, spread_before / np.abs(before))
+            _count(self._noise, _spread(new) / np.abs(now))
             apart = known & (before != now)
             if not apart.any():
                 return
             self._differing += int(np.count_nonzero(apart))
-            difference = np.abs(now[apart] - before[apart])
-            sizes = (difference, difference / np.abs(before[apart]), difference / old[:, apart].std(axis=0, ddof=1))
+            signed = now[apart] - before[apart]
+            self._difference += float(signed.sum())
+            self._squares += float(signed @ signed)
+            difference = np.abs(signed)
+            sizes = (difference, difference / np.abs(before[apart]), difference / spread_before[apart])
         for place, (counts, size) in enumerate(
             zip((self._absolute, self._relative, self._spreads), sizes, strict=True)
         ):
-            usable = size[np.isfinite(size) & (size > 0.0)]
-            counts += np.bincount(np.searchsorted(_BINS, np.log10(usable)), minlength=_BINS.size + 1)
-            self._largest[place] = max(self._largest[place], float(usable.max(initial=0.0)))
+            self._largest[place] = max(self._largest[place], _count(counts, size))
 
     def result(self, measures: Sequence[Measure]) -> Effect:
         """Say how large it is.
@@ -263,6 +271,10 @@ class EffectSize:
             spreads=_median(self._spreads),
             spreads_largest=self._largest[2] or None,
             digits=None if not relative else round(-math.log10(relative), 2),
+            bias=self._difference / self._points if self._points else None,
+            limits=self._limits(),
+            bits_before=_bits(self._noise_before),
+            bits=_bits(self._noise),
             dice=_first(labels.dice(new)) if labels else None,
             dice_before=_first(labels.dice(old)) if labels else None,
             hausdorff=self._hausdorff(labels.dice(new), measures) if labels else None,
@@ -270,6 +282,14 @@ class EffectSize:
             volumes=labels.volumes(new, self._unit) if labels else None,
             regions=self._regions(),
         )
+
+    def _limits(self) -> tuple[float, float] | None:
+        if self._points < 2:
+            return None
+        bias = self._difference / self._points
+        variance = (self._squares - self._points * bias**2) / (self._points - 1)
+        half = _NORMAL_95 * math.sqrt(max(variance, 0.0))
+        return bias - half, bias + half
 
     def _hausdorff(self, dice: dict[str, float], measures: Sequence[Measure]) -> dict[str, float] | None:
         one, other = measures[0], measures[self._references]
@@ -301,6 +321,26 @@ class EffectSize:
             for label, count, old, new, wide in zip(self._atlas.labels, self._counts, before, now, spread, strict=True)
         ]
         return tuple(sorted(found, key=lambda region: -abs(region.relative or 0.0))[:_MAX_LISTED])
+
+
+def _spread(values: Floats) -> Floats:
+    """Standard deviation of the runs at each point; no number for a single run."""
+    if len(values) < 2:
+        return np.full(values.shape[1], np.nan)
+    result: Floats = values.std(axis=0, ddof=1)
+    return result
+
+
+def _count(counts: NDArray[np.int64], sizes: Floats) -> float:
+    """Add sizes to a histogram of their logarithms; the largest of them."""
+    usable = sizes[np.isfinite(sizes) & (sizes > 0.0)]
+    counts += np.bincount(np.searchsorted(_BINS, np.log10(usable)), minlength=_BINS.size + 1)
+    return float(usable.max(initial=0.0))
+
+
+def _bits(counts: NDArray[np.int64]) -> float | None:
+    noise = _median(counts)
+    return None if noise is None else round(min(max(-math.log2(noise), 0.0), _MOST_BITS), 1)
 
 
 def _median(counts: NDArray[np.int64]) -> float | None:

@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -24,7 +25,7 @@ from typing import Any, Literal, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prefect_biomed.analysis.comparison import compare_runs
+from prefect_biomed.analysis.comparison import compare_runs, runs_below, series_below
 from prefect_biomed.analysis.models import (
     Evidence,
     Judgement,
@@ -36,7 +37,7 @@ from prefect_biomed.analysis.models import (
     Variability,
 )
 from prefect_biomed.analysis.monitor import Monitor, Shown
-from prefect_biomed.analysis.stability import LEAST_REFERENCES, judge_runs, judge_variability
+from prefect_biomed.analysis.stability import LEAST_REFERENCES, judge_runs, judge_variability, series_of
 from prefect_biomed.clients.errors import ConfigurationError, LedgerError
 
 __all__ = ["Experiment", "RunRecord", "inputs_digest"]
@@ -122,6 +123,71 @@ class _JudgementRecord(BaseModel):
     rules: str
     method: str = ""
     judgement: Judgement
+
+
+@dataclass(frozen=True)
+class _Baseline:
+    """Reference runs.
+
+    Attributes:
+        name: What the judgements are kept under.
+        series: Names of its series; none for a folder from elsewhere.
+        runs: Folders of its runs by name.
+        units: Series by name of the run.
+    """
+
+    name: str
+    series: tuple[str, ...]
+    runs: dict[str, Path]
+    units: dict[str, str]
+
+    @classmethod
+    def of(cls, found: Mapping[str, Mapping[str, Path]]) -> _Baseline:
+        """Take several series together; the runs of a single one keep their names."""
+        names = list(found)
+        is_one = len(names) == 1
+        runs = {
+            run if is_one else f"{name}/{run}": path for name, known in found.items() for run, path in known.items()
+        }
+        units = {run if is_one else f"{name}/{run}": name for name, known in found.items() for run in known}
+        label = names[0] if is_one else f"{names[0]} to {names[-1]}, {len(names)} series"
+        return cls(label, tuple(names), runs, units)
+
+
+@dataclass(frozen=True)
+class _How:
+    """How series are judged."""
+
+    rules: Rules
+    level: float
+    unit: Literal["run", "series"]
+
+    @property
+    def method(self) -> str:
+        """What judgements of the same kind are kept under."""
+        return _METHOD if self.unit == "run" else f"exchange of {self.unit}"
+
+    def judge(self, base: _Baseline, series: str, runs: Mapping[str, Path]) -> Judgement:
+        """Judge the runs of a series."""
+        new = {f"{series}/{name}": folder for name, folder in runs.items()} if self.unit == "series" else dict(runs)
+        units = base.units | dict.fromkeys(new, series)
+        if self.unit == "run" and len(base.series) < 2:
+            units = {}
+        return judge_runs(
+            base.runs, new, rules=self.rules, level=self.level, units=units or None, unit=self.unit if units else None
+        )
+
+
+def _folder_baseline(folder: Path, count: int) -> _Baseline:
+    """Reference runs from elsewhere; with several series each sub-folder is one."""
+    try:
+        if count == 1:
+            runs = runs_below(folder)
+            return _Baseline(str(folder), (), runs, {})
+        runs = series_below(folder)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"The baseline {folder} cannot be used: {error}") from None
+    return _Baseline(str(folder), (), runs, series_of(runs))
 
 
 def inputs_digest(folder: Path | None) -> str:
@@ -236,6 +302,8 @@ class Experiment:
         level: float = 0.05,
         baseline_pipeline: str | None = None,
         variability: Variability | None = None,
+        unit: Literal["run", "series"] = "run",
+        baseline_series: int = 1,
     ) -> Report:
         """Compare the runs of a series with each other, with the baseline, and with all series since.
 
@@ -249,15 +317,22 @@ class Experiment:
             baseline_pipeline: Pipeline whose perturbed runs are the references, instead of a baseline: the others are
                 asked whether they are inside its numerical variability.
             variability: How they are judged by it.
+            unit: What is exchanged: single runs, or whole series because the platform varies from week to week.
+            baseline_series: How many series the baseline holds, the first of them as above. Those that belong to it
+                are not judged.
 
         Returns:
             The report.
 
         Raises:
-            ConfigurationError: The series or the baseline does not exist, or the mask.
+            ConfigurationError: Whole series are to be exchanged, and the baseline is to hold only one; or the series or
+                the baseline does not exist, or the mask.
             LedgerError: A line of the experiment folder is damaged.
         """
-        rules = rules or Rules()
+        if unit == "series" and baseline_series < 2:
+            raise ConfigurationError("When whole series are exchanged, the baseline must hold several; two at least.")
+        how = _How(rules or Rules(), level, unit)
+        rules = how.rules
         records = self.records()
         present = [record for record in records if record.series == series]
         if not present:
@@ -280,14 +355,12 @@ class Experiment:
                     )
                 parts.append(part)
                 continue
-            name, references = self._references(records, mine[0], baseline)
-            if name and name != series:
-                timeline, evidence = _watched(
-                    list(self._timeline(records, mine[0], name, references, rules, level)), level
-                )
+            base = self._baseline(records, mine[0], baseline, baseline_series)
+            if base is not None and series not in base.series:
+                timeline, evidence = _watched(list(self._timeline(records, mine[0], base, how)), level)
                 part = part.model_copy(
                     update={
-                        "baseline": name,
+                        "baseline": base.name,
                         "against_baseline": timeline[-1].judgement,
                         "timeline": tuple(timeline),
                         "evidence": evidence,
@@ -327,68 +400,75 @@ class Experiment:
             found = (name, runs) if len(runs) > len(found[1]) else found
         return found
 
-    def _references(
-        self, records: list[RunRecord], run: RunRecord, baseline: str | None
-    ) -> tuple[str, dict[str, Path]]:
-        """Name and reference runs of the baseline of a run; no name when there is none yet."""
+    def _baseline(self, records: list[RunRecord], run: RunRecord, baseline: str | None, count: int) -> _Baseline | None:
+        """The series by which a run is judged; None while there are not enough."""
         if baseline is not None and Path(baseline).expanduser().is_absolute():
-            folder = Path(baseline).expanduser()
-            found = {path.name: path for path in sorted(folder.glob("*")) if path.is_dir()}
-            if not found:
-                raise ConfigurationError(f"The baseline {folder} has no sub-folders. Each is to be one reference run.")
-            return str(folder), found
-        if baseline is not None:
-            chosen = [r for r in records if r.series == baseline]
-            exact = [r for r in chosen if r.pipeline == run.pipeline]
+            return _folder_baseline(Path(baseline).expanduser(), count)
+        first = baseline or self._first_good(records, run)
+        if first is None:
+            return None
+        chosen = [r for r in records if r.series == first and r.pipeline == run.pipeline]
+        if baseline is not None and not chosen:
             # A new version is judged by the baseline of the old one.
-            versions = [r for r in chosen if r.pipeline.split("/")[0] == run.pipeline.split("/")[0]]
-            if not versions:
-                raise ConfigurationError(
-                    f"The baseline {baseline!r} of {self.folder} has no runs of {run.pipeline}. Name a series that "
-                    "has, or the absolute path of a folder whose sub-folders are reference runs."
-                )
-            return baseline, self.runs(exact or versions)
+            chosen = [
+                r for r in records if r.series == first and r.pipeline.split("/")[0] == run.pipeline.split("/")[0]
+            ]
+        if not chosen:
+            raise ConfigurationError(
+                f"The baseline {baseline!r} of {self.folder} has no runs of {run.pipeline}. Name a series that has, or "
+                "the absolute path of a folder whose sub-folders are reference runs."
+            )
+        pipeline, conditions = chosen[0].pipeline, chosen[0].conditions
+        order = list(dict.fromkeys(r.series for r in records))
+        later = [
+            r
+            for r in records
+            if order.index(r.series) > order.index(first) and (r.pipeline, r.conditions) == (pipeline, conditions)
+        ]
+        found: dict[str, dict[str, Path]] = {}
+        for name in dict.fromkeys(r.series for r in [*chosen, *later]):
+            runs = self.runs(r for r in [*chosen, *later] if r.series == name)
+            if name == first or len(runs) >= LEAST_REFERENCES:
+                found[name] = runs
+            if len(found) == count:
+                return _Baseline.of(found)
+        return None
+
+    def _first_good(self, records: list[RunRecord], run: RunRecord) -> str | None:
         for name in dict.fromkeys(r.series for r in records):
             chosen = [
                 r for r in records if r.series == name and r.pipeline == run.pipeline and r.conditions == run.conditions
             ]
-            found = self.runs(chosen)
-            if len(found) >= LEAST_REFERENCES:
-                return name, found
-        return "", {}
+            if len(self.runs(chosen)) >= LEAST_REFERENCES:
+                return name
+        return None
 
     def _timeline(
-        self,
-        records: list[RunRecord],
-        run: RunRecord,
-        baseline: str,
-        references: Mapping[str, Path],
-        rules: Rules,
-        level: float,
+        self, records: list[RunRecord], run: RunRecord, base: _Baseline, how: _How
     ) -> Iterator[SeriesSummary]:
         known = {
             (line.series, line.pipeline): line.judgement
             for line in self._read(_JUDGEMENTS, _JudgementRecord)
             if (line.baseline, line.level, line.rules, line.method)
-            == (baseline, level, rules.model_dump_json(), _METHOD)
+            == (base.name, how.level, how.rules.model_dump_json(), how.method)
         }
         of_pipeline = [
             r
             for r in records
-            if r.pipeline == run.pipeline and (r.conditions == run.conditions or r.series == baseline)
+            if r.pipeline == run.pipeline and (r.conditions == run.conditions or r.series in base.series)
         ]
         for series in dict.fromkeys(r.series for r in of_pipeline):
             mine = [r for r in of_pipeline if r.series == series]
-            judgement = known.get((series, run.pipeline))
-            if series != baseline and judgement is None:
-                judgement = judge_runs(references, self.runs(mine), rules=rules, level=level)
+            judgement = None if series in base.series else known.get((series, run.pipeline))
+            if series not in base.series and judgement is None:
+                judgement = how.judge(base, series, self.runs(mine))
                 line = _JudgementRecord(
                     series=series,
                     pipeline=run.pipeline,
-                    baseline=baseline,
-                    level=level,
-                    rules=rules.model_dump_json(),
-                    method=_METHOD,
+                    baseline=base.name,
+                    level=how.level,
+                    rules=how.rules.model_dump_json(),
+                    method=how.method,
                     judgement=judgement,
                 )
                 with self._locked():

@@ -138,6 +138,21 @@ class Rules(_Frozen):
         return next((t for pattern, t in self.tolerances.items() if fnmatchcase(name, pattern)), Tolerance())
 
 
+class Baseline(_Frozen):
+    """Which reference runs later ones are judged by, and in which units.
+
+    Attributes:
+        name: Its first series, or an absolute folder whose sub-folders are reference runs; when None the first series
+            that fits.
+        series: How many series it holds.
+        unit: What is exchanged: single runs, or whole series, of which it must hold several then.
+    """
+
+    name: str | None = None
+    series: Annotated[int, Field(ge=1)] = 1
+    unit: Literal["run", "series"] = "run"
+
+
 class Agreement(StrEnum):
     """How far a file agrees in all runs that have it."""
 
@@ -305,6 +320,11 @@ class Effect(_Frozen):
         spreads: Median in standard deviations of the references; None where they do not vary.
         spreads_largest: The largest of them.
         digits: Decimal digits that new runs and references have in common, in the median.
+        bias: Agreement: mean over the points of the differences of the means, new less before.
+        limits: Agreement: between these lie 95 % of the differences of normal points (Bland and Altman).
+        bits_before: Precision: significant bits of the references, `-log2(spread / |mean|)` in the median over the
+            points that vary among them; None with one reference, or when none vary.
+        bits: The same of the new runs.
         dice: For label maps, the smallest Dice coefficient of a new run with what most references say, by label; those
             that agree least.
         dice_before: The same of the references.
@@ -326,6 +346,10 @@ class Effect(_Frozen):
     spreads: float | None = None
     spreads_largest: float | None = None
     digits: float | None = None
+    bias: float | None = None
+    limits: tuple[float, float] | None = None
+    bits_before: float | None = None
+    bits: float | None = None
     dice: dict[str, float] | None = None
     dice_before: dict[str, float] | None = None
     hausdorff: dict[str, float] | None = None
@@ -399,6 +423,10 @@ class Verdict(_Frozen):
     effect: Effect | None = None
 
 
+# Above it single runs of different series are hardly exchangeable.
+_ALIKE = 0.1
+
+
 class Judgement(_Frozen):
     """New runs against reference runs, over all files and measures.
 
@@ -422,8 +450,8 @@ class Judgement(_Frozen):
         out_of_proportion: Whether the change was found without such a p value, which so few units cannot reach: the new
             runs lie more than a thousand ranges of the references away in most of the numbers.
         size: Size of the largest statistic, on the scale of a normal variable; None when nothing varies.
-        alike: Intraclass correlation of the reference runs of one series, where whole series are exchanged: 0 when they
-            are as different as runs of different series, 1 when they are the same. None otherwise.
+        alike: Intraclass correlation of the reference runs of one series, where these are of several: 0 when they are
+            as different as runs of different series, 1 when they are the same. None otherwise.
         left_out_failures: References that fail their own test when left out; None when that was not asked for.
         not_normal: Share of the points at which the references are not normal; None when that was not asked for.
         verdicts: The verdicts, the clearest first.
@@ -482,6 +510,22 @@ class Judgement(_Frozen):
         return (
             f"within the numerical {noise} of the {self.references} reference runs ({found}; {self._all_files} judged)"
         )
+
+    @property
+    def exchanged(self) -> str:
+        """What was exchanged in how many ways, and how alike runs of one series are."""
+        base, new = self.units
+        what = "single runs" if self.unit == "run" else f"whole series, {base} of references and {new} new"
+        ways = f"{self.labellings} ways, {'all there are' if self.exact else 'drawn at random'}"
+        if self.alike is None:
+            alike = (
+                "all references are of one series, or nothing varies, so how alike runs of one series are is not known"
+            )
+        else:
+            alike = f"runs of one series are alike with an intraclass correlation of {self.alike:.2f}"
+            if self.unit == "run" and self.alike > _ALIKE:
+                alike += ", so series differ and the unit of exchange should be the series"
+        return f"{what} were exchanged in {ways}; {alike}"
 
     @property
     def _all_files(self) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ from prefect_biomed.analysis.outcomes import NotJudged, Outcome, Reason
 from prefect_biomed.analysis.perturbed import SelfTest, band, points_of, read_mask
 from prefect_biomed.clients.errors import ConfigurationError
 
-__all__ = ["LEAST_REFERENCES", "Measured", "StabilityTest", "Tested", "judge_runs", "judge_variability"]
+__all__ = ["LEAST_REFERENCES", "Measured", "StabilityTest", "Tested", "judge_runs", "judge_variability", "series_of"]
 
 LEAST_REFERENCES = 3
 """A series of fewer good runs is no baseline."""
@@ -328,6 +329,7 @@ def judge_runs(
     rules: Rules | None = None,
     level: float = 0.05,
     units: Mapping[str, str] | None = None,
+    unit: Literal["run", "series"] | None = None,
     atlas: Path | None = None,
 ) -> Judgement:
     """Judge new runs together, by the numerical noise of reference runs.
@@ -339,8 +341,9 @@ def judge_runs(
         runs: Folders of the new runs, by name.
         rules: What is compared and how; sensible ones when None.
         level: Probability of calling something changed when nothing is, for the whole judgement.
-        units: Series by name of the run, when whole series are to be exchanged because the platform varies from series
-            to series; of each as many runs are used as the smallest has. Single runs are exchanged when None.
+        units: Series by name of the run, to tell how alike runs of one series are.
+        unit: What is exchanged. `series` where the platform varies from series to series; of each as many runs are used
+            as the smallest has. When None, series where these are given, and single runs otherwise.
         atlas: A label image, whose regions get means of every image of its shape; none when None.
 
     Returns:
@@ -355,21 +358,41 @@ def judge_runs(
         return Judgement(references=len(references), runs=tuple(runs), level=level, note=note)
     # Prefixes keep a run that is named like a reference apart from it.
     old, new = {f"r:{name}": folder for name, folder in references.items()}, {f"n:{n}": f for n, f in runs.items()}
+    unit = unit or ("run" if units is None else "series")
     numbers: list[int] | None = None
-    if units is not None:
-        old, new, numbers = _of_equal_units(old, new, units)
+    if unit == "series":
+        old, new, numbers = _of_equal_units(old, new, units or {})
     labellings = Labellings(len(old), len(new), units=numbers)
     findings = _Findings(list(old), list(new), labellings, level)
     findings.atlas = Atlas.read(atlas) if atlas is not None else None
     with file_groups(old | new, rules) as groups:
         for group in groups:
             _judge_file(group, rules, findings)
-    judgement = _conclude(findings)
-    if numbers is None:
-        return judgement
-    count = len(old)
-    alike = intraclass_correlation(findings.scatter[:count, :count], numbers[:count])
-    return judgement.model_copy(update={"unit": "series", "alike": alike})
+    series = [units.get(run.partition(":")[2], run) for run in old] if units is not None else []
+    alike = _alike(findings.scatter, series)
+    # With the unit, because it names what there are too few of.
+    return _conclude(findings).model_copy(update={"unit": unit, "alike": alike})
+
+
+def series_of(*runs: Runs) -> dict[str, str]:
+    """Tell the series of runs that are named `<series>/<run>`.
+
+    Args:
+        *runs: Runs by name.
+
+    Returns:
+        Series by name of the run.
+    """
+    return {name: name.rpartition("/")[0] for named in runs for name in named}
+
+
+def _alike(scatter: Floats, series: Sequence[str]) -> float | None:
+    """Intraclass correlation of the reference runs, of which as many of each series count as the smallest has."""
+    places = {name: [place for place, other in enumerate(series) if other == name] for name in dict.fromkeys(series)}
+    size = min(map(len, places.values()), default=0)
+    chosen = sorted(place for known in places.values() for place in known[:size])
+    numbers = [list(places).index(series[place]) for place in chosen]
+    return intraclass_correlation(scatter[np.ix_(chosen, chosen)], numbers) if chosen else None
 
 
 def judge_variability(

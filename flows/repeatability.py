@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from prefect.states import Completed
 from pydantic import Field
 
 from prefect_biomed.analysis import Experiment, Outcome, Report, Rules, RunRecord, Variability
+from prefect_biomed.analysis.comparison import runs_below, series_below
 from prefect_biomed.analysis.experiment import inputs_digest
-from prefect_biomed.analysis.models import PipelineReport
+from prefect_biomed.analysis.models import Baseline, PipelineReport
 from prefect_biomed.analysis.stability import LEAST_REFERENCES
 from prefect_biomed.blocks.vip import VipCredentials
-from prefect_biomed.clients.errors import ConfigurationError, JobFailed
+from prefect_biomed.clients.errors import JobFailed
 from prefect_biomed.clients.vip import SessionOptions, VipSession, judge
 from prefect_biomed.flows._checked import checked_flow
 from prefect_biomed.flows.parameters import (
@@ -47,6 +48,12 @@ class Assessment(Group):
     artifact."""
     level: float = Field(default=0.05, gt=0, lt=0.5, title="Probability of a false alarm")
     """Probability of a false alarm of each judgement."""
+    unit: Literal["run", "series"] = Field(default="run", title="What is exchanged")
+    """What is exchanged: single runs, or whole `series` where the platform itself varies from week to week. Then the
+    baseline must hold several series."""
+    baseline_series: int = Field(default=1, ge=1, le=100, title="Series of the baseline")
+    """How many series the baseline holds. With one series as the unit of exchange it takes 19 to judge a single week at
+    a level of 5 %; fewer leave the weeks to the evidence since the baseline."""
     rules: Rules = Field(default=Rules(), title="Rules of the comparison")
     """What is left out of the comparison, and tolerances by pattern of file names."""
     variability: Variability = Field(default=Variability(), title="Checks of perturbed references")
@@ -142,10 +149,11 @@ def compare_folders(
     """Compare runs that were made elsewhere, and judge them by reference runs when there are some.
 
     Args:
-        runs_dir: Folder whose sub-folders hold one run each.
+        runs_dir: Folder whose sub-folders hold one run each; one series each, with the runs in it, when whole series
+            are exchanged.
         output_dir: Folder of the report.
-        baseline_dir: Folder whose sub-folders hold one reference run each.
-        assessment: Title of the report, probability of a false alarm, and rules of the comparison.
+        baseline_dir: Folder whose sub-folders hold one reference run each, or one series each.
+        assessment: Title of the report, probability of a false alarm, unit of exchange, and rules of the comparison.
 
     Returns:
         What is reported.
@@ -154,10 +162,12 @@ def compare_folders(
         ConfigurationError: A folder does not exist or has no sub-folders.
     """
     assessment = assessment or Assessment()
-    runs = _sub_folders(runs_dir)
+    below = series_below if assessment.unit == "series" else runs_below
+    runs = below(runs_dir)
     part = PipelineReport(pipeline=runs_dir.name, comparison=experiments.compare_runs(runs, assessment.rules))
     if baseline_dir is not None:
-        judgement = experiments.judge_runs(_sub_folders(baseline_dir), runs, assessment.rules, assessment.level)
+        references = below(baseline_dir)
+        judgement = experiments.judge_runs(references, runs, assessment.rules, assessment.level, assessment.unit)
         part = part.model_copy(update={"baseline": str(baseline_dir), "against_baseline": judgement})
     report = Report(
         title=assessment.title or "Comparison of runs",
@@ -166,7 +176,7 @@ def compare_folders(
         level=assessment.level,
         pipelines=(part,),
     )
-    baseline = {part.pipeline: _sub_folders(baseline_dir)} if baseline_dir is not None else None
+    baseline = {part.pipeline: below(baseline_dir)} if baseline_dir is not None else None
     target = output_dir.expanduser().absolute()
     experiments.write_report(report, target, {part.pipeline: runs}, assessment.rules, baseline)
     return _ended(report)
@@ -290,7 +300,7 @@ def _report(
         experiment.folder,
         series,
         title,
-        baseline,
+        Baseline(name=baseline, series=assessment.baseline_series, unit=assessment.unit),
         assessment.rules,
         assessment.level,
         baseline_pipeline,
@@ -310,14 +320,6 @@ def _report(
             f"down in {experiment.folder}; start a new flow run when the cause is mended."
         )
     return _ended(report)
-
-
-def _sub_folders(folder: Path) -> dict[str, Path]:
-    folder = folder.expanduser().absolute()
-    found = {path.name: path for path in sorted(folder.glob("*")) if path.is_dir() and not path.name.startswith(".")}
-    if not found:
-        raise ConfigurationError(f"{folder} has no sub-folders. Each is to be one run.")
-    return found
 
 
 _STATES = {Outcome.WITHIN: "Completed", Outcome.CHANGED: "Changed", Outcome.NOT_JUDGED: "NotJudged"}

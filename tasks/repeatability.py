@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from prefect import get_run_logger, runtime, task
 
@@ -14,7 +15,8 @@ from prefect_biomed.analysis import judge_runs as judge
 from prefect_biomed.analysis import write_report as write
 from prefect_biomed.analysis.comparison import named_runs
 from prefect_biomed.analysis.experiment import inputs_digest
-from prefect_biomed.analysis.models import PipelineReport, ReportFiles
+from prefect_biomed.analysis.models import Baseline, PipelineReport, ReportFiles
+from prefect_biomed.analysis.stability import series_of
 from prefect_biomed.clients.vip import DownloadSummary, VipSession, Workflow
 from prefect_biomed.tasks._reporting import artifact_key, event, image, markdown
 from prefect_biomed.tasks.policies import RETRY
@@ -55,6 +57,7 @@ def judge_runs(
     runs: dict[str, Path] | list[Path],
     rules: Rules | None = None,
     level: float = 0.05,
+    unit: Literal["run", "series"] = "run",
 ) -> Judgement:
     """Judge new runs by the numerical noise of reference runs.
 
@@ -65,14 +68,17 @@ def judge_runs(
         runs: Folders of the new runs.
         rules: What is compared and how; sensible ones when None.
         level: Probability of calling something changed when nothing is.
+        unit: What is exchanged. With `series` runs are named `<series>/<run>`.
 
     Returns:
         The judgement.
 
     Raises:
-        ConfigurationError: A folder does not exist.
+        ConfigurationError: A folder does not exist, or a series holds references and new runs.
     """
-    judgement = judge(named_runs(references), named_runs(runs), rules=rules, level=level)
+    old, new = named_runs(references), named_runs(runs)
+    units = series_of(old, new) if unit == "series" else None
+    judgement = judge(old, new, rules=rules, level=level, units=units, unit=unit)
     get_run_logger().info("%s", judgement.sentence)
     return judgement
 
@@ -150,7 +156,7 @@ def assess_series(
     experiment_dir: Path,
     series: str,
     title: str = "Repeatability experiment",
-    baseline: str | None = None,
+    baseline: str | Baseline | None = None,
     rules: Rules | None = None,
     level: float = 0.05,
     baseline_pipeline: str | None = None,
@@ -164,8 +170,8 @@ def assess_series(
         experiment_dir: The experiment folder.
         series: The series.
         title: Title of the report.
-        baseline: Series of the reference runs, or an absolute folder whose sub-folders are reference runs; when None
-            the first series that fits.
+        baseline: Series of the reference runs, or an absolute folder whose sub-folders are reference runs, alone or
+            with the number of series and the unit of exchange; when None the first series that fits.
         rules: What is compared and how; sensible ones when None.
         level: Probability of calling something changed when nothing is.
         baseline_pipeline: Pipeline whose perturbed runs are the references, instead of a baseline.
@@ -178,14 +184,17 @@ def assess_series(
         ConfigurationError: The baseline does not exist.
         LedgerError: The experiment folder is damaged.
     """
+    chosen = baseline if isinstance(baseline, Baseline) else Baseline(name=baseline)
     return Experiment(experiment_dir).report(
         series,
         title=title,
-        baseline=baseline,
+        baseline=chosen.name,
         rules=rules,
         level=level,
         baseline_pipeline=baseline_pipeline,
         variability=variability,
+        unit=chosen.unit,
+        baseline_series=chosen.series,
     )
 
 

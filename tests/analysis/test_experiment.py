@@ -152,6 +152,31 @@ def test_failed_runs_are_kept_and_left_out(experiment: Experiment) -> None:
     assert [run.succeeded for run in report.runs] == [False, False, True, True]
 
 
+def test_a_baseline_of_several_series_is_exchanged_by_series(experiment: Experiment) -> None:
+    names = [add_series(experiment, number) for number in range(4)]
+    with pytest.raises(ConfigurationError, match="two at least"):
+        experiment.report(names[0], unit="series")
+    for name in names[:3]:
+        (part,) = experiment.report(name, unit="series", baseline_series=3).pipelines
+        assert (part.baseline, part.against_baseline) == ("", None)
+    (part,) = experiment.report(names[3], unit="series", baseline_series=3).pipelines
+    assert part.baseline == "series-0 to series-2, 3 series"
+    assert [summary.judgement is None for summary in part.timeline] == [True, True, True, False]
+    judgement = part.against_baseline
+    assert judgement is not None
+    assert (judgement.unit, judgement.units) == ("series", (3, 1))
+    assert judgement.outcome.value == "not judged"
+    assert "3 reference series and 1 new series cannot give a p below 0.25" in judgement.sentence
+    assert judgement.alike == pytest.approx(0.0, abs=0.1)
+    # The same baseline of single runs; kept judgements of the other unit are not taken for it.
+    (part,) = experiment.report(names[3], baseline_series=3).pipelines
+    judgement = part.against_baseline
+    assert judgement is not None
+    assert (judgement.unit, judgement.units, judgement.outcome.value) == ("run", (12, 4), "within")
+    assert judgement.alike is not None
+    assert "single runs were exchanged in 1820 ways" in judgement.exchanged
+
+
 def test_series_with_other_settings_are_no_baseline(experiment: Experiment) -> None:
     add_series(experiment, 0, shift=1.0, parameters={"t1": "other.nii"})
     add_series(experiment, 1)

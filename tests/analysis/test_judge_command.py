@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,15 @@ def test_the_exit_code_is_the_outcome(
     assert [child.tag for child in whole] == {0: [], 1: ["failure"], 2: ["skipped"]}[code]
     assert int(suite.get("failures", "")) == (2 if code == 1 else 0)
     assert int(suite.get("tests", "")) >= 2
+    said_of_measures = suite.findtext("testcase[@name='brain.npy']/system-out") or ""
+    effect = next(verdict.effect for verdict in judgement.verdicts if verdict.file == "brain.npy")
+    assert effect is not None
+    assert effect.bias == pytest.approx(shift, abs=0.2)
+    assert f"bias {effect.bias:.4g}" in said_of_measures
+    assert effect.bits_before == pytest.approx(6.7, abs=0.5)  # 1 of 100
+    low, high = effect.limits or (0.0, 0.0)
+    assert low < (effect.bias or 0.0) < high
+    assert (effect.bits is None) == (count == 1)
 
 
 def test_what_cannot_be_done_is_none_of_the_outcomes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,6 +65,38 @@ def test_what_cannot_be_done_is_none_of_the_outcomes(tmp_path: Path, capsys: pyt
     with pytest.raises(SystemExit) as ended:
         main(["judge", str(runs)])
     assert ended.value.code == 3
+
+
+def test_whole_series_are_exchanged_where_weeks_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = np.random.default_rng(5)
+
+    def weeks(folder: Path, count: int) -> Path:
+        for week in range(count):
+            shift = generator.standard_normal(600)
+            for number in range(3):
+                run = folder / f"week {week}" / f"run {number}"
+                run.mkdir(parents=True)
+                np.save(run / "brain.npy", 100.0 + shift + 0.3 * generator.standard_normal(600))
+        return folder
+
+    references, runs = weeks(tmp_path / "references", 8), weeks(tmp_path / "runs", 2)
+    written = tmp_path / "j.json"
+    command = ["judge", str(references), str(runs), f"--json={written}", f"--report={tmp_path / 'report'}"]
+    assert main([*command, "--unit=series"]) == 0, capsys.readouterr().out
+    judgement = Judgement.model_validate(json.loads(written.read_text()))
+    assert (judgement.unit, judgement.units, judgement.labellings) == ("series", (8, 2), 45)
+    assert judgement.alike == pytest.approx(0.9, abs=0.1)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "whole series, 8 of references and 2 new were exchanged in 45 ways, all there are" in page
+    assert f"an intraclass correlation of {judgement.alike:.2f}" in page
+    # Two weeks are too few runs for a single run to be told from its week.
+    flat = {side: tmp_path / f"flat {side}" for side in ("references", "runs")}
+    for side, folder in (("references", references), ("runs", runs)):
+        for number, run in enumerate(sorted(folder.glob("*/*"))):
+            shutil.copytree(run, flat[side] / str(number))
+    assert main(["judge", str(flat["references"]), str(flat["runs"])]) == 1
+    with pytest.raises(SystemExit):
+        main([*command, "--unit=week"])
 
 
 def test_the_shell_has_it_by_name(tmp_path: Path) -> None:
