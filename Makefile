@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check slow endurance conformance chaos chaos-answers chaos-ingest-kills chaos-kills chaos-protocol pixels properties mutants bench up down clean
+.PHONY: demo test check slow endurance conformance chaos chaos-answers chaos-ingest-kills chaos-kills chaos-protocol pixels properties fuzz hostile mutants bench up down clean
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo
@@ -51,6 +51,14 @@ chaos-protocol: $(STAMP)
 # EXAMPLES for each property; the default suite tries a few.
 properties: $(STAMP)
 	EXAMPLES=$(or $(EXAMPLES),10000) $(BIN)/python -m pytest -q --hypothesis-profile=thorough --timeout 3600 tests/vip/test_vip_properties.py
+
+# EXAMPLES for each parser of what servers say, and of files of ours.
+fuzz: $(STAMP)
+	EXAMPLES=$(or $(EXAMPLES),2000) $(BIN)/python -m pytest -q -s --hypothesis-profile=thorough --timeout 3600 tests/shared/test_fuzz.py
+
+# A hostile server against the client of each platform: attack, error, memory, seconds.
+hostile: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m harness.hostile
 
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py

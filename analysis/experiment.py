@@ -12,7 +12,6 @@ behind is cut off by the next to write.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,10 +38,11 @@ from prefect_biomed.analysis.models import (
 from prefect_biomed.analysis.monitor import Monitor, Shown
 from prefect_biomed.analysis.stability import LEAST_REFERENCES, judge_runs, judge_variability, series_of
 from prefect_biomed.clients.errors import ConfigurationError, LedgerError
+from prefect_biomed.clients.texts import logger_of
 
 __all__ = ["Experiment", "RunRecord", "inputs_digest"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _RECORDS = "experiment.jsonl"
 _JUDGEMENTS = "judgements.jsonl"

@@ -33,6 +33,7 @@ from prefect_biomed.analysis.models import (
 )
 from prefect_biomed.analysis.outcomes import Outcome
 from prefect_biomed.clients.files import atomic_write
+from prefect_biomed.clients.texts import inline, one_line
 
 __all__ = ["markdown_of", "write_report"]
 
@@ -186,7 +187,12 @@ def markdown_of(report: Report) -> str:
         lines.append("")
     failed = [run for run in report.runs if not run.succeeded]
     if failed:
-        lines += ["## Failed runs", "", *(f"- {run.pipeline}, {run.name}: {_cell(run.message)}" for run in failed), ""]
+        lines += [
+            "## Failed runs",
+            "",
+            *(f"- {_cell(run.pipeline)}, {_cell(run.name)}: {_cell(run.message)}" for run in failed),
+            "",
+        ]
     return "\n".join(lines)
 
 
@@ -284,7 +290,7 @@ class _View:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())[:500]
+    return inline(one_line(text, most=500))
 
 
 def _number(value: float | None) -> str:

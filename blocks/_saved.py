@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, TypeVar
 
 from prefect.blocks.core import Block
 from pydantic import SecretStr
 
+from prefect_biomed.clients.texts import logger_of
+
 __all__ = ["with_saved_secrets"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 B = TypeVar("B", bound=Block)
 

@@ -307,6 +307,7 @@ def _run(
     from prefect_biomed.cli.running import REFUSED, Outcome, as_json, read_parameters, run_flow
     from prefect_biomed.clients.errors import ConfigurationError
     from prefect_biomed.clients.files import atomic_write
+    from prefect_biomed.clients.texts import lines, one_line
 
     try:
         parameters = given | read_parameters(file, settings or [])
@@ -322,6 +323,6 @@ def _run(
     if json:
         typer.echo(as_json(outcome))
     else:
-        typer.echo(f"{outcome.flow}: {outcome.state}" + (f". {outcome.message}" if outcome.message else ""))
-        typer.echo("\n".join(outcome.files))
+        typer.echo(f"{outcome.flow}: {outcome.state}" + (f". {lines(outcome.message)}" if outcome.message else ""))
+        typer.echo("\n".join(map(one_line, outcome.files)))
     raise typer.Exit(outcome.exit_code)

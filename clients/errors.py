@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from prefect_biomed.clients.texts import lines
+
 __all__ = [
     "AuthenticationError",
     "BiomedError",
@@ -44,6 +46,10 @@ class BiomedError(Exception):
     """
 
     transient = False
+
+    def __init__(self, message: object = "") -> None:
+        # Much of it may be the words of a server.
+        super().__init__(str(lines(message)))
 
 
 class ConfigurationError(BiomedError):

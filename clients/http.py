@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import ssl
 import threading
@@ -31,10 +30,11 @@ from prefect_biomed.clients.errors import (
     RequestTimedOut,
     UnexpectedResponse,
 )
+from prefect_biomed.clients.texts import logger_of
 
 __all__ = ["UNAVAILABLE", "USER_AGENT", "HttpSession", "Timeouts", "bare"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 USER_AGENT = f"prefect-biomed/{version('prefect-biomed')}"
 UNAVAILABLE = frozenset({429, 502, 503, 504})

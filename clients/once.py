@@ -10,7 +10,6 @@ A platform brings a `Launch`, which finds and sends, and an `IntentStore`, which
 from __future__ import annotations
 
 import json
-import logging
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +36,7 @@ from prefect_biomed.clients.errors import (
 )
 from prefect_biomed.clients.files import atomic_write, exclusive, on_disk
 from prefect_biomed.clients.polling import PollSettings, Uptime, looks, now, passed, poll, uptime
+from prefect_biomed.clients.texts import logger_of
 
 __all__ = [
     "Circumstances",
@@ -49,7 +49,7 @@ __all__ = [
     "once",
 ]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 T = TypeVar("T")
 

@@ -5,7 +5,6 @@ A watch has a growing interval with jitter, an error budget and a deadline by th
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +21,11 @@ from prefect_biomed.clients.errors import (
     PollingFailed,
     is_transient,
 )
+from prefect_biomed.clients.texts import logger_of
 
 __all__ = ["PollSettings", "Uptime", "looks", "now", "passed", "poll", "sleep", "tries", "uptime"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 T = TypeVar("T")
 

@@ -6,7 +6,6 @@ and servers that break down answer too.
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,10 +27,11 @@ from prefect_biomed.clients.errors import (
     UnexpectedResponse,
 )
 from prefect_biomed.clients.http import UNAVAILABLE, HttpSession, bare
+from prefect_biomed.clients.texts import logger_of, one_line
 
 __all__ = ["MAX_ENTRIES", "Answered", "OpenEnum", "Refusal", "RestClient", "pages_of", "read_body", "walk"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 T = TypeVar("T")
 
@@ -189,7 +189,7 @@ class RestClient(ABC):
             return _unspoken(status, url, text, subject, later=status in self._unavailable)
         known = {"status": status, "code": refusal.code, "url": url, "spoken": True} | refusal.details
         code = f", code {refusal.code}" if refusal.code is not None else ""
-        said = f"{subject}{refusal.said[:_MAX_SAID]} (HTTP {status}{code})."
+        said = f"{subject}{one_line(refusal.said, most=_MAX_SAID)} (HTTP {status}{code})."
         if refusal.kind is not None:
             kind, advice = refusal.kind, refusal.advice
         elif status in self._unavailable:
@@ -218,7 +218,9 @@ def read_body(shape: type[T], text: str, response: requests.Response, *, about: 
         return cast("T", _adapter(cast("Any", shape)).validate_json(text))
     except ValidationError as error:
         problems = error.errors(include_input=False, include_url=False, include_context=False)
-        places = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in problems[:5])
+        places = "; ".join(
+            one_line(f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}", most=500) for one in problems[:5]
+        )
         subject = f"{about}: " if about else ""
         raise UnexpectedResponse(
             f"{subject}{bare(response.url)} answered HTTP {response.status_code} in another shape than asked for: "

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
-from prefect import get_run_logger
 from pydantic import Field
 
 from prefect_biomed.blocks.boss import BossCredentials
@@ -17,7 +16,7 @@ from prefect_biomed.flows import cancellation
 from prefect_biomed.flows._checked import checked_flow
 from prefect_biomed.flows.parameters import VipHome
 from prefect_biomed.tasks import operations as steps
-from prefect_biomed.tasks._reporting import table
+from prefect_biomed.tasks._reporting import run_logger, table
 from prefect_biomed.tasks.boss import cancel_ingest_job
 from prefect_biomed.tasks.operations import Leftover
 from prefect_biomed.tasks.run_names import flow_run_named
@@ -64,7 +63,7 @@ def what_is_running(
         raise ConfigurationError("Give the credentials of at least one platform.")
     found, problems = _ask_all(looks)
     table("what-is-running", [_row(one) for one in found], "What our runs have left on the platforms")
-    get_run_logger().info("%d things are on the platforms", len(found))
+    run_logger().info("%d things are on the platforms", len(found))
     if problems:
         raise BiomedError("Not all platforms could be asked.\n" + "\n".join(problems))
     return found
@@ -147,7 +146,7 @@ def end_cancelled(seconds: Seconds = 60.0, tag: str = "biomed") -> list[str]:
             problems.append(f"{run.name} ({run.id}): {error}")
         else:
             ended.append(run.name)
-            get_run_logger().info("Ended the cancelled run %s (%s)", run.name, run.id)
+            run_logger().info("Ended the cancelled run %s (%s)", run.name, run.id)
     if problems:
         raise BiomedError("Not all cancelled runs could be ended.\n" + "\n".join(problems))
     return ended

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from prefect import get_run_logger
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_biomed.blocks.boss import BossCredentials
@@ -24,6 +23,7 @@ from prefect_biomed.flows.parameters import Outputs, SessionUpload, TaskDetails
 from prefect_biomed.flows.vantage6 import Analysis, federated_analysis
 from prefect_biomed.flows.vip import vip_session
 from prefect_biomed.tasks import research_pipeline as steps
+from prefect_biomed.tasks._reporting import run_logger
 from prefect_biomed.tasks.boss import NewResources
 from prefect_biomed.tasks.run_names import flow_run_named
 
@@ -179,7 +179,7 @@ def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
     began = time.monotonic()
     yield
     seconds[stage] = time.monotonic() - began
-    get_run_logger().info("Stage %s took %.1f s", stage, seconds[stage])
+    run_logger().info("Stage %s took %.1f s", stage, seconds[stage])
 
 
 def _measure(credentials: VipCredentials, stage: ImageStage, output_dir: Path) -> SessionResult:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Literal
 from uuid import UUID, uuid4
 
-from prefect import get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
@@ -16,6 +15,7 @@ from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.vip import VipSession
 from prefect_biomed.clients.vip.session_file import SessionFile
+from prefect_biomed.tasks._reporting import run_logger
 from prefect_biomed.tasks.vip import monitor_workflows
 
 __all__ = [
@@ -137,5 +137,5 @@ def resume(flow_run_id: UUID) -> FlowRunOutlook:
         if not state.is_paused():
             return "on its way"
         client.resume_flow_run(flow_run_id)
-    get_run_logger().info("Flow run %s is resumed", flow_run_id)
+    run_logger().info("Flow run %s is resumed", flow_run_id)
     return "resumed"

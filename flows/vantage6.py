@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from prefect import get_run_logger
 from prefect.logging.loggers import LoggingAdapter
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError, DeadlineExceeded
+from prefect_biomed.clients.texts import inline, inline_code
 from prefect_biomed.clients.vantage6 import (
     AVERAGING,
     Aggregation,
@@ -57,7 +57,7 @@ from prefect_biomed.flows.parameters import (
     TaskDetails,
 )
 from prefect_biomed.tasks import vantage6 as steps
-from prefect_biomed.tasks._reporting import artifact_key, markdown
+from prefect_biomed.tasks._reporting import artifact_key, markdown, run_logger
 from prefect_biomed.tasks.policies import intent_token, lasting_folder
 from prefect_biomed.tasks.rounds import report_rounds
 from prefect_biomed.tasks.run_names import flow_run_named
@@ -536,7 +536,7 @@ def _end_late_runs(credentials: Vantage6Credentials, task: Task) -> None:
         try:
             client.kill_task(task.id)
         except CancelNotPermitted as error:
-            get_run_logger().warning("Late runs of task %d go on beside the next round: %s", task.id, error)
+            run_logger().warning("Late runs of task %d go on beside the next round: %s", task.id, error)
 
 
 def _request(**fields: Any) -> TaskRequest:
@@ -615,17 +615,17 @@ def _collect(
 def _inventory(federation: Federation) -> str:
     nodes = {node.organization_id: node for node in federation.nodes}
     rows = [
-        f"| {one.name} | {one.id} | {nodes[one.id].name if one.id in nodes else ''} "
-        f"| {', '.join(user.username for user in federation.users if user.organization_id == one.id)} |"
+        f"| {inline(one.name)} | {one.id} | {inline(nodes[one.id].name) if one.id in nodes else ''} "
+        f"| {inline(', '.join(user.username for user in federation.users if user.organization_id == one.id))} |"
         for one in federation.organizations
     ]
     kind = "encrypted" if federation.collaboration.encrypted else "not encrypted"
     return "\n".join(
         [
-            f"# {federation.collaboration.name}",
+            f"# {inline(federation.collaboration.name)}",
             "",
             f"Collaboration {federation.collaboration.id}, {kind}. Keys, configurations and passwords are in "
-            f"`{federation.configuration_dir}`.",
+            f"{inline_code(federation.configuration_dir)}.",
             "",
             "| organization | id | node | users |",
             "|---|---|---|---|",

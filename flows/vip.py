@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple
 
-from prefect import get_run_logger
 from prefect.logging.loggers import LoggingAdapter
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError
+from prefect_biomed.clients.texts import inline, inline_code
 from prefect_biomed.clients.vip import (
     Outcome,
     Pipeline,
@@ -50,7 +50,7 @@ from prefect_biomed.flows.parameters import (
 )
 from prefect_biomed.flows.suspension import prepare_suspension, resume_session, suspend_session
 from prefect_biomed.tasks import vip as steps
-from prefect_biomed.tasks._reporting import artifact_key, markdown, table
+from prefect_biomed.tasks._reporting import artifact_key, markdown, run_logger, table
 from prefect_biomed.tasks.run_names import flow_run_named
 
 __all__ = [
@@ -474,7 +474,7 @@ def _runs_of(credentials: VipCredentials, intents: Sequence[VipSession]) -> list
     with credentials.get_client() as client:
         record = SessionFile(newest, client).read()
     if record.workflows and not record.workflow_ids():
-        get_run_logger().info(
+        run_logger().info(
             "Session %s is finished: all its outputs were removed from the platform. What was fetched is in %s",
             newest.session_name,
             newest.output_dir,
@@ -610,7 +610,7 @@ def _pass(credentials: VipCredentials, folder: Path, outputs: Outputs | None, re
             fetched = [_fetch(credentials, one, ids, 1.0, Waiting()) for one, ids in runs]
             result = _conclude(credentials, session, fetched, accept_failures=True)
     except BiomedError as error:
-        get_run_logger().error("%s: %s", folder, error)
+        run_logger().error("%s: %s", folder, error)
         return _Passed(row={"session": folder.name, "error": str(error)}, problem=f"{folder}: {error}")
     row: dict[str, object] = {
         "session": session.session_name,
@@ -625,16 +625,19 @@ def _pass(credentials: VipCredentials, folder: Path, outputs: Outputs | None, re
 def _summary(result: SessionResult, outcomes: Sequence[Outcome]) -> str:
     session = result.session
     rows = [
-        f"| {one.workflow.name} | {one.workflow.identifier} | {one.status.value} | {one.jobs - one.failed_jobs} of "
-        f"{one.jobs} | {len(result.files.get(one.workflow.identifier, ()))} | {'; '.join(one.problems)} |"
+        f"| {inline(one.workflow.name)} | {inline(one.workflow.identifier)} | {inline(one.status.value)} "
+        f"| {one.jobs - one.failed_jobs} of {one.jobs} | {len(result.files.get(one.workflow.identifier, ()))} "
+        f"| {inline('; '.join(one.problems))} |"
         for one in outcomes
     ]
     return "\n".join(
         [
-            f"# {session.session_name}",
+            f"# {inline(session.session_name)}",
             "",
-            f"Pipeline **{session.pipeline_id}**, outputs in `{session.output_dir}`."
-            + (f" On Girder they are in `{session.girder_output_dir}`." if session.girder_output_dir else ""),
+            f"Pipeline **{inline(session.pipeline_id)}**, outputs in {inline_code(session.output_dir)}."
+            + (
+                f" On Girder they are in {inline_code(session.girder_output_dir)}." if session.girder_output_dir else ""
+            ),
             "",
             "| run | execution | status | jobs | local files | problems |",
             "|---|---|---|---|---|---|",
@@ -642,6 +645,6 @@ def _summary(result: SessionResult, outcomes: Sequence[Outcome]) -> str:
             "",
             "Its folders were removed from the platform."
             if result.is_finished
-            else f"Its folders are still on the platform, in `{session.vip_dir}`.",
+            else f"Its folders are still on the platform, in {inline_code(session.vip_dir)}.",
         ]
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
@@ -14,10 +13,11 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 
 from prefect_biomed.clients.errors import HeldElsewhere, ServerUnavailable
+from prefect_biomed.clients.texts import logger_of
 
 __all__ = ["lease"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 # The shortest that a server grants; so much later the slot of a machine that died is free.
 _LEASE_SECONDS = 60.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from prefect import get_run_logger, task
+from prefect import task
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_biomed.blocks.boss import BossCredentials
@@ -33,7 +33,8 @@ from prefect_biomed.clients.boss import (
 from prefect_biomed.clients.boss import wait_until_ready as wait_for_queue
 from prefect_biomed.clients.errors import BiomedError
 from prefect_biomed.clients.polling import PollSettings
-from prefect_biomed.tasks._reporting import Progress, artifact_key, image, link, markdown, state_event
+from prefect_biomed.clients.texts import inline
+from prefect_biomed.tasks._reporting import Progress, artifact_key, image, link, markdown, run_logger, state_event
 from prefect_biomed.tasks.policies import ONCE, RETRY, circumstances
 from prefect_biomed.tasks.run_names import task_run_named
 
@@ -104,7 +105,7 @@ def create_ingest_job(
         LaunchInDoubt: It is not known whether the job was made; a retry looks first.
         PlatformError: The server refused.
     """
-    logger = get_run_logger()
+    logger = run_logger()
     with credentials.get_client() as client:
         if new_resources:
             made = create_resources(
@@ -148,7 +149,7 @@ def wait_until_ready(credentials: BossCredentials, job_id: int, timeout_seconds:
     with credentials.get_client() as client:
         settings = PollSettings(1, 1.5, 15, deadline_seconds=timeout_seconds)
         job = wait_for_queue(client, job_id, settings).job
-    get_run_logger().info("Ingest job %d is %s", job_id, job.status.name)
+    run_logger().info("Ingest job %d is %s", job_id, job.status.name)
     _event(job_id, job.status.name)
     return job
 
@@ -183,7 +184,7 @@ def join_ingest_job(
         JobFailed: The job was cancelled meanwhile.
         AuthenticationError: Token or keys are refused.
     """
-    logger = get_run_logger()
+    logger = run_logger()
     settings = settings or UploadSettings()
     if max_seconds is not None:
         settings = settings.model_copy(update={"max_seconds": max_seconds})
@@ -230,7 +231,7 @@ def complete_ingest_job(credentials: BossCredentials, job_id: int, timeout_secon
     with credentials.get_client() as client:
         settings = PollSettings(1, 1.2, 15, deadline_seconds=timeout_seconds, error_budget=20)
         completion = complete(client, job_id, settings)
-    get_run_logger().info("Ingest job %d: %s (%s)", job_id, completion.outcome, completion.status.name)
+    run_logger().info("Ingest job %d: %s (%s)", job_id, completion.outcome, completion.status.name)
     _event(job_id, completion.status.name, outcome=completion.outcome, missing=completion.missing)
     return completion
 
@@ -260,7 +261,7 @@ def report_ingest_job(
     Raises:
         NotFoundError: The channel is gone.
     """
-    logger = get_run_logger()
+    logger = run_logger()
     with credentials.get_client() as client:
         show = _looking(artifact_key("boss-account", job_id), f"ingest job {job_id}")
         report = account(client, config, job_id, settings, verification=verification, on_progress=show)
@@ -306,7 +307,7 @@ def verify_ingest(
         NotFoundError: There is no such channel.
         ConfigurationError: A plugin cannot be loaded, or the region has nothing of the job.
     """
-    logger = get_run_logger()
+    logger = run_logger()
     key = config.channel_path.replace("/", "-") if job_id is None else job_id
     with credentials.get_client() as client:
         treatments = {} if job_id is None else treatments_of(client, config, job_id)
@@ -347,7 +348,7 @@ def cancel_ingest_job(credentials: BossCredentials, job_id: int) -> str:
     """
     with credentials.get_client() as client:
         outcome = client.cancel(job_id)
-    get_run_logger().info("%s", outcome)
+    run_logger().info("%s", outcome)
     _event(job_id, "cancelled")
     return outcome
 
@@ -371,7 +372,7 @@ def ingest_status(credentials: BossCredentials, job_id: int) -> JobCounts:
     """
     with credentials.get_client() as client:
         counts = client.counts(job_id)
-    get_run_logger().info("Ingest job %d is %s, %d messages wait", job_id, counts.status.name, counts.visible)
+    run_logger().info("Ingest job %d is %s, %d messages wait", job_id, counts.status.name, counts.visible)
     return counts
 
 
@@ -387,7 +388,7 @@ def verification_text(look: Verification) -> str:
     Args:
         look: What was found.
     """
-    lines = [f"# {look.channel}", "", look.summary(), "", "| axis | from | to |", "|---|---|---|"]
+    lines = [f"# {inline(look.channel)}", "", inline(look.summary()), "", "| axis | from | to |", "|---|---|---|"]
     lines += [f"| {axis} | {low} | {high} |" for axis, (low, high) in look.region.items()]
     found = {
         "Wrong": [str(tile) for tile in look.wrong],
@@ -395,7 +396,7 @@ def verification_text(look: Verification) -> str:
     }
     for title, items in found.items():
         if items:
-            lines += ["", f"## {title} ({len(items)})", "", *(f"- {item}" for item in items[:100])]
+            lines += ["", f"## {title} ({len(items)})", "", *(f"- {inline(item)}" for item in items[:100])]
     return "\n".join(lines)
 
 
@@ -409,7 +410,7 @@ def report_text(report: UploadReport) -> str:
         A summary, the counts, and the first names of everything that is not as it should be.
     """
     counts = ("received", "put", "indexed", "deleted", "deleted_before", "requeued", "duplicates", "abandoned", "joins")
-    lines = [f"# Ingest job {report.job_id}", "", report.summary(), "", "| count | |", "|---|---|"]
+    lines = [f"# Ingest job {report.job_id}", "", inline(report.summary()), "", "| count | |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {getattr(report, name)} |" for name in counts]
     lines += [f"| bytes put | {report.put_bytes} |", f"| not by this machine | {report.unaccounted} |"]
     if report.verification:
@@ -426,7 +427,7 @@ def report_text(report: UploadReport) -> str:
     }
     for title, items in named.items():
         if items:
-            lines += ["", f"## {title} ({len(items)})", "", *(f"- {item}" for item in items[:100])]
+            lines += ["", f"## {title} ({len(items)})", "", *(f"- {inline(item)}" for item in items[:100])]
     return "\n".join(lines)
 
 

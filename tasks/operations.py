@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal, TypeVar
 from uuid import UUID
 
-from prefect import get_run_logger, task
+from prefect import task
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
@@ -30,7 +30,7 @@ from prefect_biomed.clients.vantage6 import Task as Vantage6Task
 from prefect_biomed.clients.vip import Workflow, kill, remove_session
 from prefect_biomed.clients.vip.monitoring import list_by_id, state
 from prefect_biomed.clients.vip.session_file import VIP_HOME
-from prefect_biomed.tasks._reporting import artifact_key
+from prefect_biomed.tasks._reporting import artifact_key, run_logger
 from prefect_biomed.tasks.policies import RETRY
 from prefect_biomed.tasks.run_names import task_run_named
 
@@ -93,7 +93,7 @@ def vip_leftovers(credentials: VipCredentials, vip_home: str = VIP_HOME) -> list
         listed = client.workflows()
         ours = [workflow for workflow in listed if _RUN_OF_SESSION.match(workflow.name)]
         if client.is_cut_off(listed):
-            get_run_logger().warning(
+            run_logger().warning(
                 "VIP lists only the %d newest executions of the account. Older ones that still run are not shown; "
                 "vip-kill and vip-resume find those of a session by its folder.",
                 len(listed),
@@ -264,7 +264,7 @@ def remove_vip_leftovers(
         for session in sessions:
             if remove_session(client, f"{vip_home}/{session}", timeout_seconds=timeout_seconds):
                 done.append(f"removed {vip_home}/{session}")
-    get_run_logger().info("%s", ", ".join(done) or "There was nothing to remove")
+    run_logger().info("%s", ", ".join(done) or "There was nothing to remove")
     return done
 
 

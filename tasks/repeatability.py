@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from prefect import get_run_logger, runtime, task
+from prefect import runtime, task
 
 from prefect_biomed.analysis import Comparison, Experiment, Judgement, Report, Rules, RunRecord, Variability, inventory
 from prefect_biomed.analysis import compare_runs as compare
@@ -17,8 +17,9 @@ from prefect_biomed.analysis.comparison import named_runs
 from prefect_biomed.analysis.experiment import inputs_digest
 from prefect_biomed.analysis.models import Baseline, PipelineReport, ReportFiles
 from prefect_biomed.analysis.stability import series_of
+from prefect_biomed.clients.texts import inline_code
 from prefect_biomed.clients.vip import DownloadSummary, VipSession, Workflow
-from prefect_biomed.tasks._reporting import artifact_key, event, image, markdown
+from prefect_biomed.tasks._reporting import artifact_key, event, image, markdown, run_logger
 from prefect_biomed.tasks.policies import RETRY
 from prefect_biomed.tasks.run_names import task_run_named
 
@@ -47,7 +48,7 @@ def compare_runs(
         ConfigurationError: A folder does not exist.
     """
     comparison = compare(runs, rules=rules, failed=failed)
-    get_run_logger().info("%s", comparison.sentence)
+    run_logger().info("%s", comparison.sentence)
     return comparison
 
 
@@ -79,7 +80,7 @@ def judge_runs(
     old, new = named_runs(references), named_runs(runs)
     units = series_of(old, new) if unit == "series" else None
     judgement = judge(old, new, rules=rules, level=level, units=units, unit=unit)
-    get_run_logger().info("%s", judgement.sentence)
+    run_logger().info("%s", judgement.sentence)
     return judgement
 
 
@@ -145,7 +146,7 @@ def record_runs(
         )
     new = experiment.append(records)
     failed = [record for record in records if not record.succeeded]
-    get_run_logger().info(
+    run_logger().info(
         "%s: %d runs written down, %d of them failed", session.pipeline_id, len(new), sum(r in failed for r in new)
     )
     return records
@@ -224,12 +225,12 @@ def write_report(
     """
     files = write(report, folder, runs=runs, references=references, rules=rules)
     key = artifact_key("repeatability", report.title)
-    markdown(key, f"{files.markdown.read_text()}\n\nThe whole report: `{files.html}`\n", report.title)
+    markdown(key, f"{files.markdown.read_text()}\n\nThe whole report: {inline_code(files.html)}\n", report.title)
     for path in files.images:
         content = path.read_bytes()
         if len(content) <= _MAX_IMAGE_BYTES:
             image(artifact_key(key, path.stem), content, f"{report.title}, {path.stem}")
-    logger = get_run_logger()
+    logger = run_logger()
     for sentence in report.sentences:
         logger.info("%s", sentence)
     logger.info("The report is %s", files.html)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from prefect import get_run_logger, task
+from prefect import task
 
 from prefect_biomed.analysis import Rules
 from prefect_biomed.analysis.replay import Published, Replay
@@ -17,7 +17,7 @@ from prefect_biomed.clients.vip.bundle import Bundle
 from prefect_biomed.clients.vip.publishing import publish_session as publish
 from prefect_biomed.clients.vip.replaying import ReplayPlan
 from prefect_biomed.clients.vip.replaying import prepare_replay as prepare
-from prefect_biomed.tasks._reporting import artifact_key, event, markdown
+from prefect_biomed.tasks._reporting import artifact_key, event, markdown, run_logger
 from prefect_biomed.tasks.policies import RETRY
 from prefect_biomed.tasks.run_names import task_run_named
 
@@ -50,7 +50,7 @@ def prepare_replay(
         PreflightFailed: All problems at once, each beginning with `missing input`, `changed input` or `wrong version`.
             Nothing was sent.
     """
-    logger = get_run_logger()
+    logger = run_logger()
     with credentials.get_client() as client:
         plans = prepare(client, bundle, session, input_dir=input_dir, pipeline_id=pipeline_id)
     for plan in plans:
@@ -84,7 +84,7 @@ def judge_replay(
         What the replays have shown.
     """
     replay = judge(published, title=title, rules=rules, level=level)
-    get_run_logger().info("%s", replay.sentence)
+    run_logger().info("%s", replay.sentence)
     with atomic_write(folder / "replay.json") as file:
         file.write(replay.model_dump_json(indent=2).encode())
     key = artifact_key("replay", folder.name)
@@ -133,5 +133,5 @@ def publish_session(
     """
     with credentials.get_client() as client:
         identifiers = publish(client, session, folder, title=title, author=author, with_inputs=with_inputs)
-    get_run_logger().info("%d executions of %s are in %s", len(identifiers), session.session_name, folder)
+    run_logger().info("%d executions of %s are in %s", len(identifiers), session.session_name, folder)
     return identifiers

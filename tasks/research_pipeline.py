@@ -7,10 +7,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefect import get_run_logger, task
+from prefect import task
 
 from prefect_biomed.clients.errors import ConfigurationError
-from prefect_biomed.tasks._reporting import artifact_key, table
+from prefect_biomed.tasks._reporting import artifact_key, run_logger, table
 from prefect_biomed.tasks.policies import RETRY
 from prefect_biomed.tasks.run_names import task_run_named
 
@@ -66,7 +66,7 @@ def publish_measures(
         write_table(chosen, target)
         counts[site] = len(chosen)
         table(artifact_key("measures", site), [dict(row) for row in chosen], f"Measures of {site}")
-        get_run_logger().info("%d rows for %s in %s", len(chosen), site, target)
+        run_logger().info("%d rows for %s in %s", len(chosen), site, target)
     return counts
 
 

@@ -6,10 +6,8 @@ import io
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from prefect import get_run_logger
-
 from prefect_biomed.clients.vantage6 import Round
-from prefect_biomed.tasks._reporting import artifact_key, image, state_event, table
+from prefect_biomed.tasks._reporting import artifact_key, image, run_logger, state_event, table
 
 __all__ = ["report_rounds"]
 
@@ -23,7 +21,7 @@ def report_rounds(token: str, rounds: Sequence[Round]) -> None:
     """
     newest = rounds[-1]
     said = ", ".join(f"{name} {value:.6g}" for name, value in newest.metrics.items()) or "no metrics"
-    get_run_logger().info(
+    run_logger().info(
         "Round %d of %d organizations, %.1f s: %s%s",
         newest.number,
         len(newest.organizations),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import task
 
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
 from prefect_biomed.clients.errors import BiomedError, DeadlineExceeded, NotFoundError
 from prefect_biomed.clients.polling import PollSettings
+from prefect_biomed.clients.texts import code_block, lines
 from prefect_biomed.clients.vantage6 import (
     DEFAULT_POLLING,
     SPILL_BYTES,
@@ -29,6 +31,7 @@ from prefect_biomed.clients.vantage6 import (
     OrganizationSpec,
     Record,
     Result,
+    Run,
     Session,
     SessionScope,
     Task,
@@ -54,7 +57,16 @@ from prefect_biomed.clients.vantage6 import (
     tasks_failed,
     watch,
 )
-from prefect_biomed.tasks._reporting import Progress, artifact_key, link, markdown, state_event, table
+from prefect_biomed.tasks._reporting import (
+    Progress,
+    Table,
+    artifact_key,
+    link,
+    markdown,
+    run_logger,
+    state_event,
+    table,
+)
 from prefect_biomed.tasks.policies import ONCE, RETRY, PlaceOfCall, circumstances, lasting_folder, token_of_call
 from prefect_biomed.tasks.run_names import task_run_named
 
@@ -79,6 +91,7 @@ __all__ = [
 _KILLED_WITHIN_SECONDS = 120.0
 # Larger results would make a table that nobody reads.
 _SHOWN_BYTES = 400
+_MAX_PLACES = 20
 
 
 @task(
@@ -138,7 +151,7 @@ def create_task(
             circumstances=circumstances("vantage6", "task"),
         )
         url = client.url
-    get_run_logger().info("vantage6 task %d (%s) is %s", made.id, made.name, made.status.value)
+    run_logger().info("vantage6 task %d (%s) is %s", made.id, made.name, made.status.value)
     link(artifact_key("vantage6-task", made.id), f"{url}/task/{made.id}", f"vantage6 task {made.id} ({made.name})")
     state_event("vantage6", "task", str(made.id), "created", name=made.name, image=made.image, job_id=made.job_id)
     return made
@@ -182,7 +195,7 @@ def wait_for_results(
             `partial` only when no run has ended well.
         PollingFailed: The server could not be reached for long; the tasks go on.
     """
-    logger = get_run_logger()
+    logger = run_logger()
     given = [tasks] if isinstance(tasks, Task | int) else list(tasks)
     ids = [one.id if isinstance(one, Task) else one for one in given]
     settings = PollSettings(
@@ -194,11 +207,18 @@ def wait_for_results(
     )
     listed = "-".join(map(str, ids[:10]))
     progress = Progress(artifact_key("vantage6-runs", listed), f"Runs of vantage6 task {listed}")
+    shown = Table(
+        artifact_key("vantage6-tasks", listed),
+        f"vantage6 tasks {listed}",
+        state="status",
+        usual={"completed", "active", "pending", "initializing", "awaiting"},
+    )
     with credentials.get_client() as client:
         look: Look | None = None
         try:
             for look in watch(client, ids, settings, follow_logs=follow_logs):
-                _show(look, listed)
+                _show(look)
+                shown.show(_rows(look), last=look.finished)
                 runs = [run for state in look.states for run in state.runs]
                 progress(sum(run.is_finished for run in runs), max(len(runs), 1))
             outcomes = [outcome_of(client, state) for state in look.states] if look else []
@@ -214,9 +234,9 @@ def wait_for_results(
     return outcomes
 
 
-def _show(look: Look, listed: str) -> None:
-    """Say what is new: in the log, in events and in the table of the tasks."""
-    logger = get_run_logger()
+def _show(look: Look) -> None:
+    """Say what is new: in the log and in events."""
+    logger = run_logger()
     for line in look.log_lines:
         logger.info("[task %d, %s] %s", line.task_id, line.node or line.organization_id, line.text)
     for state in look.changed:
@@ -229,8 +249,6 @@ def _show(look: Look, listed: str) -> None:
             f", {ended} of {len(state.runs)} runs ended" if state.runs else "",
         )
         state_event("vantage6", "task", str(state.task.id), status.replace(" ", "-"), name=state.task.name)
-    if look.changed:
-        table(artifact_key("vantage6-tasks", listed), _rows(look), f"vantage6 tasks {listed}")
 
 
 def _so_far(client: Vantage6Client, look: Look, late: DeadlineExceeded) -> list[TaskOutcome]:
@@ -244,21 +262,23 @@ def _so_far(client: Vantage6Client, look: Look, late: DeadlineExceeded) -> list[
 
 def _report_failures(outcomes: Sequence[TaskOutcome]) -> None:
     """Say what went wrong, in the log and in artifacts."""
-    logger = get_run_logger()
+    logger = run_logger()
     for outcome in outcomes:
         if outcome.tolerated:
             told = "\n".join(f"  - {failure}" for failure in outcome.tolerated)
-            logger.warning("vantage6 task %d ended well, but not all of its subtasks:\n%s", outcome.task.id, told)
+            logger.warning(
+                "vantage6 task %d ended well, but not all of its subtasks:\n%s", outcome.task.id, lines(told)
+            )
             markdown(
                 artifact_key("vantage6-warnings", outcome.task.id),
-                f"# Task {outcome.task.id} ended well, but not all of its subtasks\n\n```\n{told}\n```\n",
+                f"# Task {outcome.task.id} ended well, but not all of its subtasks\n\n{code_block(told)}\n",
                 "What failed in subtasks, and where",
             )
     for error in (task_failed(outcome) for outcome in outcomes if outcome.is_failure):
         logger.error("%s", error)
         markdown(
             artifact_key("vantage6-failures", error.task_id),
-            f"# Task {error.task_id}\n\n```\n{error}\n```\n",
+            f"# Task {error.task_id}\n\n{code_block(error)}\n",
             "What failed, and where",
         )
 
@@ -295,7 +315,7 @@ def get_results(
     folder = (output_dir or lasting_folder() / "vantage6_results").expanduser().absolute()
     with credentials.get_client() as client:
         results = fetch_results(client, task_id, output_dir=folder, partial=partial, spill_bytes=spill_bytes)
-    logger = get_run_logger()
+    logger = run_logger()
     logger.info("%d results of vantage6 task %d", len(results), task_id)
     table(
         artifact_key("vantage6-results", task_id),
@@ -342,7 +362,7 @@ def kill_task(
     )
     with credentials.get_client() as client:
         if not client.kill_task(task_id):
-            get_run_logger().info("vantage6 task %d had ended already", task_id)
+            run_logger().info("vantage6 task %d had ended already", task_id)
         for look in watch(client, [task_id], settings, follow_logs=False):
             if look.finished:
                 state_event("vantage6", "task", str(task_id), "killed")
@@ -379,7 +399,7 @@ def create_session(
     with credentials.get_client() as client:
         known = circumstances("vantage6", "session")
         session = make_session(client, collaboration, name, scope=scope, study=study, circumstances=known)
-    get_run_logger().info("vantage6 session %s has id %d", session.name, session.id)
+    run_logger().info("vantage6 session %s has id %d", session.name, session.id)
     state_event("vantage6", "session", str(session.id), "ready" if session.ready else "created", name=session.name)
     return session
 
@@ -429,7 +449,7 @@ def create_dataframe(
             store=store,
             circumstances=circumstances("vantage6", "dataframe"),
         )
-    get_run_logger().info("vantage6 dataframe %s has id %d", frame.name, frame.id)
+    run_logger().info("vantage6 dataframe %s has id %d", frame.name, frame.id)
     state_event("vantage6", "dataframe", str(frame.id), "ready" if frame.ready else "created", name=frame.name)
     return frame
 
@@ -475,7 +495,7 @@ def preprocess_dataframe(
             store=store,
             circumstances=circumstances("vantage6", "step"),
         )
-    get_run_logger().info("Step %d of vantage6 dataframe %d is task %d", step, dataframe_id, made.id)
+    run_logger().info("Step %d of vantage6 dataframe %d is task %d", step, dataframe_id, made.id)
     state_event("vantage6", "task", str(made.id), "created", dataframe=dataframe_id, step=step)
     return made
 
@@ -560,7 +580,7 @@ def delete_session(credentials: Vantage6Credentials, session: Session | int, del
 def _delete(
     credentials: Vantage6Credentials, kind: type[Record], object_id: int, *, delete_dependents: bool = False
 ) -> None:
-    logger = get_run_logger()
+    logger = run_logger()
     with credentials.get_client() as client:
         try:
             client.delete(kind, object_id, delete_dependents=delete_dependents)
@@ -599,7 +619,7 @@ def create_organization(
     """
     with credentials.get_client() as client:
         made = make_organization(client, organization, configuration_dir.expanduser().absolute(), encrypted=encrypted)
-    get_run_logger().info("vantage6 organization %s has id %d", made.name, made.id)
+    run_logger().info("vantage6 organization %s has id %d", made.name, made.id)
     return made
 
 
@@ -627,7 +647,7 @@ def create_collaboration(
     ids = [one.id if isinstance(one, Organization) else one for one in organizations]
     with credentials.get_client() as client:
         made = make_collaboration(client, name, ids, encrypted=encrypted)
-    get_run_logger().info("vantage6 collaboration %s has id %d", made.name, made.id)
+    run_logger().info("vantage6 collaboration %s has id %d", made.name, made.id)
     return made
 
 
@@ -666,7 +686,7 @@ def register_node(
             auth_url=credentials.auth_url,
             realm=credentials.realm,
         )
-    get_run_logger().info("vantage6 node %s has id %d", node.name, node.id)
+    run_logger().info("vantage6 node %s has id %d", node.name, node.id)
     return node
 
 
@@ -694,7 +714,7 @@ def create_user(
     """
     with credentials.get_client() as client:
         made = make_user(client, user, organization, configuration_dir.expanduser().absolute())
-    get_run_logger().info("vantage6 user %s has id %d", made.username, made.id)
+    run_logger().info("vantage6 user %s has id %d", made.username, made.id)
     return made
 
 
@@ -733,7 +753,7 @@ def list_resources(
         else:
             model = resource_named(resource).model
             found = list(client.records(model, include=include, limit=limit, **(filters or {})))
-    get_run_logger().info("%d of resource %s", len(found), resource)
+    run_logger().info("%d of resource %s", len(found), resource)
     return found
 
 
@@ -745,10 +765,16 @@ def _rows(look: Look) -> list[dict[str, object]]:
             "status": state.task.status.value,
             "runs": len(state.runs),
             "ended": sum(run.is_finished for run in state.runs),
-            "nodes": ", ".join(f"{run.node_name or run.organization_id}: {run.status.value}" for run in state.runs),
+            "nodes": _places(state.runs),
         }
         for state in look.states
     ]
+
+
+def _places(runs: Sequence[Run]) -> str:
+    if len(runs) > _MAX_PLACES:
+        return ", ".join(f"{count} {status}" for status, count in Counter(run.status.value for run in runs).items())
+    return ", ".join(f"{run.node_name or run.organization_id}: {run.status.value}" for run in runs)
 
 
 def _shown(result: Result) -> str:

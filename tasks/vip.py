@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefect import get_run_logger, task
+from prefect import task
 from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import ConfigurationError, PreflightFailed
 from prefect_biomed.clients.polling import PollSettings
+from prefect_biomed.clients.texts import code_block, inline, lines
 from prefect_biomed.clients.vip import (
     DownloadSummary,
     FinishSummary,
@@ -37,7 +38,16 @@ from prefect_biomed.clients.vip import finish as finish_session
 from prefect_biomed.clients.vip import kill_session as kill_runs_of_session
 from prefect_biomed.clients.vip.girder_sessions import note_runs
 from prefect_biomed.clients.vip.session_file import VIP_HOME, SessionFile
-from prefect_biomed.tasks._reporting import Progress, artifact_key, link, markdown, state_event, table
+from prefect_biomed.tasks._reporting import (
+    Progress,
+    Table,
+    artifact_key,
+    link,
+    markdown,
+    run_logger,
+    state_event,
+    table,
+)
 from prefect_biomed.tasks.policies import ONCE, RETRY, circumstances
 from prefect_biomed.tasks.run_names import task_run_named
 
@@ -109,7 +119,7 @@ def show_pipeline(credentials: VipCredentials, pipeline_id: str | None = None) -
     key = artifact_key("vip-pipelines", pipeline_id or "all")
     if len(found) == 1:
         text = describe(found[0])
-        get_run_logger().info(text)
+        run_logger().info("%s", lines(text))
         markdown(key, text, f"Pipeline {found[0].identifier}")
     else:
         table(key, [{"pipeline": p.identifier, "name": p.name, "version": p.version} for p in found], "Pipelines")
@@ -184,7 +194,7 @@ def upload_inputs(
         TransferFailed: Some files could not be sent; the others were.
         AuthenticationError: The key was refused.
     """
-    logger = get_run_logger()
+    logger = run_logger()
     with credentials.get_client() as client:
         plan = preflight(client, session, include=include, exclude=exclude, max_jobs=max_jobs)
         if session.input_dir is None:
@@ -224,7 +234,7 @@ def complete_inputs(credentials: VipCredentials, session: VipSession) -> UploadS
     progress = Progress(artifact_key("vip-upload", session.session_name), f"Upload of {session.session_name}")
     with credentials.get_client() as client:
         summary = send_what_is_missing(client, session, progress=progress)
-    get_run_logger().info("%d files sent, %d were there already", summary.sent, summary.skipped)
+    run_logger().info("%d files sent, %d were there already", summary.sent, summary.skipped)
     return summary
 
 
@@ -301,7 +311,7 @@ def launch_pipeline(
             started_by=flow_run.root_flow_run_id,
             circumstances=circumstances("vip", "execution"),
         )
-    get_run_logger().info("Run %d of %s is %s", repetition, session.session_name, workflow.identifier)
+    run_logger().info("Run %d of %s is %s", repetition, session.session_name, workflow.identifier)
     link(
         artifact_key("vip", workflow.identifier),
         credentials.url,
@@ -344,7 +354,7 @@ def monitor_workflows(
         DeadlineExceeded: Not all have ended in time; they go on unless they were killed.
         PollingFailed: The platform could not be reached for long; the runs go on.
     """
-    logger = get_run_logger()
+    logger = run_logger()
     settings = settings or WatchSettings()
     pace = PollSettings(
         interval_seconds=refresh_time,
@@ -354,6 +364,12 @@ def monitor_workflows(
         error_budget=settings.error_budget,
     )
     progress = Progress(artifact_key("vip-monitor", session.session_name), f"Runs of {session.session_name}")
+    runs = Table(
+        artifact_key("vip-workflows", session.session_name),
+        f"Runs of {session.session_name}",
+        state="status",
+        usual={"Finished", "Running", "Queued"},
+    )
     known: dict[str, WorkflowStatus] = {}
     workflows: list[Workflow] = []
     with credentials.get_client() as client:
@@ -370,12 +386,8 @@ def monitor_workflows(
                 known[workflow.identifier] = workflow.status
                 logger.info("%s is %s", workflow.identifier, workflow.status.value)
                 state_event("vip", "execution", workflow.identifier, workflow.status.value, name=workflow.name)
-            if changed:
-                table(
-                    artifact_key("vip-workflows", session.session_name),
-                    workflow_rows(workflows),
-                    f"Runs of {session.session_name}",
-                )
+            over = not wait or all(w.status.is_terminal for w in workflows)
+            runs.show(workflow_rows(workflows), last=over)
             progress(sum(w.status.is_terminal for w in workflows), len(workflows))
             if not wait:
                 break
@@ -383,10 +395,10 @@ def monitor_workflows(
         texts, failed = failures(client, session, ended, strict=settings.strict)
     if texts:
         report = "\n".join(texts)
-        logger.error("Not everything succeeded:\n%s", report)
+        logger.error("Not everything succeeded:\n%s", lines(report))
         markdown(
             artifact_key("vip-failures", session.session_name),
-            f"# Failed jobs of {session.session_name}\n\n```\n{report}\n```\n",
+            f"# Failed jobs of {inline(session.session_name)}\n\n{code_block(report)}\n",
             "Failed jobs",
         )
     if failed and raise_on_failure:
@@ -442,7 +454,7 @@ def download_outputs(
             keep_archives=keep_archives,
             progress=progress,
         )
-    logger = get_run_logger()
+    logger = run_logger()
     logger.info("%d outputs fetched to %s, %d were here already", summary.fetched, session.output_dir, summary.skipped)
     for reason in summary.packed.values():
         logger.warning("%s It is kept as it came.", reason)
@@ -488,7 +500,7 @@ def finish(
             keep_output=keep_output,
             delete_records=delete_records,
         )
-    logger = get_run_logger()
+    logger = run_logger()
     logger.info("Removed from the platform: %s", ", ".join(summary.removed) or "nothing")
     if summary.kept_for:
         logger.info("Inputs are kept for %s", ", ".join(summary.kept_for))
@@ -569,7 +581,7 @@ def kill_session(
             timeout_seconds=timeout_seconds,
         )
     for workflow in workflows:
-        get_run_logger().info("%s is %s", workflow.identifier, workflow.status.value)
+        run_logger().info("%s is %s", workflow.identifier, workflow.status.value)
         state_event("vip", "execution", workflow.identifier, workflow.status.value, name=workflow.name)
     return workflows
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 # Before Prefect is imported: nothing of the machine's own configuration reaches the tests.
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
@@ -59,3 +61,9 @@ def input_dir(tmp_path: Path, volume: Path) -> Path:
     folder.mkdir()
     shutil.copy(volume, folder / "anatomical.nii")
     return folder
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the pauses between the repetitions of a read."""
+    monkeypatch.setattr("urllib3.util.retry.time", SimpleNamespace(sleep=lambda _: None, time=time.time))

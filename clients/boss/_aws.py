@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import re
 import socket
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import boto3
 import botocore.session
@@ -47,15 +46,17 @@ from prefect_biomed.clients.errors import (
     PlatformError,
     RequestTimedOut,
     ServerUnavailable,
+    UnexpectedResponse,
     is_transient,
 )
 from prefect_biomed.clients.http import UNAVAILABLE, USER_AGENT
 from prefect_biomed.clients.polling import sleep
 from prefect_biomed.clients.rest import Answered
+from prefect_biomed.clients.texts import logger_of
 
 __all__ = ["BATCH", "JobQueues", "Pauses", "UploadMessage", "batches"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 T = TypeVar("T")
 A = TypeVar("A", bound=Answered)
@@ -100,6 +101,11 @@ _SPREADING_SECONDS = 20.0
 _DENIAL_PAUSE_SECONDS = 60.0
 _GIVE_UP_SECONDS = 120.0
 _CONNECT_SECONDS = 10
+# Today's names and the old ones, which SQS still gives where an old library asks.
+_SQS_HOST = re.compile(
+    r"sqs(-fips)?\.[a-z0-9-]+\.(amazonaws\.com(\.cn)?|api\.aws)|([a-z0-9-]+\.)?queue\.amazonaws\.com"
+)
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _READ_SECONDS = 60
 _OUTAGE_SECONDS = 120.0
 
@@ -191,6 +197,7 @@ class JobQueues:
             tcp_keepalive=True,
         )
         aws = {"config": settings, "endpoint_url": client.aws_endpoint_url, "verify": client.aws_verify_tls}
+        _check_queues(client, joined)
         self._sqs = boto.client("sqs", **aws)
         s3 = boto.client("s3", **aws)
         # In the path, as boto3 itself does for names with dots, which those of the Boss have.
@@ -564,3 +571,23 @@ def _converted(error: ClientError, code: str) -> BiomedError:
     if code in _BUSY or status in UNAVAILABLE or status == _FAILED:
         return ServerUnavailable(text, status=status)
     return PlatformError(text, status=status)
+
+
+def _check_queues(client: BossClient, joined: JoinedJob) -> None:
+    """Refuse queues that lie elsewhere than the block says: what is sent there is signed with the keys of the job."""
+    pinned = client.aws_endpoint_url
+    for url in filter(None, (joined.upload_queue, joined.tile_index_queue)):
+        host = urlsplit(url).hostname or ""
+        if pinned is not None:
+            known = urlsplit(pinned).hostname or ""
+            right = host == known or host.endswith(f".{known}") or {host, known} <= _LOOPBACK
+            expected = f"the host of `aws_endpoint_url`, {pinned}"
+        else:
+            regions = host.split(".") if host != "queue.amazonaws.com" else ["us-east-1"]
+            right = bool(_SQS_HOST.fullmatch(host)) and client.aws_region in regions
+            expected = f"SQS in the region {client.aws_region}"
+        if not right:
+            raise UnexpectedResponse(
+                f"Ingest job {joined.job.id}: the Boss names a queue on {host}, which is not {expected}; nothing was "
+                "sent there. If that is right, set `aws_region` or `aws_endpoint_url` of the block."
+            )

@@ -44,7 +44,7 @@ class ChunkKey(NamedTuple):
 def encode(*fields: int | str) -> str:
     """Make a key of its fields."""
     base = "&".join(str(field) for field in fields)
-    return f"{hashlib.md5(base.encode(), usedforsecurity=False).hexdigest()}&{base}"
+    return f"{hashlib.md5(base.encode(errors='surrogatepass'), usedforsecurity=False).hexdigest()}&{base}"
 
 
 def parse_tile(key: object, lookup_key: str, resolution: int) -> Position:
@@ -80,7 +80,8 @@ def _fields(key: object, count: int, kind: str) -> list[int]:
     if not isinstance(key, str):
         raise PoisonMessage(f"it has no {kind} key")
     digest, _, base = key.partition("&")
-    if hashlib.md5(base.encode(), usedforsecurity=False).hexdigest() != digest:
+    # JSON can spell half a surrogate pair, which has no bytes.
+    if hashlib.md5(base.encode(errors="surrogatepass"), usedforsecurity=False).hexdigest() != digest:
         raise PoisonMessage(f"the {kind} key does not fit its own hash")
     parts = base.split("&")
     if len(parts) != count or not all(part.isascii() and part.isdigit() and len(part) <= _MAX_DIGITS for part in parts):

@@ -43,6 +43,10 @@ __all__ = [
 
 _TIME = TypeAdapter(datetime)
 
+# What else was in these would become part of a path, a header or a command.
+QueueUrl = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.\-]+(:\d{1,5})?(/[A-Za-z0-9._\-]+)+$", max_length=2000)]
+BucketName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]{1,253}[A-Za-z0-9]$")]
+
 
 def _kind(value: Any) -> Any:
     """The Boss counts the kinds of jobs; those that it may invent later keep their number."""
@@ -118,9 +122,9 @@ class StatusAnswer(Answered):
 class JoinedJobAnswer(JobAnswer):
     """A job with its queues."""
 
-    upload_queue: str | None = None
-    ingest_queue: str | None = None
-    tile_index_queue: str | None = None
+    upload_queue: QueueUrl | None = None
+    ingest_queue: QueueUrl | None = None
+    tile_index_queue: QueueUrl | None = None
 
 
 class KeysAnswer(Answered):
@@ -151,8 +155,8 @@ class JoinAnswer(Answered):
 
     ingest_job: JoinedJobAnswer
     credentials: KeysAnswer | None = None
-    tile_bucket_name: str | None = None
-    ingest_bucket_name: str | None = None
+    tile_bucket_name: BucketName | None = None
+    ingest_bucket_name: BucketName | None = None
     resource: _Resource | None = None
     kvio_settings: JsonValue = Field(default_factory=dict, alias="KVIO_SETTINGS")
     stateio_config: JsonValue = Field(default_factory=dict, alias="STATEIO_CONFIG")

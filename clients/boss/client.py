@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
@@ -39,10 +38,11 @@ from prefect_biomed.clients.errors import (
 )
 from prefect_biomed.clients.http import HttpSession, Timeouts
 from prefect_biomed.clients.rest import Refusal, RestClient, read_body
+from prefect_biomed.clients.texts import logger_of
 
 __all__ = ["BossClient"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 Range = tuple[int, int]
 

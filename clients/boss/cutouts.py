@@ -54,6 +54,8 @@ def unpack(packed: bytes, shape: tuple[int, int, int]) -> Cutout:
         fits = math.prod(header["shape"]) == math.prod(shape) and math.prod(shape) * size == len(values)
         if descr[0] not in "<|" or descr[1] != "u" or header["fortran_order"] or not fits:
             raise ValueError(f"{descr} of shape {header['shape']}")
-    except (ValueError, KeyError, TypeError, IndexError, SyntaxError, zlib.error) as error:
-        raise UnexpectedResponse(f"The Boss's cutout cannot be read ({error}).") from None
+    except (ArithmeticError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError) as error:
+        raise UnexpectedResponse(f"The Boss's cutout cannot be read ({type(error).__name__}: {error}).") from None
+    except zlib.error as error:
+        raise UnexpectedResponse(f"The Boss's cutout cannot be unpacked ({error}).") from None
     return Cutout(shape, f"uint{8 * size}", values)

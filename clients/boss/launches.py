@@ -6,7 +6,6 @@ before, and a job of the same channel, kind and size that was not is the one tha
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -23,10 +22,11 @@ from prefect_biomed.clients.boss.preflight import preflight
 from prefect_biomed.clients.errors import LaunchInDoubt, LedgerError, NotFoundError, PlatformError
 from prefect_biomed.clients.once import Circumstances, Intent, IntentFolder, Launch, once
 from prefect_biomed.clients.polling import looks, now, passed
+from prefect_biomed.clients.texts import logger_of
 
 __all__ = ["create_once", "job_of_intent", "settled_job"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 # Codes from here on are about the Boss itself, of which nobody knows what they have left behind; but for this one.
 _SYSTEM_CODES = 9000

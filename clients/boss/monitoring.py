@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 
@@ -12,10 +11,11 @@ from prefect_biomed.clients.boss.ledger import open_ledger
 from prefect_biomed.clients.boss.models import Completion, JobStatus, JoinedJob
 from prefect_biomed.clients.errors import JobFailed, PlatformError
 from prefect_biomed.clients.polling import PollSettings, poll
+from prefect_biomed.clients.texts import logger_of
 
 __all__ = ["complete", "wait_until_ready"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _NOT_EMPTY = 1006
 _LONGEST_WAIT_SECONDS = 900.0

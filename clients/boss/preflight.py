@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import logging
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -13,10 +12,11 @@ from prefect_biomed.clients.boss.config import IngestConfig
 from prefect_biomed.clients.boss.inspection import inspect_sources
 from prefect_biomed.clients.boss.models import Channel, UploadSettings
 from prefect_biomed.clients.errors import BiomedError, PreflightFailed
+from prefect_biomed.clients.texts import logger_of
 
 __all__ = ["create_resources", "preflight"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 Axis: TypeAlias = Literal["x", "y", "z"]
 

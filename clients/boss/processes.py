@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import queue
 import subprocess
@@ -22,10 +21,11 @@ from prefect_biomed.clients.boss.ledger import TileState, open_ledger
 from prefect_biomed.clients.boss.models import UploadProgress, UploadReport, UploadSettings
 from prefect_biomed.clients.boss.monitoring import wait_until_ready
 from prefect_biomed.clients.boss.uploader import Uploader
+from prefect_biomed.clients.texts import logger_of
 
 __all__ = ["upload"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _SUMMED = ("received", "put", "put_bytes", "indexed", "deleted", "requeued", "duplicates", "abandoned", "joins")
 _LISTED = ("blank", "skipped", "quarantined")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import time
 from collections import deque
@@ -27,10 +26,11 @@ from prefect_biomed.clients.errors import (
     SourceUnreadable,
     is_transient,
 )
+from prefect_biomed.clients.texts import logger_of
 
 __all__ = ["ChunkPutting", "Pieces", "Putting", "TilePutting"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 # Of a message that was kept in the ledger and is in no queue any more.
 _KEPT_LEASE_SECONDS = 3600.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -13,10 +12,11 @@ from prefect_biomed.clients.boss.errors import ChunkFailed
 from prefect_biomed.clients.boss.ledger import Ledger, TileState
 from prefect_biomed.clients.boss.models import UploadProgress, UploadReport
 from prefect_biomed.clients.errors import BiomedError
+from prefect_biomed.clients.texts import logger_of
 
 __all__ = ["Course", "Setbacks", "Tally"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _NAMED_LIMIT = 1000
 _RATE_SECONDS = 30.0

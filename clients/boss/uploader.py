@@ -7,7 +7,6 @@ its lease ends.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -35,10 +34,11 @@ from prefect_biomed.clients.boss.receiving import Receiving
 from prefect_biomed.clients.boss.sources import ChunkSource, TileSource, open_source
 from prefect_biomed.clients.boss.tally import Course, Setbacks, Tally
 from prefect_biomed.clients.errors import BiomedError, JobFailed, NotFoundError, PreflightFailed
+from prefect_biomed.clients.texts import logger_of
 
 __all__ = ["Uploader"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 class Uploader:

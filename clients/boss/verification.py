@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import logging
 import math
 import random
 import threading
@@ -28,10 +27,11 @@ from prefect_biomed.clients.boss.expectation import Expectation, Grid, Plane, Tr
 from prefect_biomed.clients.boss.models import Channel, UploadSettings
 from prefect_biomed.clients.boss.proofs import Box, Range, Region, Verification, VerifySettings, WrongTile
 from prefect_biomed.clients.files import atomic_write
+from prefect_biomed.clients.texts import logger_of
 
 __all__ = ["extents_to_heal", "verify"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _WINDOW = 32
 _READ_BYTES = 64 * 1024 * 1024

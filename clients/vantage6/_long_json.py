@@ -60,7 +60,7 @@ def read_json(chunks: Iterable[bytes], *, memory_bytes: int, max_bytes: int, wha
 
     Raises:
         TooLarge: It is.
-        UnexpectedResponse: It is not JSON.
+        UnexpectedResponse: It is not JSON, or large although none of its strings is long.
     """
     with tempfile.SpooledTemporaryFile(max_size=memory_bytes) as file:
         size = 0
@@ -74,21 +74,23 @@ def read_json(chunks: Iterable[bytes], *, memory_bytes: int, max_bytes: int, wha
             if size <= memory_bytes:
                 document = json.loads(file.read() or b"null")
             else:
-                document = _read_large(file, memory_bytes // 16)
+                document = _read_large(file, memory_bytes, what)
         except (ValueError, RecursionError) as error:
             raise UnexpectedResponse(f"{what} is not JSON: {type(error).__name__}.") from None
         yield document
 
 
-def _read_large(file: Any, long_bytes: int) -> Any:
+def _read_large(file: Any, memory_bytes: int, what: str) -> Any:
     # Nobody who writes the document knows the mark, so no string of it can pass for one.
     mark = f"long-text-{secrets.token_hex(16)}-"
-    shortened, spans = _set_long_strings_aside(file, long_bytes, mark)
+    shortened, spans = _set_long_strings_aside(file, memory_bytes // 16, mark, most_bytes=16 * memory_bytes, what=what)
     texts = {f"{mark}{number}": LongText(file, start, length) for number, (start, length) in enumerate(spans)}
     return _with_long_texts(json.loads(shortened), texts)
 
 
-def _set_long_strings_aside(file: IO[bytes], long_bytes: int, mark: str) -> tuple[bytes, list[tuple[int, int]]]:
+def _set_long_strings_aside(
+    file: IO[bytes], long_bytes: int, mark: str, *, most_bytes: int, what: str
+) -> tuple[bytes, list[tuple[int, int]]]:
     """Copy a document without its long strings, and note where these are."""
     shortened = bytearray()
     spans: list[tuple[int, int]] = []
@@ -128,6 +130,8 @@ def _set_long_strings_aside(file: IO[bytes], long_bytes: int, mark: str) -> tupl
                 shortened += kept + b'"'
                 start = -1
         offset += len(chunk)
+        if len(shortened) > most_bytes:
+            raise UnexpectedResponse(f"{what} is too large for memory, although no text in it is. It was not read.")
     return bytes(shortened), spans
 
 

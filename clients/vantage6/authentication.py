@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import logging
 import math
 import threading
 import time
@@ -35,6 +34,7 @@ from prefect_biomed.clients.errors import (
 from prefect_biomed.clients.http import UNAVAILABLE, HttpSession
 from prefect_biomed.clients.polling import PollSettings, poll
 from prefect_biomed.clients.rest import Answered, Refusal, RestClient
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vantage6.answers import Vantage6Rest
 from prefect_biomed.clients.vantage6.errors import MfaEnrollmentRequired, MfaRequired, RequestRefused
 
@@ -50,7 +50,7 @@ __all__ = [
     "Tokens",
 ]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 T = TypeVar("T")
 

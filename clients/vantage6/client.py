@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,6 +21,7 @@ from prefect_biomed.clients.errors import (
 )
 from prefect_biomed.clients.http import HttpSession, Timeouts
 from prefect_biomed.clients.rest import Answered, pages_of
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vantage6._long_json import LongText, TooLarge, read_json
 from prefect_biomed.clients.vantage6.answers import Vantage6Rest
 from prefect_biomed.clients.vantage6.authentication import Authenticator, Login, claims_of
@@ -31,6 +31,7 @@ from prefect_biomed.clients.vantage6.models import (
     Collaboration,
     Column,
     Dataframe,
+    EncodedResult,
     Node,
     Organization,
     Record,
@@ -47,7 +48,7 @@ from prefect_biomed.clients.vantage6.resources import resource_of
 
 __all__ = ["Encryption", "Vantage6Client", "nodes_of"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 R = TypeVar("R", bound=Record)
 
@@ -55,6 +56,7 @@ _PAGE_SIZE = 100
 _MEMORY_BYTES = 16 * 1024**2
 # A page of results may hold a large output of each organization.
 _MAX_LIST_BYTES = 16 * 1024**3
+_MAX_PLAIN_BYTES = 64 * 1024**2
 # Servers count what they list in a header; one that does not gets no further than this.
 _MAX_UNCOUNTED = 10_000
 # Objects that are made while a list is read make it longer than was counted.
@@ -217,12 +219,13 @@ class Vantage6Client(Vantage6Rest):
         *,
         include: Sequence[str] = (),
         limit: int | None = None,
-        max_bytes: int = _MAX_LIST_BYTES,
+        max_bytes: int | None = None,
         **filters: Any,
     ) -> Iterator[tuple[R, Texts]]:
-        """Read a list page after page; arguments and errors as for `records`. A page above `max_bytes` is `TooLarge`.
+        """Read a list page after page; arguments and errors as for `records`.
 
-        A page too large for memory waits on disk: its long strings are given beside their records, good until the next
+        A page above `max_bytes` is `TooLarge`; by default above 64 MiB, and above 16 GiB of runs and results. One too
+        large for memory waits on disk: its long strings are given beside their records, good until the next
         record is asked for.
 
         Yields:
@@ -230,6 +233,8 @@ class Vantage6Client(Vantage6Rest):
         """
         resource = resource_of(kind)
         resource.check_verb("list", self.version)
+        if max_bytes is None:
+            max_bytes = _MAX_LIST_BYTES if issubclass(kind, Run | EncodedResult) else _MAX_PLAIN_BYTES
         owner = {name: filters.pop(name) for name in resource.owner_fields if name in filters}
         if len(owner) < len(resource.owner_fields):
             raise ConfigurationError(f"{resource.name}: give {' and '.join(resource.owner_fields)} to list them.")

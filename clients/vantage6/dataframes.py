@@ -8,7 +8,6 @@ knows it again: its counter block is a keyed digest of the arguments (`PrivateKe
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from prefect_biomed.clients.errors import NotFoundError, PermissionDeniedError
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vantage6._long_json import LongText
 from prefect_biomed.clients.vantage6.client import Vantage6Client
 from prefect_biomed.clients.vantage6.encryption import PrivateKey, counter_block, decode_base64_stream
@@ -36,7 +36,7 @@ from prefect_biomed.clients.vantage6.monitoring import organization_names
 
 __all__ = ["Chain", "arguments_mark", "delete_unused", "description_of", "same_image", "step_differences", "steps_of"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _STEPS = frozenset({Action.DATA_EXTRACTION, Action.PREPROCESSING})
 _BLOB = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect_biomed.clients.errors import ConfigurationError
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vantage6.errors import ResultUnavailable
 from prefect_biomed.clients.vantage6.models import Result
 from prefect_biomed.clients.vantage6.results import load_result
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Orientation", "frame_of"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 Orientation = Literal["columns", "index", "records", "split", "table", "values"]
 """How a table is laid out in JSON, in the words of pandas' `to_json`."""

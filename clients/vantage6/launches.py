@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from prefect_biomed.clients.errors import (
 from prefect_biomed.clients.files import home
 from prefect_biomed.clients.once import Circumstances, Intent, IntentFolder, Launch, once
 from prefect_biomed.clients.polling import PollSettings
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vantage6.arguments import problems_of_arguments, written_call
 from prefect_biomed.clients.vantage6.client import Vantage6Client, nodes_of
 from prefect_biomed.clients.vantage6.dataframes import (
@@ -63,7 +63,7 @@ from prefect_biomed.clients.vantage6.sessions import only_generation_5, readers_
 
 __all__ = ["add_preprocessing", "launch", "make_dataframe", "make_session"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 R = TypeVar("R", bound=Record)
 

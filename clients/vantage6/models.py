@@ -7,7 +7,6 @@ one: a *result* of generation 3 is a `Run`, its ``run_id`` is ``job_id``, its ``
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +27,7 @@ from pydantic import (
 )
 
 from prefect_biomed.clients.rest import OpenEnum
+from prefect_biomed.clients.texts import logger_of
 
 __all__ = [
     "Action",
@@ -66,7 +66,7 @@ __all__ = [
     "normalise_databases",
 ]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 def _in_utc(time: datetime) -> datetime:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from prefect_biomed.clients.errors import (
     PollingFailed,
 )
 from prefect_biomed.clients.polling import PollSettings, poll
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vantage6._long_json import TooLarge
 from prefect_biomed.clients.vantage6.client import Vantage6Client
 from prefect_biomed.clients.vantage6.errors import TaskFailed
@@ -34,7 +34,7 @@ __all__ = [
     "watch",
 ]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 DEFAULT_POLLING = PollSettings(interval_seconds=0.5, growth=1.015, max_interval_seconds=30.0)
 """The interval stays near 1.5 % of the time waited: the end of a minute is seen within 1.5 s, that of hours in 30 s."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +10,7 @@ from pydantic import JsonValue
 
 from prefect_biomed.clients.errors import ConfigurationError, NotFoundError, PreflightFailed
 from prefect_biomed.clients.polling import PollSettings, poll
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vantage6.arguments import problems_of_arguments, problems_of_files
 from prefect_biomed.clients.vantage6.client import Vantage6Client, nodes_of
 from prefect_biomed.clients.vantage6.encryption import PrivateKey, PublicKey
@@ -33,7 +33,7 @@ __all__ = [
     "wait_until_ready",
 ]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 MAX_NAME = 128
 """Longest name of a task in characters."""

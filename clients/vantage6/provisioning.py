@@ -6,7 +6,6 @@ never replaced. Secrets go into files that only their owner can read, and nowher
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from prefect_biomed.clients.errors import ConfigurationError, NotFoundError, PermissionDeniedError
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vantage6.accounts import UserSpec
 from prefect_biomed.clients.vantage6.client import Vantage6Client, nodes_of
 from prefect_biomed.clients.vantage6.encryption import PrivateKey
@@ -32,7 +32,7 @@ from prefect_biomed.clients.vantage6.models import Collaboration, Node, Organiza
 
 __all__ = ["NodeDatabase", "OrganizationSpec", "make_collaboration", "make_node", "make_organization"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 class NodeDatabase(BaseModel):

@@ -6,7 +6,6 @@ What a result is, is told by its first bytes: JSON is decoded, all else is hande
 from __future__ import annotations
 
 import codecs
-import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from prefect_biomed.clients.files import atomic_write
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vantage6._long_json import LongText
 from prefect_biomed.clients.vantage6.client import Vantage6Client
 from prefect_biomed.clients.vantage6.encryption import decode_base64_stream
@@ -36,7 +36,7 @@ from prefect_biomed.clients.vantage6.payloads import START_BYTES, decode_json, i
 
 __all__ = ["SPILL_BYTES", "fetch_results", "load_result"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 SPILL_BYTES = 8 * 1024**2
 """Results above this size are written to a file unless told otherwise."""

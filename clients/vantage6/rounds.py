@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from prefect_biomed.clients.errors import ConfigurationError, LedgerError
 from prefect_biomed.clients.files import atomic_write
@@ -191,15 +191,15 @@ class Checkpoints:
             return []
         try:
             return [Round.model_validate_json(line) for line in path.read_text().splitlines()]
-        except (OSError, ValidationError) as error:
-            raise LedgerError(f"{path} cannot be read: {type(error).__name__}. Put it right or remove it.") from error
+        except (OSError, ValueError) as error:
+            raise LedgerError(f"{path} cannot be read: {type(error).__name__}. Put it right or remove it.") from None
 
 
 def _read(path: Path) -> State:
     try:
         found: State = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise LedgerError(f"{path} cannot be read: {type(error).__name__}. Put it right or remove it.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise LedgerError(f"{path} cannot be read: {type(error).__name__}. Put it right or remove it.") from None
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable
 from itertools import islice
 from operator import attrgetter
@@ -13,12 +12,13 @@ import requests
 
 from prefect_biomed.clients.errors import PlatformError, UnexpectedResponse
 from prefect_biomed.clients.rest import pages_of
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip.errors import ListUnavailable
 from prefect_biomed.clients.vip.models import InputValue, PathEntry, Pipeline, Workflow
 
 __all__ = ["ENDED", "PLAYED_ALREADY", "compare_digest", "list_pages", "name_files_by_url", "workflow_from_results"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 ENDED = frozenset({145, 150})
 """Error codes of a kill that comes after the end."""

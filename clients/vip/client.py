@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import logging
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from prefect_biomed.clients.errors import (
 )
 from prefect_biomed.clients.http import HttpSession, Timeouts, bare
 from prefect_biomed.clients.rest import Answered, Refusal, RestClient
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip import carmin
 from prefect_biomed.clients.vip.errors import GenericVipError, read_refusal
 from prefect_biomed.clients.vip.girder import GirderStorage
@@ -32,7 +32,7 @@ from prefect_biomed.clients.vip.profiles import Profile
 
 __all__ = ["VipClient"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 # VIP serialises the launches of all its users behind one lock, and goes on with those nobody waits for any more.
 _LAUNCH_SECONDS = 300.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from html import unescape
 
+from prefect_biomed.clients.texts import inline, inline_code
 from prefect_biomed.clients.vip.models import Parameter, ParameterType, Pipeline, Scalar
 
 __all__ = ["describe"]
@@ -20,8 +21,8 @@ def describe(pipeline: Pipeline) -> str:
         A heading, the description, a table of parameters, and a Python dictionary.
     """
     rows = [
-        f"| `{p.key}` | {p.type.value} | {'yes' if p.is_required else 'no'} "
-        f"| {'' if p.default_value is None else f'`{p.default_value}`'} | {_plain(p.description)} |"
+        f"| {inline_code(p.key)} | {inline(p.type.value)} | {'yes' if p.is_required else 'no'} "
+        f"| {'' if p.default_value is None else inline_code(p.default_value)} | {_plain(p.description)} |"
         for p in sorted(pipeline.inputs, key=lambda p: (not p.is_required, p.key))
     ]
     settings = [
@@ -30,7 +31,7 @@ def describe(pipeline: Pipeline) -> str:
     ]
     return "\n".join(
         [
-            f"# {pipeline.identifier}",
+            f"# {inline(pipeline.identifier)}",
             "",
             _plain(pipeline.description),
             "",
@@ -40,7 +41,7 @@ def describe(pipeline: Pipeline) -> str:
             "",
             "A list of values makes parallel jobs"
             + (
-                f"; {', '.join(sorted(pipeline.dot_parameters))} are combined element by element."
+                f"; {inline(', '.join(sorted(pipeline.dot_parameters)))} are combined element by element."
                 if pipeline.dot_parameters
                 else ", every value combined with every other."
             ),
@@ -55,7 +56,7 @@ def describe(pipeline: Pipeline) -> str:
 
 
 def _plain(text: str | None) -> str:
-    return " ".join(unescape(re.sub(r"<[^>]*>", " ", text or "")).split()).replace("|", "\\|")
+    return inline(" ".join(unescape(re.sub(r"<[^>]*>", " ", text or "")).split()))
 
 
 def _example(parameter: Parameter) -> Scalar | list[str]:

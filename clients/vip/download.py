@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from prefect_biomed.clients.errors import (
 from prefect_biomed.clients.files import PartialFile, on_disk, safe_join
 from prefect_biomed.clients.polling import tries
 from prefect_biomed.clients.rest import walk
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.transfer import transfer_all
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.errors import StillRunning
@@ -34,7 +34,7 @@ from prefect_biomed.clients.vip.session_file import FILE_NAME, LOCKS, SessionFil
 
 __all__ = ["DownloadSummary", "Output", "download", "fetch_file", "local_outputs", "not_here"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 # The platform gives up fetching from the grid after 45 s but goes on behind it, so a later try is answered fast.
 RETRY_SECONDS = (1.0, 3.0, 10.0, 30.0, 60.0)

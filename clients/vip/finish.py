@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -10,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import BaseModel, ConfigDict
 
 from prefect_biomed.clients.errors import LedgerError
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.errors import NotFetched, StillNeeded, StillRunning
 from prefect_biomed.clients.vip.models import VipSession, Workflow, WorkflowStatus
@@ -20,7 +20,7 @@ from prefect_biomed.clients.vip.session_file import SessionFile, SessionRecord
 
 __all__ = ["FinishSummary", "finish", "remove_session", "share_inputs"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _HOLDERS = "HOLDERS"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from prefect_biomed.clients.errors import (
     UnexpectedResponse,
     is_transient,
 )
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.errors import GenericVipError
 from prefect_biomed.clients.vip.girder import GirderStorage, file_id, girder_path
@@ -42,7 +42,7 @@ __all__ = [
     "share_girder_key",
 ]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _OUR_METADATA = ("session_name", "workflow_id", "workflow_start", "workflow_status")
 _WRITE_ACCESS = 1

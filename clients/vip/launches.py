@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from prefect_biomed.clients.errors import BiomedError, LedgerError, PlatformError
 from prefect_biomed.clients.once import Circumstances, Intent, IntentFolder, Launch, once
 from prefect_biomed.clients.polling import PollSettings, now
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip.carmin import name_files_by_url
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.errors import NO_REASON, GenericVipError, ListUnavailable
@@ -20,7 +20,7 @@ from prefect_biomed.clients.vip.session_file import LOCKS, LaunchRecord, Session
 
 __all__ = ["launch"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _QUEUE = PollSettings(interval_seconds=30.0, growth=1.5, max_interval_seconds=300.0)
 

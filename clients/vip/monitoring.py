@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import time
@@ -18,6 +17,7 @@ from prefect_biomed.clients.errors import (
     PlatformError,
 )
 from prefect_biomed.clients.polling import PollSettings, poll
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.errors import ListUnavailable
 from prefect_biomed.clients.vip.girder_sessions import note_runs
@@ -41,7 +41,7 @@ from prefect_biomed.clients.vip.session_file import (
 
 __all__ = ["details", "failures", "find_all", "kill", "kill_intent", "kill_session", "list_by_id", "monitor", "state"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _DETAILS_EVERY_SECONDS = 300.0
 _LOG_LINES = 15

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from prefect_biomed.clients.errors import (
     PreflightFailed,
     is_transient,
 )
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.errors import GenericVipError
 from prefect_biomed.clients.vip.girder import girder_path
@@ -38,7 +38,7 @@ from prefect_biomed.clients.vip.values import INT64, as_written, shown
 
 __all__ = ["LocalFile", "Preflight", "preflight", "stored_name"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _ALLOWED = re.compile(r"[0-9A-Za-z.,\-+@/_(): \[\]?&=]")
 _STORAGE = re.compile(r"^[A-Za-z][0-9A-Za-z_-]*:[^/\\]")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import operator
 from pathlib import Path
 
@@ -18,12 +17,13 @@ from prefect_biomed.clients.errors import (
     is_transient,
 )
 from prefect_biomed.clients.polling import PollSettings, looks, poll
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip.carmin import compare_digest
 from prefect_biomed.clients.vip.client import VipClient
 
 __all__ = ["delete_and_wait", "list_folder_or_nothing", "put_and_verify"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 def list_folder_or_nothing(client: VipClient, path: str) -> dict[str, int | None]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -30,6 +29,7 @@ from prefect_biomed.clients.errors import HeldElsewhere, LedgerError
 from prefect_biomed.clients.files import atomic_write, exclusive, on_disk
 from prefect_biomed.clients.once import is_later_version
 from prefect_biomed.clients.polling import Uptime, now
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.errors import SessionLocked
 from prefect_biomed.clients.vip.models import (
@@ -60,7 +60,7 @@ __all__ = [
     "sessions_below",
 ]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 FILE_NAME = "session_data.json"
 VERSION = 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from prefect_biomed.clients.errors import (
     UnexpectedResponse,
 )
 from prefect_biomed.clients.files import digest
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.transfer import transfer_all
 from prefect_biomed.clients.vip.carmin import compare_digest
 from prefect_biomed.clients.vip.client import VipClient
@@ -28,7 +28,7 @@ from prefect_biomed.clients.vip.session_file import InputsRecord, SessionFile, U
 
 __all__ = ["UploadSummary", "complete_inputs", "upload"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _SAVE_EVERY_SECONDS = 5.0
 _DELETE_SECONDS = 300.0

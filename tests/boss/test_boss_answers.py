@@ -18,6 +18,7 @@ from prefect_biomed.clients.boss import (
     preflight,
     wait_until_ready,
 )
+from prefect_biomed.clients.boss._aws import JobQueues
 from prefect_biomed.clients.boss.models import IngestType
 from prefect_biomed.clients.errors import (
     AuthenticationError,
@@ -232,3 +233,55 @@ def test_an_unknown_state_is_waited_through(shared_lab: Lab) -> None:
     shared_lab.boss.faults.add(Fault(path="/status$", status=200, body=failed, times=1))
     with pytest.raises(JobFailed, match="FAILED"):
         wait_until_ready(shared_lab.client, 1, SOON)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"tile_bucket_name": "../other"},
+        {"tile_bucket_name": "tiles/../../x"},
+        {"tile_bucket_name": "tiles\n"},
+        {"ingest_bucket_name": "?x=1#"},
+        {"ingest_job": {"upload_queue": "file:///etc/passwd"}},
+        {"ingest_job": {"upload_queue": "https://user:password@sqs/u"}},
+        {"ingest_job": {"upload_queue": "https://sqs/u?Action=x"}},
+        {"ingest_job": {"tile_index_queue": "https://sqs/u\r\nHost: evil"}},
+    ],
+)
+def test_queues_and_buckets_have_the_form_of_such(shared_lab: Lab, form: dict[str, Any]) -> None:
+    whole = json.loads(joined())
+    job = whole["ingest_job"] | form.get("ingest_job", {})
+    answered(shared_lab, 200, json.dumps(whole | form | {"ingest_job": job}))
+    with pytest.raises(UnexpectedResponse, match="another shape"):
+        shared_lab.client.join(1)
+
+
+@pytest.mark.parametrize(
+    ("queue", "region", "endpoint", "right"),
+    [
+        ("https://sqs.us-east-1.amazonaws.com/1/q", "us-east-1", None, True),
+        ("https://queue.amazonaws.com/1/q", "us-east-1", None, True),
+        ("https://eu-west-1.queue.amazonaws.com/1/q", "eu-west-1", None, True),
+        ("http://127.0.0.1:99/1/q", "us-east-1", "http://localhost:98", True),
+        ("http://sqs.us-east-1.aws.lab:99/1/q", "us-east-1", "http://aws.lab:99", True),
+        ("https://sqs.eu-west-1.amazonaws.com/1/q", "us-east-1", None, False),
+        ("https://sqs.us-east-1.amazonaws.com.evil.org/1/q", "us-east-1", None, False),
+        ("http://169.254.169.254/1/q", "us-east-1", None, False),
+        ("https://sqs.us-east-1.amazonaws.com/1/q", "us-east-1", "http://localhost:98", False),
+        ("http://evilaws.lab/1/q", "us-east-1", "http://aws.lab:99", False),
+    ],
+)
+def test_nothing_is_signed_for_a_queue_that_lies_elsewhere(
+    shared_lab: Lab, queue: str, region: str, endpoint: str | None, right: bool
+) -> None:
+    whole = json.loads(joined())
+    whole["ingest_job"] |= {"upload_queue": queue, "tile_index_queue": queue}
+    answered(shared_lab, 200, json.dumps(whole))
+    ready = shared_lab.client.join(1)
+    assert ready is not None
+    with BossClient("h", "t", aws_region=region, aws_endpoint_url=endpoint) as client:
+        if right:
+            JobQueues(client, ready, connections=1).close()
+            return
+        with pytest.raises(UnexpectedResponse, match="names a queue on"):
+            JobQueues(client, ready, connections=1)

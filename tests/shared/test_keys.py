@@ -21,7 +21,7 @@ from prefect_biomed.flows.vip import vip_session
 
 HOST = "https://example.org"
 SECRET = "CANARY-4c11"
-MODULES = ("boss", "operations", "repeatability", "research_pipeline", "vantage6", "vip")
+MODULES = ("boss", "operations", "repeatability", "replay", "research_pipeline", "vantage6", "vip")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +20,7 @@ from prefect_biomed.clients.boss.plugins.base import (
 )
 from prefect_biomed.clients.boss.plugins.filesystem import DynamicFilesystem
 from prefect_biomed.clients.errors import SourceUnreadable
+from prefect_biomed.clients.texts import logger_of
 
 __all__ = [
     "SingleImagePathProcessor",
@@ -29,7 +29,7 @@ __all__ = [
     "ZindexStackTileProcessor",
 ]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 class ZindexStackPathProcessor(PathProcessor):
