@@ -73,10 +73,10 @@ def test_session_killed_just_after_a_launch_comes_to_the_same_files_elsewhere(tm
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_session_killed_at_every_moment_comes_to_the_same_files() -> None:
-    # Between what comes after one moment and what comes before the next nothing happens.
-    rows = matrix(every=2)
+@pytest.mark.timeout(1200)
+def test_session_killed_at_some_moments_comes_to_the_same_files_in_every_way() -> None:
+    # Every moment is tried by `make chaos-kills`; it takes the better part of an hour.
+    rows = matrix(every=60)
     print(report(rows))
     assert [row.wrong for row in rows] == [[]] * len(BACKUPS) * len(WAYS)
-    assert all(row.ends["same files"] > row.moments * 0.9 for row in rows)
+    assert all(row.ends["same files"] > row.ends.total() / 2 for row in rows)
