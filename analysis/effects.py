@@ -287,9 +287,9 @@ class EffectSize:
         if self._points < 2:
             return None
         bias = self._difference / self._points
-        variance = (self._squares - self._points * bias**2) / (self._points - 1)
-        half = _NORMAL_95 * math.sqrt(max(variance, 0.0))
-        return bias - half, bias + half
+        variance = (self._squares - self._points * bias * bias) / (self._points - 1)
+        half = _NORMAL_95 * math.sqrt(variance) if variance > 0.0 else 0.0
+        return (bias - half, bias + half) if math.isfinite(self._squares) else None
 
     def _hausdorff(self, dice: dict[str, float], measures: Sequence[Measure]) -> dict[str, float] | None:
         one, other = measures[0], measures[self._references]

@@ -180,16 +180,12 @@ class Scan:
             values: Shape (runs, points), references first, all finite. Points that do not vary say nothing.
             start: Number of the first point.
         """
-        with np.errstate(over="ignore", invalid="ignore"):
-            centred = values - values.mean(axis=0)
-            squares = np.einsum("rp,rp->p", centred, centred)
-        varies = (values != values[0]).any(axis=0) & (squares > 0.0) & np.isfinite(squares)
+        varies = (values != values[0]).any(axis=0)
         if not varies.any():
             return
         if not varies.all():
-            centred, squares = centred[:, varies], squares[varies]
-        spread = np.sqrt(squares)
-        scaled = centred / spread
+            values = values[:, varies]
+        scaled, spread = _standardised(values)
         self.points += spread.size
         self._scatter += scaled @ scaled.T
         self._total += scaled.sum(axis=1)
@@ -284,6 +280,30 @@ class Scan:
             "largest": _by_extremes(-_log_p(self._explained, count), least=1.0),
         }
         return {name: values for name, values in found.items() if values is not None}
+
+
+def _standardised(values: Floats) -> tuple[Floats, Floats]:
+    """Centre points over the runs and scale them to length one; the lengths they had."""
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        centred = values - values.mean(axis=0)
+        squares = np.einsum("rp,rp->p", centred, centred)
+    extreme = ~(np.isfinite(squares) & (squares > _TINY))
+    lengths = np.sqrt(squares)
+    if extreme.any():
+        # Numbers of which the squares are no doubles: by powers of two, which round nothing.
+        chosen = values[:, extreme]
+        exponents = np.frexp(np.abs(chosen).max(axis=0))[1]
+        moved = np.ldexp(chosen, -exponents)
+        moved = moved - moved.mean(axis=0)
+        sizes = np.abs(moved).max(axis=0)
+        moved /= np.where(sizes > 0.0, sizes, 1.0)
+        centred[:, extreme] = moved
+        lengths[extreme] = np.maximum(np.sqrt(np.einsum("rp,rp->p", moved, moved)), _TINY)
+    scaled = centred / lengths
+    if extreme.any():
+        with np.errstate(over="ignore", under="ignore"):
+            lengths[extreme] = np.clip(np.ldexp(lengths[extreme] * sizes, exponents), _TINY, 1.0 / _TINY)
+    return scaled, lengths
 
 
 def intraclass_correlation(scatter: Floats, units: Sequence[int]) -> float | None:

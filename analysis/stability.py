@@ -182,9 +182,10 @@ class Measured:
 
     def _add_distances(self, references: Floats, runs: Floats) -> None:
         low, high = references.min(axis=0), references.max(axis=0)
-        reach = FAR * (high - low)
         varies = high > low
-        far = (runs.min(axis=0) > high + reach) | (runs.max(axis=0) < low - reach)
+        with np.errstate(over="ignore", under="ignore"):
+            reach = FAR * (high - low)
+            far = (runs.min(axis=0) > high + reach) | (runs.max(axis=0) < low - reach)
         self.varying += int(np.count_nonzero(varies))
         self.far += int(np.count_nonzero(varies & far))
 

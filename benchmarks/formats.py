@@ -160,6 +160,54 @@ def cifti(path: Path, values: Floats, made: Made) -> None:
     nibabel.save(image, path)
 
 
+def cifti_series(path: Path, values: Floats, made: Made) -> None:
+    brain = nibabel.cifti2.BrainModelAxis.from_mask(
+        np.ones((_SIDE, _SIDE, 2), bool), affine=np.eye(4), name="CIFTI_STRUCTURE_CORTEX_LEFT"
+    )
+    times = nibabel.cifti2.SeriesAxis(start=0.0, step=0.72, size=4)
+    image = nibabel.Cifti2Image(values.reshape(4, -1).astype("f4"), (times, brain))
+    image.nifti_header.extensions.append(nibabel.nifti1.Nifti1Extension(6, f"written {made.when}".encode()))
+    nibabel.save(image, path)
+
+
+def cifti_labels(path: Path, values: Floats, made: Made) -> None:
+    brain = nibabel.cifti2.BrainModelAxis.from_mask(
+        np.ones((_SIDE,) * 3, bool), affine=np.eye(4), name="CIFTI_STRUCTURE_OTHER"
+    )
+    table = {number: (f"area {number}", (0.1, 0.2, 0.3, 1.0)) for number in range(60)}
+    axis = nibabel.cifti2.LabelAxis(["parcels"], [table])
+    nibabel.save(nibabel.Cifti2Image(_labels(values).reshape(1, -1).astype("f4"), (axis, brain)), path)
+
+
+def gifti_labels(path: Path, values: Floats, made: Made) -> None:
+    table = nibabel.gifti.GiftiLabelTable()
+    for number in range(60):
+        label = nibabel.gifti.GiftiLabel(key=number, red=0.1 * (number % 7), green=0.5, blue=0.5, alpha=1.0)
+        label.label = f"area {number}"
+        table.labels.append(label)
+    array = nibabel.gifti.GiftiDataArray(
+        _labels(values).ravel().astype("i4"), intent="NIFTI_INTENT_LABEL", datatype="NIFTI_TYPE_INT32"
+    )
+    meta = nibabel.gifti.GiftiMetaData({"Date": f"{made.when:%a %b %d %H:%M:%S %Y}", "UserName": made.user})
+    nibabel.save(nibabel.GiftiImage(darrays=[array], labeltable=table, meta=meta), path)
+
+
+def warp(path: Path, values: Floats, made: Made) -> None:
+    """A displacement field as ANTs and FSL write it: one vector for each voxel."""
+    image = nibabel.Nifti1Image(values[:510].reshape(10, 17, 1, 1, 3).astype("f4"), np.eye(4))
+    image.header.set_intent("vector")
+    _nifti(image, path, made)
+
+
+def nrrd_gzip(path: Path, values: Floats, made: Made) -> None:
+    head = (
+        f"NRRD0004\n# Complete NRRD file format specification at:\n# written {made.when}\ntype: float\ndimension: 3\n"
+        "sizes: 8 8 8\nspace: right-anterior-superior\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nendian: little\n"
+        f"encoding: gzip\nDate:={made.when:%Y-%m-%d %H:%M:%S}\n\n"
+    )
+    path.write_bytes(head.encode() + gzip.compress(values.astype("<f4").tobytes(), mtime=int(made.when.timestamp())))
+
+
 def _gifti(encoding: str) -> Callable[[Path, Floats, Made], None]:
     def write(path: Path, values: Floats, made: Made) -> None:
         meta = nibabel.gifti.GiftiMetaData({"Date": f"{made.when:%a %b %d %H:%M:%S %Y}", "UserName": made.user})
@@ -418,6 +466,10 @@ def mat5(path: Path, values: Floats, made: Made) -> None:
     path.write_bytes(head.encode() + content[116:])
 
 
+def mat4(path: Path, values: Floats, made: Made) -> None:
+    savemat(path, {"map": values[:400].reshape(20, 20), "name": "model", "when": f"{made.when}"}, format="4")
+
+
 def mat73(path: Path, values: Floats, made: Made) -> None:
     import h5py
 
@@ -650,6 +702,17 @@ def archive(path: Path, values: Floats, made: Made) -> None:
         outer.addfile(info, io.BytesIO(inner.getvalue()))
 
 
+def tar_in_zip(path: Path, values: Floats, made: Made) -> None:
+    buffer, inner = io.BytesIO(), io.BytesIO()
+    np.save(buffer, values)
+    with tarfile.open(fileobj=inner, mode="w:bz2") as packed:
+        info = tarfile.TarInfo("results/a.npy")
+        info.size, info.mtime, info.uname = len(buffer.getvalue()), int(made.when.timestamp()), made.user
+        packed.addfile(info, io.BytesIO(buffer.getvalue()))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as outer:
+        outer.writestr(zipfile.ZipInfo("deep/inner.tar.bz2", made.when.timetuple()[:6]), inner.getvalue())
+
+
 def _packed(write: Callable[[Path, Floats, Made], None], pack: Callable[[bytes], bytes]) -> Any:
     def written(path: Path, values: Floats, made: Made) -> None:
         plain = path.with_suffix("")
@@ -688,14 +751,18 @@ WRITERS: Mapping[str, tuple[str, Callable[[Path, Floats, Made], None]]] = {
     "MGZ": ("a.mgz", mgh),
     "MGZ with tags": ("a.mgz", mgz_with_tags),
     "CIFTI dscalar": ("a.dscalar.nii", cifti),
+    "CIFTI dtseries": ("a.dtseries.nii", cifti_series),
+    "CIFTI dlabel": ("a.dlabel.nii", cifti_labels),
     "GIFTI surface, ASCII": ("a.surf.gii", _gifti("GIFTI_ENCODING_ASCII")),
     "GIFTI surface, base64": ("a.surf.gii", _gifti("GIFTI_ENCODING_B64BIN")),
     "GIFTI surface, gzip": ("a.surf.gii", _gifti("GIFTI_ENCODING_B64GZ")),
     "GIFTI shape": ("a.shape.gii", gifti_shape),
+    "GIFTI label": ("a.label.gii", gifti_labels),
     "MINC 1": ("a.mnc", minc1),
     "MINC 2": ("a.mnc", minc2),
     "AFNI BRIK/HEAD": ("a+orig.BRIK", afni),
     "NRRD": ("a.nrrd", nrrd),
+    "NRRD, gzip": ("a.nrrd", nrrd_gzip),
     "NRRD, detached": ("a.nhdr", nhdr),
     "MetaImage": ("a.mha", mha),
     "MRtrix image": ("a.mif", mif),
@@ -711,12 +778,14 @@ WRITERS: Mapping[str, tuple[str, Callable[[Path, Floats, Made], None]]] = {
     "ITK transform, text": ("a.txt", itk_text),
     "ANTs transform, MAT": ("a0GenericAffine.mat", ants_mat),
     "ITK transform, HDF5": ("aComposite.h5", itk_h5),
+    "displacement field": ("a1Warp.nii.gz", warp),
     "MNI transform": ("a.xfm", xfm),
     "b-values": ("dwi.bval", bval),
     "b-vectors": ("dwi.bvec", bvec),
     "AFNI 1D": ("motion.1D", one_d),
     "MRtrix tracks": ("a.tck", tck),
     "TrackVis": ("a.trk", trk),
+    "MATLAB 4": ("a.mat", mat4),
     "MATLAB 5": ("a.mat", mat5),
     "MATLAB 7.3": ("a.mat", mat73),
     "HDF5": ("a.h5", hdf5),
@@ -751,12 +820,15 @@ WRITERS: Mapping[str, tuple[str, Callable[[Path, Floats, Made], None]]] = {
     "TIFF, three pages": ("a.tif", tiff),
     "GIF": ("a.gif", gif),
     "zip in tar.gz": ("a.tar.gz", archive),
+    "tar.bz2 in zip": ("a.zip", tar_in_zip),
     "VTK, ASCII": ("a.vtk", vtk),
     "unknown binary": ("a.dat", opaque),
 }
 # Stored as whole numbers of up to 250: noise of one in a million moves few of them, so it is larger here.
-COARSE = {"NIfTI, RGB", "NIfTI, labels", "FreeSurfer annotation", "PNG", "JPEG", "GIF", "HTML", "NIfTI, scaled int16",
-          "MINC 2", "DICOM"}  # fmt: skip
+COARSE = {
+    "NIfTI, RGB", "NIfTI, labels", "CIFTI dlabel", "GIFTI label", "FreeSurfer annotation", "PNG", "JPEG", "GIF", "HTML",
+    "NIfTI, scaled int16", "MINC 2", "DICOM",
+}  # fmt: skip
 
 EXPERIMENTS = {
     "time stamp only": (False, 1.0, "within"),

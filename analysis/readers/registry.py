@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prefect_biomed.analysis.comparators import Content, content_digest, without_packing
+import numpy as np
+
+from prefect_biomed.analysis.comparators import BLOCK, Content, content_digest, without_packing
 from prefect_biomed.analysis.models import Rules
 from prefect_biomed.analysis.readers import (
     arrays,
@@ -58,6 +60,9 @@ def _named(*suffixes: str) -> Callable[[Source], bool]:
 def _is_minc(source: Source) -> bool:
     return source.named(".mnc") and (source.head.startswith(b"CDF") or arrays.fits_hdf5(source))
 
+
+_EXACT = 1 << 53
+_LOW_BITS = 2047
 
 FORMATS: tuple[Format, ...] = (
     Format("Zarr", lambda source: source.path.is_dir(), arrays.zarr),
@@ -123,5 +128,29 @@ def open_content(path: Path, name: str, workspace: Path, *, origin: Path | None 
             note = f"{form.name} could not be read, so only digests were compared: {reason}"
             break
         if content is not None:
-            return content.without_ignored(rules)
+            return _in_doubles(content).without_ignored(rules)
     return Content("binary", digests={"content": content_digest(path)}, note=note)
+
+
+def _in_doubles(content: Content) -> Content:
+    """Add what doubles cannot hold: the last bits of whole numbers beyond 2^53, and of longer floats."""
+    added = {}
+    for name, measure in content.measures.items():
+        values = measure.values
+        if values.dtype.kind in "iu" and values.dtype.itemsize == 8:
+            pieces = (values[start : start + BLOCK] for start in range(0, values.size, BLOCK))
+            if any(bool(((piece > _EXACT) | (piece < -_EXACT)).any()) for piece in pieces):
+                added[name] = np.bitwise_and(values, values.dtype.type(_LOW_BITS)).astype(np.int16)
+        elif values.dtype.kind == "f" and values.dtype.itemsize > 8:
+            rest = np.asarray(values - values.astype(np.float64), dtype=np.float64)
+            if rest.any():
+                added[name] = rest
+    if not added:
+        return content
+    last = {
+        f"{name}, last digits": replace(
+            content.measures[name], name=f"{name}, last digits", values=values, slope=1.0, intercept=0.0
+        )
+        for name, values in added.items()
+    }
+    return replace(content, measures=content.measures | last)

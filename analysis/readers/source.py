@@ -20,6 +20,7 @@ from prefect_biomed.analysis.volatile import FieldKind, Volatile
 
 __all__ = [
     "MAX_TEXT_BYTES",
+    "MAX_WHOLE_DIGITS",
     "Parts",
     "Source",
     "Unreadable",
@@ -39,8 +40,8 @@ _MAX_EXPANSION = 1100
 _SLACK_BYTES = 64 * 1024**2
 _SPILL_BYTES = 1 << 20
 _COPY_BYTES = 1 << 20
-# Whole numbers with more digits lose some as floats, so they stay words.
-_MAX_WHOLE_DIGITS = 15
+MAX_WHOLE_DIGITS = 15
+"""Whole numbers with more digits lose some as floats, so they stay words."""
 _NUMBER = re.compile(
     r"(?<![\w.])[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|(?:nan|NaN|NAN|inf|Inf|INF)\b)(?![\d.]*\d)"
     r"(?=[A-Za-zµ°%]{0,3}(?:[\^]?[23])?(?:[^\w]|$))"
@@ -372,7 +373,7 @@ class Parts:
 
         def taken(match: re.Match[str]) -> str:
             number = match.group()
-            if number.lstrip("+-").isdigit() and len(number.lstrip("+-0")) > _MAX_WHOLE_DIGITS:
+            if number.lstrip("+-").isdigit() and len(number.lstrip("+-0")) > MAX_WHOLE_DIGITS:
                 return number
             self._append(kind, label, float(number))
             return "#"
@@ -394,7 +395,7 @@ class Parts:
             return
         if field_kind is FieldKind.ENVIRONMENT:
             self.environment[label] = f"{value:.17g}"
-        elif isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**_MAX_WHOLE_DIGITS:
+        elif isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**MAX_WHOLE_DIGITS:
             self.facts[label] = str(value)
         else:
             self._append(kind, label, float(value))

@@ -16,6 +16,7 @@ import numpy as np
 from prefect_biomed.analysis.comparators import Content, Measure
 from prefect_biomed.analysis.readers.source import (
     MAX_TEXT_BYTES,
+    MAX_WHOLE_DIGITS,
     Parts,
     Source,
     Unreadable,
@@ -39,9 +40,15 @@ _MAX_ROWS_OF_WORDS = 2_000_000
 
 
 def _number(cell: str) -> float | None:
-    """Read a cell as a number; empty cells and those that say so are not a number but belong to a column of numbers."""
+    """Read a cell as a number; empty cells and those that say so are not a number but belong to a column of numbers.
+
+    Whole numbers of more digits than a double has are names.
+    """
     if cell.strip().lower() in _NO_NUMBER:
         return math.nan
+    digits = cell.strip().lstrip("+-0")
+    if digits.isdigit() and len(digits) > MAX_WHOLE_DIGITS:
+        return None
     try:
         return float(cell)
     except ValueError:

@@ -72,7 +72,7 @@ def run_of(folder: Path, name: str, *contents_: bytes) -> list[Path]:
     runs = []
     for number, content in enumerate(contents_):
         runs.append(folder / str(number))
-        runs[-1].mkdir(exist_ok=True)
+        runs[-1].mkdir(parents=True, exist_ok=True)
         (runs[-1] / name).write_bytes(content)
     return runs
 
@@ -109,6 +109,24 @@ def test_numbers_alone_keep_their_order(tmp_path: Path) -> None:
     """Time series have no names; rows in another order are another result."""
     file = only(run_of(tmp_path, "a.tsv", b"x\ty\n1\t2\n3\t4\n", b"x\ty\n3\t4\n1\t2\n"))
     assert file.agreement is Agreement.DIFFERENT
+
+
+def test_digits_that_a_double_lacks_are_seen(tmp_path: Path) -> None:
+    whole = [np.full(3, 2**60 + last, dtype=np.int64) for last in (1, 2)]
+    longer = [np.full(3, np.longdouble(1) + last * np.finfo(np.longdouble).eps) for last in (1, 2)]
+    for name, values in (("whole", whole), ("longer", longer)):
+        if values[0].dtype == np.float64 or (values[0] == values[1]).all():
+            continue  # where long doubles are doubles
+        contents = []
+        for value in values:
+            buffer = io.BytesIO()
+            np.save(buffer, value)
+            contents.append(buffer.getvalue())
+        file = only(run_of(tmp_path / name, "a.npy", *contents))
+        assert [measure.name for measure in file.measures] == ["values, last digits"]
+    tables = [f"name,hash\nx,{2**60 + last}\n".encode() for last in (1, 2)]
+    file = only(run_of(tmp_path / "table", "a.csv", *tables))
+    assert [fact.field for fact in file.facts] == ["row x, column hash"]
 
 
 def test_streamlines_are_a_set(tmp_path: Path) -> None:

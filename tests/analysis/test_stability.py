@@ -352,3 +352,22 @@ def test_series_are_exchanged_as_a_whole(make: Maker) -> None:
 def test_judgements_survive_json(make: Maker) -> None:
     judgement = judge_runs(make("a.nii", 5, volume), make("a.nii", 2, lambda g: volume(g, shift=1.0)))
     assert Judgement.model_validate(json.loads(judgement.model_dump_json())) == judgement
+
+
+@pytest.mark.parametrize("size", [1e300, 1e-310])
+def test_numbers_are_judged_whose_squares_are_no_doubles(tmp_path: Path, size: float) -> None:
+    generator = np.random.default_rng(2)
+
+    def runs(side: str, factor: float) -> Runs:
+        made = {}
+        for number in range(5):
+            made[f"run {number}"] = folder = tmp_path / side / str(number)
+            folder.mkdir(parents=True)
+            np.save(folder / "a.npy", size * factor * (1.0 + 1e-3 * generator.standard_normal(200)))
+        return made
+
+    references = runs("references", 1.0)
+    assert judge_runs(references, runs("same", 1.0)).p is not None
+    changed = judge_runs(references, runs("changed", 1.05))
+    assert changed.outcome is Outcome.CHANGED
+    assert Judgement.model_validate_json(changed.model_dump_json()).outcome is Outcome.CHANGED
