@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 from prefect.blocks.abstract import CredentialsBlock
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, model_validator
@@ -36,6 +36,8 @@ class Vantage6Credentials(Keys, CredentialsBlock):
         private_key_path: File that holds the private key, in place of the text.
         encryption: `required` sends nothing to a collaboration of which the server says that it is not encrypted,
             `as the collaboration says` sends in the clear then. Required when empty and there is a private key.
+        known_keys: Fingerprints of the public keys of organizations, by name or id. Others become known when they are
+            first written to from a machine; a key that has changed is refused until it is confirmed here.
         verify_tls: Whether TLS certificates are verified.
         connect_seconds: Limit for making a connection.
         read_seconds: Limit for each read.
@@ -106,6 +108,12 @@ class Vantage6Credentials(Keys, CredentialsBlock):
         description="Whether arguments may leave in the clear where the server says that a collaboration is not "
         "encrypted; when empty they may not if there is a private key.",
     )
+    known_keys: dict[str, Annotated[str, Field(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]] = Field(
+        default_factory=dict,
+        title="Known public keys",
+        description="Fingerprints of the public keys of organizations, by name or id, such as SHA256:…; confirms a key "
+        "that has changed.",
+    )
     verify_tls: bool = Field(
         default=True, title="Verify TLS", description="Turn this off for a test server with its own certificate only."
     )
@@ -156,6 +164,7 @@ class Vantage6Credentials(Keys, CredentialsBlock):
             device_prompt=device_prompt,
             private_key=now._read_private_key(),
             encryption=now.encryption,
+            known_keys=now.known_keys,
             verify_tls=now.verify_tls,
             connect_seconds=now.connect_seconds,
             read_seconds=now.read_seconds,

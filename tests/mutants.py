@@ -100,6 +100,20 @@ MUTANTS = (
         "::test_a_member_whose_public_key_cannot_be_read_is_named_before_anything_is_sent",
     ),
     Mutant(
+        "another public key of a member taken for the known one",
+        "clients/vantage6/known_keys.py",
+        "            elif vouched is None and changed:\n",
+        "            elif False:\n",
+        "tests/vantage6/test_vantage6_known_keys.py::test_a_key_that_has_changed_is_refused_until_it_is_confirmed",
+    ),
+    Mutant(
+        "damaged record of public keys taken for first use",
+        "clients/vantage6/known_keys.py",
+        "        if record is None or",
+        "        if record is None:\n            return []\n        if record is None or",
+        "tests/vantage6/test_vantage6_known_keys.py::test_a_damaged_record_is_no_first_use",
+    ),
+    Mutant(
         "every error transient",
         "clients/errors.py",
         "    return isinstance(error, BiomedError) and error.transient\n",

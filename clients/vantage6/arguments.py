@@ -142,12 +142,14 @@ class Call:
             The value of ``organizations`` in a request.
 
         Raises:
+            KeyChanged: An organization has another public key than before. Nothing was sent.
             PlatformError: The blob store refused a payload.
         """
+        keys = _keys(client, organizations, encrypted=encrypted)
         return [
             {
                 "id": one.id,
-                self._field: b"".join(self._payload(client, one, encrypted=encrypted, mark=mark(one.id))).decode(),
+                self._field: b"".join(self._payload(client, keys.get(one.id), mark=mark(one.id))).decode(),
             }
             for one in organizations
         ]
@@ -174,15 +176,17 @@ class Call:
             The body as a temporary file, which goes when it is closed.
 
         Raises:
+            KeyChanged: An organization has another public key than before. Nothing was sent.
             PlatformError: The blob store refused a payload.
         """
+        keys = _keys(client, organizations, encrypted=encrypted)
         body = tempfile.TemporaryFile()  # noqa: SIM115 - whoever sends it closes it
         try:
             body.write(json.dumps(fields).encode().removesuffix(b"}") + b', "organizations": [')
             for number, organization in enumerate(organizations):
                 start = f'{", " if number else ""}{{"id": {organization.id}, "{self._field}": "'
                 body.write(start.encode())
-                for piece in self._payload(client, organization, encrypted=encrypted):
+                for piece in self._payload(client, keys.get(organization.id)):
                     body.write(piece)
                 body.write(b'"}')
             body.write(b"]}")
@@ -191,10 +195,7 @@ class Call:
             raise
         return body
 
-    def _payload(
-        self, client: Vantage6Client, organization: Organization, *, encrypted: bool, mark: bytes | None = None
-    ) -> Iterator[bytes]:
-        key = PublicKey.from_text(organization.public_key) if encrypted else None
+    def _payload(self, client: Vantage6Client, key: PublicKey | None, *, mark: bytes | None = None) -> Iterator[bytes]:
         if client.has_blob_store:
             with tempfile.TemporaryFile() as blob:
                 pieces = self.pieces()
@@ -204,6 +205,11 @@ class Call:
         else:
             pieces = self.pieces()
             yield from key.encrypt_text_stream(pieces, mark=mark) if key else encode_base64_stream(pieces)
+
+
+def _keys(client: Vantage6Client, organizations: Sequence[Organization], *, encrypted: bool) -> Mapping[int, PublicKey]:
+    """The keys of the readers; none where nothing is encrypted."""
+    return client.known_keys.admit(organizations) if encrypted else {}
 
 
 def _around(major: int, method: str, *, central: bool) -> tuple[bytes, bytes]:

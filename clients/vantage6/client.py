@@ -27,6 +27,7 @@ from prefect_biomed.clients.vantage6.answers import Vantage6Rest
 from prefect_biomed.clients.vantage6.authentication import Authenticator, Login, claims_of
 from prefect_biomed.clients.vantage6.encryption import PrivateKey
 from prefect_biomed.clients.vantage6.errors import CancelNotPermitted, RequestRefused, TaskGone
+from prefect_biomed.clients.vantage6.known_keys import KnownKeys
 from prefect_biomed.clients.vantage6.models import (
     Collaboration,
     Column,
@@ -106,6 +107,7 @@ class Vantage6Client(Vantage6Rest):
         settle_seconds: Longest time after which a request of ours may still take effect although its answer was lost;
             a minute more than the limit for a read when None.
         encryption: Whether arguments may leave in the clear; as `requires_encryption` when None.
+        known_keys: Fingerprints of public keys that a person vouches for, by name or id of the organization.
 
     Attributes:
         version: Version of the server.
@@ -113,6 +115,7 @@ class Vantage6Client(Vantage6Rest):
         requires_encryption: Whether nothing is sent to a collaboration of which the server says that it is not
             encrypted. By default so when there is a private key: whoever gives one means it to be used.
         settle_seconds: As given.
+        known_keys: Public keys of organizations that were written to before.
     """
 
     def __init__(
@@ -126,12 +129,15 @@ class Vantage6Client(Vantage6Rest):
         verify_tls: bool = True,
         settle_seconds: float | None = None,
         encryption: Encryption | None = None,
+        known_keys: Mapping[str, str] | None = None,
     ) -> None:
         timeouts = timeouts or Timeouts()
         self.version = version
         self.private_key = private_key
         self.requires_encryption = encryption == "required" or (encryption is None and private_key is not None)
         self.settle_seconds = timeouts.read_seconds + _HELD_SECONDS if settle_seconds is None else settle_seconds
+        own_key = private_key.public_key.fingerprint if private_key is not None else ""
+        self.known_keys = KnownKeys(base_url, own_key, known_keys)
         self._authenticator = Authenticator(login)
         super().__init__(
             HttpSession(base_url, auth_headers=self._authenticator.headers, timeouts=timeouts, verify_tls=verify_tls)

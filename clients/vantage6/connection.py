@@ -54,6 +54,7 @@ def connect(
     read_seconds: float = 90.0,
     settle_seconds: float | None = None,
     encryption: Encryption | None = None,
+    known_keys: Mapping[str, str] | None = None,
 ) -> Vantage6Client:
     """Find out which generation a server speaks and make a client for it. Nobody is logged in yet.
 
@@ -81,6 +82,8 @@ def connect(
             a minute more than `read_seconds` when None.
         encryption: ``required`` sends nothing to a collaboration of which the server says that it is not encrypted,
             ``as the collaboration says`` sends in the clear then. Required when None and a private key is given.
+        known_keys: Fingerprints of public keys that a person vouches for, by name or id of the organization; they come
+            before those that were seen at first use.
 
     Returns:
         A client that logs in with its first request.
@@ -115,6 +118,7 @@ def connect(
         private_key=private_key,
         settle_seconds=settle_seconds,
         encryption=encryption,
+        known_keys=known_keys,
         **settings,
     )
 

@@ -24,6 +24,7 @@ __all__ = [
     "DecryptionFailed",
     "ForeignResult",
     "InvalidKey",
+    "KeyChanged",
     "KeyMismatch",
     "MfaEnrollmentRequired",
     "MfaRequired",
@@ -92,6 +93,10 @@ class InvalidKey(ConfigurationError):
 
 class KeyMismatch(ConfigurationError):
     """The private key given is not the one of the organization; nothing was sent."""
+
+
+class KeyChanged(KeyMismatch):
+    """The server gives another public key of an organization than before, and nobody has confirmed it."""
 
 
 class DecryptionFailed(BiomedError):

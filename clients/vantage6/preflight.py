@@ -182,12 +182,16 @@ def check_keys(
         collaboration: With its members.
         organizations: Those that will get something.
         problems: Gets a sentence for each problem.
+
+    Raises:
+        LedgerError: The record of known public keys is damaged.
     """
     own = next((one for one in collaboration.organizations if one.id == client.organization_id), None)
     try:
         check_key(client, own)
     except (KeyMismatch, InvalidKey) as error:
         problems.append(str(error))
+    readable = []
     for organization in organizations:
         try:
             PublicKey.from_text(organization.public_key)
@@ -195,6 +199,9 @@ def check_keys(
             problems.append(
                 f"Organization {organization.name!r} cannot be written to: {error} Its node uploads a key at its start."
             )
+        else:
+            readable.append(organization)
+    problems += client.known_keys.problems(readable)
 
 
 def check_encryption(
