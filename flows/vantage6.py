@@ -370,6 +370,7 @@ def federated_rounds(
     learning: Learning | None = None,
     outputs: RoundsOutputs | None = None,
     waiting: RoundsWaiting | None = None,
+    idempotency_key: str | None = None,
 ) -> LearnedModel:
     """Learn in rounds: a function at the organizations answers to a state, an aggregation makes the next one of it.
 
@@ -393,6 +394,7 @@ def federated_rounds(
         learning: Arguments of the aggregation, and when to stop early; after the last round when empty.
         outputs: Where the states are kept.
         waiting: How to wait for nodes and for each round, and how many answers are enough; for all when empty.
+        idempotency_key: Tells these rounds apart where Prefect cannot: in a flow that is called from inside a task.
 
     Returns:
         The last state and the rounds.
@@ -405,7 +407,7 @@ def federated_rounds(
         TaskFailed: Runs of a round ended without success, and all answers are needed.
     """
     details, learning, waiting = details or TaskDetails(), learning or Learning(), waiting or RoundsWaiting()
-    aggregate, token = aggregation_of(aggregation), intent_token(_ROUNDS)
+    aggregate, token = aggregation_of(aggregation), intent_token(_ROUNDS, explicit=idempotency_key)
     request = _request(
         collaboration=collaboration,
         image=image,

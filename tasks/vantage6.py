@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
+from pydantic import JsonValue
 
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
 from prefect_biomed.clients.errors import BiomedError, DeadlineExceeded, NotFoundError
@@ -53,6 +54,7 @@ from prefect_biomed.clients.vantage6 import (
     outcome_of,
     outcomes_so_far,
     resource_named,
+    rows_of,
     task_failed,
     tasks_failed,
     watch,
@@ -288,7 +290,7 @@ def get_results(
     credentials: Vantage6Credentials,
     task: Task | int,
     partial: bool = False,
-    output_dir: Path | None = None,
+    output_dir: Path | str | None = None,
     spill_bytes: int = SPILL_BYTES,
 ) -> list[Result]:
     """Fetch the results of a task that has ended: organization names joined, decrypted, JSON decoded.
@@ -312,7 +314,7 @@ def get_results(
         TaskGone: The task was deleted.
     """
     task_id = task.id if isinstance(task, Task) else task
-    folder = (output_dir or lasting_folder() / "vantage6_results").expanduser().absolute()
+    folder = Path(output_dir or lasting_folder() / "vantage6_results").expanduser().absolute()
     with credentials.get_client() as client:
         results = fetch_results(client, task_id, output_dir=folder, partial=partial, spill_bytes=spill_bytes)
     logger = run_logger()
@@ -598,7 +600,10 @@ def _id_of(given: Record | int) -> int:
 
 @task(task_run_name=task_run_named("Create organization", "organization"), **ONCE)
 def create_organization(
-    credentials: Vantage6Credentials, organization: OrganizationSpec, configuration_dir: Path, encrypted: bool = True
+    credentials: Vantage6Credentials,
+    organization: OrganizationSpec,
+    configuration_dir: Path | str,
+    encrypted: bool = True,
 ) -> Organization:
     """Make an organization with a key pair of 4096 bits, or take the one of this name.
 
@@ -618,7 +623,9 @@ def create_organization(
         PermissionDeniedError: The role does not allow it.
     """
     with credentials.get_client() as client:
-        made = make_organization(client, organization, configuration_dir.expanduser().absolute(), encrypted=encrypted)
+        made = make_organization(
+            client, organization, Path(configuration_dir).expanduser().absolute(), encrypted=encrypted
+        )
     run_logger().info("vantage6 organization %s has id %d", made.name, made.id)
     return made
 
@@ -656,7 +663,7 @@ def register_node(
     credentials: Vantage6Credentials,
     collaboration: Collaboration,
     organization: Organization,
-    configuration_dir: Path,
+    configuration_dir: Path | str,
     databases: Sequence[NodeDatabase] = (),
 ) -> Node:
     """Register the node of an organization and write its configuration with the API key to a file of mode 0600.
@@ -681,7 +688,7 @@ def register_node(
             client,
             collaboration,
             organization,
-            configuration_dir.expanduser().absolute(),
+            Path(configuration_dir).expanduser().absolute(),
             databases=databases,
             auth_url=credentials.auth_url,
             realm=credentials.realm,
@@ -692,7 +699,7 @@ def register_node(
 
 @task(task_run_name=task_run_named("Create user", "user.username"), **RETRY)
 def create_user(
-    credentials: Vantage6Credentials, user: UserSpec, organization: Organization, configuration_dir: Path
+    credentials: Vantage6Credentials, user: UserSpec, organization: Organization, configuration_dir: Path | str
 ) -> User:
     """Make a user with a made-up password, or a service account, or take the one of this name.
 
@@ -713,7 +720,7 @@ def create_user(
         PermissionDeniedError: The role does not allow it.
     """
     with credentials.get_client() as client:
-        made = make_user(client, user, organization, configuration_dir.expanduser().absolute())
+        made = make_user(client, user, organization, Path(configuration_dir).expanduser().absolute())
     run_logger().info("vantage6 user %s has id %d", made.username, made.id)
     return made
 
@@ -725,7 +732,8 @@ def list_resources(
     filters: dict[str, Any] | None = None,
     include: Sequence[str] = (),
     limit: int | None = None,
-) -> list[Record | Column]:
+    fields: Sequence[str] | None = None,
+) -> list[Record | Column | dict[str, JsonValue]]:
     """List what is on the server, all pages of it.
 
     Safe to repeat: it only reads.
@@ -735,24 +743,29 @@ def list_resources(
         resource: `organization`, `collaboration`, `study`, `node`, `user`, `role`, `rule`, `task`, `run`, `result`,
             `session`, `dataframe`, `column` or `algorithmstore`.
         filters: Such as `{"collaboration_id": 1}`; texts take the wildcards `%` and `_`. Columns need `dataframe_id` on
-            generation 5, `label` and `collaboration_id` on generation 4.
+            generation 5, `label` and `collaboration_id` on generation 4. The names of the official client do as well.
         include: Related objects to include, such as `["organizations"]` of a collaboration.
-        limit: Stop after so many.
+        limit: Stop after so many, at least one.
+        fields: Names of attributes, such as `["id", "name"]`; each object is a mapping of these only.
 
     Returns:
         The objects. Secrets in them are hidden.
 
     Raises:
-        ConfigurationError: There is no such resource or filter; the message lists those there are.
+        ConfigurationError: There is no such resource, filter or field; the message lists those there are.
         PermissionDeniedError: The role may not see them.
     """
-    found: list[Record | Column]
+    found: list[Record | Column | dict[str, JsonValue]]
     with credentials.get_client() as client:
         if resource == Column.resource:
-            found = list(client.columns(**(filters or {})))
+            columns = client.columns(**(filters or {}))[:limit]
+            found = list(columns if fields is None else rows_of(Column, columns, fields))
         else:
             model = resource_named(resource).model
-            found = list(client.records(model, include=include, limit=limit, **(filters or {})))
+            asked: dict[str, Any] = {"include": include, "limit": limit, **(filters or {})}
+            found = list(
+                client.records(model, **asked) if fields is None else client.records(model, fields=fields, **asked)
+            )
     run_logger().info("%d of resource %s", len(found), resource)
     return found
 

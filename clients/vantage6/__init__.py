@@ -91,7 +91,7 @@ from prefect_biomed.clients.vantage6.provisioning import (
     make_node,
     make_organization,
 )
-from prefect_biomed.clients.vantage6.resources import RESOURCES, Resource, resource_named, resource_of
+from prefect_biomed.clients.vantage6.resources import RESOURCES, Resource, resource_named, resource_of, rows_of
 from prefect_biomed.clients.vantage6.results import SPILL_BYTES, fetch_results, load_result
 from prefect_biomed.clients.vantage6.rounds import (
     AVERAGING,
@@ -210,6 +210,7 @@ __all__ = [
     "reset_password",
     "resource_named",
     "resource_of",
+    "rows_of",
     "task_failed",
     "task_name",
     "tasks_failed",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_biomed.clients.errors import LedgerError
 from prefect_biomed.clients.files import atomic_write, exclusive, home, on_disk
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vantage6.encryption import PublicKey
 from prefect_biomed.clients.vantage6.errors import KeyChanged
 from prefect_biomed.clients.vantage6.models import Organization
 
 __all__ = ["KnownKeys"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _FINGERPRINT = r"^SHA256:[A-Za-z0-9+/]{43}$"
 _LOCK_SECONDS = 30.0

@@ -39,6 +39,7 @@ MAX_NAME = 128
 """Longest name of a task in characters."""
 
 _MAX_DESCRIPTION = 1024
+_MAX_NAMED = 10
 _WAITING = PollSettings(interval_seconds=2.0, growth=1.2, max_interval_seconds=30.0)
 
 OfflineNodes = Literal["warn", "wait", "fail"]
@@ -98,19 +99,35 @@ def check_nodes(
     """
     # Roles of generation 3 see the node of their own organization only.
     sees_all = bool(nodes.keys() - {client.organization_id})
+    hidden: list[str] = []
+    offline: list[str] = []
     for organization in organizations:
         node = nodes.get(organization.id)
         if node is None and sees_all:
             having = ", ".join(sorted(one.name for one in nodes.values()))
             problems.append(f"Organization {organization.name!r} has no node in the collaboration. Nodes: {having}.")
         elif node is None:
-            warnings.append(f"This account cannot see the node of {organization.name!r}, nor whether it is online.")
+            hidden.append(repr(organization.name))
         elif not node.is_online:
-            text = f"Node {node.name!r} of organization {organization.name!r} is offline"
-            if offline_nodes == "fail":
-                problems.append(f"{text}.")
-            else:
-                warnings.append(f"{text}; its run starts when it comes back.")
+            offline.append(f"{node.name!r} of organization {organization.name!r}")
+    # One line for all of them: a large collaboration would fill the log.
+    if hidden:
+        warnings.append(f"This account cannot see the node of {_some(hidden)}, nor whether it is online.")
+    if offline and offline_nodes == "fail":
+        problems.append(f"{_nodes(offline)} offline.")
+    elif len(offline) == 1:
+        warnings.append(f"{_nodes(offline)} offline; its run starts when it comes back.")
+    elif offline:
+        warnings.append(f"{_nodes(offline)} offline; their runs start when they come back.")
+
+
+def _nodes(names: Sequence[str]) -> str:
+    return f"Node {names[0]} is" if len(names) == 1 else f"Nodes {_some(names)} are"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def check_label(

@@ -5,14 +5,17 @@ The verbs of the client take a record type and look it up here, so that a new ki
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from pydantic import JsonValue
 
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.vantage6.models import (
     AlgorithmStore,
     Collaboration,
+    Column,
     Dataframe,
     EncodedResult,
     Node,
@@ -28,10 +31,19 @@ from prefect_biomed.clients.vantage6.models import (
     Version,
 )
 
-__all__ = ["RESOURCES", "Resource", "resource_named", "resource_of"]
+__all__ = ["RESOURCES", "Resource", "resource_named", "resource_of", "rows_of"]
 
 # Generations that know a filter or a verb: the first and the last.
 _ALL, _OLD, _NEW, _V3, _V4, _V5 = (3, 5), (3, 4), (4, 5), (3, 3), (4, 4), (5, 5)
+
+# Filters whose name in the official client is not that of the server less ``_id``.
+_OFFICIAL_NAMES = {
+    "initiating_org": "init_org_id",
+    "initiating_user": "init_user_id",
+    "initiator": "init_org_id",
+    "is_online": "status",
+    "user_created": "is_user_created",
+}
 
 Span = tuple[int, int]
 
@@ -110,6 +122,35 @@ class Resource:
     def owner_fields(self) -> tuple[str, ...]:
         """Names in braces in the path of the list."""
         return ("session_id",) if "{session_id}" in self.list_path else ()
+
+    def filters_named(self, filters: Mapping[str, Any]) -> dict[str, Any]:
+        """Take filters by the names of the official client, too: ``collaboration`` is ``collaboration_id``.
+
+        Args:
+            filters: By name; those that are None are left out.
+
+        Returns:
+            The filters by the names of the table.
+
+        Raises:
+            ConfigurationError: One is given by both names.
+        """
+        named: dict[str, Any] = {}
+        for name, value in filters.items():
+            if value is None:
+                continue
+            known = self._known_filter(name)
+            if known in named:
+                raise ConfigurationError(f"{self.name}: {known!r} is given twice, also by another name.")
+            if name == "is_online":
+                value = "online" if value else "offline"
+            named[known] = value
+        return named
+
+    def _known_filter(self, name: str) -> str:
+        known = {*self.filters, *self.owner_fields}
+        candidates = (name, f"{name}_id", _OFFICIAL_NAMES.get(name, name))
+        return next((one for one in candidates if one in known), name)
 
     def query(self, version: Version, filters: Mapping[str, Any]) -> dict[str, Any]:
         """Check filters and put them into the server's words.
@@ -281,6 +322,32 @@ def resource_of(model: type[Record]) -> Resource:
         if kind in _BY_MODEL:
             return _BY_MODEL[kind]
     raise ConfigurationError(f"{model.__name__} is not kept by a vantage6 server.")
+
+
+def rows_of(
+    kind: type[Record] | type[Column], objects: Iterable[Record | Column], fields: Sequence[str]
+) -> list[dict[str, JsonValue]]:
+    """Reduce objects to some of their attributes, as plain JSON. Secrets stay hidden.
+
+    Args:
+        kind: What they are.
+        objects: All of this kind.
+        fields: Names of attributes; ``organization`` does for ``organization_id``.
+
+    Returns:
+        A mapping with the names as given for each object.
+
+    Raises:
+        ConfigurationError: There is no such attribute, or none was asked for; the message lists those there are.
+    """
+    known = kind.model_fields
+    attributes = {name: name if name in known else f"{name}_id" for name in fields}
+    unknown = [repr(name) for name, attribute in attributes.items() if attribute not in known]
+    if unknown or not attributes:
+        asked = f"has no {', '.join(unknown)}" if unknown else "is asked for none"
+        raise ConfigurationError(f"fields: a {kind.resource} {asked}. Known: {', '.join(sorted(known))}.")
+    values = (one.model_dump(mode="json", include=set(attributes.values())) for one in objects)
+    return [{name: row[attribute] for name, attribute in attributes.items()} for row in values]
 
 
 def resource_named(name: str) -> Resource:

@@ -53,7 +53,7 @@ def fetch_results(
     client: Vantage6Client,
     task_id: int,
     *,
-    output_dir: Path,
+    output_dir: Path | str,
     partial: bool = False,
     spill_bytes: int = SPILL_BYTES,
 ) -> list[Result]:
@@ -87,7 +87,7 @@ def fetch_results(
         run = runs.get(record.id)
         if run is None:
             continue
-        path = output_dir / f"task-{task_id}-run-{run.id}"
+        path = Path(output_dir) / f"task-{task_id}-run-{run.id}"
         base = Result(
             run_id=run.id,
             task_id=task_id,

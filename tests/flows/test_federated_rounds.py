@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from prefect import flow
+from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter
 from prefect.settings import PREFECT_API_URL
@@ -24,7 +24,7 @@ from prefect.settings import PREFECT_API_URL
 from harness.federation import CLINICAL, HOSPITALS, Federation
 from prefect_biomed.clients.errors import DeadlineExceeded
 from prefect_biomed.clients.vantage6 import RoundUpdate, TooFewAnswers
-from prefect_biomed.flows.vantage6 import federated_rounds
+from prefect_biomed.flows.vantage6 import LearnedModel, federated_rounds
 from prefect_biomed.tasks.policies import key_tag
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -159,6 +159,21 @@ def test_a_retry_goes_on_in_its_round_and_makes_no_task_twice(here: Federation, 
     assert first.state == second.state == {"w": 3.0}
     assert here.tasks_created() - before == 4
     assert asked == [1.0, 2.0, 2.0, 1.0, 2.0]
+
+
+def test_rounds_called_from_a_task_are_told_apart_by_their_key(here: Federation, tmp_path: Path) -> None:
+    @task
+    def calls_a_flow(key: str) -> LearnedModel:
+        return federated_rounds(**echoed(here, tmp_path, 1, organizations=["north"]), idempotency_key=key)
+
+    @flow
+    def outer() -> list[LearnedModel]:
+        return [calls_a_flow(key) for key in ("mine", "mine", "another")]
+
+    before = here.tasks_created()
+    first, again, other = outer()
+    assert first.folder == again.folder != other.folder
+    assert here.tasks_created() - before == 2
 
 
 @pytest.mark.slow

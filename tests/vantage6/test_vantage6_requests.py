@@ -103,6 +103,48 @@ def test_filters_are_in_the_words_of_the_generation() -> None:
     assert tasks.query(V5, {"session_id": 1}) == {"session_id": 1}
 
 
+OFFICIAL_FILTERS = {
+    "organization": {"collaboration": "collaboration_id", "study": "study_id", "country": "country"},
+    "collaboration": {"organization": "organization_id", "algorithm_store": "algorithm_store_id"},
+    "study": {"organization": "organization_id", "collaboration": "collaboration_id"},
+    "node": {"organization": "organization_id", "collaboration": "collaboration_id", "study": "study_id"},
+    "user": {
+        "organization": "organization_id",
+        "role": "role_id",
+        "rule": "rule_id",
+        "last_seen_from": "last_seen_from",
+    },
+    "role": {"organization": "organization_id", "rule": "rule_id", "user": "user_id", "include_root": "include_root"},
+    "rule": {"role": "role_id", "operation": "operation"},
+    "task": {
+        "initiating_org": "init_org_id",
+        "initiating_user": "init_user_id",
+        "collaboration": "collaboration_id",
+        "study": "study_id",
+        "store": "store_id",
+        "parent": "parent_id",
+        "job": "job_id",
+        "session": "session_id",
+        "dataframe": "dataframe_id",
+        "user_created": "is_user_created",
+    },
+    "run": {"task": "task_id", "organization": "organization_id", "node": "node_id", "state": "state"},
+    "session": {"user": "user_id", "collaboration": "collaboration_id", "scope": "scope"},
+    "dataframe": {"session": "session_id"},
+    "algorithmstore": {"collaboration": "collaboration_id", "url": "url"},
+}
+
+
+def test_filters_may_be_named_as_in_the_official_client() -> None:
+    for name, filters in OFFICIAL_FILTERS.items():
+        assert resource_named(name).filters_named(dict.fromkeys(filters, 7)) == dict.fromkeys(filters.values(), 7), name
+    node = resource_named("node")
+    assert node.filters_named({"is_online": True, "name": None}) == {"status": "online"}
+    assert node.filters_named({"is_online": False}) == {"status": "offline"}
+    with pytest.raises(ConfigurationError, match="'collaboration_id' is given twice"):
+        node.filters_named({"collaboration": 1, "collaboration_id": 2})
+
+
 @pytest.mark.parametrize(
     ("name", "verb", "version", "text"),
     [

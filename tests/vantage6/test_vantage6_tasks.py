@@ -35,6 +35,7 @@ from prefect_biomed.clients.vantage6 import (
     MfaEnrollmentRequired,
     MfaRequired,
     NameConflict,
+    Node,
     Organization,
     PrivateKey,
     RequestRefused,
@@ -60,6 +61,8 @@ from prefect_biomed.clients.vantage6 import (
     wait_for_dataframe,
     watch,
 )
+from prefect_biomed.clients.vantage6.client import nodes_of
+from prefect_biomed.clients.vantage6.preflight import check_nodes
 from prefect_biomed.sandbox import Fault
 
 every_generation = pytest.mark.parametrize("generation", [3, 4, 5])
@@ -280,6 +283,30 @@ def test_lists_are_complete(generation: int, page_size: int, monkeypatch: pytest
         pages = here.sandbox.journal.entries("GET", "organization$")
         assert len(pages) == (1 if generation == 3 else -(-23 // page_size))
         assert len(client.records(Organization, collaboration_id=1, limit=5)) == 5
+
+
+@every_generation
+def test_lists_are_reduced_to_fields(federations: Callable[[int], Federation], generation: int) -> None:
+    here = federations(generation)
+    with here.client() as client:
+        ids = {name: here.organization(name) for name in HOSPITALS}
+        found = client.records(Organization, collaboration=1, fields=["id", "name"])
+        assert sorted(found, key=lambda row: str(row["name"])) == [{"id": ids[one], "name": one} for one in HOSPITALS]
+        (node,) = client.records(Node, name="north-plain", fields=["organization", "status"])
+        assert node == {"organization": ids["north"], "status": "online"}
+        (user,) = client.records(User, username="north-researcher", fields=["username", "otp_secret"])
+        assert user["username"] == "north-researcher" and user["otp_secret"] in (None, "**********")
+        if generation > 3:
+            (plain,) = client.records(Collaboration, name="plain", fields=["organizations"])
+            members = plain["organizations"]
+            assert isinstance(members, list) and len(members) == len(HOSPITALS)
+        with pytest.raises(ConfigurationError, match=r"a node has no 'colour'\. Known: .*collaboration_id"):
+            client.records(Node, fields=["colour"])
+        for limit in (0, -1):
+            with pytest.raises(ConfigurationError, match=f"limit is {limit}; leave it out"):
+                client.records(Node, limit=limit)
+        with pytest.raises(ConfigurationError, match="is asked for none"):
+            client.records(Node, fields=[])
 
 
 def test_pages_keep_repeated_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,6 +573,14 @@ def _crash_or_sleep(job: Any, crashing: int) -> str:
 def test_an_offline_node_is_warned_of_waited_for_or_refused(caplog: pytest.LogCaptureFixture) -> None:
     with federation(4, {"offline": ["west-plain"]}) as here, here.client() as client:
         _until(lambda: here.sandbox.registry.nodes.where(name="west-plain")[0].status != "online")
+        nodes = nodes_of(client, 1)
+        many = [Organization(id=number, name=f"o{number}") for number in range(60)]
+        silent = {one.id: nodes[here.organization("west")] for one in many}
+        problems: list[str] = []
+        warnings: list[str] = []
+        check_nodes(client, many, silent, "warn", problems, warnings)
+        assert problems == [] and len(warnings) == 1 and "Nodes 'west-plain' of organization 'o0', " in warnings[0]
+        assert "and 50 more are offline; their runs start when they come back" in warnings[0]
         with pytest.raises(PreflightFailed, match="'west-plain' of organization 'west' is offline"):
             launch(client, here.request("echo"), token(), offline_nodes="fail")
         soon = PollSettings(interval_seconds=0.2, deadline_seconds=0.5)
