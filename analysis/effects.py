@@ -30,7 +30,8 @@ _FEW_LABELS = 64
 _LOWEST, _HIGHEST = -1024, 1 << 16
 # Of neighbours of which one is no background, so many are alike in label maps, and few in images.
 _CONTIGUOUS = 0.5
-_BINS = np.arange(-30.0, 30.0, 0.005)
+_BIN = 0.005
+_BINS = np.arange(-30.0, 30.0, _BIN)
 _MAX_LISTED = 200
 _NORMAL_95 = 1.96
 _MOST_BITS = 53.0
@@ -334,7 +335,9 @@ def _spread(values: Floats) -> Floats:
 def _count(counts: NDArray[np.int64], sizes: Floats) -> float:
     """Add sizes to a histogram of their logarithms; the largest of them."""
     usable = sizes[np.isfinite(sizes) & (sizes > 0.0)]
-    counts += np.bincount(np.searchsorted(_BINS, np.log10(usable)), minlength=_BINS.size + 1)
+    # The place that a search would find, computed, which is several times faster.
+    places = np.ceil((np.log10(usable) - _BINS[0]) / _BIN).clip(0.0, _BINS.size).astype(np.intp)
+    counts += np.bincount(places, minlength=_BINS.size + 1)
     return float(usable.max(initial=0.0))
 
 

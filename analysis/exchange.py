@@ -204,17 +204,21 @@ class Scan:
         above = ordered[references] > ordered[references - 1]
         below = ordered[runs] > ordered[runs - 1]
         for apart, extreme in (
-            (above, scaled[:, above] >= ordered[references, above]),
-            (below, scaled[:, below] <= ordered[runs - 1, below]),
+            (above, scaled >= ordered[references]),
+            (below, scaled <= ordered[runs - 1]),
         ):
             labelling = self._labellings.find(self._labellings.keys @ extreme)
-            known = labelling >= 0
+            known = apart & (labelling >= 0)
             if not known.any():
                 continue
-            labelling, extreme = labelling[known], extreme[:, known]
-            sums = np.abs(np.einsum("rp,rp->p", scaled[:, apart][:, known], extreme))
-            explained = sums**2 * (1.0 / references + 1.0 / runs)
-            left = np.maximum(1.0 - explained, 0.0) + _GRID * (self._typical / spread[apart][known]) ** 2
+            if 2 * np.count_nonzero(known) < known.size:
+                # Of many ways only some were drawn, and few points vote for one of those.
+                sums = np.einsum("rp,rp->p", scaled[:, known], extreme[:, known])
+            else:
+                sums = np.einsum("rp,rp->p", scaled, extreme)[known]
+            labelling = labelling[known]
+            explained = sums * sums * (1.0 / references + 1.0 / runs)
+            left = np.maximum(1.0 - explained, 0.0) + _GRID * (self._typical / spread[known]) ** 2
             self._votes += np.bincount(labelling, minlength=self._votes.size)
             np.maximum.at(self._explained, labelling, explained / (explained + left))
 

@@ -916,7 +916,13 @@ def main() -> int:
     table = [f"| format | {' | '.join(EXPERIMENTS)} |", "|---" * (1 + len(EXPERIMENTS)) + "|", *rows]
     print("\n".join(table))
     share = 100 * right / max(total, 1)
-    summary = f"{right} of {total} experiments came out as expected ({share:.1f} %), {len(wrong)} wrongly."
+    hidden = sum(" 5 %, " in case for case in wrong)
+    chance = LEVEL * total / len(EXPERIMENTS)
+    summary = (
+        f"{right} of {total} experiments came out as expected ({share:.1f} %). {hidden} changes were called within, "
+        f"and {len(wrong) - hidden} times noise or a stamp was called changed; by chance it would be {chance:.1f} of "
+        "the experiments with noise."
+    )
     print(f"\n{summary} {time.monotonic() - began:.0f} s")
     print("\n".join(wrong), file=sys.stderr)
     if given.table:
