@@ -12,6 +12,7 @@ from prefect_biomed.analysis.replay import Published, Replay
 from prefect_biomed.analysis.replay import judge_replay as judge
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.files import atomic_write
+from prefect_biomed.clients.texts import inline
 from prefect_biomed.clients.vip import VipSession
 from prefect_biomed.clients.vip.bundle import Bundle
 from prefect_biomed.clients.vip.publishing import publish_session as publish
@@ -88,8 +89,9 @@ def judge_replay(
     with atomic_write(folder / "replay.json") as file:
         file.write(replay.model_dump_json(indent=2).encode())
     key = artifact_key("replay", folder.name)
-    rows = [f"- {one.sentence}" for one in replay.executions]
-    markdown(key, "\n".join([f"# {replay.outcome.value}: {title or folder.name}", "", *rows]), f"Replay of {title}")
+    rows = [f"- {inline(one.sentence)}" for one in replay.executions]
+    heading = f"# {replay.outcome.value}: {inline(title or folder.name)}"
+    markdown(key, "\n".join([heading, "", *rows]), f"Replay of {title}")
     event(
         f"biomed.replay.{replay.outcome.name.lower()}",
         f"replay.{key}",

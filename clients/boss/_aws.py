@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 import socket
@@ -13,6 +14,7 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
+from weakref import WeakSet
 
 import boto3
 import botocore.session
@@ -151,6 +153,33 @@ class _SharedKeys(Credentials):  # type: ignore[misc]  # botocore has no types
         return self._frozen
 
 
+class _WithoutKeys(logging.Filter):
+    """Takes the keys of jobs out of what botocore logs at the level DEBUG: headers and what is signed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: WeakSet[_SharedKeys] = WeakSet()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        for keys in list(self.known):
+            frozen = keys.get_frozen_credentials()
+            for secret in filter(None, (frozen.secret_key, frozen.token)):
+                said = said.replace(secret, "**********")
+        record.msg, record.args = said, None
+        return True
+
+
+_WITHOUT_KEYS = _WithoutKeys()
+
+
+def _keep_out_of_logs(keys: _SharedKeys) -> None:
+    _WITHOUT_KEYS.known.add(keys)
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] in {"boto3", "botocore", "urllib3"}:
+            logging.getLogger(name).addFilter(_WITHOUT_KEYS)
+
+
 class JobQueues:
     """What an ingest key may do: receive and delete upload messages, send index messages, put objects.
 
@@ -185,6 +214,7 @@ class JobQueues:
         self._denied_at = -_DENIAL_PAUSE_SECONDS
         self._keys = _SharedKeys("-", "-")
         self._keys.replace(joined)
+        _keep_out_of_logs(self._keys)
         session = botocore.session.Session()
         session._credentials = self._keys
         boto = boto3.Session(botocore_session=session, region_name=client.aws_region)
