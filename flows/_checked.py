@@ -10,12 +10,15 @@ from typing import Any, ParamSpec, TypeVar, get_args, get_type_hints
 
 from prefect import Flow
 from prefect.blocks.core import Block
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.settings import get_current_settings
 from pydantic import ValidationError
 
 from prefect_biomed.blocks._keys import typed_keys
+from prefect_biomed.clients.diagnosis import diagnose
 from prefect_biomed.clients.errors import ConfigurationError
+from prefect_biomed.tasks._reporting import event
 
 __all__ = ["INLINE_KEYS", "checked_flow"]
 
@@ -105,10 +108,18 @@ class _CheckedFlow(Flow[P, R]):
         return serialized
 
 
+def _tell_why(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Emit `biomed.flow.failed` with the category of the failure, for automations and lists."""
+    error = state.result(raise_on_failure=False)
+    why = diagnose(error if isinstance(error, BaseException) else str(state.message))
+    event("biomed.flow.failed", f"prefect.flow-run.{flow_run.id}", flow_run.name, flow=flow.name, **why.as_labels())
+
+
 def checked_flow(**settings: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """Make a flow as `@flow` does it, of which the parameters are checked.
 
-    A run of a deployment with a key in its parameters is refused, and so are parameters that the engine would refuse.
+    A run of a deployment with a key in its parameters is refused, and so are parameters that the engine would refuse. A
+    run that fails emits the event `biomed.flow.failed` with the category of its failure.
 
     Args:
         **settings: As for `Flow`.
@@ -116,8 +127,9 @@ def checked_flow(**settings: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
     Returns:
         A decorator.
     """
+    hooks = [*settings.pop("on_failure", ()), _tell_why]
 
     def decorate(function: Callable[P, R]) -> Flow[P, R]:
-        return _CheckedFlow(function, **settings)
+        return _CheckedFlow(function, on_failure=hooks, **settings)
 
     return decorate

@@ -10,6 +10,7 @@ from prefect.logging.loggers import LoggingAdapter
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_biomed.blocks.vip import VipCredentials
+from prefect_biomed.clients.diagnosis import Category
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError
 from prefect_biomed.clients.texts import inline, inline_code
 from prefect_biomed.clients.vip import (
@@ -24,7 +25,7 @@ from prefect_biomed.clients.vip import (
     open_intents,
     open_session,
 )
-from prefect_biomed.clients.vip.monitoring import kill_intent
+from prefect_biomed.clients.vip.monitoring import diagnoses, kill_intent
 from prefect_biomed.clients.vip.session_file import VIP_HOME, SessionFile, sessions_below
 from prefect_biomed.flows import sessions as naming
 from prefect_biomed.flows._checked import checked_flow
@@ -555,9 +556,15 @@ def _conclude(
         f"Session {session.session_name}",
     )
     if failed and not accept_failures:
+        with credentials.get_client() as client:
+            known = diagnoses(client, session, [one.workflow for one in failed])
+        why = {name: f" ({one})" for name, one in known.items() if one.category is not Category.UNKNOWN}
         raise WorkflowFailed(
             f"{len(failed)} of {len(outcomes)} runs of {session.session_name} failed: "
-            + ", ".join(f"{one.workflow.identifier} {'; '.join(one.problems)}" for one in failed)
+            + ", ".join(
+                f"{one.workflow.identifier} {'; '.join(one.problems)}{why.get(one.workflow.identifier, '')}"
+                for one in failed
+            )
             + f". The logs above say why. What succeeded is in {session.output_dir}; nothing was removed from the "
             "platform. Start a new run, or remove the rest with vip_resume and get_status of outputs set to accept "
             "these.",

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from prefect_biomed.clients.diagnosis import Category, diagnose
 from prefect_biomed.clients.errors import (
     BiomedError,
     ConfigurationError,
@@ -415,8 +416,10 @@ def task_failed(outcome: TaskOutcome) -> TaskFailed:
     causes = "\n".join(f"  - {failure}" for failure in outcome.failures) or f"  - the server says {task.status.value}"
     good = sum(run.status.is_success for run in outcome.runs)
     rest = f"\n{good} of {len(outcome.runs)} organizations have a result; get_results with partial=True fetches them."
+    why = diagnose(causes)
+    told = "" if why.category is Category.UNKNOWN else f"\nDiagnosis: {why}"
     return TaskFailed(
-        f"vantage6 task {task.id} ({task.name}) failed:\n{causes}{rest if good else ''}",
+        f"vantage6 task {task.id} ({task.name}) failed:\n{causes}{rest if good else ''}{told}",
         task_id=task.id,
         failures=outcome.failures,
     )

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from prefect_biomed.clients.diagnosis import Category, Diagnosis, diagnose
 from prefect_biomed.clients.errors import (
     BiomedError,
     JobFailed,
@@ -486,6 +487,21 @@ def failures(
     return texts, [one.workflow for one in outcomes if not one.is_success]
 
 
+def diagnoses(client: VipClient, session: VipSession, workflows: Iterable[Workflow]) -> dict[str, Diagnosis]:
+    """Tell why executions failed, by what `failures` says of them.
+
+    Args:
+        client: The account.
+        session: The session.
+        workflows: Executions that have ended, with their jobs.
+
+    Returns:
+        The diagnosis of each that failed, or of which jobs failed, by its identifier.
+    """
+    wrong = [one for one in judge(client, session, list(workflows)) if not one.is_success or one.failed_jobs]
+    return {one.workflow.identifier: diagnose(_in_words(client, one, {})) for one in wrong}
+
+
 def _in_words(client: VipClient, one: Outcome, lists: Mapping[str, Sequence[Scalar | None]]) -> str:
     workflow = one.workflow
     count = [f"{one.jobs - one.failed_jobs} of {one.jobs} jobs"] if client.profile.tells_jobs else []
@@ -493,6 +509,9 @@ def _in_words(client: VipClient, one: Outcome, lists: Mapping[str, Sequence[Scal
     lines = [f"{workflow.identifier} ({workflow.name}) {', '.join(told)}"]
     for job in workflow.failed_jobs or (None,):
         lines += _job_lines(client, workflow, job, lists)
+    why = diagnose("\n".join(lines))
+    if why.category is not Category.UNKNOWN:
+        lines.append(f"  diagnosis: {why}")
     return "\n".join(lines)
 
 
