@@ -12,6 +12,7 @@ behind is cut off by the next to write.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,6 +39,7 @@ from prefect_biomed.analysis.models import (
 from prefect_biomed.analysis.monitor import Monitor, Shown
 from prefect_biomed.analysis.stability import LEAST_REFERENCES, judge_runs, judge_variability, series_of
 from prefect_biomed.clients.errors import ConfigurationError, LedgerError
+from prefect_biomed.clients.files import is_later_version
 from prefect_biomed.clients.texts import logger_of
 
 __all__ = ["Experiment", "RunRecord", "inputs_digest"]
@@ -46,6 +48,7 @@ logger = logger_of(__name__)
 
 _RECORDS = "experiment.jsonl"
 _JUDGEMENTS = "judgements.jsonl"
+_VERSION = 1
 _LOCK_SECONDS = 60.0
 # Another value makes all series be judged again.
 _METHOD = "exchange of runs"
@@ -116,6 +119,7 @@ class RunRecord(BaseModel):
 class _JudgementRecord(BaseModel):
     """One line of `judgements.jsonl`. Lines of another method are left where they are and not used."""
 
+    version: Literal[1] = 1
     series: str
     pipeline: str
     baseline: str
@@ -517,10 +521,23 @@ class Experiment:
                 try:
                     yield kind.model_validate_json(line)
                 except ValidationError as error:
+                    if _is_of_a_later_version(line):
+                        raise LedgerError(
+                            f"{path}, line {number} was written by a later version of prefect-biomed. Update the "
+                            "package on this machine. The file was left as it is."
+                        ) from None
                     raise LedgerError(
                         f"{path}, line {number} is damaged ({error.error_count()} problems). It was left as it is. "
                         "Restore the file, or remove that line."
                     ) from None
+
+
+def _is_of_a_later_version(line: bytes) -> bool:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and is_later_version(content.get("version"), _VERSION)
 
 
 def _watched(timeline: list[SeriesSummary], level: float) -> tuple[list[SeriesSummary], Evidence | None]:

@@ -25,7 +25,17 @@ from prefect_biomed.clients.errors import HeldElsewhere, LocalStorageError, Unsa
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["PartialFile", "atomic_write", "digest", "exclusive", "home", "on_disk", "private", "safe_join"]
+__all__ = [
+    "PartialFile",
+    "atomic_write",
+    "digest",
+    "exclusive",
+    "home",
+    "is_later_version",
+    "on_disk",
+    "private",
+    "safe_join",
+]
 
 _WINDOWS_FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
 _WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
@@ -259,6 +269,24 @@ def digest(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_later_version(version: object, known: int) -> bool:
+    """Tell whether the version in a record says that a later release has written it.
+
+    Args:
+        version: As it stands in the record; whatever counts as a number, also as text.
+        known: The version that this release writes.
+
+    Returns:
+        False for what is no number, which is damage.
+    """
+    if not isinstance(version, int | float | str):
+        return False
+    try:
+        return float(version) > known
+    except ValueError:
+        return False
 
 
 def _begin_part(folder: Path, mode: int) -> tuple[Path, IO[bytes]]:

@@ -34,7 +34,7 @@ from prefect_biomed.clients.errors import (
     UnexpectedResponse,
     is_transient,
 )
-from prefect_biomed.clients.files import atomic_write, exclusive, on_disk
+from prefect_biomed.clients.files import atomic_write, exclusive, is_later_version, on_disk
 from prefect_biomed.clients.polling import PollSettings, Uptime, looks, now, passed, poll, uptime
 from prefect_biomed.clients.texts import logger_of
 
@@ -44,7 +44,6 @@ __all__ = [
     "IntentFolder",
     "IntentStore",
     "Launch",
-    "is_later_version",
     "leaves_doubt",
     "once",
 ]
@@ -504,24 +503,6 @@ class IntentFolder:
                 f"{path} is damaged, so it is not known whether its launch was made. It was left as it is. Look on the "
                 "platform for what it has made, then restore the file or move it away."
             ) from None
-
-
-def is_later_version(version: object, known: int) -> bool:
-    """Tell whether the version in a record says that a later release has written it.
-
-    Args:
-        version: As it stands in the record; whatever counts as a number, also as text.
-        known: The version that this release writes.
-
-    Returns:
-        False for what is no number, which is damage.
-    """
-    if not isinstance(version, int | float | str):
-        return False
-    try:
-        return float(version) > known
-    except ValueError:
-        return False
 
 
 def _content(path: Path) -> bytes:

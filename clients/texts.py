@@ -17,6 +17,8 @@ __all__ = ["Lines", "code_block", "inline", "inline_code", "lines", "logger_of",
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _SHOWN_AS_THEY_ARE = frozenset({"\t", "\u00ad", "\u200c", "\u200d"})
 _MARKUP = re.compile(r"[\\`*\[\]<>|!&]")
+# Not every renderer knows a backslash before these.
+_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 _FENCE = re.compile(r"`{3,}")
 
 
@@ -80,7 +82,8 @@ def inline(text: object) -> str:
     Returns:
         One line in which nothing is markup: no picture, link, code, HTML or border of a cell.
     """
-    return _MARKUP.sub(lambda found: f"\\{found.group()}", " ".join(one_line(text).split()))
+    said = " ".join(one_line(text).split())
+    return _MARKUP.sub(lambda found: _ENTITIES.get(found.group(), f"\\{found.group()}"), said)
 
 
 def inline_code(text: object) -> str:

@@ -26,8 +26,7 @@ from pydantic import (
 )
 
 from prefect_biomed.clients.errors import HeldElsewhere, LedgerError
-from prefect_biomed.clients.files import atomic_write, exclusive, on_disk
-from prefect_biomed.clients.once import is_later_version
+from prefect_biomed.clients.files import atomic_write, exclusive, is_later_version, on_disk
 from prefect_biomed.clients.polling import Uptime, now
 from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip.client import VipClient
