@@ -13,10 +13,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from prefect_biomed.analysis.comparison import compare_runs
 from prefect_biomed.analysis.models import Comparison, FactDifference, FileComparison, Judgement, Rules
 from prefect_biomed.analysis.outcomes import Outcome
-from prefect_biomed.analysis.stability import LEAST_REFERENCES, judge_runs
 from prefect_biomed.clients.archives import is_archive, unpack
 from prefect_biomed.clients.files import safe_join
 
@@ -213,6 +211,8 @@ def _put(source: Path, target: Path) -> None:
 def _judged(
     published: Sequence[Published], folders: Mapping[str, tuple[Path, Path]], rules: Rules, level: float
 ) -> dict[str, Judgement]:
+    from prefect_biomed.analysis import LEAST_REFERENCES, judge_runs
+
     judgements = {}
     for group in dict.fromkeys(one.group for one in published):
         mine = [one for one in published if one.group == group and one.replayed]
@@ -224,6 +224,8 @@ def _judged(
 
 
 def _compared(one: Published, then: Path, now: Path, rules: Rules, judgement: Judgement | None) -> ReplayedExecution:
+    from prefect_biomed.analysis import compare_runs
+
     identical = [name for name, digest in one.digests.items() if digest is not None and digest == _md5(now, name)]
     missing = [name for name in one.digests if not (now / name).is_file()]
     contents = _contents(compare_runs({"published": then, "replayed": now}, rules=rules), one.digests)

@@ -38,6 +38,10 @@ _SMALLER = {
 }
 
 
+_NEEDS: dict[Callable[..., Any], Callable[[], None]] = {}
+"""What looks whether a flow function has here what it needs."""
+
+
 class _CheckedFlow(Flow[P, R]):
     """A flow whose parameters hold no key in clear in the engine's database, and are not too large for it."""
 
@@ -45,8 +49,11 @@ class _CheckedFlow(Flow[P, R]):
         """Cast parameters as `Flow` does it, which would log all of them when one is wrong: keys, too.
 
         Raises:
-            ConfigurationError: Credentials are wrong; or this is a run of a deployment, and they hold a key.
+            ConfigurationError: Credentials are wrong; or this is a run of a deployment, and they hold a key; or what
+                the flow needs is not installed.
         """
+        if self.fn in _NEEDS:
+            _NEEDS[self.fn]()
         accounts = {name: self._account(name, parameters[name]) for name in self._blocks if name in parameters}
         return super().validate_parameters(parameters | accounts)
 
@@ -115,13 +122,14 @@ def _tell_why(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> Non
     event("biomed.flow.failed", f"prefect.flow-run.{flow_run.id}", flow_run.name, flow=flow.name, **why.as_labels())
 
 
-def checked_flow(**settings: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
+def checked_flow(*, needs: Callable[[], None] | None = None, **settings: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """Make a flow as `@flow` does it, of which the parameters are checked.
 
     A run of a deployment with a key in its parameters is refused, and so are parameters that the engine would refuse. A
     run that fails emits the event `biomed.flow.failed` with the category of its failure.
 
     Args:
+        needs: Raises when something that the flow needs is not installed here. It is called before a run begins.
         **settings: As for `Flow`.
 
     Returns:
@@ -130,6 +138,8 @@ def checked_flow(**settings: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
     hooks = [*settings.pop("on_failure", ()), _tell_why]
 
     def decorate(function: Callable[P, R]) -> Flow[P, R]:
+        if needs is not None:
+            _NEEDS[function] = needs
         return _CheckedFlow(function, on_failure=hooks, **settings)
 
     return decorate

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from prefect.states import Completed
 from pydantic import Field
 
-from prefect_biomed.analysis import Experiment, Outcome, Report, Rules, RunRecord, Variability
-from prefect_biomed.analysis.comparison import runs_below, series_below
-from prefect_biomed.analysis.experiment import inputs_digest
+from prefect_biomed import analysis
+from prefect_biomed.analysis import Outcome, Report, Rules, Variability
 from prefect_biomed.analysis.models import Baseline, PipelineReport
-from prefect_biomed.analysis.stability import LEAST_REFERENCES
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import JobFailed
 from prefect_biomed.clients.vip import SessionOptions, VipSession, judge
@@ -34,6 +32,9 @@ from prefect_biomed.flows.vip import PipelineRun, finish_session, kill_remote_wo
 from prefect_biomed.tasks import repeatability as experiments
 from prefect_biomed.tasks import vip as steps
 from prefect_biomed.tasks.run_names import flow_run_named
+
+if TYPE_CHECKING:
+    from prefect_biomed.analysis import Experiment
 
 __all__ = ["Assessment", "compare_folders", "repeatability_experiment"]
 
@@ -62,6 +63,7 @@ class Assessment(Group):
 
 @checked_flow(
     name="repeatability-experiment",
+    needs=analysis.require_extra,
     flow_run_name=flow_run_named("session_name", "pipelines"),
     on_cancellation=[kill_remote_workflows],
 )
@@ -114,6 +116,7 @@ def repeatability_experiment(
 
     Raises:
         PreflightFailed: All problems found before anything was sent.
+        ConfigurationError: The extra `analysis` is not installed; nothing was sent.
         JobFailed: No run succeeded. The failed runs are written down and reported.
         DeadlineExceeded: The runs have not ended in time; a retry of this flow run goes on waiting.
     """
@@ -127,7 +130,7 @@ def repeatability_experiment(
         # Every job counts; archives stay packed: they are evidence, and the comparison looks into them.
         options=SessionOptions(unzip=False, strict=True),
     )
-    experiment = Experiment(owner.output_dir)
+    experiment = analysis.Experiment(owner.output_dir)
     series = experiment.open_series(owner.token)
     pipelines = [*pipelines, *_perturbed_to_run(experiment, series, baseline_pipeline, input_settings, input_dir)]
     owner, sessions = _sessions(owner, pipelines, input_settings, repetitions, experiment, series)
@@ -142,7 +145,7 @@ def repeatability_experiment(
     return _report(experiment, series, sessions, baseline, baseline_pipeline, assessment)
 
 
-@checked_flow(name="compare-folders", flow_run_name=flow_run_named("runs_dir"))
+@checked_flow(name="compare-folders", needs=analysis.require_extra, flow_run_name=flow_run_named("runs_dir"))
 def compare_folders(
     runs_dir: Path, output_dir: Path, baseline_dir: Path | None = None, assessment: Assessment | None = None
 ) -> Report:
@@ -162,7 +165,7 @@ def compare_folders(
         ConfigurationError: A folder does not exist or has no sub-folders.
     """
     assessment = assessment or Assessment()
-    below = series_below if assessment.unit == "series" else runs_below
+    below = analysis.series_below if assessment.unit == "series" else analysis.runs_below
     runs = below(runs_dir)
     part = PipelineReport(pipeline=runs_dir.name, comparison=experiments.compare_runs(runs, assessment.rules))
     if baseline_dir is not None:
@@ -189,17 +192,17 @@ def _perturbed_to_run(
     if pipeline is None:
         return []
     now = datetime.now(UTC)
-    run = RunRecord(
+    run = analysis.RunRecord(
         series=series,
         began=now,
         recorded=now,
         pipeline=pipeline,
         repetition=1,
         parameters=dict(input_settings),
-        inputs=inputs_digest(input_dir),
+        inputs=analysis.inputs_digest(input_dir),
     )
     known = experiment.perturbed(run, pipeline, before=series)[1]
-    return [] if len(known) >= LEAST_REFERENCES else [pipeline]
+    return [] if len(known) >= analysis.LEAST_REFERENCES else [pipeline]
 
 
 def _baselines(experiment: Experiment, report: Report) -> dict[str, dict[str, Path]]:

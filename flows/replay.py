@@ -8,6 +8,7 @@ from typing import Any
 
 from prefect.states import Completed
 
+from prefect_biomed import analysis
 from prefect_biomed.analysis.replay import Published, Replay, ReplayOutcome
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import ConfigurationError
@@ -28,7 +29,7 @@ from prefect_biomed.tasks.run_names import flow_run_named
 __all__ = ["vip_publish", "vip_replay"]
 
 
-@checked_flow(name="vip-replay", flow_run_name=flow_run_named("session_name", "bundle"))
+@checked_flow(name="vip-replay", needs=analysis.require_extra, flow_run_name=flow_run_named("session_name", "bundle"))
 def vip_replay(
     credentials: VipCredentials,
     bundle: Path,
@@ -67,7 +68,7 @@ def vip_replay(
         What the replay has shown; also in `replay.json` of the output folder.
 
     Raises:
-        ConfigurationError: The bundle is none, or something is not in it.
+        ConfigurationError: The bundle is none, something is not in it, or the extra `analysis` is not installed.
         PreflightFailed: Missing inputs, changed inputs and wrong versions, all at once. Nothing was sent.
         WorkflowFailed: A replay failed. Nothing is said of what it would have given.
         DeadlineExceeded: The replays have not ended in time; replaying again goes on waiting.

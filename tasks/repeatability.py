@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from prefect import runtime, task
 
-from prefect_biomed.analysis import Comparison, Experiment, Judgement, Report, Rules, RunRecord, Variability, inventory
-from prefect_biomed.analysis import compare_runs as compare
-from prefect_biomed.analysis import judge_runs as judge
-from prefect_biomed.analysis import write_report as write
-from prefect_biomed.analysis.comparison import named_runs
-from prefect_biomed.analysis.experiment import inputs_digest
+from prefect_biomed import analysis
+from prefect_biomed.analysis import Comparison, Judgement, Report, Rules, Variability
 from prefect_biomed.analysis.models import Baseline, PipelineReport, ReportFiles
-from prefect_biomed.analysis.stability import series_of
 from prefect_biomed.clients.texts import inline_code
 from prefect_biomed.clients.vip import DownloadSummary, VipSession, Workflow
 from prefect_biomed.tasks._reporting import artifact_key, event, image, markdown, run_logger
 from prefect_biomed.tasks.policies import RETRY
 from prefect_biomed.tasks.run_names import task_run_named
+
+if TYPE_CHECKING:
+    from prefect_biomed.analysis import RunRecord
 
 __all__ = ["assess_series", "compare_runs", "judge_runs", "record_runs", "write_report"]
 
@@ -47,7 +45,7 @@ def compare_runs(
     Raises:
         ConfigurationError: A folder does not exist.
     """
-    comparison = compare(runs, rules=rules, failed=failed)
+    comparison = analysis.compare_runs(runs, rules=rules, failed=failed)
     run_logger().info("%s", comparison.sentence)
     return comparison
 
@@ -77,9 +75,9 @@ def judge_runs(
     Raises:
         ConfigurationError: A folder does not exist, or a series holds references and new runs.
     """
-    old, new = named_runs(references), named_runs(runs)
-    units = series_of(old, new) if unit == "series" else None
-    judgement = judge(old, new, rules=rules, level=level, units=units, unit=unit)
+    old, new = analysis.named_runs(references), analysis.named_runs(runs)
+    units = analysis.series_of(old, new) if unit == "series" else None
+    judgement = analysis.judge_runs(old, new, rules=rules, level=level, units=units, unit=unit)
     run_logger().info("%s", judgement.sentence)
     return judgement
 
@@ -115,16 +113,16 @@ def record_runs(
     Raises:
         LedgerError: The experiment folder is damaged, or locked for long.
     """
-    experiment = Experiment(experiment_dir)
+    experiment = analysis.Experiment(experiment_dir)
     now = datetime.now(UTC)
     began = min((w.start_date for w in workflows if w.start_date is not None), default=now)
-    inputs = inputs_digest(session.input_dir)
+    inputs = analysis.inputs_digest(session.input_dir)
     records = []
     for repetition, workflow in enumerate(workflows, start=1):
         folder = _folder_of(session, repetition, workflow, downloaded.files.get(workflow.identifier, ()))
         message = _failure(workflow, folder, (problems or {}).get(workflow.identifier))
         records.append(
-            RunRecord(
+            analysis.RunRecord(
                 series=series,
                 began=began,
                 pipeline=session.pipeline_id or "",
@@ -137,7 +135,7 @@ def record_runs(
                 message=message,
                 answer=workflow.model_dump(mode="json"),
                 folder=folder.relative_to(experiment_dir).as_posix() if folder else None,
-                digests=inventory(folder, rules) if folder else {},
+                digests=analysis.inventory(folder, rules) if folder else {},
                 started=workflow.start_date,
                 recorded=now,
                 url=url,
@@ -186,7 +184,7 @@ def assess_series(
         LedgerError: The experiment folder is damaged.
     """
     chosen = baseline if isinstance(baseline, Baseline) else Baseline(name=baseline)
-    return Experiment(experiment_dir).report(
+    return analysis.Experiment(experiment_dir).report(
         series,
         title=title,
         baseline=chosen.name,
@@ -223,7 +221,7 @@ def write_report(
     Returns:
         The files.
     """
-    files = write(report, folder, runs=runs, references=references, rules=rules)
+    files = analysis.write_report(report, folder, runs=runs, references=references, rules=rules)
     key = artifact_key("repeatability", report.title)
     markdown(key, f"{files.markdown.read_text()}\n\nThe whole report: {inline_code(files.html)}\n", report.title)
     for path in files.images:

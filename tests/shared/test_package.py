@@ -122,3 +122,24 @@ def test_names_and_version_agree() -> None:
         for path in (ROOT / folder).rglob("__init__.py")
     }
     assert listed == present
+
+
+def test_flows_are_there_without_extras_and_say_what_to_install(tmp_path: Path) -> None:
+    """A flow imports nothing of another platform, and nothing that only an extra brings before it is run."""
+    code = f"""
+import sys
+
+for name in ("scipy", "nibabel", "significantdigits", "matplotlib"):
+    sys.modules[name] = None  # cannot be found, as after a plain `pip install`
+import prefect_biomed.flows.vip, prefect_biomed.flows.vantage6
+foreign = {{"boto3", "numpy", "PIL", "prefect_biomed.clients.boss"}} & set(sys.modules)
+assert not foreign, foreign
+from prefect_biomed.cli.running import find_flow, flow_names, run_flow
+for name in flow_names():
+    find_flow(name)
+outcome = run_flow("compare-folders", dict(runs_dir="{tmp_path}", output_dir="{tmp_path}"))
+print(outcome.exit_code, outcome.state, outcome.message)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.startswith("2 Refused Comparing results needs matplotlib, nibabel, scipy"), done.stderr
+    assert done.stdout.endswith("pip install 'prefect-biomed[analysis]'\n")
