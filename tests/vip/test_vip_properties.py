@@ -8,7 +8,7 @@ import math
 import string
 import tempfile
 import unicodedata
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -231,18 +231,27 @@ def test_dates_of_numpy_say_what_was_written() -> None:
 
 # -- the session file --------------------------------------------------------------------------------------------------
 
-tokens = st.text(string.ascii_lowercase + string.digits, min_size=4, max_size=12)
-identifiers = st.text(string.ascii_lowercase + string.digits, min_size=6, max_size=6).map("workflow-{}".format)
-moments = st.datetimes(min_value=datetime(2020, 1, 1), max_value=datetime(2040, 1, 1), timezones=st.just(UTC))
-scalars = st.one_of(words, st.booleans(), int64, finite)
-settings = st.dictionaries(words.filter(bool), st.one_of(scalars, st.lists(scalars, max_size=3), st.none()), max_size=4)
-more = st.dictionaries(st.text(string.ascii_letters, min_size=12, max_size=15), st.one_of(words, int64), max_size=2)
+# Made of few choices, because a file has many parts.
+tokens = st.integers(36**3, 36**12 - 1).map(lambda number: numpy.base_repr(number, 36).lower())
+identifiers = st.integers(0, 10**6 - 1).map("workflow-{:06}".format)
+moments = st.integers(0, 20 * 365 * 86_400 * 1000).map(
+    lambda number: datetime(2020, 1, 1, tzinfo=UTC) + timedelta(milliseconds=number)
+)
+pieces = st.one_of(
+    st.sampled_from(["", "a b", "\u00e9\u0301", '"\\', "\u2028\n", "\U0001f600", "null", "1e5", "x" * 300]),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=3),
+)
+scalars = st.one_of(pieces, st.booleans(), int64, finite)
+settings = st.dictionaries(
+    pieces.filter(bool), st.one_of(scalars, st.lists(scalars, max_size=2), st.none()), max_size=2
+)
+more = st.dictionaries(st.sampled_from(["ofAnotherRelease", "of_another_tool"]), st.one_of(pieces, int64), max_size=2)
 outputs = st.lists(
     st.one_of(
-        st.fixed_dictionaries({"path": words.map("/vip/Home/{}".format)}),
+        st.fixed_dictionaries({"path": pieces.map("/vip/Home/{}".format)}),
         st.fixed_dictionaries(
             {
-                "path": words.map("/vip/Home/{}".format),
+                "path": pieces.map("/vip/Home/{}".format),
                 "isDirectory": st.booleans(),
                 "size": int64,
                 "exists": st.booleans(),
@@ -255,9 +264,9 @@ outputs = st.lists(
 of_vip_client = st.fixed_dictionaries(
     {
         "session_name": st.just("s"),
-        "pipeline_id": st.one_of(st.none(), words),
-        "local_input_dir": st.one_of(st.none(), words),
-        "local_output_dir": words,
+        "pipeline_id": st.one_of(st.none(), pieces),
+        "local_input_dir": st.one_of(st.none(), pieces),
+        "local_output_dir": pieces,
         "vip_input_dir": st.just("/vip/Home/API/s/INPUTS"),
         "vip_output_dir": st.just("/vip/Home/API/s/OUTPUTS"),
         "input_settings": st.one_of(st.none(), settings),
@@ -275,7 +284,7 @@ of_vip_client = st.fixed_dictionaries(
     }
 )
 uploads = st.dictionaries(
-    words, st.builds(UploadedFile, size=int64, mtime_ns=int64, sha256=st.just("0" * 64)), max_size=2
+    pieces, st.builds(UploadedFile, size=int64, mtime_ns=int64, sha256=st.just("0" * 64)), max_size=2
 )
 launches = st.dictionaries(
     tokens.map("s-r001-{}".format),
@@ -283,39 +292,39 @@ launches = st.dictionaries(
         LaunchRecord,
         intended=moments,
         since=st.one_of(st.none(), moments),
-        results_location=words,
+        results_location=pieces,
         girder_inputs=settings,
         workflow_id=st.one_of(st.none(), identifiers),
-        started_by=st.one_of(st.none(), words),
+        started_by=st.one_of(st.none(), pieces),
     ),
     max_size=2,
 )
 intents = st.builds(
     IntentRecord,
     begun_at=st.one_of(st.none(), moments),
-    pipeline_id=st.one_of(st.none(), words),
+    pipeline_id=st.one_of(st.none(), pieces),
     given=settings,
     input_settings=st.one_of(st.none(), settings),
     nb_runs=st.integers(1, 1000),
-    local_input_dir=st.one_of(st.none(), words),
-    required_outputs=st.one_of(st.none(), st.lists(words, max_size=2).map(tuple)),
+    local_input_dir=st.one_of(st.none(), pieces),
+    required_outputs=st.one_of(st.none(), st.lists(pieces, max_size=2).map(tuple)),
     girder_metadata=settings,
 )
 ledgers = st.builds(
     Ledger,
     revision=st.integers(0, 10**6),
     intents=st.dictionaries(tokens, intents, min_size=1, max_size=3),
-    begun=st.lists(words, max_size=2),
+    begun=st.lists(pieces, max_size=2),
     launches=launches,
     uploads=uploads,
     downloaded=st.lists(identifiers, max_size=2),
     is_removed=st.booleans(),
-    resume=st.one_of(st.none(), words),
+    resume=st.one_of(st.none(), pieces),
 )
 
 
 def written(record: SessionRecord) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(json.dumps(record.model_dump(mode="json"), indent=4))
+    content: dict[str, Any] = json.loads(json.dumps(record.model_dump(mode="json")))
     return content
 
 
