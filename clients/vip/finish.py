@@ -167,17 +167,19 @@ def _refuse_unfetched(client: VipClient, session: VipSession, workflows: Sequenc
             f"outputs in {session.vip_output_dir}. Nothing was removed. Download them first, or keep them with "
             "keep_output."
         )
-    record = file.read()
+    ledger = file.read().ledger
     lost = {
         one.workflow.identifier: one.unfetched
         for one in judge(client, session, workflows, fetched=True)
-        if one.unfetched and one.workflow.identifier not in record.ledger.downloaded
+        # What has been fetched and is not here any more is still on the platform, until its removal was begun.
+        if one.unfetched and not (ledger.is_removed and one.workflow.identifier in ledger.downloaded)
     }
     if lost:
         told = "; ".join(f"{identifier} ({', '.join(outputs[:3])})" for identifier, outputs in lost.items())
         raise NotFetched(
-            f"Session {session.session_name!r} is not finished: wanted outputs were not fetched: {told}. Nothing was "
-            "removed. Download them first, or keep them with keep_output.",
+            f"Session {session.session_name!r} is not finished: wanted outputs are not here: {told}. Nothing was "
+            "removed. Download them, keep them with keep_output, or take the status of these runs out of get_status "
+            "of the session's options.",
             list(lost),
         )
 

@@ -142,6 +142,8 @@ class InputFolder:
     def find(self, value: str) -> str | None:
         """Find what a value names: relative to the folder, absolutely, or from the current folder; through any links.
 
+        Letters with accents may be one character in the value and two in the name, as on macOS, or the reverse.
+
         Args:
             value: A path of a file or folder.
 
@@ -152,7 +154,10 @@ class InputFolder:
         for candidate in (self.path / value, Path(value)):
             if (found := self._relative(candidate)) is not None:
                 return found
-        return None
+        path = PurePosixPath(value)
+        relative = path.relative_to(self.path) if path.is_relative_to(self.path) else path
+        alike = self._by_look.get(_as_seen(relative.as_posix()), set())
+        return next(iter(alike)) if len(alike) == 1 else None
 
     def is_local(self, value: str) -> bool:
         """Tell whether a value is the path of something that exists here, in the folder or not.
@@ -193,6 +198,15 @@ class InputFolder:
     @cached_property
     def _names(self) -> frozenset[str]:
         return frozenset(file.local_name for file in self.files)
+
+    @cached_property
+    def _by_look(self) -> dict[str, set[str]]:
+        """Stored names by what people see of the local ones."""
+        found: dict[str, set[str]] = {}
+        local_names = [(file.local_name, file.name) for file in self.files]
+        for local, stored in (*local_names, *((local, stored) for stored, local in self.folders.items())):
+            found.setdefault(_as_seen(local), set()).add(stored)
+        return found
 
     @cached_property
     def _by_real_path(self) -> dict[Path, str]:
@@ -288,8 +302,17 @@ def _unreadable(error: OSError) -> str:
     return f"{error.filename} cannot be read: {error.strerror}."
 
 
+def _as_seen(name: str) -> str:
+    """One of the spellings of a name that look the same."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _selected(name: str, include: Iterable[str], exclude: Iterable[str]) -> bool:
+    seen = _as_seen(name)
+
     def matches(patterns: Iterable[str]) -> bool:
-        return any(fnmatchcase(name, pattern) or PurePosixPath(name).match(pattern) for pattern in patterns)
+        return any(
+            fnmatchcase(seen, pattern) or PurePosixPath(seen).match(pattern) for pattern in map(_as_seen, patterns)
+        )
 
     return (not include or matches(include)) and not matches(exclude)

@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,19 @@ def test_names_that_become_one_are_told(check: Check, inputs: Path, one: str, ot
     (problem,) = problems(check, text="x")
     assert "would both be stored as" in problem
     check(text="x", exclude=[other])
+
+
+@pytest.mark.parametrize(("here", "given"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_name_that_looks_the_same_is_the_same(check: Check, inputs: Path, here: Any, given: Any) -> None:
+    local, value = (unicodedata.normalize(form, "\u00e9t\u00e9/\u00e9.txt") for form in (here, given))
+    (inputs / local).parent.mkdir()
+    (inputs / local).write_text("x")
+    for name in (value, str(inputs / value), f"./{value}"):
+        plan = check(text="x", file=[name, value.partition("/")[0]], include=[value])
+        assert plan.input_values["file"] == [f"{HOME}/INPUTS/ete/e.txt", f"{HOME}/INPUTS/ete"]
+    (inputs / value).parent.mkdir()
+    (inputs / value).write_text("y")
+    assert all("would both be stored as" in problem for problem in problems(check, text="x", file=value))
 
 
 def test_name_that_grows_too_long_is_told(check: Check, inputs: Path) -> None:

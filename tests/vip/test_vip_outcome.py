@@ -124,7 +124,12 @@ def test_what_was_not_fetched_is_not_removed(
     assert caught.value.workflow_ids == (ended.identifier,)
     assert [entry for entry in effects(vip) if entry.method == "DELETE" and "session_data" not in entry.path] == []
     assert finish(client, session, keep_output=True).removed == (session.vip_input_dir,)
-    download(client, session)
+    for paths in download(client, session).files.values():
+        for path in paths:
+            path.unlink()
+    with pytest.raises(NotFetched, match="are not here"):
+        finish(client, session)
+    assert download(client, session).fetched == 1
     assert session.vip_output_dir in finish(client, session).removed
     assert not client.exists(session.vip_dir)
 
