@@ -20,6 +20,7 @@ from prefect_biomed.flows._checked import checked_flow
 from prefect_biomed.flows.parameters import (
     CancellableWaiting,
     Group,
+    Outputs,
     RefreshTime,
     Removal,
     SessionName,
@@ -79,6 +80,7 @@ def repeatability_experiment(
     session_name: SessionName | None = None,
     refresh_time: RefreshTime = 30.0,
     upload: Upload | None = None,
+    outputs: Outputs | None = None,
     removal: Removal | None = None,
     waiting: CancellableWaiting | None = None,
     assessment: Assessment | None = None,
@@ -106,6 +108,8 @@ def repeatability_experiment(
         session_name: Name of the session that owns the inputs; made up when empty.
         refresh_time: Seconds between two looks at the runs.
         upload: Which inputs are sent, and where to; all of `input_dir` when empty.
+        outputs: Which outputs are downloaded, in which shape, and what counts as success. What is left out is so: those
+            of finished runs, packed as they are, and every job has to succeed.
         removal: What is removed from the platform at the end; everything when empty.
         waiting: How long to wait for capacity and for the runs, and whether a cancellation kills them; to the end, and
             it does not, when empty.
@@ -126,6 +130,7 @@ def repeatability_experiment(
         output_dir=experiment_dir,
         session_name=session_name,
         upload=SessionUpload(**upload.model_dump()),
+        outputs=outputs,
         removal=removal,
         # Every job counts; archives stay packed: they are evidence, and the comparison looks into them.
         options=SessionOptions(unzip=False, strict=True),

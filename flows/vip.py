@@ -315,9 +315,10 @@ def vip_collect(
 ) -> list[SessionResult]:
     """Finish every open session of a folder in one pass: what has ended is downloaded, what runs is left alone.
 
-    A session of which a run failed is downloaded as far as it succeeded, told in the table, and stays on the platform
-    and open. Made for a schedule. Sessions that another run is watching may be collected too; that run then finds the
-    files. A flow run that was suspended until its session has ended is resumed, and does the rest itself.
+    A session of which a run was not launched yet is left alone, too: its flow run will do it, or `vip_resume`. One of
+    which a run failed is downloaded as far as it succeeded, told in the table, and stays on the platform and open. Made
+    for a schedule. Sessions that another run is watching may be collected too; that run then finds the files. A flow
+    run that was suspended until its session has ended is resumed, and does the rest itself.
 
     Args:
         credentials: The account.
@@ -598,21 +599,24 @@ class _Passed(NamedTuple):
 
 
 def _pass(credentials: VipCredentials, folder: Path, outputs: Outputs | None, removal: Removal | None) -> _Passed:
-    """Collect a session unless some run goes on, or a suspended flow run will do it."""
+    """Collect a session unless some run goes on or is still to be launched, or a suspended flow run will do it."""
     try:
         intents = [
             one.model_copy(update={"options": chosen(one.options, outputs, removal)}) for one in open_intents(folder)
         ]
         session = intents[-1]
         with credentials.get_client() as client:
-            if not SessionFile(session, client).read().workflow_ids():
-                return _Passed()
+            record = SessionFile(session, client).read()
+        if not record.workflow_ids():
+            return _Passed()
+        unlaunched = [name for one in intents for name in record.not_launched(one, is_newest=one is session)]
         workflows = steps.monitor_workflows(credentials, session, wait=False, raise_on_failure=False)
         running = [workflow.identifier for workflow in workflows if not workflow.status.is_terminal]
         # Only a session whose file is here can have been suspended.
-        outlook = "over" if running or session.backup != "local" else resume_session(session)
+        goes_on = bool(running or unlaunched)
+        outlook = "over" if goes_on or session.backup != "local" else resume_session(session)
         result = None
-        if not running and outlook == "over":
+        if not goes_on and outlook == "over":
             runs = [(one, ids) for one, ids in _runs_of(credentials, intents) if ids]
             fetched = [_fetch(credentials, one, ids, 1.0, Waiting()) for one, ids in runs]
             result = _conclude(credentials, session, fetched, accept_failures=True)
@@ -623,6 +627,7 @@ def _pass(credentials: VipCredentials, folder: Path, outputs: Outputs | None, re
         "session": session.session_name,
         "runs": len(workflows),
         "still running": len(running),
+        "not launched": len(unlaunched),
         "failed": len(result.problems) if result else 0,
         "flow run": "" if outlook == "over" else outlook,
     }

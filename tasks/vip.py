@@ -342,7 +342,7 @@ def monitor_workflows(
         workflow_ids: The runs; all of the session when None.
         refresh_time: Seconds between the first looks; it grows with the age of the runs to five times as much.
         timeout_seconds: Stop waiting after this time; never when None.
-        wait: False looks once and returns.
+        wait: False looks once and returns, or says at once why it cannot.
         raise_on_failure: Whether a failed run raises; its jobs and logs are reported either way.
         settings: What counts as failed, what the watch puts up with, and what happens at the end of its time.
 
@@ -361,7 +361,8 @@ def monitor_workflows(
         growth=1.1,
         max_interval_seconds=5 * refresh_time,
         deadline_seconds=timeout_seconds,
-        error_budget=settings.error_budget,
+        # Whoever looks once comes back anyway.
+        error_budget=settings.error_budget if wait else 0,
     )
     progress = Progress(artifact_key("vip-monitor", session.session_name), f"Runs of {session.session_name}")
     runs = Table(

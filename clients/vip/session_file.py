@@ -444,6 +444,22 @@ class SessionRecord(BaseModel):
                 wanted.append(repetition)
         return wanted
 
+    def not_launched(self, session: VipSession, *, is_newest: bool) -> list[str]:
+        """Name the runs of an intent that were not launched, as far as anybody has written down.
+
+        Args:
+            session: The session, as one of its intents has it.
+            is_newest: As for `repetitions_to_launch`.
+
+        Returns:
+            Names of executions; none of what vip-client has launched.
+        """
+        if self.is_adopted(session.token):
+            return []
+        names = map(session.workflow_name, self.repetitions_to_launch(session, is_newest=is_newest))
+        launches = self.ledger.launches
+        return [name for name in names if name not in launches or launches[name].workflow_id is None]
+
     def intent_of(self, workflow_id: str) -> str:
         """Tell to which intent an execution belongs.
 

@@ -28,7 +28,6 @@ from chaos.kills import (
     write_inputs,
 )
 
-
 ELSEWHERE = [kind for kind in KINDS if kind not in ON_VIP]
 
 
@@ -96,4 +95,5 @@ def test_session_killed_at_some_moments_comes_to_the_same_files_in_every_way(eve
     rows = matrix(every=every, kinds=kinds)
     print(report(rows))
     assert [wrong for row in rows for wrong in row.wrong] == []
-    assert {(row.kind, row.way) for row in rows if row.ends["same files"]} == set(product(kinds, WAYS))
+    assert {(row.kind, row.way) for row in rows} == set(product(kinds, WAYS))
+    assert all(row.ends["same files"] > row.ends.total() / 2 for row in rows)

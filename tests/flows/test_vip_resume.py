@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from harness.laboratory import wait_until
 from prefect_biomed.blocks import VipCredentials
 from prefect_biomed.clients.errors import AuthenticationError
-from prefect_biomed.clients.vip import WorkflowFailed, open_intents
+from prefect_biomed.clients.vip import SessionFile, VipSession, WorkflowFailed, open_intents
 from prefect_biomed.flows.parameters import Outputs, Removal, SessionUpload, SessionWaiting
 from prefect_biomed.flows.vip import vip_collect, vip_resume, vip_session
 from prefect_biomed.sandbox import Fault, Sandbox
@@ -120,10 +120,20 @@ def test_sessions_are_collected_wherever_their_file_is_kept(
         )
     with credentials.get_client() as client:
         wait_until(lambda: all(w.status.is_terminal for w in client.workflows()), 30, "both have ended")
-    collected = vip_collect(credentials, tmp_path / "sessions")
-    assert [one.session.session_name for one in collected] == ["kept-None", "kept-vip"]
-    assert all(one.is_finished and len(one.files) == 1 for one in collected)
+    (half,) = open_intents(tmp_path / "sessions" / "None")
+    _intend(half, runs=2)
+    (collected,) = vip_collect(credentials, tmp_path / "sessions")
+    assert (collected.session.session_name, collected.is_finished, len(collected.files)) == ("kept-vip", True, 1)
+    # Its second run is still to be launched, and needs the inputs.
+    _intend(half, runs=1)
+    (collected,) = vip_collect(credentials, tmp_path / "sessions")
+    assert (collected.session.session_name, collected.is_finished, len(collected.files)) == ("kept-None", True, 1)
     assert vip_collect(credentials, tmp_path / "sessions") == []
+
+
+def _intend(session: VipSession, runs: int) -> None:
+    with SessionFile(session).edit() as record:
+        record.ledger.intents[session.token].nb_runs = runs
 
 
 @pytest.mark.parametrize("strict", [False, True])
