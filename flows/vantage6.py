@@ -42,6 +42,7 @@ from prefect_biomed.clients.vantage6 import (
     frame_of,
     load_result,
     organization_folder,
+    write_server_configuration,
 )
 from prefect_biomed.flows._checked import checked_flow
 from prefect_biomed.flows.cancellation import ending_remote_jobs
@@ -443,7 +444,8 @@ def provision_collaboration(
         collaboration: Name of the collaboration.
         organizations: Its organizations, with their users and the databases of their nodes.
         configuration_dir: Folder that gets a sub-folder for each organization with its private key, the configuration
-            of its node, and the passwords of its users, all in files of mode 0600. An absolute path.
+            of its node, and the passwords of its users, all in files of mode 0600; and `server.yaml`, with which a
+            server of this generation is started. An absolute path.
         encrypted: Whether inputs and results are encrypted.
 
     Returns:
@@ -471,6 +473,8 @@ def provision_collaboration(
         for spec, organization in zip(organizations, made, strict=True)
         for user in spec.users
     ]
+    with credentials.get_client() as client:
+        write_server_configuration(client, folder, auth_url=credentials.auth_url, realm=credentials.realm)
     federation = Federation(
         collaboration=owner,
         organizations=tuple(made),

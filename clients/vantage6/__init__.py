@@ -10,6 +10,7 @@ from prefect_biomed.clients.vantage6.accounts import (
     reset_password,
 )
 from prefect_biomed.clients.vantage6.client import Encryption, Vantage6Client
+from prefect_biomed.clients.vantage6.configuration_files import NodeDatabase
 from prefect_biomed.clients.vantage6.connection import connect
 from prefect_biomed.clients.vantage6.dataframes import description_of
 from prefect_biomed.clients.vantage6.encryption import PrivateKey, PublicKey
@@ -85,11 +86,11 @@ from prefect_biomed.clients.vantage6.monitoring import (
 )
 from prefect_biomed.clients.vantage6.preflight import OfflineNodes, check_key, task_name
 from prefect_biomed.clients.vantage6.provisioning import (
-    NodeDatabase,
     OrganizationSpec,
     make_collaboration,
     make_node,
     make_organization,
+    write_server_configuration,
 )
 from prefect_biomed.clients.vantage6.resources import RESOURCES, Resource, resource_named, resource_of, rows_of
 from prefect_biomed.clients.vantage6.results import SPILL_BYTES, fetch_results, load_result
@@ -216,4 +217,5 @@ __all__ = [
     "tasks_failed",
     "wait_for_dataframe",
     "watch",
+    "write_server_configuration",
 ]

@@ -7,17 +7,22 @@ never replaced. Secrets go into files that only their owner can read, and nowher
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from prefect_biomed.clients.errors import ConfigurationError, NotFoundError, PermissionDeniedError
+from prefect_biomed.clients.files import atomic_write
 from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vantage6.accounts import UserSpec
 from prefect_biomed.clients.vantage6.client import Vantage6Client, nodes_of
+from prefect_biomed.clients.vantage6.configuration_files import (
+    NodeDatabase,
+    node_configuration,
+    server_configuration,
+)
 from prefect_biomed.clients.vantage6.encryption import PrivateKey
 from prefect_biomed.clients.vantage6.errors import KeyMismatch, NameConflict
 from prefect_biomed.clients.vantage6.federation_folder import (
@@ -30,25 +35,15 @@ from prefect_biomed.clients.vantage6.federation_folder import (
 )
 from prefect_biomed.clients.vantage6.models import Collaboration, Node, Organization
 
-__all__ = ["NodeDatabase", "OrganizationSpec", "make_collaboration", "make_node", "make_organization"]
+__all__ = [
+    "OrganizationSpec",
+    "make_collaboration",
+    "make_node",
+    "make_organization",
+    "write_server_configuration",
+]
 
 logger = logger_of(__name__)
-
-
-class NodeDatabase(BaseModel):
-    """A database in the configuration of a node.
-
-    Attributes:
-        label: What tasks call it.
-        uri: Path or connection string, as the node sees it.
-        type: Kind of the database.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    label: str = "default"
-    uri: str
-    type: Literal["csv", "parquet", "sql", "excel", "sparql", "omop", "folder", "other"] = "csv"
 
 
 class OrganizationSpec(BaseModel):
@@ -210,15 +205,55 @@ def make_node(
         return node
     write_secret(mark, b"")
     node, key = _with_new_key(client, collaboration, organization, node)
-    encryption: dict[str, Any] = {"enabled": collaboration.encrypted, "private_key": None}
-    if collaboration.encrypted:
-        encryption["private_key"] = str(private_key_path(folder, organization.name).absolute())
-    configuration = _node_configuration(
-        client, node.name, key.get_secret_value(), encryption, databases, auth_url=auth_url, realm=realm
+    configuration = node_configuration(
+        client.url,
+        client.version.major,
+        node.name,
+        key.get_secret_value(),
+        private_key=private_key_path(folder, organization.name).absolute() if collaboration.encrypted else None,
+        databases=databases,
+        auth_url=auth_url,
+        realm=realm,
     )
     write_secret(path, as_yaml(configuration))
     remove(mark)
     return node.model_copy(update={"api_key": None})
+
+
+def write_server_configuration(
+    client: Vantage6Client, folder: Path, *, auth_url: str | None = None, realm: str = "vantage6"
+) -> Path:
+    """Write ``server.yaml``: what a server of this generation at this address is started with. Safe to repeat.
+
+    Its secrets are made up, so it is the beginning of another server's configuration, not a copy of the running one's.
+    A file that is there stays as it is.
+
+    Args:
+        client: The account; only its server counts.
+        folder: Folder of the federation.
+        auth_url: Keycloak, for generation 5.
+        realm: Its realm.
+
+    Returns:
+        The file, of mode 0600.
+
+    Raises:
+        LocalStorageError: It cannot be written.
+    """
+    path = folder / "server.yaml"
+    if not is_written(path):
+        configuration = server_configuration(
+            client.url,
+            client.version.major,
+            lambda: secrets.token_urlsafe(32),
+            folder / "server",
+            auth_url=auth_url,
+            realm=realm,
+        )
+        # The folder itself is the user's, so its mode stays.
+        with atomic_write(path, mode=0o600) as file:
+            file.write(as_yaml(configuration))
+    return path
 
 
 def _with_new_key(
@@ -233,47 +268,3 @@ def _with_new_key(
     if made.api_key is None:
         raise NotFoundError(f"The server gave no API key for node {made.name!r}.", url=client.url)
     return made, made.api_key
-
-
-def _node_configuration(
-    client: Vantage6Client,
-    name: str,
-    api_key: str,
-    encryption: Mapping[str, Any],
-    databases: Sequence[NodeDatabase],
-    *,
-    auth_url: str | None,
-    realm: str,
-) -> dict[str, Any]:
-    """Write what ``v6 node`` of the server's generation reads."""
-    parts = urlsplit(client.url)
-    server = f"{parts.scheme}://{parts.hostname}"
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    if client.version.major == 5:
-        files = [
-            {"name": one.label, "uri": one.uri, "type": one.type, "volumePath": str(Path(one.uri).parent)}
-            for one in databases
-        ]
-        return {
-            "node": {
-                "name": name,
-                "apiKey": api_key,
-                "keycloak": {"url": auth_url, "realm": realm},
-                "hq": {"url": server, "port": port, "path": parts.path},
-                "encryption": {key: value for key, value in encryption.items() if value is not None},
-                "databases": {"fileBased": files},
-            }
-        }
-    common = {
-        "api_key": api_key,
-        "server_url": server,
-        "port": port,
-        "api_path": parts.path,
-        "encryption": dict(encryption),
-        "task_dir": f"tasks-{name}",
-        "logging": {"level": "INFO", "file": "node.log", "use_console": True, "backup_count": 5, "max_size": 1024},
-    }
-    if client.version.major == 3:
-        files_by_label = {one.label: one.uri for one in databases}
-        return {"application": common | {"databases": files_by_label}, "environments": {}}
-    return common | {"databases": [one.model_dump() for one in databases]}
