@@ -41,8 +41,9 @@ def problems_of_arguments(arguments: Mapping[str, Any]) -> list[str]:
     problems = []
     for name, value in arguments.items():
         try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
+            # Names are sorted here because those of different kinds cannot be: JSON would make the same of 1 and "1".
+            json.dumps(value, allow_nan=False, sort_keys=True)
+        except (TypeError, ValueError, RecursionError) as error:
             problems.append(f"arguments[{name!r}] is not JSON: {error}.")
     return problems
 

@@ -58,7 +58,7 @@ def test_calls_of_generations_4_and_5() -> None:
     assert json.loads(encode_call(5, "mean", {"column": "age"}, central=False)) == {"column": "age"}
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", float("nan"), {"deep": [Path("x")]}])
+@pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", float("nan"), {"deep": [Path("x")]}, {1: "a", "1": "b"}])
 def test_an_argument_that_is_no_json_is_named(value: object) -> None:
     with pytest.raises(ConfigurationError, match="'wrong'"):
         encode_call(4, "mean", {"fine": 1, "wrong": value}, central=False)
