@@ -116,6 +116,8 @@ class _Whole:
     def _decode(self) -> Array:
         with self._open() as image:
             about = self.about
+            if about.channels == 1 and _is_scaled_pgm(image):
+                return self._stored(image)
             if about.palette:
                 image = image.convert("RGB")  # the palette is of this image
             array = np.asarray(image)
@@ -127,6 +129,17 @@ class _Whole:
             # Pillow has stretched the values to what it shows; there are fewer of them, so that the way back is exact.
             array = np.rint(array * (most / shown)).astype(np.uint8 if most < 256 else np.uint16)
         return array
+
+    def _stored(self, image: Any) -> Array:
+        """The values of a binary PGM as they lie in the file: Pillow cuts off those above the maximum of its header."""
+        dtype = np.dtype(">u2" if self.about.bits > 8 else "u1")
+        count = image.width * image.height
+        with named(self._name), self._file() as file:
+            file.seek(image.tile[0][2])
+            content = file.read(count * dtype.itemsize)
+        if len(content) < count * dtype.itemsize:
+            raise SourceUnreadable(f"{self._name}: is damaged: it ends before its last pixel.")
+        return np.frombuffer(content, dtype).reshape(image.height, image.width).astype(dtype.newbyteorder("="))
 
     @contextmanager
     def _open(self) -> Iterator[Image.Image]:
@@ -213,9 +226,13 @@ def _orientation(image: Image.Image) -> int:
 
 def _maximum_of_pgm(image: Any) -> int:
     arguments = image.tile[0][3] if image.tile else ()
-    if isinstance(arguments, tuple) and len(arguments) == 2 and isinstance(arguments[1], int) and arguments[1] > 1:
+    if isinstance(arguments, tuple) and len(arguments) == 2 and isinstance(arguments[1], int) and arguments[1] > 0:
         return arguments[1]
     return 65535 if image.mode == "I" else 255
+
+
+def _is_scaled_pgm(image: Any) -> bool:
+    return bool(image.format == "PPM" and image.tile and image.tile[0][0] == "ppm")
 
 
 def _depth_of_jpeg2000(head: bytes) -> tuple[int, bool]:

@@ -61,12 +61,15 @@ def test_the_end_waits_for_index_messages_in_doubt_and_no_longer(lab: Lab) -> No
     lab.write_stack(pixels)
     config, job = lab.create(lab.config())
     lab.boss.faults.add(Fault(**HELD, status=504, calls=[2]))  # of a chunk that the first has told of
+    held = time.monotonic()
     upload(lab, lab.uploader(config, job.id, SHORT))
+    assert [fault["hit"] for fault in lab.boss.faults.describe()] == [1]
     lab.boss.job(job.id).upload_queue.expire_leases()
     begun = time.monotonic()
     while lab.complete(job.id).outcome != "COMPLETE":
         lab.upload(config, job.id, SHORT)
     assert time.monotonic() - begun < 3 * SETTLE_SECONDS
+    assert time.monotonic() - held > HOLD_SECONDS
     assert np.array_equal(lab.read((16, 512, 512)), pixels)
     lab.boss.journal.settle(10)
     assert not lab.boss.job(job.id).observed.late_indexed

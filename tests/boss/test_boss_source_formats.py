@@ -124,6 +124,22 @@ def test_a_header_that_speaks_of_too_much_is_refused_before_memory_is_taken(tmp_
         images.from_bytes((tmp_path / "a.png").read_bytes(), TileFormat(64, 48, "uint8", max_pixels=9999), "file")
 
 
+@pytest.mark.parametrize(("most", "stored"), [(1, [0, 1, 7, 255]), (100, [3, 101, 200, 255]), (4095, [1, 4096, 65535])])
+def test_values_above_the_maximum_that_a_pgm_states_are_read_as_they_are(most: int, stored: list[int]) -> None:
+    values = np.array([stored], "u1" if most < 256 else ">u2")
+    binary = f"P5 {len(stored)} 1 {most}\n".encode() + values.tobytes()
+    tile = TileFormat(len(stored), 1, "uint16")
+    made = np.asarray(Image.open(io.BytesIO(images.from_bytes(binary, tile, "a.pgm"))))
+    assert made.tolist() == [stored]
+    with pytest.raises(SourceUnreadable, match=r"a\.pgm"):
+        images.from_bytes(binary[:-1], tile, "a.pgm")
+    plain, tile = f"P2 2 1 {most}\n{most} ", TileFormat(2, 1, "uint16")
+    made = np.asarray(Image.open(io.BytesIO(images.from_bytes(f"{plain}0\n".encode(), tile, "a"))))
+    assert made.tolist() == [[most, 0]]
+    with pytest.raises(SourceUnreadable, match="too large"):
+        images.from_bytes(f"{plain}{most + 1}\n".encode(), tile, "a")
+
+
 def test_without_tifffile_tiff_is_read_exactly_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding.tiff, "is_there", lambda: False)
     read = 0
