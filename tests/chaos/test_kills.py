@@ -96,4 +96,4 @@ def test_session_killed_at_some_moments_comes_to_the_same_files_in_every_way(eve
     print(report(rows))
     assert [wrong for row in rows for wrong in row.wrong] == []
     assert {(row.kind, row.way) for row in rows} == set(product(kinds, WAYS))
-    assert all(row.ends["same files"] > row.ends.total() / 2 for row in rows)
+    assert all(row.ends["same files"] >= row.ends.total() / 2 for row in rows)
