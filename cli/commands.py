@@ -213,6 +213,33 @@ def publish(
     _run("vip-publish", given, settings, credentials, json=json)
 
 
+@app.command(epilog="Example: prefect-biomed crate /data/outputs/sub-01 --check")
+def crate(
+    folder: Annotated[Path, typer.Argument(help="Output folder of a VIP session.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Prove the files by the crate that is there; write nothing.")
+    ] = False,
+    licence: Annotated[str, typer.Option(help="Address of the licence of the outputs.")] = "",
+    json: AsJson = False,
+) -> None:
+    """Write how outputs came about as an RO-Crate, or prove them by it. Exit code 1 when a file is not as it was."""
+    from prefect_biomed.cli.running import as_json
+    from prefect_biomed.clients.crates import METADATA, check_crate
+    from prefect_biomed.clients.vip import open_session, write_session_crate
+
+    folder = folder.absolute()
+    if not check:
+        _or_exit(lambda: write_session_crate(open_session(folder), licence=licence))
+    differences = _or_exit(lambda: check_crate(folder))
+    if json:
+        found = [difference.model_dump() for difference in differences]
+        typer.echo(as_json({"crate": folder / METADATA, "differences": found}))
+    else:
+        lines = [f"{difference.path}: {difference.what}" for difference in differences]
+        typer.echo("\n".join(lines) or f"All files are as {folder / METADATA} says.")
+    raise typer.Exit(1 if differences else 0)
+
+
 @app.command(epilog="Example: prefect-biomed compare runs/ report/ --baseline references/")
 def compare(
     runs: Annotated[Path, typer.Argument(help="Folder whose sub-folders hold one run each.")],

@@ -540,6 +540,8 @@ def _conclude(
     """Finish a session of which everything is here, and report it. One that failed stays on the platform."""
     outcomes = [one for part in fetched for one in part.outcomes]
     failed = [one for one in outcomes if not one.is_success]
+    if outcomes:
+        steps.write_crate(credentials, session)
     is_finished = session.options.finish and not failed
     if is_finished:
         finish_session(credentials, session)

@@ -32,6 +32,7 @@ from prefect_biomed.clients.vip import (
     preflight,
     share_inputs,
     upload,
+    write_session_crate,
 )
 from prefect_biomed.clients.vip import complete_inputs as send_what_is_missing
 from prefect_biomed.clients.vip import finish as finish_session
@@ -64,6 +65,7 @@ __all__ = [
     "monitor_workflows",
     "show_pipeline",
     "upload_inputs",
+    "write_crate",
 ]
 
 
@@ -507,6 +509,30 @@ def finish(
         logger.info("Inputs are kept for %s", ", ".join(summary.kept_for))
     state_event("vip", "session", session.session_name, "finished", removed=list(summary.removed))
     return summary
+
+
+@task(task_run_name=task_run_named("Write crate", "session"), **RETRY)
+def write_crate(credentials: VipCredentials, session: VipSession) -> Path:
+    """Write the provenance of a session, as an RO-Crate, beside its outputs.
+
+    Safe to repeat: the same session gives the same bytes. Nothing is asked of the platform unless it keeps the session
+    file.
+
+    Args:
+        credentials: The account.
+        session: The session; some of its executions have ended.
+
+    Returns:
+        `ro-crate-metadata.json` in the output folder.
+
+    Raises:
+        LedgerError: No execution has ended yet.
+        LocalStorageError: The output folder cannot be read or written.
+    """
+    with credentials.get_client() as client:
+        path = write_session_crate(session, client)
+    run_logger().info("How the outputs came about is in %s", path)
+    return path
 
 
 @task(task_run_name=task_run_named("Kill", "session"), **RETRY)

@@ -1,6 +1,7 @@
 """The Virtual Imaging Platform: REST client, session file, inputs and transfers."""
 
 from prefect_biomed.clients.vip.client import VipClient
+from prefect_biomed.clients.vip.crate import write_session_crate
 from prefect_biomed.clients.vip.description import describe
 from prefect_biomed.clients.vip.download import DownloadSummary, download
 from prefect_biomed.clients.vip.errors import (
@@ -91,4 +92,5 @@ __all__ = [
     "share_girder_key",
     "share_inputs",
     "upload",
+    "write_session_crate",
 ]

@@ -12,6 +12,7 @@ import requests
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_biomed.clients.archives import ArchiveLimits, is_archive, sweep, unpack
+from prefect_biomed.clients.crates import METADATA, WORKFLOW
 from prefect_biomed.clients.errors import (
     ConfigurationError,
     LedgerError,
@@ -489,7 +490,11 @@ def _join(session: VipSession, name: str) -> Path:
     place = safe_join(session.output_dir, name)
     # Some file systems take capitals for small letters.
     top = place.relative_to(session.output_dir).parts[0].casefold()
-    if top in {FILE_NAME, LOCKS, f".{FILE_NAME}.vip"} or top.startswith(".unpack-") or top.endswith(".part"):
+    if (
+        top in {FILE_NAME, LOCKS, f".{FILE_NAME}.vip", METADATA, WORKFLOW}
+        or top.startswith(".unpack-")
+        or top.endswith(".part")
+    ):
         raise UnsafeContent(f"The output {name[:200]!r} would take the place of the session's own files. Refused.")
     return place
 

@@ -227,6 +227,7 @@ class EndedRecord(BaseModel):
         failed_jobs: How many of them failed.
         outputs: Number of its outputs.
         output_names: Names of the outputs that have files, where the platform tells.
+        seen: When it was first seen to have ended; None in files of earlier releases.
     """
 
     status: str
@@ -234,6 +235,7 @@ class EndedRecord(BaseModel):
     failed_jobs: int = 0
     outputs: int = 0
     output_names: tuple[str, ...] = ()
+    seen: AwareDatetime | None = None
 
 
 class Ledger(BaseModel):
@@ -251,6 +253,7 @@ class Ledger(BaseModel):
         downloaded: Workflows whose wanted outputs were all here, written before anything is removed.
         is_removed: Whether the removal of the outputs from the platform was begun.
         resume: What waits to be resumed when all executions have ended, for instance a flow run.
+        platform_url: Address of the platform, as it was last talked to.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -266,6 +269,7 @@ class Ledger(BaseModel):
     downloaded: list[str] = Field(default_factory=list)
     is_removed: bool = False
     resume: str | None = None
+    platform_url: str | None = None
 
     @property
     def newest(self) -> str:
@@ -566,6 +570,7 @@ class SessionRecord(BaseModel):
                 failed_jobs=len(workflow.failed_jobs),
                 outputs=len(workflow.outputs),
                 output_names=tuple(sorted(workflow.output_names)),
+                seen=known.seen if known and known.status == workflow.status else datetime.now().astimezone(),
             )
 
     def note_outputs(self, workflow_id: str, outputs: list[PathEntry]) -> None:
@@ -653,6 +658,8 @@ class SessionFile:
             record = self.read()
             yield record
             record.ledger.revision += 1
+            if self._client is not None:
+                record.ledger.platform_url = self._client.url
             self._write(record)
 
     @contextmanager

@@ -31,6 +31,7 @@ RUN_BY = {
     "prefect-biomed flows": "tests/cli/test_running.py",
     "prefect-biomed init": "tests/cli/test_project.py",
     "prefect-biomed judge": "tests/analysis/test_judge_command.py",
+    "prefect-biomed crate": "tests/vip/test_vip_crate.py",
     "prefect-biomed publish": "tests/flows/test_vip_replays.py",
     "prefect-biomed replay": "tests/flows/test_vip_replays.py",
     "prefect-biomed resume": "tests/cli/test_running.py",
