@@ -293,10 +293,8 @@ def _alarm_table(folder: Path) -> list[str]:
     known = [number for number in experiments if number]
     if known:
         high = float(stats.binom.ppf(0.975, min(known), LEVEL)) / min(known)
-        lines += [
-            "",
-            f"{min(known)} to {max(known)} experiments for each cell; {min(known)} stay below {high:.0%} by chance.",
-        ]
+        counted = f"{max(known)}" if min(known) == max(known) else f"{min(known)} to {max(known)}"
+        lines += ["", f"{counted} experiments for each cell; {min(known)} stay below {high:.0%} by chance."]
     return lines
 
 
@@ -334,6 +332,7 @@ def _year_table(folder: Path) -> list[str]:
 
 
 def _median_weeks(cell: Cell) -> str:
+    """The median, and of how many years; those with an alarm before the change do not count."""
     weeks = sorted(
         float("inf") if key == "never" else float(key)
         for key, count in cell.counts.items()
@@ -343,7 +342,8 @@ def _median_weeks(cell: Cell) -> str:
     if not weeks:
         return "-"
     middle = weeks[len(weeks) // 2]
-    return "not within the year" if middle == float("inf") else f"{middle:.0f}"
+    shown = "not within the year" if middle == float("inf") else f"{middle:.0f}"
+    return f"{shown} (of {len(weeks)})"
 
 
 def main() -> None:
