@@ -33,6 +33,11 @@ class ZarrChunkProcessor(ChunkProcessor):
     of the array or image in the group; none when `cloud_path` is it), `level` of an image (0, the finest, by default),
     `t` and `c` (which sample and channel is read; needed where there are several), `axes` (names of the axes in their
     order, such as `tczyx`, when the file does not tell), `storage_options` of fsspec, such as `{"anon": true}`.
+
+    Attributes:
+        array: What was opened.
+        axes: Names of its axes.
+        name: Where it is.
     """
 
     thread_safe: ClassVar[bool] = True
@@ -46,43 +51,41 @@ class ZarrChunkProcessor(ChunkProcessor):
         super().setup(parameters)
         path = str(parameter(parameters, "cloud_path", self)).rstrip("/")
         name = str(parameters.get("volume_name") or "").strip("/")
-        self._name = f"{path}/{name}".rstrip("/")
+        self.name = f"{path}/{name}".rstrip("/")
         self._options: Mapping[str, Any] | None = parameters.get("storage_options")
         opened = self._open(path, name)
         named: Sequence[str]
         if isinstance(opened, zarr.Group):
-            self._array, named = self._level(opened)
+            self.array, named = self._level(opened)
         else:
-            self._array, named = opened, ()
+            self.array, named = opened, ()
             if not parameters.get("axes"):
                 named = self._named_by_parent(path, name) or _own_names(opened)
-        axes = list(parameters.get("axes") or named or (_SPATIAL if self._array.ndim == 3 else ""))
-        self._axes = [str(axis).lower() for axis in axes]
-        if len(self._axes) != self._array.ndim or not {"x", "y"} <= set(self._axes):
+        axes = list(parameters.get("axes") or named or (_SPATIAL if self.array.ndim == 3 else ""))
+        self.axes = [str(axis).lower() for axis in axes]
+        if len(self.axes) != self.array.ndim or not {"x", "y"} <= set(self.axes):
             raise ConfigurationError(
-                f"Zarr array {self._name} has the shape {self._array.shape}, and its axes are "
-                f"{''.join(self._axes) or 'not told'}. Say in the parameter axes which they are, such as tczyx."
+                f"Zarr array {self.name} has the shape {self.array.shape}, and its axes are "
+                f"{''.join(self.axes) or 'not told'}. Say in the parameter axes which they are, such as tczyx."
             )
-        self._chosen = {axis: self._choice(axis) for axis in self._axes if axis not in _SPATIAL}
+        self._chosen = {axis: self._choice(axis) for axis in self.axes if axis not in _SPATIAL}
 
     def process(self, file_path: str, x_index: int, y_index: int, z_index: int) -> tuple[Any, int]:
         """Read one chunk, smaller at the far ends of the array."""
         x, y, z = self.bounds(x_index, y_index, z_index)
         where: dict[str, slice | int] = {"x": x, "y": y, "z": z, **self._chosen}
         try:
-            block = np.asarray(self._array[tuple(where[axis] for axis in self._axes)])
+            block = np.asarray(self.array[tuple(where[axis] for axis in self.axes)])
         except Exception as error:  # whatever the codec or the driver raises
-            raise SourceUnreadable(
-                f"{self._name}: chunk {x_index} {y_index} {z_index} is damaged ({error})."
-            ) from error
-        left = [axis for axis in self._axes if axis in _SPATIAL]
+            raise SourceUnreadable(f"{self.name}: chunk {x_index} {y_index} {z_index} is damaged ({error}).") from error
+        left = [axis for axis in self.axes if axis in _SPATIAL]
         block = block.transpose([left.index(axis) for axis in _SPATIAL if axis in left])
         if "z" not in left:
             block = block[np.newaxis][z]
         if not block.size:
             raise SourceUnreadable(
-                f"{self._name}: chunk {x_index} {y_index} {z_index} lies outside the array, whose shape is "
-                f"{self._array.shape}."
+                f"{self.name}: chunk {x_index} {y_index} {z_index} lies outside the array, whose shape is "
+                f"{self.array.shape}."
             )
         return block, ZYX_ORDER
 
@@ -99,7 +102,7 @@ class ZarrChunkProcessor(ChunkProcessor):
         if len(images) != 1:
             inside = ", ".join(sorted(group.keys())) or "nothing"
             raise ConfigurationError(
-                f"{self._name} is a group with {len(images)} images of OME-Zarr, not one. Name the array (or the "
+                f"{self.name} is a group with {len(images)} images of OME-Zarr, not one. Name the array (or the "
                 f"image) in volume_name; there are: {inside}."
             )
         level = int(self.parameters.get("level", 0))
@@ -107,14 +110,14 @@ class ZarrChunkProcessor(ChunkProcessor):
             paths = [str(found["path"]) for found in images[0]["datasets"]]
             axes = _axis_names(images[0])
         except (KeyError, TypeError) as error:
-            raise ConfigurationError(f"{self._name}: multiscales are damaged ({error!r}).") from error
+            raise ConfigurationError(f"{self.name}: multiscales are damaged ({error!r}).") from error
         if not 0 <= level < len(paths):
-            raise ConfigurationError(f"{self._name} has the levels 0 to {len(paths) - 1}, not {level}.")
+            raise ConfigurationError(f"{self.name} has the levels 0 to {len(paths) - 1}, not {level}.")
         try:
             array = group[paths[level]]
         except Exception as error:  # whatever the driver of the store raises
-            raise ConfigurationError(f"{self._name}/{paths[level]} cannot be opened: {error!r}.") from error
-        self._name = f"{self._name}/{paths[level]}"
+            raise ConfigurationError(f"{self.name}/{paths[level]} cannot be opened: {error!r}.") from error
+        self.name = f"{self.name}/{paths[level]}"
         return array, axes
 
     def _named_by_parent(self, path: str, name: str) -> Sequence[str]:
@@ -133,16 +136,16 @@ class ZarrChunkProcessor(ChunkProcessor):
 
     def _choice(self, axis: str) -> int:
         """Which index of an axis that is not of space is read."""
-        size = int(self._array.shape[self._axes.index(axis)])
+        size = int(self.array.shape[self.axes.index(axis)])
         if axis not in self.parameters and size != 1:
             raise ConfigurationError(
-                f"Zarr array {self._name} has {size} indices on the axis {axis}. Say in the parameter {axis} "
+                f"Zarr array {self.name} has {size} indices on the axis {axis}. Say in the parameter {axis} "
                 "which is read."
             )
         index = int(self.parameters.get(axis, 0))
         if not 0 <= index < size:
             raise ConfigurationError(
-                f"Zarr array {self._name} has {size} indices on the axis {axis}, not one of {index}."
+                f"Zarr array {self.name} has {size} indices on the axis {axis}, not one of {index}."
             )
         return index
 
