@@ -13,12 +13,14 @@ from prefect_biomed.blocks.boss import BossCredentials
 from prefect_biomed.clients.boss import (
     IngestConfig,
     IngestIncomplete,
+    PublishReport,
     Region,
     UploadReport,
     UploadSettings,
     Verification,
     VerificationFailed,
     VerifySettings,
+    VolumeTarget,
     extents_to_heal,
     settled_job,
 )
@@ -29,7 +31,14 @@ from prefect_biomed.tasks import boss as steps
 from prefect_biomed.tasks.policies import intent_token
 from prefect_biomed.tasks.run_names import flow_run_named
 
-__all__ = ["boss_cancel_ingest", "boss_ingest", "boss_join_ingest", "boss_verify", "cancel_remote_job"]
+__all__ = [
+    "boss_cancel_ingest",
+    "boss_ingest",
+    "boss_join_ingest",
+    "boss_verify",
+    "cancel_remote_job",
+    "publish_volume",
+]
 
 Processes = Annotated[int, Field(ge=1, le=64, title="Processes")]
 
@@ -202,6 +211,36 @@ def boss_verify(
     if not look.is_right:
         raise VerificationFailed.of(look)
     return look
+
+
+@checked_flow(name="publish-volume", flow_run_name=flow_run_named("config"))
+def publish_volume(
+    config: IngestConfig | Path,
+    target: VolumeTarget,
+    upload: UploadSettings | None = None,
+    sample: Annotated[int, Field(ge=0)] | None = None,
+    verification: VerifySettings | None = None,
+) -> PublishReport:
+    """Write the sources of an ingest into a Neuroglancer precomputed or OME-Zarr volume instead of the Boss.
+
+    With the lower resolutions, and with the same proof. Run it again after anything: it goes on where it was.
+
+    Args:
+        config: What to publish: a configuration of an ingest, or the path of its file. Its channel is not used.
+        target: The volume: where, in which format, of which dtype.
+        upload: How tiles are made, how many blocks at once, and what to do with sources that are missing or damaged.
+        sample: Which time sample; the only one when empty.
+        verification: How much of it is read back and compared with the source: a sample when empty.
+
+    Returns:
+        What was written and proved.
+
+    Raises:
+        PublishIncomplete: Sources could not be read, or the volume does not keep what is written.
+        ConfigurationError: The place holds something else, or a plugin cannot be loaded.
+        LocalStorageError: The volume cannot be written.
+    """
+    return steps.publish_pixels(IngestConfig.load(config), target, upload, sample, verification)
 
 
 def _work(

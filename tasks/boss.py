@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Literal
 
@@ -15,17 +16,20 @@ from prefect_biomed.clients.boss import (
     IngestIncomplete,
     IngestJob,
     JobCounts,
+    PublishReport,
     Region,
     UploadProgress,
     UploadReport,
     UploadSettings,
     Verification,
     VerifySettings,
+    VolumeTarget,
     account,
     complete,
     create_once,
     create_resources,
     preview,
+    publish,
     treatments_of,
     upload,
     verify,
@@ -45,6 +49,7 @@ __all__ = [
     "create_ingest_job",
     "ingest_status",
     "join_ingest_job",
+    "publish_pixels",
     "report_ingest_job",
     "verify_ingest",
     "wait_until_ready",
@@ -327,6 +332,47 @@ def verify_ingest(
     event = {"wrong": len(look.wrong), "compared": look.compared, "cuboids": look.cuboids}
     state_event("boss", "channel", config.channel_path, _state_of(look), **event)
     return look
+
+
+@task(task_run_name=task_run_named("Publish volume", "config"), **RETRY)
+def publish_pixels(
+    config: IngestConfig,
+    target: VolumeTarget,
+    upload: UploadSettings | None = None,
+    sample: int | None = None,
+    verification: VerifySettings | None = None,
+) -> PublishReport:
+    """Write the sources of a configuration into a volume on disk or in a bucket, and prove what is there.
+
+    Safe to repeat at any time, also after a kill: what is written stays, and what is not is written.
+
+    Args:
+        config: What to publish.
+        target: The volume.
+        upload: How tiles are made, how many blocks at once, and what becomes of bad sources.
+        sample: Which time sample; the only one when None.
+        verification: How much is compared; a sample when None.
+
+    Returns:
+        What was written and proved.
+
+    Raises:
+        PublishIncomplete: Sources could not be read, or the volume does not keep what is written.
+        ConfigurationError: The place holds something else, or a plugin cannot be loaded.
+        LocalStorageError: The volume cannot be written.
+    """
+    key = artifact_key("volume", hashlib.sha256(target.location.encode()).hexdigest()[:10])
+    progress = Progress(f"{key}-progress", f"Volume {target.location}")
+
+    def show(done: int, total: int) -> None:
+        progress(done, total, f"{done} of {total} blocks of {target.location}")
+
+    report = publish(config, target, upload, sample=sample, verification=verification, on_progress=show)
+    run_logger().info("%s", report.summary())
+    text = f"# {inline(report.location)}\n\n{inline(report.summary())}"
+    markdown(f"{key}-report", text, f"Volume {report.location}")
+    state_event("boss", "volume", report.location, "published", blocks=report.blocks, written=report.written)
+    return report
 
 
 @task(task_run_name=task_run_named("Cancel ingest job", "job_id"), **RETRY)

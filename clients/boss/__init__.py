@@ -23,9 +23,11 @@ from prefect_biomed.clients.boss.monitoring import complete, wait_until_ready
 from prefect_biomed.clients.boss.preflight import create_resources, preflight
 from prefect_biomed.clients.boss.processes import upload
 from prefect_biomed.clients.boss.proofs import Region, Verification, VerifySettings, WrongTile
+from prefect_biomed.clients.boss.publishing import PublishIncomplete, PublishReport, publish
 from prefect_biomed.clients.boss.tokens import find_token
 from prefect_biomed.clients.boss.uploader import Uploader
 from prefect_biomed.clients.boss.verification import extents_to_heal, verify
+from prefect_biomed.clients.boss.volumes import VolumeTarget
 
 __all__ = [
     "BossClient",
@@ -41,6 +43,8 @@ __all__ = [
     "JoinedJob",
     "Ledger",
     "ProcessFailed",
+    "PublishIncomplete",
+    "PublishReport",
     "Region",
     "UploadProgress",
     "UploadReport",
@@ -49,6 +53,7 @@ __all__ = [
     "Verification",
     "VerificationFailed",
     "VerifySettings",
+    "VolumeTarget",
     "WrongTile",
     "account",
     "complete",
@@ -60,6 +65,7 @@ __all__ = [
     "job_of_intent",
     "preflight",
     "preview",
+    "publish",
     "settled_job",
     "treatments_of",
     "upload",

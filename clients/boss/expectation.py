@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from prefect_biomed.clients.boss import images
@@ -145,6 +147,27 @@ class Expectation:
     def is_left_out(self, tile: Position) -> bool:
         """Whether a tile was left out of the ingest on purpose."""
         return self._treatments.get(str(tile)) == "left out"
+
+    def fingerprint(self, tiles: Iterable[Position]) -> str:
+        """Tell the state of the files that tiles are made of, so that a change of one is noticed without reading it.
+
+        Args:
+            tiles: Tiles (the chunk itself in a volumetric job).
+
+        Returns:
+            A digest of their paths, sizes and times of change; empty where the plugin names no local files.
+        """
+        if not self._source.names_files:
+            return ""
+        states = []
+        for path in sorted({self._source.path(tile) for tile in tiles}):
+            try:
+                found = Path(path).stat()
+            except OSError as error:
+                states.append((path, str(error.errno)))
+            else:
+                states.append((path, f"{found.st_size} {found.st_mtime_ns}"))
+        return hashlib.sha256(repr(states).encode()).hexdigest()
 
     def planes(self, chunk: Position, boxes: Sequence[Box], only: Collection[int] | None = None) -> list[list[Plane]]:
         """Tell the slices of blocks of one chunk, from one reading of its sources.

@@ -18,18 +18,18 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import IO, Literal
+from typing import IO, Literal, Protocol
 
 from prefect_biomed.clients.boss._keys import Position
-from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.boss.config import IngestConfig
+from prefect_biomed.clients.boss.cutouts import Cutout
 from prefect_biomed.clients.boss.expectation import Expectation, Grid, Plane, Treatment, crop
 from prefect_biomed.clients.boss.models import Channel, UploadSettings
 from prefect_biomed.clients.boss.proofs import Box, Range, Region, Verification, VerifySettings, WrongTile
 from prefect_biomed.clients.files import atomic_write
 from prefect_biomed.clients.texts import logger_of
 
-__all__ = ["extents_to_heal", "verify"]
+__all__ = ["PixelStore", "extents_to_heal", "verify"]
 
 logger = logger_of(__name__)
 
@@ -41,8 +41,26 @@ _NAMED_LIMIT = 1000
 _MANIFEST_VERSION = 1
 
 
+class PixelStore(Protocol):
+    """Where pixels have arrived and can be read back: the Boss, or a volume.
+
+    Attributes:
+        host: Name of it.
+    """
+
+    host: str
+
+    def channel(self, collection: str, experiment: str, channel: str) -> Channel:
+        """Describe a channel; as `BossClient.channel`."""
+
+    def cutout(
+        self, channel_path: str, resolution: int, x: Range, y: Range, z: Range, t: int = 0, *, fresh: bool = False
+    ) -> Cutout:
+        """Read a block back; as `BossClient.cutout`."""
+
+
 def verify(
-    client: BossClient,
+    client: PixelStore,
     config: IngestConfig,
     settings: VerifySettings | None = None,
     *,
@@ -58,7 +76,7 @@ def verify(
     years ago can be looked at, too.
 
     Args:
-        client: Client of the Boss.
+        client: Client of the Boss, or another store.
         config: What was ingested.
         settings: How much is compared.
         upload: How tiles were made, as for the upload.
@@ -203,7 +221,7 @@ class _Chunk:
 class _Look:
     """Looks at chunks; used by all threads."""
 
-    def __init__(self, client: BossClient, channel: Channel, grid: Grid, expectation: Expectation) -> None:
+    def __init__(self, client: PixelStore, channel: Channel, grid: Grid, expectation: Expectation) -> None:
         self._client, self._channel, self._grid, self._expectation = client, channel, grid, expectation
         self.item_bytes = expectation.item_bytes
         self.requests = 0
@@ -366,7 +384,7 @@ def _mapped(
         yield from pool.map(work, batch)
 
 
-def _head(client: BossClient, channel: Channel, grid: Grid) -> dict[str, object]:
+def _head(client: PixelStore, channel: Channel, grid: Grid) -> dict[str, object]:
     return {
         "version": _MANIFEST_VERSION,
         "host": client.host,

@@ -1,0 +1,409 @@
+"""A volume on disk or in a bucket as a second place for pixels: Neuroglancer precomputed or OME-Zarr 0.5.
+
+Needs the `volumetric` extra: TensorStore writes both formats, to all kinds of stores, and each chunk of them whole or
+not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+from uuid import uuid4
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from prefect_biomed.clients.boss.cutouts import Cutout
+from prefect_biomed.clients.boss.models import Channel
+from prefect_biomed.clients.boss.pictures import Array
+from prefect_biomed.clients.errors import ConfigurationError, ConnectionFailed, LocalStorageError
+
+__all__ = ["Level", "Volume", "VolumeTarget", "levels_of"]
+
+Triple = tuple[int, int, int]
+Range = tuple[int, int]
+
+_MARKER = "prefect-biomed.json"
+_MOST_LEVELS = 12
+_PASSING = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED")
+_METRES = {"nanometers": 1.0, "micrometers": 1e3, "millimeters": 1e6, "centimeters": 1e7}
+
+
+class VolumeTarget(BaseModel):
+    """Which volume is written, and what it is like."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    location: str = Field(min_length=1, title="Folder or URL")
+    """A folder, `s3://bucket/path` or `gs://bucket/path`. Keys come from the environment of the worker."""
+    format: Literal["precomputed", "ome-zarr"] = Field(default="precomputed", title="Format")
+    """`precomputed` of Neuroglancer, or `ome-zarr` 0.5."""
+    datatype: Literal["uint8", "uint16", "uint32", "uint64"] = Field(default="uint8", title="dtype")
+    """dtype of the values; sources are never changed to fit it but by `convert`."""
+    kind: Literal["image", "annotation"] = Field(default="image", title="Measured values or labels")
+    """Lower resolutions of an `image` are means, those of an `annotation` the most frequent label."""
+    voxel_size: tuple[float, float, float] = Field(default=(1.0, 1.0, 1.0), title="Voxel size")
+    """Size of a voxel in x, y and z."""
+    voxel_unit: Literal["nanometers", "micrometers", "millimeters", "centimeters"] = "nanometers"
+    """Unit of the voxel size."""
+    levels: int | None = Field(default=None, ge=1, le=_MOST_LEVELS, title="Resolutions")
+    """Number of resolutions, the finest included; as many as make the coarsest a few chunks wide when empty."""
+    chunk: Triple = Field(default=(128, 128, 16), title="Chunk (voxels)")
+    """Longest sides of a chunk in x, y and z; shorter ones are taken where tiles would not be whole chunks."""
+    endpoint_url: str | None = Field(default=None, title="Endpoint of S3")
+    """URL of a service like S3; Amazon's when empty."""
+    region: str | None = Field(default=None, title="Region of S3")
+    """Region of the bucket; needed with an endpoint of one's own."""
+
+    @field_validator("location")
+    @classmethod
+    def _without_secrets(cls, location: str) -> str:
+        if "@" in location.partition("://")[2] or "?" in location:
+            raise ValueError("the location holds a user or a query, which might be a secret: use the environment")
+        return location.rstrip("/") or "/"
+
+    @field_validator("chunk")
+    @classmethod
+    def _positive(cls, chunk: Triple) -> Triple:
+        if min(chunk) < 1:
+            raise ValueError("a chunk has at least one voxel along each axis")
+        return chunk
+
+
+class Level(NamedTuple):
+    """One resolution; everything in the order z, y, x.
+
+    Attributes:
+        shape: Voxels.
+        offset: Where it begins, in its own voxels.
+        chunk: Voxels of a chunk.
+        scale: Voxels of the finest resolution in one of this.
+        step: Voxels of the next finer resolution in one of this.
+    """
+
+    shape: Triple
+    offset: Triple
+    chunk: Triple
+    scale: Triple
+    step: Triple
+
+
+def levels_of(target: VolumeTarget, ranges: tuple[Range, Range, Range], piece: Triple) -> tuple[Level, ...]:
+    """Tell the resolutions of a volume.
+
+    An axis is halved as long as its voxels are less than twice as long as the shortest ones.
+
+    Args:
+        target: The volume.
+        ranges: Half-open ranges in z, y and x.
+        piece: What is written at once, in z, y and x.
+
+    Returns:
+        The finest first.
+
+    Raises:
+        ConfigurationError: Pieces do not line up with the beginning of the volume, or `levels` asks for a resolution
+            that would begin between two voxels.
+    """
+    shape, offset = _triple(high - low for low, high in ranges), _triple(low for low, _ in ranges)
+    for length, low, size in zip(shape, offset, piece, strict=True):
+        if low % size and low % size + length > size:
+            raise ConfigurationError(f"The extent begins at {low}, which is no multiple of {size}, the size of a tile.")
+    wanted = _triple(reversed(target.chunk))
+    chunk = _triple(
+        min(most, length) if length <= size else math.gcd(most, size)
+        for most, length, size in zip(wanted, shape, piece, strict=True)
+    )
+    found = [Level(shape, offset, chunk, (1, 1, 1), (1, 1, 1))]
+    while len(found) < (target.levels or _MOST_LEVELS):
+        last = found[-1]
+        if target.levels is None and max(last.shape[1:]) <= 2 * max(wanted[1:]):
+            break
+        sizes = [size * scale for size, scale in zip(reversed(target.voxel_size), last.scale, strict=True)]
+        step = _triple(
+            2 if size < 2 * min(sizes) and length > 1 else 1 for size, length in zip(sizes, last.shape, strict=True)
+        )
+        aligned = all(low % by == 0 for low, by in zip(last.offset, step, strict=True))
+        if not aligned or step == (1, 1, 1):
+            if target.levels is None:
+                break
+            reason = "there is nothing left to halve" if aligned else "a coarser one would begin between two voxels"
+            raise ConfigurationError(f"Only {len(found)} resolutions can be made of this extent: {reason}.")
+        smaller = _triple(-(-length // by) for length, by in zip(last.shape, step, strict=True))
+        found.append(
+            Level(
+                smaller,
+                _triple(low // by for low, by in zip(last.offset, step, strict=True)),
+                _triple(min(most, length) for most, length in zip(chunk, smaller, strict=True)),
+                _triple(scale * by for scale, by in zip(last.scale, step, strict=True)),
+                step,
+            )
+        )
+    return tuple(found)
+
+
+class Volume:
+    """A volume that is there, or is made.
+
+    What `write` was given is in the store when it returns. Parts that make whole chunks may be written at once.
+
+    Args:
+        target: Which one.
+        levels: Its resolutions.
+        content: What belongs into it, for a volume that is there already.
+
+    Attributes:
+        identity: Of this very volume; another one of the same place has another.
+
+    Raises:
+        ConfigurationError: The `volumetric` extra is missing; or something else is there: another volume, another
+            dtype or size, or one that was not written by this package. Nothing was changed.
+        LocalStorageError: It cannot be written.
+        ConnectionFailed: The store does not answer.
+    """
+
+    def __init__(self, target: VolumeTarget, levels: tuple[Level, ...], content: Mapping[str, Any]) -> None:
+        self.target, self.levels = target, levels
+        self.host = target.location
+        self._ts = _tensorstore()
+        self._place = _place(target)
+        with self._errors():
+            store = self._ts.KvStore.open(self._place).result()
+            self.identity = self._claimed(store, json.loads(json.dumps(dict(content))))
+            self._describe(store)
+            self._arrays = [self._opened(number) for number in range(len(levels))]
+
+    def channel(self, collection: str, experiment: str, channel: str) -> Channel:
+        """Describe the volume as a channel, whatever its name.
+
+        Args:
+            collection: Ignored, as are the others: a volume has one channel.
+            experiment: See `collection`.
+            channel: See `collection`.
+        """
+        level = self.levels[0]
+        spans = zip("zyx", level.offset, level.shape, strict=True)
+        return Channel(
+            path=self.target.location,
+            datatype=self.target.datatype,
+            type=self.target.kind,
+            bounds={axis: (low, low + length) for axis, low, length in spans},
+            time_samples=2**31,
+        )
+
+    def cutout(
+        self, channel_path: str, resolution: int, x: Range, y: Range, z: Range, t: int = 0, *, fresh: bool = False
+    ) -> Cutout:
+        """Read a block back, as `BossClient.cutout` does.
+
+        Args:
+            channel_path: Ignored.
+            resolution: Number of the resolution, 0 for the finest.
+            x: Half-open range in voxels of that resolution; `y` and `z` likewise.
+            y: See `x`.
+            z: See `x`.
+            t: Ignored: a volume is of one sample.
+            fresh: Ignored: it always reads what is stored.
+
+        Raises:
+            LocalStorageError: A chunk is damaged.
+            ConnectionFailed: The store does not answer.
+        """
+        offset = self.levels[resolution].offset
+        where = tuple(slice(a - low, b - low) for (a, b), low in zip((z, y, x), offset, strict=True))
+        values = np.ascontiguousarray(self.read(resolution, where))
+        return Cutout(values.shape, self.target.datatype, values.tobytes())
+
+    def read(self, level: int, where: tuple[slice, ...]) -> Array:
+        """Read a part of a resolution, counted from its beginning in z, y and x.
+
+        Args:
+            level: Number of the resolution.
+            where: Which part.
+
+        Raises:
+            LocalStorageError: A chunk is damaged.
+            ConnectionFailed: The store does not answer.
+        """
+        with self._errors():
+            found: Array = self._arrays[level][where].read().result()
+        return found
+
+    def write(self, level: int, where: tuple[slice, ...], values: Array) -> None:
+        """Write a part of a resolution, counted from its beginning in z, y and x.
+
+        Safe to repeat: the same values in the same place.
+
+        Args:
+            level: Number of the resolution.
+            where: Which part: whole chunks.
+            values: Of the dtype of the volume.
+
+        Raises:
+            LocalStorageError: The disk is full, or the store refuses.
+            ConnectionFailed: The store does not answer.
+        """
+        with self._errors():
+            self._arrays[level][where].write(values).result()
+
+    def reduced(self, level: int, where: tuple[slice, ...]) -> Array:
+        """Make a part of a resolution from the next finer one.
+
+        Args:
+            level: Number of the resolution, at least 1.
+            where: Which part, counted from its beginning in z, y and x.
+
+        Raises:
+            LocalStorageError: A chunk of the finer resolution is damaged.
+            ConnectionFailed: The store does not answer.
+        """
+        method = "mean" if self.target.kind == "image" else "mode"
+        with self._errors():
+            finer = self._ts.downsample(self._arrays[level - 1], list(self.levels[level].step), method)
+            made: Array = finer[where].read().result()
+        return made
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            text = str(error).partition(" [tensorstore_spec")[0][:500]
+            if text.startswith(_PASSING):
+                raise ConnectionFailed(f"{self.target.location}: the store does not answer ({text}).") from None
+            raise LocalStorageError(
+                f"{self.target.location}: {text}. Make it writable, remove what is damaged, or choose another "
+                "location, then run this again: what is complete stays."
+            ) from None
+
+    def _claimed(self, store: Any, content: dict[str, Any]) -> str:
+        """The identity of the volume that is there, or of the one that is begun."""
+        found = store.read(_MARKER).result()
+        if found.state == "value":
+            try:
+                known = json.loads(found.value)
+                identity, had = str(known["identity"]), known["content"]
+            except (KeyError, TypeError, ValueError):
+                raise ConfigurationError(
+                    f"{self.target.location}: its {_MARKER} cannot be read. Move the volume away."
+                ) from None
+            differing = sorted(name for name in content.keys() | had.keys() if content.get(name) != had.get(name))
+            if differing:
+                raise ConfigurationError(
+                    f"{self.target.location} holds another volume: {', '.join(differing)} of it "
+                    f"{'are' if len(differing) > 1 else 'is'} not what is to be published. Choose another location."
+                )
+            return identity
+        for name in ("info", "zarr.json", ".zgroup", ".zarray", ".zattrs"):
+            if store.read(name).result().state != "missing":
+                raise ConfigurationError(
+                    f"{self.target.location} holds a volume that this package has not written ({name}). Choose another "
+                    "location."
+                )
+        identity = uuid4().hex
+        marker = {"identity": identity, "content": content}
+        store.write(_MARKER, json.dumps(marker, indent=1).encode()).result()
+        return identity
+
+    def _describe(self, store: Any) -> None:
+        """Write what other programs read to find the resolutions; the same on each run."""
+        name, described = ("info", self._info()) if self._is_precomputed else ("zarr.json", self._multiscales())
+        store.write(name, json.dumps(described, indent=1).encode()).result()
+
+    @property
+    def _is_precomputed(self) -> bool:
+        return self.target.format == "precomputed"
+
+    def _info(self) -> dict[str, Any]:
+        factor = _METRES[self.target.voxel_unit]
+        return {
+            "@type": "neuroglancer_multiscale_volume",
+            "type": "image" if self.target.kind == "image" else "segmentation",
+            "data_type": self.target.datatype,
+            "num_channels": 1,
+            "scales": [
+                {
+                    "key": str(number),
+                    "size": [*reversed(level.shape)],
+                    "resolution": [
+                        size * scale * factor
+                        for size, scale in zip(self.target.voxel_size, reversed(level.scale), strict=True)
+                    ],
+                    "voxel_offset": [*reversed(level.offset)],
+                    "chunk_sizes": [[*reversed(level.chunk)]],
+                    "encoding": "raw",
+                }
+                for number, level in enumerate(self.levels)
+            ],
+        }
+
+    def _multiscales(self) -> dict[str, Any]:
+        sizes = [*reversed(self.target.voxel_size)]
+        unit = self.target.voxel_unit.removesuffix("s")
+        datasets = []
+        for number, level in enumerate(self.levels):
+            scale = [size * by for size, by in zip(sizes, level.scale, strict=True)]
+            # A coarser voxel is centred between the finer ones that it stands for.
+            moved = [
+                (low * by + (by - 1) / 2) * size for low, by, size in zip(level.offset, level.scale, sizes, strict=True)
+            ]
+            transformations = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": moved}]
+            datasets.append({"path": str(number), "coordinateTransformations": transformations})
+        axes = [{"name": axis, "type": "space", "unit": unit} for axis in "zyx"]
+        multiscale = {"name": "image", "axes": axes, "datasets": datasets}
+        ome = {"version": "0.5", "multiscales": [multiscale]}
+        return {"zarr_format": 3, "node_type": "group", "attributes": {"ome": ome}}
+
+    def _opened(self, number: int) -> Any:
+        ts, level = self._ts, self.levels[number]
+        if self._is_precomputed:
+            driver = {"driver": "neuroglancer_precomputed", "kvstore": self._place, "scale_index": number}
+            array = ts.open(driver, open=True, recheck_cached_data=True).result()
+            return array[ts.d["channel"][0]][ts.d["z", "y", "x"].transpose[:]][ts.d[:].translate_to[0]]
+        shuffle = {"cname": "zstd", "clevel": 5, "shuffle": "shuffle"}
+        metadata = {
+            "shape": level.shape,
+            "data_type": self.target.datatype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": level.chunk}},
+            "codecs": [
+                {"name": "bytes", "configuration": {"endian": "little"}},
+                {"name": "blosc", "configuration": shuffle},
+            ],
+            "dimension_names": ["z", "y", "x"],
+        }
+        place = self._place | {"path": f"{self._place['path']}{number}/"}
+        driver = {"driver": "zarr3", "kvstore": place, "metadata": metadata}
+        return ts.open(driver, open=True, create=True, recheck_cached_data=True).result()
+
+
+def _triple(values: Any) -> Triple:
+    z, y, x = values
+    return z, y, x
+
+
+def _place(target: VolumeTarget) -> dict[str, Any]:
+    scheme, has_scheme, rest = target.location.partition("://")
+    if not has_scheme:
+        return {"driver": "file", "path": f"{target.location}/"}
+    if scheme not in ("s3", "gs"):
+        raise ConfigurationError(f"A volume cannot be written to {scheme}://. Give a folder, s3://… or gs://….")
+    bucket, _, path = rest.partition("/")
+    place: dict[str, Any] = {"driver": "gcs" if scheme == "gs" else "s3", "bucket": bucket, "path": f"{path}/"}
+    if scheme == "s3" and target.endpoint_url:
+        place["endpoint"] = target.endpoint_url
+    if scheme == "s3" and target.region:
+        place["aws_region"] = target.region
+    return place
+
+
+def _tensorstore() -> Any:
+    try:
+        import tensorstore
+    except ImportError:
+        raise ConfigurationError(
+            "Volumes are written with TensorStore: pip install 'prefect-biomed[volumetric]'."
+        ) from None
+    return tensorstore
