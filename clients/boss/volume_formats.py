@@ -38,6 +38,7 @@ class OpenVolume:
         read: Gives a part, by slices and indices in the order of the axes that do not leave the shape.
         origin: Where its first voxel lies, where the format tells.
         close: Gives back what it holds open.
+        followed: Which of the parameters `level`, `t` and `c` chose what was opened.
     """
 
     name: str
@@ -47,6 +48,7 @@ class OpenVolume:
     read: Read
     origin: Mapping[str, int] = field(default_factory=dict)
     close: Callable[[], object] = _nothing
+    followed: tuple[str, ...] = ()
 
 
 def kind_of(source: str) -> str | None:
@@ -92,7 +94,7 @@ def open_volume(parameters: Mapping[str, Any]) -> OpenVolume:
             f"{source}: of which kind it is cannot be told. Say in the parameter kind: {', '.join(KINDS)}."
         )
     try:
-        return KINDS[kind](source, parameters)
+        volume = KINDS[kind](source, parameters)
     except ConfigurationError:
         raise
     except ImportError as error:
@@ -102,6 +104,11 @@ def open_volume(parameters: Mapping[str, Any]) -> OpenVolume:
     except Exception as error:  # whatever the libraries of so many formats raise
         said = str(error).partition(" [tensorstore_spec")[0] or type(error).__name__
         raise ConfigurationError(f"{source}: the {kind} volume cannot be opened ({said}).") from error
+    for name in ("level", "t", "c"):
+        if parameters.get(name) and name not in volume.followed + volume.axes:
+            volume.close()
+            raise ConfigurationError(f"{volume.name}: has nothing to choose by {name}, which is {parameters[name]}.")
+    return volume
 
 
 def _is_url(source: str) -> bool:
@@ -121,7 +128,14 @@ def _zarr(source: str, parameters: Mapping[str, Any]) -> OpenVolume:
     opened = ZarrChunkProcessor()
     opened.setup({**parameters, "cloud_path": source, "volume_name": parameters.get("dataset")})
     array = opened.array
-    return OpenVolume(opened.name, tuple(array.shape), tuple(opened.axes), np.dtype(array.dtype), array.__getitem__)
+    return OpenVolume(
+        opened.name,
+        tuple(array.shape),
+        tuple(opened.axes),
+        np.dtype(array.dtype),
+        array.__getitem__,
+        followed=("level",),
+    )
 
 
 def _tensorstore(spec: dict[str, Any], name: str, axes: str | Sequence[str]) -> OpenVolume:
@@ -167,11 +181,12 @@ def _n5(source: str, parameters: Mapping[str, Any]) -> OpenVolume:
     if level:
         places = places[1:]
     for place in places:
+        followed = () if place == dataset else ("level", "t", "c") if place == places[-1] else ("level",)
         root = f"{source.rstrip('/')}/{place.strip('/')}".rstrip("/")
         spec = {"driver": "n5", "kvstore": _key_value_store(root, parameters)}
         spec["fill_missing_data_reads"] = parameters.get("missing_chunks", "fill") == "fill"
         try:
-            return _tensorstore(spec, root, parameters.get("axes") or "xyz")
+            return replace(_tensorstore(spec, root, parameters.get("axes") or "xyz"), followed=followed)
         except ValueError as error:
             # A group has attributes as well, but no dimensions.
             if not str(error).startswith("NOT_FOUND") and '"dimensions"' not in str(error):
@@ -189,7 +204,7 @@ def _precomputed(source: str, parameters: Mapping[str, Any]) -> OpenVolume:
         # A chunk that is not there is no black one, unless somebody says so.
         "fill_missing_data_reads": parameters.get("missing_chunks", "refuse") == "fill",
     }
-    return _tensorstore(spec, source, "xyzc")
+    return replace(_tensorstore(spec, source, "xyzc"), followed=("level",))
 
 
 def _hdf5(source: str, parameters: Mapping[str, Any]) -> OpenVolume:
@@ -216,7 +231,8 @@ def _hdf5(source: str, parameters: Mapping[str, Any]) -> OpenVolume:
             return np.asarray(data[where]).view(dtype)
 
     axes = tuple(parameters.get("axes") or {2: "yx", 3: "zyx"}.get(data.ndim, ""))
-    return OpenVolume(f"{source}:{name}", tuple(data.shape), axes, dtype, read)
+    followed = ("level", "t", "c") if bigdataviewer else ()
+    return OpenVolume(f"{source}:{name}", tuple(data.shape), axes, dtype, read, followed=followed)
 
 
 def _tiff(source: str, parameters: Mapping[str, Any]) -> OpenVolume:
@@ -226,7 +242,7 @@ def _tiff(source: str, parameters: Mapping[str, Any]) -> OpenVolume:
         raw = opened.enter_context(_file(source, parameters))
         file = opened.enter_context(tifffile.TiffFile(raw))
         volume = _tiff_series(file, source, parameters)
-        return replace(volume, close=opened.pop_all().close)
+        return replace(volume, close=opened.pop_all().close, followed=("level",))
 
 
 def _tiff_series(file: Any, source: str, parameters: Mapping[str, Any]) -> OpenVolume:

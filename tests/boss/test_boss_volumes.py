@@ -212,6 +212,12 @@ def test_what_cannot_be_told_is_asked_for(tmp_path: Path) -> None:
         file["a"], file["b"] = pixels, pixels
     with pytest.raises(ConfigurationError, match="there are: a, b"):
         load({"source": str(tmp_path / "two.h5")})
+    pages, nifti = write_pages(tmp_path, pixels), write_nifti(tmp_path, pixels)
+    for params, name in ((pages, "t"), (nifti, "level"), (nifti, "c")):
+        with pytest.raises(ConfigurationError, match=f"nothing to choose by {name}, which is 1"):
+            load(params, **{name: 1})
+    moved = write_bigdataviewer(tmp_path, pixels)
+    assert np.array_equal(assembled(load(moved, t=1))[:20, :40, :48], pixels[::-1])
     with pytest.raises(ConfigurationError, match="which kind it is cannot be told"):
         load({"source": str(tmp_path)})
     for name in ("none.n5", "none.precomputed", "none.tif", "none.nii", "none.h5", "none.zarr"):
