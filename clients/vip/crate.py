@@ -13,7 +13,8 @@ from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.download import local_outputs
 from prefect_biomed.clients.vip.local_files import stored_name
 from prefect_biomed.clients.vip.models import VipSession, WorkflowStatus
-from prefect_biomed.clients.vip.session_file import EndedRecord, IntentRecord, SessionFile, SessionRecord
+from prefect_biomed.clients.vip.session_file import SessionFile
+from prefect_biomed.clients.vip.session_record import EndedRecord, IntentRecord, SessionRecord
 
 __all__ = ["write_session_crate"]
 

@@ -31,7 +31,8 @@ from prefect_biomed.clients.vip.errors import StillRunning
 from prefect_biomed.clients.vip.girder import file_id, local_names
 from prefect_biomed.clients.vip.girder_sessions import girder_of, output_entries
 from prefect_biomed.clients.vip.models import PathEntry, VipSession, Workflow, WorkflowStatus, is_on_girder
-from prefect_biomed.clients.vip.session_file import FILE_NAME, LOCKS, SessionFile, SessionRecord
+from prefect_biomed.clients.vip.session_file import FILE_NAME, LOCKS, SessionFile
+from prefect_biomed.clients.vip.session_record import SessionRecord
 
 __all__ = ["DownloadSummary", "Output", "download", "fetch_file", "local_outputs", "not_here"]
 

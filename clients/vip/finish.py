@@ -16,7 +16,8 @@ from prefect_biomed.clients.vip.models import VipSession, Workflow, WorkflowStat
 from prefect_biomed.clients.vip.monitoring import details, find_all, list_by_id
 from prefect_biomed.clients.vip.outcome import judge
 from prefect_biomed.clients.vip.remote_files import delete_and_wait, list_folder_or_nothing, put_and_verify
-from prefect_biomed.clients.vip.session_file import SessionFile, SessionRecord
+from prefect_biomed.clients.vip.session_file import SessionFile
+from prefect_biomed.clients.vip.session_record import SessionRecord
 
 __all__ = ["FinishSummary", "finish", "remove_session", "share_inputs"]
 

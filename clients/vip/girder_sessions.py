@@ -22,14 +22,8 @@ from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.errors import GenericVipError
 from prefect_biomed.clients.vip.girder import GirderStorage, file_id, girder_path
 from prefect_biomed.clients.vip.models import PathEntry, VipSession, Workflow
-from prefect_biomed.clients.vip.session_file import (
-    FILE_NAME,
-    VIP_HOME,
-    SessionFile,
-    SessionRecord,
-    WorkflowRecord,
-    open_session,
-)
+from prefect_biomed.clients.vip.session_file import FILE_NAME, VIP_HOME, SessionFile, open_session
+from prefect_biomed.clients.vip.session_record import SessionRecord, WorkflowRecord
 
 __all__ = [
     "check_outputs",

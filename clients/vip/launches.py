@@ -16,7 +16,8 @@ from prefect_biomed.clients.vip.errors import NO_REASON, GenericVipError, ListUn
 from prefect_biomed.clients.vip.girder_sessions import make_run_folder, note_runs
 from prefect_biomed.clients.vip.models import InputValue, VipSession, Workflow, WorkflowStatus
 from prefect_biomed.clients.vip.preflight import preflight
-from prefect_biomed.clients.vip.session_file import LOCKS, LaunchRecord, SessionFile, SessionRecord
+from prefect_biomed.clients.vip.session_file import LOCKS, SessionFile
+from prefect_biomed.clients.vip.session_record import LaunchRecord, SessionRecord
 
 __all__ = ["launch"]
 

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     AliasPath,
     BaseModel,
@@ -524,6 +525,17 @@ class SessionOptions(BaseModel):
     delete_records: bool = False
 
 
+# The folder of the outputs and the one above are removed at the end; `/`, a home and a session come before.
+_LEAST_PARTS = 4
+
+
+def _below_a_home(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if len(parts) < _LEAST_PARTS or parts[0] != "/" or {".", ".."} & set(path.split("/")):
+        raise ValueError(f"{path!r} is not the whole path of a folder of outputs, as /vip/Home/API/name/OUTPUTS is")
+    return path
+
+
 class VipSession(BaseModel):
     """What one session is: names, folders, pipeline and settings. What has happened to it is in its session file.
 
@@ -553,7 +565,7 @@ class VipSession(BaseModel):
     input_dir: Path | None = None
     output_dir: Path
     vip_input_dir: str
-    vip_output_dir: str
+    vip_output_dir: Annotated[str, AfterValidator(_below_a_home)]
     nb_runs: Annotated[int, Field(ge=1, le=1000)] = 1
     token: Annotated[str, Field(pattern=TOKEN)]
     backup: Literal["local", "vip"] | None = "local"

@@ -34,11 +34,11 @@ from prefect_biomed.clients.vip.session_file import (
     FILE_NAME,
     VIP_HOME,
     SessionFile,
-    SessionRecord,
     open_intents,
     open_session,
     sessions_below,
 )
+from prefect_biomed.clients.vip.session_record import SessionRecord
 
 __all__ = ["details", "failures", "find_all", "kill", "kill_intent", "kill_session", "list_by_id", "monitor", "state"]
 

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.download import not_here
 from prefect_biomed.clients.vip.models import SessionOptions, VipSession, Workflow, WorkflowStatus, is_on_girder
-from prefect_biomed.clients.vip.session_file import EndedRecord, SessionFile, SessionRecord
+from prefect_biomed.clients.vip.session_file import SessionFile
+from prefect_biomed.clients.vip.session_record import EndedRecord, SessionRecord
 
 __all__ = ["Asked", "Outcome", "judge", "outcome"]
 

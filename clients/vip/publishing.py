@@ -16,7 +16,8 @@ from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.download import local_outputs, not_here
 from prefect_biomed.clients.vip.local_files import stored_name
 from prefect_biomed.clients.vip.models import InputValue, VipSession
-from prefect_biomed.clients.vip.session_file import LaunchRecord, SessionFile, SessionRecord, UploadedFile
+from prefect_biomed.clients.vip.session_file import SessionFile
+from prefect_biomed.clients.vip.session_record import LaunchRecord, SessionRecord, UploadedFile
 
 __all__ = ["publish_session"]
 

@@ -24,7 +24,8 @@ from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.models import VipSession
 from prefect_biomed.clients.vip.preflight import LocalFile, Preflight, preflight
 from prefect_biomed.clients.vip.remote_files import delete_and_wait, list_folder_or_nothing, put_and_verify
-from prefect_biomed.clients.vip.session_file import InputsRecord, SessionFile, UploadedFile, digest_of_inputs
+from prefect_biomed.clients.vip.session_file import SessionFile
+from prefect_biomed.clients.vip.session_record import InputsRecord, UploadedFile, digest_of_inputs
 
 __all__ = ["UploadSummary", "complete_inputs", "upload"]
 

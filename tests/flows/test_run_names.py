@@ -19,7 +19,11 @@ def names_of_runs() -> tuple[list[str], list[str]]:
 
 def session(name: str, folder: Path) -> VipSession:
     return VipSession(
-        session_name=name, output_dir=folder, vip_input_dir="/vip/in", vip_output_dir="/vip/out", token="abcdefghij"
+        session_name=name,
+        output_dir=folder,
+        vip_input_dir="/vip/in",
+        vip_output_dir="/vip/Home/out",
+        token="abcdefghij",
     )
 
 

@@ -14,7 +14,8 @@ from prefect_biomed.analysis.experiment import _JUDGEMENTS, Experiment, _Judgeme
 from prefect_biomed.clients.boss.ledger import Ledger, TileState
 from prefect_biomed.clients.errors import LedgerError
 from prefect_biomed.clients.once import IntentFolder
-from prefect_biomed.clients.vip.session_file import open_intents, parse
+from prefect_biomed.clients.vip.session_file import open_intents
+from prefect_biomed.clients.vip.session_record import parse
 
 FILES = Path(__file__).parents[1] / "vectors" / "files_0_1"
 

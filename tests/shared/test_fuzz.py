@@ -44,7 +44,7 @@ from prefect_biomed.clients.vantage6 import arguments, authentication, encryptio
 from prefect_biomed.clients.vantage6 import client as vantage6_client
 from prefect_biomed.clients.vantage6.models import Record
 from prefect_biomed.clients.vip import errors as vip_errors
-from prefect_biomed.clients.vip import session_file
+from prefect_biomed.clients.vip import session_record
 
 TRIED: Counter[str] = Counter()
 
@@ -300,8 +300,8 @@ PARSERS: dict[str, tuple[Parser, st.SearchStrategy[Any]]] = {
     "pictures": (picture, damaged(*_pictures())),
     "archives": (in_file(unpacked), damaged(*_archives())),
     "session files": (
-        lambda text: session_file.parse(text, "x"),
-        damaged(SESSION) | shaped_like(session_file.SessionRecord).map(as_bytes),
+        lambda text: session_record.parse(text, "x"),
+        damaged(SESSION) | shaped_like(session_record.SessionRecord).map(as_bytes),
     ),
     "intents": (in_file(intents_of, "token.json"), damaged(INTENT) | shaped_like(Intent).map(as_bytes)),
     "rounds": (in_file(rounds_of, "rounds.jsonl"), damaged(ROUND)),

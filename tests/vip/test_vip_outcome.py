@@ -32,7 +32,7 @@ from prefect_biomed.clients.vip import (
     share_inputs,
 )
 from prefect_biomed.clients.vip.models import PathEntry
-from prefect_biomed.clients.vip.session_file import EndedRecord
+from prefect_biomed.clients.vip.session_record import EndedRecord
 from prefect_biomed.sandbox import Fault, Sandbox
 
 NewSession = Callable[..., VipSession]

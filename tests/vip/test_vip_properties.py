@@ -23,7 +23,7 @@ from prefect_biomed.clients.vip import InputSettings, VipSession
 from prefect_biomed.clients.vip.local_files import InputFolder, stored_name
 from prefect_biomed.clients.vip.preflight import _number, _whole_number
 from prefect_biomed.clients.vip.profiles import CARMIN, VIP
-from prefect_biomed.clients.vip.session_file import (
+from prefect_biomed.clients.vip.session_record import (
     IntentRecord,
     LaunchRecord,
     Ledger,

@@ -17,15 +17,8 @@ from hypothesis import strategies as st
 
 from prefect_biomed.clients.errors import LedgerError, LocalStorageError, is_transient
 from prefect_biomed.clients.vip.models import PathEntry, SessionOptions, VipSession, Workflow
-from prefect_biomed.clients.vip.session_file import (
-    LaunchRecord,
-    SessionFile,
-    SessionLocked,
-    SessionRecord,
-    UploadedFile,
-    open_intents,
-    open_session,
-)
+from prefect_biomed.clients.vip.session_file import SessionFile, SessionLocked, open_intents, open_session
+from prefect_biomed.clients.vip.session_record import LaunchRecord, SessionRecord, UploadedFile
 
 FILE = "session_data.json"
 
@@ -268,6 +261,13 @@ def test_damaged_file_is_an_error_and_left_as_it_is(tmp_path: Path, session: Vip
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("folder", ["", "/", "/vip/Home", "vip/Home/API/s", "/vip/Home/API/../..", "/vip/Home/./."])
+def test_folder_that_no_session_may_remove_is_damage(tmp_path: Path, folder: str) -> None:
+    put(tmp_path, of_vip_client(tmp_path) | {"vip_output_dir": folder})
+    with pytest.raises(LedgerError, match=r"damaged.*vip_output_dir: .*is not the whole path"):
+        open_session(tmp_path)
+
+
 def test_bytes_that_are_no_text_are_damage(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"\xff\xfe{}")
     with pytest.raises(LedgerError, match="damaged"):
@@ -309,7 +309,8 @@ def test_no_file(tmp_path: Path) -> None:
 _CHILD = """
 import sys, time
 from pathlib import Path
-from prefect_biomed.clients.vip.session_file import SessionFile, UploadedFile, open_session
+from prefect_biomed.clients.vip.session_file import (SessionFile, open_session)
+from prefect_biomed.clients.vip.session_record import (UploadedFile)
 file = SessionFile(open_session(Path(sys.argv[1])))
 """
 
