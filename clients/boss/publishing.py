@@ -46,12 +46,13 @@ class PublishReport(BaseModel):
         blocks: Blocks of all resolutions.
         written: Blocks written by this run, healed ones included.
         written_before: Blocks that earlier runs of this machine had written.
-        healed: Blocks that were not as they should be, were written again, and were then read back equal.
+        healed: Blocks that were not as they should be and were written again, before the next look.
         reduced_compared: Blocks of lower resolutions that were made again and compared in each voxel.
         blank: Tiles filled because their source is missing or damaged.
         skipped: Tiles left out for the same reason; zeros stand for them.
         failed: Tiles that could not be read, with reasons: their blocks are missing.
         verification: The look at the finest resolution; None where blocks are missing.
+        unsettled: Blocks that the last look found wrong, too. They were written again, and nobody has looked since.
         seconds: Duration.
     """
 
@@ -69,6 +70,7 @@ class PublishReport(BaseModel):
     skipped: tuple[str, ...] = ()
     failed: dict[str, str] = {}
     verification: Verification | None = None
+    unsettled: tuple[str, ...] = ()
     seconds: float = 0.0
 
     def summary(self) -> str:
@@ -79,7 +81,8 @@ class PublishReport(BaseModel):
         ]
         if self.written_before:
             parts.append(f"{self.written_before} by earlier runs")
-        counts = {name: len(getattr(self, name)) for name in ("blank", "skipped", "failed")} | {"healed": self.healed}
+        counts = {name: len(getattr(self, name)) for name in ("blank", "skipped", "failed", "unsettled")}
+        counts |= {"healed": self.healed}
         parts += [f"{count} {name}" for name, count in counts.items() if count]
         if self.reduced_compared:
             parts.append(f"{self.reduced_compared} blocks of lower resolutions compared")
@@ -107,6 +110,7 @@ class PublishIncomplete(JobFailed):
         wrong = report.verification.wrong if report.verification else ()
         shown = [f"  - {tile}: {why}" for tile, why in list(report.failed.items())[:20]]
         shown += [f"  - {tile}" for tile in wrong[:20]]
+        shown += [f"  - {block}: is not as it was written" for block in report.unsettled[:20]]
         advice = "Mend the sources of these tiles and run it again; what is complete stays."
         return cls(f"{report.summary()} {advice}\n" + "\n".join(shown), report)
 
@@ -138,7 +142,8 @@ def publish(
 
     Safe to repeat, also after a kill at any instant: what this machine has written of this very volume is not written
     again, unless a file that it was made from has changed; everything else is, with the same values in the same place.
-    What is found to be wrong is written again and read back, in up to three rounds.
+    What is found to be wrong is written again, and all is looked at again, in up to three rounds; only a look that
+    finds nothing is success.
 
     Args:
         config: Names the plugins, the extent and the size of tiles or chunks. Its channel and its host are not used.
@@ -179,7 +184,7 @@ def publish(
             look = work.prove(verification or VerifySettings(), region)
             seconds = time.monotonic() - begun
             report = work.report().model_copy(update={"verification": look, "seconds": seconds})
-    if not look.is_right or report.failed:
+    if not look.is_right or report.failed or report.unsettled:
         raise PublishIncomplete.of(report)
     return report
 
@@ -288,6 +293,7 @@ class _Work:
         self._written: set[str] = set()
         self._before = 0
         self._healed: set[str] = set()
+        self._unsettled: list[str] = []
         self._compared = 0
         ledger.forget_failed()
 
@@ -316,8 +322,9 @@ class _Work:
             wrong = sorted({self._plan.block_of(tile.position) for tile in look.wrong})
             self._heal(wrong)
             reduced = self._wrong_reduced(settings)
-            if not wrong and not reduced:
-                return look
+            self._unsettled = sorted({block.name for block in [*wrong, *reduced]})
+            if not self._unsettled:
+                break
         return look
 
     def report(self) -> PublishReport:
@@ -335,6 +342,7 @@ class _Work:
             blank=tuple(sorted(self._ledger.blank())),
             skipped=tuple(sorted(self._ledger.tiles(TileState.SKIPPED))),
             failed=self._ledger.failed(),
+            unsettled=tuple(self._unsettled),
         )
 
     def _each(self, work: Callable[[_Block], object], blocks: Iterable[_Block]) -> Iterator[object]:
@@ -426,7 +434,7 @@ class _Work:
         return left_out | dict.fromkeys(self._ledger.blank(), "blank")
 
     def _heal(self, blocks: list[_Block]) -> None:
-        """Write blocks again, with all that is made of them, and read them back."""
+        """Write blocks again, with all that is made of them."""
         for level in range(len(self._plan.levels)):
             here = [block for block in blocks if block.level == level]
             for _ in self._each(self._healed_block, here):

@@ -25,6 +25,7 @@ from prefect_biomed.clients.boss import (
     VolumeTarget,
     publish,
 )
+from prefect_biomed.clients.boss.volumes import Volume
 from prefect_biomed.clients.errors import ConfigurationError, LocalStorageError
 
 ALL = VerifySettings(share=1)
@@ -172,6 +173,24 @@ def test_what_is_wrong_is_named_by_the_look_and_healed_in_all_resolutions(tmp_pa
     assert healed.verification.is_right
     assert np.array_equal(stored(place), pixels)
     assert np.array_equal(stored(place, 2), halved(halved(pixels)))
+
+
+def test_a_lower_resolution_that_does_not_stay_as_it_was_written_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, place = load(stack(tmp_path / "source", volume((2, 64, 64)))), target(tmp_path, levels=2)
+    write = Volume.write
+
+    def forgetful(self: Volume, level: int, where: Any, values: Any) -> None:
+        write(self, level, where, values if level == 0 else values + 1)
+
+    monkeypatch.setattr(Volume, "write", forgetful)
+    with pytest.raises(PublishIncomplete, match="level 1: 0 0 0: is not as it was written") as caught:
+        publish(made, place, verification=ALL, ledger_folder=tmp_path)
+    assert caught.value.report
+    assert caught.value.report.unsettled == ("level 1: 0 0 0",)
+    monkeypatch.undo()
+    assert publish(made, place, verification=ALL, ledger_folder=tmp_path).unsettled == ()
 
 
 def test_a_volume_that_was_removed_is_written_whole_again(tmp_path: Path) -> None:

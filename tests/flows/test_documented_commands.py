@@ -54,6 +54,7 @@ UNTRIED = {
     "pip install 'prefect-biomed[analysis]'": "the package is on no index",
     "pip install 'prefect-biomed[formats]'": "the package is on no index",
     "pip install 'prefect-biomed[girder]'": "the package is on no index",
+    "pip install 'prefect-biomed[volumetric]'": "the package is on no index",
     "prefect deploy": "named as a word, without what it is to deploy",
     "prefect flow-run execute": "the document says that it is taken from Prefect's documentation",
     "python -m benchmarks.formats": "tests/analysis/test_formats.py makes a part of the table by its functions",
