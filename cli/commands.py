@@ -240,6 +240,77 @@ def crate(
     raise typer.Exit(1 if differences else 0)
 
 
+@app.command(epilog="Example: prefect-biomed doctor --pool biomed")
+def doctor(
+    pool: Annotated[str, typer.Option(help="Work pool that has to be there.")] = "biomed",
+    seconds: Annotated[float, typer.Option(min=1, help="How long the scheduler may take for a schedule of ours.")] = 90,
+    json: AsJson = False,
+) -> None:
+    """Look at all that a run needs, and say what to do next about each thing that is wrong.
+
+    A schedule of its own has to make a run; it is removed again. Exit code 1 when something is broken.
+    """
+    from prefect_biomed.cli.doctor import Level, examine
+    from prefect_biomed.cli.running import FAILED, as_json
+    from prefect_biomed.clients.texts import lines
+
+    findings = examine(pool=pool, probe_seconds=seconds)
+    if json:
+        typer.echo(as_json(findings))
+    for one in () if json else findings:
+        typer.echo(f"{one.level.value:8} {one.about}: {lines(one.seen)}")
+        if one.next_step and one.level is not Level.FINE:
+            typer.echo(f"         {lines(one.next_step)}")
+    raise typer.Exit(FAILED if any(one.level is Level.BROKEN for one in findings) else 0)
+
+
+@app.command(epilog="Example: prefect-biomed kill /data/outputs/sub-01")
+def kill(
+    session: Annotated[str | None, typer.Argument(help="Name or folder of a VIP session.")] = None,
+    task: Annotated[list[int] | None, typer.Option(help="Id of a vantage6 task. Repeatable.")] = None,
+    ingest: Annotated[list[int] | None, typer.Option(help="Number of a Boss ingest job. Repeatable.")] = None,
+    settings: Settings = None,
+    credentials: Credentials = None,
+    json: AsJson = False,
+) -> None:
+    """Kill what runs remotely: the runs of a VIP session, vantage6 tasks, or Boss ingest jobs.
+
+    Outputs and inputs of a session stay where they are. Killing what has ended changes nothing.
+    """
+    from prefect_biomed.cli.running import REFUSED
+
+    if (session is None) == (not task and not ingest):
+        typer.echo("Name a session, or tasks and ingest jobs with --task and --ingest; not both.", err=True)
+        raise typer.Exit(REFUSED)
+    if session is None:
+        jobs: dict[str, Any] = {"tasks": task or [], "ingest_jobs": ingest or []}
+        _run("remove-leftovers", jobs, settings, credentials, json=json)
+        return
+    folder = Path(session).absolute()
+    named: dict[str, Any] = {"output_dir": folder} if folder.is_dir() else {"session_name": session}
+    _run("vip-kill", named, settings, credentials, json=json)
+
+
+@app.command(epilog="Example: prefect-biomed report /data/experiment")
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of an experiment, or of a report.")],
+    series: Annotated[str | None, typer.Option(help="Series of the experiment; the newest by default.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Show what a repeatability experiment or a comparison has found. Nothing is computed again.
+
+    Exit codes: 0 within, 1 changed, 3 not judged, 2 there is no report.
+    """
+    from prefect_biomed.cli.reports import EXIT_CODES, read_report
+
+    file, found = _or_exit(lambda: read_report(folder, series))
+    typer.echo(
+        found.model_dump_json(indent=2) if json else "\n".join([*found.sentences, str(file.with_suffix(".html"))])
+    )
+    judged = [part.against_baseline.outcome for part in found.pipelines if part.against_baseline]
+    raise typer.Exit(next((code for outcome, code in EXIT_CODES.items() if outcome in judged), 0))
+
+
 @app.command(epilog="Example: prefect-biomed compare runs/ report/ --baseline references/")
 def compare(
     runs: Annotated[Path, typer.Argument(help="Folder whose sub-folders hold one run each.")],

@@ -17,7 +17,16 @@ from prefect.states import Paused
 from harness.shell import typed
 from prefect_biomed.cli import running
 from prefect_biomed.cli.commands import app
-from prefect_biomed.cli.running import FAILED, REFUSED, TRY_AGAIN, find_flow, flow_names, read_parameters, run_flow
+from prefect_biomed.cli.running import (
+    FAILED,
+    REFUSED,
+    TRY_AGAIN,
+    Outcome,
+    find_flow,
+    flow_names,
+    read_parameters,
+    run_flow,
+)
 from prefect_biomed.clients.errors import ConfigurationError, JobFailed, LaunchInDoubt, ServerUnavailable
 from prefect_biomed.sandbox import Fault, Sandbox
 
@@ -151,6 +160,8 @@ def test_what_is_wrong_is_said_before_anything_begins(tmp_path: Path, monkeypatc
         (("prefect-biomed", "run", "vip-session", "-f", str(tmp_path / "none.yaml")), "none.yaml cannot be read"),
         (("prefect-biomed", "run", "vip-session", "-f", str(file), "-s", "nb_runs"), "nb_runs is no setting"),
         (("prefect-biomed", "run", "vip-session", "-f", str(file)), "--credentials vip-credentials/NAME"),
+        (("prefect-biomed", "kill"), "Name a session"),
+        (("prefect-biomed", "kill", "study", "--task", "3"), "not both"),
     ):
         status, said = typed(*words)
         assert status == REFUSED
@@ -212,3 +223,23 @@ def test_a_configuration_of_an_ingest_is_checked_without_a_server(tmp_path: Path
     status, said = typed("prefect-biomed", "validate", str(file), "--json")
     assert status == REFUSED
     assert json.loads(said)["problems"]
+
+
+def test_kill_finds_a_session_by_folder_or_name_and_jobs_by_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def run_flow(name: str, parameters: dict[str, Any], **_: Any) -> Outcome:
+        asked.append((name, parameters))
+        return Outcome(flow=name, state="Completed")
+
+    monkeypatch.setattr(running, "run_flow", run_flow)
+    for words in ((str(tmp_path),), ("study",), ("--task", "3", "--task", "4", "--ingest", "5")):
+        status, said = typed("prefect-biomed", "kill", *words)
+        assert status == 0, said
+    assert asked == [
+        ("vip-kill", {"output_dir": tmp_path}),
+        ("vip-kill", {"session_name": "study"}),
+        ("remove-leftovers", {"tasks": [3, 4], "ingest_jobs": [5]}),
+    ]

@@ -1,0 +1,59 @@
+"""Reports that experiments and comparisons have left in their folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from prefect_biomed.analysis.models import Report
+from prefect_biomed.analysis.outcomes import Outcome
+from prefect_biomed.clients.errors import ConfigurationError, LedgerError
+
+__all__ = ["EXIT_CODES", "read_report"]
+
+EXIT_CODES = {Outcome.CHANGED: 1, Outcome.NOT_JUDGED: 3}
+"""By the worst outcome, the worst first; 2 says that something that was given is wrong."""
+
+_FILE = "report.json"
+
+
+def read_report(folder: Path, series: str | None = None) -> tuple[Path, Report]:
+    """Read a report.
+
+    Args:
+        folder: Folder of an experiment, or of a report itself.
+        series: Series of the experiment; that of the newest report when None.
+
+    Returns:
+        The file, and what it says.
+
+    Raises:
+        ConfigurationError: There is none; the message lists the series that have one.
+        LedgerError: The file is damaged.
+    """
+    reports = {path.parent.name: path for path in folder.glob(f"reports/*/{_FILE}")}
+    if series is None and (folder / _FILE).is_file():
+        return folder / _FILE, _read(folder / _FILE)
+    if series is not None and series not in reports:
+        known = ", ".join(sorted(reports)) or "none"
+        raise ConfigurationError(f"{folder} has no report of a series {series}. Series with a report: {known}.")
+    if series is not None:
+        return reports[series], _read(reports[series])
+    if not reports:
+        raise ConfigurationError(
+            f"{folder} holds no report. Name the experiment_dir of a repeatability-experiment that has ended, or the "
+            "folder that a comparison was written to."
+        )
+    read = {path: _read(path) for path in reports.values()}
+    newest = max(read, key=lambda path: read[path].created)
+    return newest, read[newest]
+
+
+def _read(path: Path) -> Report:
+    try:
+        return Report.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise LedgerError(
+            f"{path} cannot be read ({type(error).__name__}). Run the comparison again to write it anew."
+        ) from error

@@ -1,0 +1,43 @@
+"""`prefect-biomed report`: what was found, read again."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+from harness.shell import typed
+from prefect_biomed.analysis import Report
+from prefect_biomed.cli.running import REFUSED
+
+
+def left(experiment: Path, series: str, day: int) -> None:
+    folder = experiment / "reports" / series
+    folder.mkdir(parents=True)
+    made = datetime(2026, 1, day, tzinfo=UTC)
+    report = Report(title=f"of {series}", series=series, created=made, level=0.05, pipelines=())
+    (folder / "report.json").write_text(report.model_dump_json())
+
+
+def test_the_newest_report_is_shown_or_the_one_that_was_named(tmp_path: Path) -> None:
+    # By time, not by name.
+    for series, day in (("a", 3), ("b", 1)):
+        left(tmp_path, series, day)
+    status, said = typed("prefect-biomed", "report", str(tmp_path), "--json")
+    assert (status, json.loads(said)["title"]) == (0, "of a")
+    status, said = typed("prefect-biomed", "report", str(tmp_path), "--series", "b", "--json")
+    assert (status, json.loads(said)["title"]) == (0, "of b")
+    status, said = typed("prefect-biomed", "report", str(tmp_path / "reports" / "b"))
+    assert status == 0
+    assert str(tmp_path / "reports" / "b" / "report.html") in said
+
+
+def test_no_report_is_no_good_report(tmp_path: Path) -> None:
+    status, said = typed("prefect-biomed", "report", str(tmp_path))
+    assert (status, "holds no report" in said) == (REFUSED, True)
+    left(tmp_path, "a", 1)
+    status, said = typed("prefect-biomed", "report", str(tmp_path), "--series", "z")
+    assert (status, "Series with a report: a" in said) == (REFUSED, True)
+    (tmp_path / "reports" / "a" / "report.json").write_text("{")
+    status, said = typed("prefect-biomed", "report", str(tmp_path))
+    assert (status, "cannot be read" in said) == (REFUSED, True)
