@@ -11,6 +11,7 @@ from prefect_biomed.clients.errors import UnexpectedResponse
 
 __all__ = ["Cutout", "unpack"]
 
+_UNREADABLE = (ArithmeticError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError)
 _MAX_CUTOUT_BYTES = 512 * 1024 * 1024
 
 
@@ -54,8 +55,6 @@ def unpack(packed: bytes, shape: tuple[int, int, int]) -> Cutout:
         fits = math.prod(header["shape"]) == math.prod(shape) and math.prod(shape) * size == len(values)
         if descr[0] not in "<|" or descr[1] != "u" or header["fortran_order"] or not fits:
             raise ValueError(f"{descr} of shape {header['shape']}")
-    except (ArithmeticError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError) as error:
+    except (*_UNREADABLE, zlib.error) as error:
         raise UnexpectedResponse(f"The Boss's cutout cannot be read ({type(error).__name__}: {error}).") from None
-    except zlib.error as error:
-        raise UnexpectedResponse(f"The Boss's cutout cannot be unpacked ({error}).") from None
     return Cutout(shape, f"uint{8 * size}", values)

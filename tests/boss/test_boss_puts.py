@@ -50,7 +50,10 @@ def test_an_object_goes_where_boto3_sends_it_with_the_same_headers(
     )
     client: Any = SimpleNamespace(aws_region=region, aws_endpoint_url=None, aws_verify_tls=True, settle_seconds=120.0)
     keys = {name: SecretStr(value) for name, value in (("access_key", "AKIA"), ("secret_key", "secret"))}
-    joined = JoinedJob.model_construct(**keys, session_token=SecretStr("token"), bucket=BUCKET)
+    queue = f"https://sqs.{region}.amazonaws.com/1/tiles"
+    joined = JoinedJob.model_construct(
+        **keys, session_token=SecretStr("token"), bucket=BUCKET, upload_queue=queue, tile_index_queue=queue
+    )
     queues = JobQueues(client, joined, connections=1)
     queues.put(KEY, b"pixels", METADATA, time.monotonic() + 1)
     monkeypatch.undo()

@@ -192,7 +192,7 @@ def test_a_platform_that_is_down_does_not_hide_the_others(
     vip_session(**arguments, session_name="seen", waiting=LAUNCH)
     wrong = BossCredentials(token=SecretStr("x" * 40), host="127.0.0.1:9", protocol="http")
     monkeypatch.setattr("prefect_biomed.tasks.operations.boss_leftovers.retries", 0)
-    with pytest.raises(BiomedError, match=r"Not all platforms could be asked.\nBoss: "):
+    with pytest.raises(BiomedError, match=r"Not all platforms could be asked.\n  Boss: "):
         what_is_running(account, None, wrong)
     assert [row["name"] for row in rows() if row["what"] == "session folder"] == ["seen"]
 

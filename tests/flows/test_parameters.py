@@ -29,7 +29,7 @@ CARD = {
     "boss-ingest": "config processes",
     "boss-join-ingest": "config job_id processes",
 }
-PER_FLOW = 13
+PER_FLOW = 14
 PER_TASK = 8
 STATEMENTS_PER_FLOW = 15
 

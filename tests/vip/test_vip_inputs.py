@@ -659,5 +659,5 @@ def test_description_tells_how_lists_combine() -> None:
         dot_parameters=frozenset({"x"}),
     )
     assert "x are combined element by element" in describe(zipped)
-    assert "a \\| b c & d" in describe(zipped)
+    assert "a \\| b c &amp; d" in describe(zipped)
     assert "every value combined with every other" in describe(Pipeline(identifier="p/1"))
