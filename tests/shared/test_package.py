@@ -122,6 +122,10 @@ def test_names_and_version_agree() -> None:
         for path in (ROOT / folder).rglob("__init__.py")
     }
     assert listed == present
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    about = project["project"]
+    assert (citation["version"], citation["license"]) == (about["version"], about["license"])
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
 
 
 def test_flows_are_there_without_extras_and_say_what_to_install(tmp_path: Path) -> None:
