@@ -50,8 +50,10 @@ WEAKER = {
 @pytest.mark.slow
 @pytest.mark.parametrize("weaker", WEAKER)
 def test_schedules_show_what_each_part_of_the_protocol_is_for(weaker: str) -> None:
+    # Which schedules a seed stands for depends on the constants in the code.
     with pytest.raises(Violation):
-        explore("vip", 3_000, engine=weaker, engines={weaker: WEAKER[weaker]})
+        for number in range(8):
+            explore("vip", 3_000, number, engine=weaker, engines={weaker: WEAKER[weaker]})
 
 
 def in_flight(process: Process) -> bool:
