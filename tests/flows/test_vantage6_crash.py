@@ -31,7 +31,7 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]
                 PREFECT_BIOMED_VANTAGE6_USERNAME=name,
                 PREFECT_BIOMED_VANTAGE6_PASSWORD=facts["users"][name]["password"],
                 PREFECT_BIOMED_VANTAGE6_ENCRYPTION="as the collaboration says",
-                PREFECT_BIOMED_VANTAGE6_PRIVATE_KEY_PATH=facts["organizations"]["north"]["private_key"],
+                PREFECT_BIOMED_VANTAGE6_PRIVATE_KEY=Path(facts["organizations"]["north"]["private_key"]).read_text(),
             )
         yield laboratory
 
