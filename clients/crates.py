@@ -265,7 +265,7 @@ class _Crate:
             "OrganizeAction",
             {
                 "name": f"Run of {self._told.flow} by Prefect",
-                "instrument": self._software("prefect", _ENGINE),
+                "instrument": self._crate.dereference(_ENGINE),
                 "agent": platform,
                 "object": [self._control(number, action, step) for number, action in enumerate(actions, 1)],
                 "result": whole,
@@ -287,11 +287,6 @@ class _Crate:
                 entity[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
         return entity
 
-    def _software(self, distribution: str, home: str) -> Any:
-        known = version(distribution)
-        about = {"name": distribution, "softwareVersion": known, "url": home}
-        return self._add(f"https://pypi.org/project/{distribution}/{known}/", "SoftwareApplication", about)
-
     def _file(self, place: str, kind: str | list[str] = "File", **properties: Any) -> Any:
         path = safe_join(self._folder, place)
         if not path.is_file():
@@ -309,18 +304,19 @@ class _Crate:
         return self._files[place]
 
     def _workflow(self, program: Any, step: Any) -> Any:
+        about = {"name": "Prefect", "softwareVersion": version("prefect"), "url": _ENGINE}
         language = self._add("#prefect-flow", "ComputerLanguage", {"name": "Prefect", "url": _ENGINE})
-        language["identifier"] = self._add(_ENGINE, "WebSite", {"name": "Prefect"})
-        ours = self._software("prefect-biomed", "https://pypi.org/project/prefect-biomed/")
+        language["identifier"] = self._add(_ENGINE, "SoftwareApplication", about)
+        ours = version("prefect-biomed")
         described = self._file(
             WORKFLOW,
             ["File", "SoftwareSourceCode", "ComputationalWorkflow", "HowTo"],
             name=f"{self._told.flow} {self._told.name}",
-            description=f"Parameters of the flow {self._told.flow} of prefect-biomed {ours['softwareVersion']}",
-            version=ours["softwareVersion"],
-            url=ours["url"],
+            description=f"Parameters of the flow {self._told.flow} of prefect-biomed {ours}",
+            version=ours,
+            url=WORKFLOW,
             programmingLanguage=language,
-            softwareRequirements=ours,
+            softwareRequirements=f"prefect-biomed {ours}",
             hasPart=program,
             step=step,
             conformsTo=self._add(
