@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Literal
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
@@ -258,17 +258,18 @@ def private(path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600))
 
 
-def digest(path: Path) -> str:
-    """Compute the SHA-256 of a file.
+def digest(path: Path, algorithm: Literal["sha256", "md5"] = "sha256") -> str:
+    """Compute the digest of a file.
 
     Args:
         path: File to read, in pieces.
+        algorithm: MD5 where another program has written down that one; it proves nothing against a forger.
 
     Returns:
-        64 hexadecimal digits.
+        Hexadecimal digits: 64 of SHA-256, 32 of MD5.
     """
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
 def is_later_version(version: object, known: int) -> bool:

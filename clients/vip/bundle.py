@@ -19,8 +19,9 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from prefect_biomed.clients.archives import is_archive, unpack
 from prefect_biomed.clients.errors import ConfigurationError, UnsafeContent
+from prefect_biomed.clients.files import digest
 
-__all__ = ["Bundle", "PublishedExecution", "md5_of", "open_bundle"]
+__all__ = ["Bundle", "PublishedExecution", "open_bundle"]
 
 PROVENANCE = ".sh.provenance.json"
 SUMMARY = "summary.json"
@@ -148,7 +149,7 @@ class PublishedExecution(BaseModel):
         found = {}
         for name, place in self.places.items():
             told = self.outputs.get(name)
-            if told is not None and (seen := md5_of(place)) != told:
+            if told is not None and (seen := digest(place, "md5")) != told:
                 found[name] = f"the published file has the MD5 {seen}, its provenance says {told}"
         return found
 
@@ -169,19 +170,6 @@ class Bundle(BaseModel):
     title: str = ""
     identity: str
     executions: tuple[PublishedExecution, ...]
-
-
-def md5_of(path: Path) -> str:
-    """Compute the MD5 of a file, which is what boutiques writes down.
-
-    Args:
-        path: File to read, in pieces.
-
-    Returns:
-        32 hexadecimal digits.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def open_bundle(path: Path, workspace: Path) -> Bundle:
@@ -218,7 +206,7 @@ def open_bundle(path: Path, workspace: Path) -> Bundle:
         _execution(one, inputs[one.identifier], provenances, descriptors, files)
         for one in _workflows(path, summary, inputs, provenances)
     )
-    content = sorted(md5_of(file) for file in {*provenances.values(), *(f for f in others if f.stem in inputs)})
+    content = sorted(digest(file) for file in {*provenances.values(), *(f for f in others if f.stem in inputs)})
     return Bundle(
         folder=folder,
         title=summary.metadata.title if summary else "",
@@ -232,7 +220,7 @@ def _provenances(files: Iterable[Path]) -> dict[str, Path]:
     for file in files:
         if file.name.endswith(PROVENANCE):
             known = found.setdefault(file.name.removesuffix(PROVENANCE), file)
-            if md5_of(known) != md5_of(file):
+            if digest(known) != digest(file):
                 raise ConfigurationError(f"{known} and {file} are provenances of one job and differ. Remove one.")
     return found
 
@@ -304,7 +292,7 @@ def _descriptor_of(workflow: _Workflow, descriptors: list[Path]) -> Path:
         [file for file in descriptors if file.name == wanted],
         descriptors,
     ):
-        if candidates and len({md5_of(file) for file in candidates}) == 1:
+        if candidates and len({digest(file) for file in candidates}) == 1:
             return candidates[0]
     what = "no Boutiques descriptor" if not descriptors else "several Boutiques descriptors"
     raise ConfigurationError(f"There is {what} for {workflow.identifier}, so it is not known what ran.")
@@ -360,7 +348,7 @@ def _published(invocations: Iterable[str], outputs: Iterable[str], files: Iterab
 def _unpacked(archive: Path, workspace: Path) -> Path:
     if not is_archive(archive):
         raise ConfigurationError(f"{archive} is neither a folder nor an archive.")
-    folder = workspace / md5_of(archive)
+    folder = workspace / digest(archive)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         unpack(archive, folder)

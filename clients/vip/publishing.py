@@ -11,7 +11,7 @@ from zlib import crc32
 
 from prefect_biomed.clients.errors import ConfigurationError, LedgerError
 from prefect_biomed.clients.files import atomic_write, digest, on_disk, safe_join
-from prefect_biomed.clients.vip.bundle import PROVENANCE, SUMMARY, md5_of
+from prefect_biomed.clients.vip.bundle import PROVENANCE, SUMMARY
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.download import local_outputs, not_here
 from prefect_biomed.clients.vip.local_files import stored_name
@@ -141,13 +141,13 @@ class _Inputs:
         name = PurePosixPath(path).name
         below = path.removeprefix(self._folder + "/")
         if below in self.files:
-            return {"file-name": name, "md5sum": md5_of(self.files[below])}
+            return {"file-name": name, "md5sum": digest(self.files[below], "md5")}
         inside = [(one, file) for one, file in self.files.items() if one.startswith(below + "/")]
         if not inside:
             return {"file-name": name}
         return {
             "file-name": name,
-            "files": [{"file-name": PurePosixPath(one).name, "md5sum": md5_of(file)} for one, file in inside],
+            "files": [{"file-name": PurePosixPath(one).name, "md5sum": digest(file, "md5")} for one, file in inside],
         }
 
 
@@ -221,7 +221,7 @@ def _publish_one(
 def _public_output(path: Path) -> dict[str, Any]:
     if path.is_dir():
         return {"file-name": path.name, "files": [_public_output(one) for one in sorted(path.iterdir())]}
-    return {"file-name": path.name, "md5sum": md5_of(path)}
+    return {"file-name": path.name, "md5sum": digest(path, "md5")}
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -16,8 +16,8 @@ from prefect_biomed.clients.errors import (
     PermissionDeniedError,
     PreflightFailed,
 )
-from prefect_biomed.clients.files import safe_join
-from prefect_biomed.clients.vip.bundle import Bundle, PublishedExecution, md5_of
+from prefect_biomed.clients.files import digest, safe_join
+from prefect_biomed.clients.vip.bundle import Bundle, PublishedExecution
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.download import Output, fetch_file
 from prefect_biomed.clients.vip.local_files import stored_name
@@ -194,7 +194,7 @@ class _Inputs:
             digests = known.get(path.name)
             if not digests:
                 self.unchecked.append(path.relative_to(self.folder).as_posix())
-            elif (seen := md5_of(path)) not in digests:
+            elif (seen := digest(path, "md5")) not in digests:
                 # Or a repetition would take it for the right one.
                 path.unlink()
                 self.problems.append(
