@@ -15,8 +15,10 @@ import requests
 from pydantic import Field, JsonValue
 
 from prefect_biomed.clients.errors import (
+    AuthenticationError,
     ConfigurationError,
     NotFoundError,
+    PermissionDeniedError,
     PlatformError,
     ServerUnavailable,
     UnexpectedResponse,
@@ -277,12 +279,16 @@ class VipClient(_Api):
 
         Returns:
             The descriptor; None where the platform gives none.
+
+        Raises:
+            AuthenticationError: The key was refused.
+            PermissionDeniedError: The account may not see it, which says nothing of whether there is one.
         """
         path = "/pipelines/" + quote(identifier, safe="/") + self.profile.descriptor
         try:
             return self.ask(dict[str, JsonValue], "GET", path, about=f"descriptor of {identifier!r}")
         except PlatformError as error:
-            if error.transient:
+            if error.transient or isinstance(error, AuthenticationError | PermissionDeniedError):
                 raise
             return None
 

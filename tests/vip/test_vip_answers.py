@@ -16,9 +16,11 @@ import pytest
 
 from harness.vip_steps import run, send, start, wait
 from prefect_biomed.clients.errors import (
+    AuthenticationError,
     BiomedError,
     DeadlineExceeded,
     LocalStorageError,
+    PermissionDeniedError,
     ServerUnavailable,
     SourceUnreadable,
     TransferFailed,
@@ -379,3 +381,17 @@ def test_girder_list_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, vip
     with pytest.raises(UnexpectedResponse, match="item on Girder has more than 100 entries"):
         girder._all("item", folderId="abc")
     girder.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [(401, "{}", AuthenticationError), (400, '{"errorCode": 8008, "errorMessage": "no"}', PermissionDeniedError)],
+)
+def test_a_descriptor_that_is_refused_is_not_one_that_there_is_none(
+    vip: Sandbox, client: VipClient, status: int, body: str, error: type[Exception]
+) -> None:
+    answer(vip, "{}", status=404, path=r"/pipelines/")
+    assert client.descriptor("CopyFile/1.0") is None
+    answer(vip, body, status=status, path=r"/pipelines/")
+    with pytest.raises(error):
+        client.descriptor("CopyFile/1.0")
