@@ -13,6 +13,7 @@ from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.download import local_outputs
 from prefect_biomed.clients.vip.local_files import stored_name
 from prefect_biomed.clients.vip.models import VipSession, WorkflowStatus
+from prefect_biomed.clients.vip.outcome import unfetched
 from prefect_biomed.clients.vip.session_file import SessionFile
 from prefect_biomed.clients.vip.session_record import EndedRecord, IntentRecord, SessionRecord
 
@@ -22,8 +23,9 @@ __all__ = ["write_session_crate"]
 def write_session_crate(session: VipSession, client: VipClient | None = None, *, licence: str = "") -> Path:
     """Write how the outputs of a session came about, from its session file, into `ro-crate-metadata.json` beside them.
 
-    All executions that have ended are told of, the failed ones too, with those of their outputs that are here. Safe to
-    repeat: the same session file and outputs give the same bytes.
+    All executions that have ended are told of, the failed ones too, with those of their outputs that are here; one
+    whose outputs are not here any more is told of as that. Safe to repeat: the same session file and outputs give the
+    same bytes.
 
     Args:
         session: The session.
@@ -67,8 +69,8 @@ def write_session_crate(session: VipSession, client: VipClient | None = None, *,
 
 
 def _executions(record: SessionRecord, session: VipSession, url: str) -> Iterator[Execution]:
+    names = {launch.workflow_id: name for name, launch in record.ledger.launches.items()}
     for token, intent in record.ledger.intents.items():
-        names = {launch.workflow_id: name for name, launch in record.ledger.launches.items()}
         for identifier in record.workflows_of(token):
             ended = record.ledger.ended.get(identifier)
             if ended is None:
@@ -78,7 +80,7 @@ def _executions(record: SessionRecord, session: VipSession, url: str) -> Iterato
             yield Execution(
                 address=f"{url}/executions/{quote(identifier, safe='')}",
                 name=names.get(identifier, identifier),
-                error=_error(ended),
+                error=_error(record, session, identifier, ended),
                 began=began,
                 ended=ended.seen,
                 settings={
@@ -91,10 +93,14 @@ def _executions(record: SessionRecord, session: VipSession, url: str) -> Iterato
             )
 
 
-def _error(ended: EndedRecord) -> str | None:
+def _error(record: SessionRecord, session: VipSession, identifier: str, ended: EndedRecord) -> str | None:
     if ended.status != WorkflowStatus.FINISHED:
         return f"ended as {ended.status}"
-    return f"{ended.failed_jobs} of {ended.jobs} jobs failed" if ended.failed_jobs else None
+    if ended.failed_jobs:
+        return f"{ended.failed_jobs} of {ended.jobs} jobs failed"
+    # Results that are to be here and are not would otherwise look like results that there never were.
+    lacking = unfetched(session, record, identifier) if ended.status in session.options.get_status else ()
+    return f"{len(lacking)} outputs are not here: {', '.join(lacking[:5])}" if lacking else None
 
 
 def _inputs(record: SessionRecord, intent: IntentRecord, url: str) -> Iterator[Source]:

@@ -82,6 +82,18 @@ def test_what_has_changed_is_told_on_the_shell(client: VipClient, ended: VipSess
     }
 
 
+def test_outputs_that_are_gone_are_told_of_as_gone(client: VipClient, ended: VipSession) -> None:
+    write_session_crate(ended, client)
+    first, second = (one for name, one in sorted(entities(ended).items()) if "/executions/" in name)
+    (ended.output_dir / first["result"]["@id"]).unlink()
+    write_session_crate(ended, client)
+    told = entities(ended)
+    assert told[second["@id"]]["actionStatus"].endswith("CompletedActionStatus")
+    assert told[first["@id"]]["actionStatus"].endswith("FailedActionStatus")
+    assert told[first["@id"]]["error"].startswith("1 outputs are not here: /vip/")
+    assert told["#run"]["error"].endswith(told[first["@id"]]["error"])
+
+
 def test_nothing_is_told_of_what_has_not_ended(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
     vip.vip.switches.job_seconds = 60.0
     session = new_session("CopyFile/1.0", {"file": "a.bin"}, files={"a.bin": b"voxels"})
