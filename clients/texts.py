@@ -101,7 +101,7 @@ def code_block(text: object) -> str:
         The block, with a fence that the text does not have.
     """
     body = "\n".join(map(_long_line, str(text).split("\n")))
-    fence = "`" * max(3, *(len(found) + 1 for found in _FENCE.findall(body)), 3)
+    fence = "`" * max([3, *(len(found) + 1 for found in _FENCE.findall(body))])
     return f"{fence}\n{body}\n{fence}"
 
 

@@ -15,7 +15,7 @@ from prefect.context import FlowRunContext
 from prefect.settings import get_current_settings
 from pydantic import ValidationError
 
-from prefect_biomed.blocks._keys import typed_keys
+from prefect_biomed.blocks._keys import in_deployed_run, typed_keys
 from prefect_biomed.clients.diagnosis import diagnose
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.tasks._reporting import event
@@ -68,7 +68,7 @@ class _CheckedFlow(Flow[P, R]):
             said = "; ".join(f"{'.'.join(map(str, one['loc'])) or name}: {one['msg']}" for one in problems)
             raise ConfigurationError(f"The parameter {name} of {self.name} is no {kind.__name__}: {said}.") from None
         # Only what the engine has given to this process itself was in its database.
-        begins_here = "PREFECT__FLOW_RUN_ID" in os.environ and FlowRunContext.get() is None
+        begins_here = in_deployed_run() and FlowRunContext.get() is None
         if begins_here and os.environ.get(INLINE_KEYS) != "allowed":
             self._refuse_keys(name, block)
         return block

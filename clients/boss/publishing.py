@@ -418,16 +418,18 @@ class _Work:
         return bool(self._ledger.blank(tiles)) or any(left_out)
 
     def _tiles(self, block: _Block) -> list[str]:
+        return sorted(map(str, self._positions(block)))
+
+    def _positions(self, block: _Block) -> set[Position]:
+        """The tiles that a block of the finest resolution is made of."""
         chunk = self._plan.chunk(block)
-        return sorted({str(self._plan.grid.tile(chunk, z)) for z in range(*self._plan.grid.chunk(chunk).z)})
+        return {self._plan.grid.tile(chunk, z) for z in range(*self._plan.grid.chunk(chunk).z)}
 
     def _fingerprint(self, block: _Block) -> str:
         """Size and time of the files that a block is made of; nothing where the plugin names no files."""
         if block.level:
             return "made"
-        chunk = self._plan.chunk(block)
-        tiles = {self._plan.grid.tile(chunk, z) for z in range(*self._plan.grid.chunk(chunk).z)}
-        return self._expectation.fingerprint(sorted(tiles))
+        return self._expectation.fingerprint(sorted(self._positions(block)))
 
     def _treatments(self) -> dict[str, Treatment]:
         left_out: dict[str, Treatment] = dict.fromkeys(self._ledger.tiles(TileState.SKIPPED), "left out")
