@@ -301,14 +301,13 @@ def report(
 
     Exit codes: 0 within, 1 changed, 3 not judged, 2 there is no report.
     """
-    from prefect_biomed.cli.reports import EXIT_CODES, read_report
+    from prefect_biomed.cli.reports import exit_code, read_report
 
     file, found = _or_exit(lambda: read_report(folder, series))
     typer.echo(
         found.model_dump_json(indent=2) if json else "\n".join([*found.sentences, str(file.with_suffix(".html"))])
     )
-    judged = [part.against_baseline.outcome for part in found.pipelines if part.against_baseline]
-    raise typer.Exit(next((code for outcome, code in EXIT_CODES.items() if outcome in judged), 0))
+    raise typer.Exit(exit_code(found))
 
 
 @app.command(epilog="Example: prefect-biomed compare runs/ report/ --baseline references/")

@@ -10,10 +10,10 @@ from prefect_biomed.analysis.models import Report
 from prefect_biomed.analysis.outcomes import Outcome
 from prefect_biomed.clients.errors import ConfigurationError, LedgerError
 
-__all__ = ["EXIT_CODES", "read_report"]
+__all__ = ["exit_code", "read_report"]
 
-EXIT_CODES = {Outcome.CHANGED: 1, Outcome.NOT_JUDGED: 3}
-"""By the worst outcome, the worst first; 2 says that something that was given is wrong."""
+# By the worst outcome, the worst first; 2 says that something that was given is wrong.
+_EXIT_CODES = {Outcome.CHANGED: 1, Outcome.NOT_JUDGED: 3}
 
 _FILE = "report.json"
 
@@ -48,6 +48,23 @@ def read_report(folder: Path, series: str | None = None) -> tuple[Path, Report]:
     read = {path: _read(path) for path in reports.values()}
     newest = max(read, key=lambda path: read[path].created)
     return newest, read[newest]
+
+
+def exit_code(report: Report) -> int:
+    """Put what a report has found into an exit code.
+
+    Args:
+        report: The report.
+
+    Returns:
+        0 when all that was judged is within, 1 when something has changed, 3 when something is not judged, which is so
+        as well where nothing was: a baseline by itself, or runs that were compared with each other alone.
+    """
+    judgements = [one for part in report.pipelines for one in (part.against_baseline, part.against_version) if one]
+    outcomes = {one.outcome for one in judgements}
+    if report.pipelines and not outcomes:
+        outcomes = {Outcome.NOT_JUDGED}
+    return next((code for outcome, code in _EXIT_CODES.items() if outcome in outcomes), 0)
 
 
 def _read(path: Path) -> Report:

@@ -6,8 +6,13 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
 from harness.shell import typed
 from prefect_biomed.analysis import Report
+from prefect_biomed.analysis.models import Judgement, PipelineReport
+from prefect_biomed.analysis.outcomes import Outcome
+from prefect_biomed.cli.reports import exit_code
 from prefect_biomed.cli.running import REFUSED
 
 
@@ -41,3 +46,33 @@ def test_no_report_is_no_good_report(tmp_path: Path) -> None:
     (tmp_path / "reports" / "a" / "report.json").write_text("{")
     status, said = typed("prefect-biomed", "report", str(tmp_path))
     assert (status, "cannot be read" in said) == (REFUSED, True)
+
+
+WITHIN, CHANGED, NOT_JUDGED = Outcome.WITHIN, Outcome.CHANGED, Outcome.NOT_JUDGED
+
+
+@pytest.mark.parametrize(
+    ("against_baseline", "against_version", "code"),
+    [
+        ([WITHIN], [], 0),
+        ([WITHIN, CHANGED], [], 1),
+        ([NOT_JUDGED, WITHIN], [], 3),
+        ([NOT_JUDGED, CHANGED], [], 1),
+        ([None], [], 3),
+        ([None, None], [None, WITHIN], 0),
+        ([None, None], [None, CHANGED], 1),
+        ([WITHIN, WITHIN], [None, NOT_JUDGED], 3),
+    ],
+)
+def test_the_exit_code_is_that_of_the_worst_and_nothing_judged_is_not_within(
+    against_baseline: list[Outcome | None], against_version: list[Outcome | None], code: int
+) -> None:
+    def judged(outcome: Outcome | None) -> Judgement | None:
+        return outcome and Judgement.model_construct(outcome=outcome)
+
+    versions = [*against_version, *[None] * (len(against_baseline) - len(against_version))]
+    parts = [
+        PipelineReport.model_construct(pipeline="p", against_baseline=judged(one), against_version=judged(other))
+        for one, other in zip(against_baseline, versions, strict=True)
+    ]
+    assert exit_code(Report.model_construct(pipelines=tuple(parts))) == code
