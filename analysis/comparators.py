@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from prefect_biomed.analysis.models import Rules
 from prefect_biomed.clients.errors import UnsafeContent
+from prefect_biomed.clients.files import digest
 
 __all__ = ["BLOCK", "Content", "Measure", "content_digest", "decompressed", "is_store", "without_packing"]
 
@@ -229,19 +230,18 @@ def content_digest(path: Path) -> str:
     Returns:
         64 hexadecimal digits; those of the raw bytes when the compressed stream is damaged.
     """
-    digest = hashlib.sha256()
+    content = hashlib.sha256()
     if path.is_dir():
         for inner in sorted(path.rglob("*")):
             if inner.is_file():
-                digest.update(f"{inner.relative_to(path).as_posix()} {content_digest(inner)}\n".encode())
-        return digest.hexdigest()
+                content.update(f"{inner.relative_to(path).as_posix()} {content_digest(inner)}\n".encode())
+        return content.hexdigest()
     try:
         for piece in _pieces(path):
-            digest.update(piece)
+            content.update(piece)
     except (UnsafeContent, OSError):
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    return digest.hexdigest()
+        return digest(path)
+    return content.hexdigest()
 
 
 def decompressed(path: Path, target: Path) -> Path:

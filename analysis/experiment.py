@@ -39,7 +39,7 @@ from prefect_biomed.analysis.models import (
 from prefect_biomed.analysis.monitor import Monitor, Shown
 from prefect_biomed.analysis.stability import LEAST_REFERENCES, judge_runs, judge_variability, series_of
 from prefect_biomed.clients.errors import ConfigurationError, LedgerError
-from prefect_biomed.clients.files import is_later_version
+from prefect_biomed.clients.files import digest, is_later_version
 from prefect_biomed.clients.texts import logger_of
 
 __all__ = ["Experiment", "RunRecord", "inputs_digest"]
@@ -207,9 +207,7 @@ def inputs_digest(folder: Path | None) -> str:
         return ""
     whole = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        whole.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
+        whole.update(f"{path.relative_to(folder).as_posix()}\0{digest(path)}\n".encode())
     return whole.hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from prefect_biomed.analysis.models import Comparison, FactDifference, FileComparison, Judgement, Rules
 from prefect_biomed.analysis.outcomes import Outcome
 from prefect_biomed.clients.archives import is_archive, unpack
-from prefect_biomed.clients.files import safe_join
+from prefect_biomed.clients.files import digest, safe_join
 
 __all__ = ["Published", "Replay", "ReplayOutcome", "ReplayedExecution", "judge_replay"]
 
@@ -226,7 +225,7 @@ def _judged(
 def _compared(one: Published, then: Path, now: Path, rules: Rules, judgement: Judgement | None) -> ReplayedExecution:
     from prefect_biomed.analysis import compare_runs
 
-    identical = [name for name, digest in one.digests.items() if digest is not None and digest == _md5(now, name)]
+    identical = [name for name, told in one.digests.items() if told is not None and told == _md5(now, name)]
     missing = [name for name in one.digests if not (now / name).is_file()]
     contents = _contents(compare_runs({"published": then, "replayed": now}, rules=rules), one.digests)
     equal: list[str] = []
@@ -334,7 +333,4 @@ def _all_files(folder: Path) -> set[str]:
 
 def _md5(folder: Path, name: str) -> str | None:
     path = folder / name
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return digest(path, "md5") if path.is_file() else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from itertools import islice
 from operator import attrgetter
@@ -11,6 +10,7 @@ from pathlib import Path
 import requests
 
 from prefect_biomed.clients.errors import PlatformError, UnexpectedResponse
+from prefect_biomed.clients.files import digest
 from prefect_biomed.clients.rest import pages_of
 from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip.errors import ListUnavailable
@@ -128,8 +128,7 @@ def compare_digest(local: Path, path: str, md5: Callable[[str], str]) -> None:
     Raises:
         UnexpectedResponse: The copy differs.
     """
-    with local.open("rb") as file:
-        expected = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    expected = digest(local, "md5")
     try:
         found = md5(path)
     except PlatformError as error:
