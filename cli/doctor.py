@@ -333,6 +333,9 @@ def check_account(name: str, ask: Callable[[], object]) -> Finding:
     except BiomedError as error:
         step = f"Correct the block {name} or its key; when the platform is down, try again later."
         return broken(name, f"{type(error).__name__}: {error}", step)
+    except ValueError as error:
+        # Of a field that is wrong, or of a block that was deleted since; the value would stand in the message.
+        return broken(name, f"cannot be loaded ({type(error).__name__})", f"Save the block {name} again.")
     return fine(name, "the platform answers and takes the key")
 
 

@@ -70,7 +70,7 @@ def frame_of(results: Iterable[Result], *, orient: Orientation | None = None) ->
 def _pandas() -> Any:
     try:
         import pandas
-        import pyarrow  # noqa: F401
+        import pyarrow  # noqa: F401  # pandas reads Parquet and Arrow with it
     except ImportError as error:
         raise ConfigurationError(
             "Tables of results need the extra 'tables': pip install 'prefect-biomed[tables]', where this runs."

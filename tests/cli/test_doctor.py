@@ -73,6 +73,10 @@ def refused(url: str) -> Any:
     raise requests.ConnectionError
 
 
+def wrong() -> None:
+    raise ValueError("hunter2")
+
+
 def denied() -> None:
     raise AuthenticationError("the key was refused")
 
@@ -124,6 +128,7 @@ def checks(tmp_path: Path) -> dict[str, tuple[list[Finding], str]]:
             "prefect-biomed deploy --block",
         ),
         "the key is refused": ([doctor.check_account("vip-credentials/lab", denied)], "block vip-credentials/lab"),
+        "a saved block is wrong": ([doctor.check_account("vip-credentials/lab", wrong)], "Save the block"),
         "the disk is full": (doctor.check_disk([tmp_path / "new"], free=lambda path: 2**20), "Make room"),
         "results go nowhere": (
             [doctor.check_storage(Server().as_client(), "s3-bucket/gone")],
@@ -134,9 +139,10 @@ def checks(tmp_path: Path) -> dict[str, tuple[list[Finding], str]]:
 
 def test_each_broken_set_up_is_told_what_mends_it(tmp_path: Path) -> None:
     for what, (findings, step) in checks(tmp_path).items():
-        wrong = [one for one in findings if one.level is not Level.FINE]
-        assert any(step in one.next_step for one in wrong), f"{what}: {findings}"
-        assert all(one.next_step for one in wrong), what
+        amiss = [one for one in findings if one.level is not Level.FINE]
+        assert any(step in one.next_step for one in amiss), f"{what}: {findings}"
+        assert all(one.next_step for one in amiss), what
+        assert "hunter2" not in repr(findings), what
 
 
 def test_a_sound_set_up_is_told_nothing(tmp_path: Path) -> None:
