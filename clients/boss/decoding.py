@@ -106,12 +106,11 @@ class _Whole:
         if isinstance(self._source, bytes):
             return self._decode()[top:bottom, left:right]
 
-        def load() -> tuple[Array, int]:
-            array = self._decode()
-            return array, array.nbytes
-
-        array: Array = cache.get((self._name, self._page), load)
-        return array[top:bottom, left:right]
+        about = self.about
+        shape = (about.height, about.width, 3 if about.palette else about.channels)
+        itemsize = max(about.bits // 8, 1)
+        where = slice(top, bottom), slice(left, right)
+        return cache.part((self._name, self._page), shape, itemsize, self._decode, where)
 
     def _decode(self) -> Array:
         with self._open() as image:

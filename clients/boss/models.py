@@ -197,7 +197,10 @@ class UploadSettings(BaseModel):
     encoding: Literal["png", "tiff"] = Field(default="png", title="Format of tiles")
     """Format of tiles that must be encoded anew: `png` is smaller, `tiff` faster."""
     cache_bytes: int = Field(default=512 * 1024 * 1024, ge=0, title="Cache of source images (bytes)")
-    """Bound of decoded source images in memory."""
+    """Bound of decoded source images in memory, those that are being decoded included."""
+    cache_disk_bytes: int = Field(default=32 * 1024**3, ge=0, title="Cache of source images on disk (bytes)")
+    """Bound of decoded source images that were not used up before they had to leave the memory; they lie in a nameless
+    file in the folder of ledgers. Beyond it, and with 0, they are decoded again."""
     chunk_bytes: int = Field(default=1024 * 1024 * 1024, ge=1, title="Memory for chunks (bytes)")
     """Bound of chunks of a volumetric job in memory."""
     max_tiles: int | None = Field(default=None, ge=1, title="Stop after so many tiles")

@@ -15,6 +15,7 @@ from prefect_biomed.clients.boss.images import DecodeCache, ImageWindow, TileFor
 from prefect_biomed.clients.boss.models import UploadSettings
 from prefect_biomed.clients.boss.plugins import base
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError, SourceUnreadable
+from prefect_biomed.clients.files import home
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,19 +57,20 @@ class TileSource(_Paths):
     Args:
         config: Names the plugins.
         tile: What every tile has to be.
-        cache_bytes: Bound of the decoded images kept.
+        cache_bytes: Bound of the decoded images in memory.
+        disk_bytes: Bound of those on the disk.
 
     Raises:
         ConfigurationError: A plugin cannot be loaded, or lacks a parameter.
     """
 
-    def __init__(self, config: IngestConfig, tile: TileFormat, cache_bytes: int) -> None:
+    def __init__(self, config: IngestConfig, tile: TileFormat, cache_bytes: int, disk_bytes: int = 0) -> None:
         super().__init__(config)
         plugin = config.client.tile_processor
         if plugin is None:
             raise ConfigurationError("The configuration has no tile_processor.")
         self.format = tile
-        self.cache = DecodeCache(cache_bytes)
+        self.cache = DecodeCache(cache_bytes, disk_bytes, home("boss"))
         self._reader = base.load(plugin.class_, plugin.params | {"ingest_job": self.job})
         self._reader_guard = _guard(self._reader)
 
@@ -235,7 +237,7 @@ def open_source(config: IngestConfig, datatype: str, settings: UploadSettings) -
         settings.convert,
         settings.max_pixels,
     )
-    return TileSource(config, tile, settings.cache_bytes)
+    return TileSource(config, tile, settings.cache_bytes, settings.cache_disk_bytes)
 
 
 def padded(block: Array, shape: tuple[int, int, int]) -> Array:

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from prefect_biomed.clients.boss.caching import DecodeCache
+from prefect_biomed.clients.boss.caching import DecodeCache, Window
 from prefect_biomed.clients.boss.pictures import Array, Description, check_density, named
 from prefect_biomed.clients.errors import SourceUnreadable
 
@@ -95,27 +95,37 @@ class TiffPicture:
     def read(self, cache: DecodeCache, top: int, left: int, bottom: int, right: int) -> Array:
         """Read a piece; only what covers it is decoded, and kept."""
         with named(self._name):
+            shape, dtype = (self.about.height, self.about.width), self._chosen.dtype.newbyteorder("=")
             if self.about.channels > 1 or self.about.palette:
-                whole: Array = self._kept(cache, "whole", self._coloured)
-                return whole[top:bottom, left:right]
+                channels = 3 if self.about.palette else self.about.channels
+                where = slice(top, bottom), slice(left, right)
+                return self._part(cache, "whole", (*shape, channels), self._coloured, where)
             blocks = self._bands(top, bottom) if not self._chosen.is_tiled else self._tiles(top, left, bottom, right)
-            piece = np.empty((bottom - top, right - left), self._chosen.dtype.newbyteorder("="))
+            piece = np.empty((bottom - top, right - left), dtype)
             for key, segments, y, x in blocks:
-                block = self._kept(cache, key, partial(self._decoded, segments))
+                height, width = self._extent_of(segments)
                 y0, x0 = max(y, top), max(x, left)
-                y1, x1 = min(y + block.shape[0], bottom), min(x + block.shape[1], right)
-                piece[y0 - top : y1 - top, x0 - left : x1 - left] = block[y0 - y : y1 - y, x0 - x : x1 - x]
+                y1, x1 = min(y + height, bottom), min(x + width, right)
+                where = slice(y0 - y, y1 - y), slice(x0 - x, x1 - x)
+                decode = partial(self._decoded, segments)
+                piece[y0 - top : y1 - top, x0 - left : x1 - left] = self._part(
+                    cache, key, (height, width), decode, where
+                )
             return piece
 
-    def _kept(self, cache: DecodeCache, key: Any, make: Callable[[], Array]) -> Array:
-        def load() -> tuple[Array, int]:
-            array = make()
-            return array, array.nbytes
-
+    def _part(
+        self, cache: DecodeCache, key: Any, shape: tuple[int, ...], decode: Callable[[], Array], where: Window
+    ) -> Array:
         if isinstance(self._source, bytes):
-            return load()[0]
-        kept: Array = cache.get((self._name, self._page, key), load)
-        return kept
+            return decode()[where]
+        return cache.part((self._name, self._page, key), shape, self._chosen.dtype.itemsize, decode, where)
+
+    def _extent_of(self, segments: range) -> tuple[int, int]:
+        """Rows and columns of strips or tiles that are decoded together, or of rows that are plain."""
+        if self._rows_are_plain:
+            return len(segments), self.about.width
+        sizes = [_extent(self._chosen, index)[2:] for index in (segments[0], segments[-1])]
+        return sizes[0][0] * (len(segments) - 1) + sizes[1][0], sizes[0][1]
 
     def _bands(self, top: int, bottom: int) -> list[tuple[Any, range, int, int]]:
         height = 1 if self._rows_are_plain else int(self._chosen.rowsperstrip) or self.about.height

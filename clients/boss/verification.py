@@ -97,7 +97,11 @@ def verify(
     names = config.database
     channel = client.channel(names.collection, names.experiment, names.channel)
     grid = Grid(config, channel, region)
-    look = _Look(client, channel, grid, Expectation(config, channel, upload or UploadSettings(), grid, treatments))
+    upload = upload or UploadSettings()
+    if settings.share < 1:
+        # A sample uses up nothing: all that leaves the memory would be written to the disk, and hardly any of it read.
+        upload = upload.model_copy(update={"cache_disk_bytes": 0})
+    look = _Look(client, channel, grid, Expectation(config, channel, upload, grid, treatments))
     plan = _Plan(grid, settings, also)
     sx, sy, sz = grid.piece
     threads = max(1, min(settings.threads, _HELD_BYTES // (2 * sx * sy * sz * look.item_bytes)))

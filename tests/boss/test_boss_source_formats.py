@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
+import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -92,6 +96,53 @@ def test_a_large_section_is_decoded_piece_by_piece_and_once(options: dict[str, A
             assert np.array_equal(read, pixels[top : top + 256, left : left + 256])
             assert cache._bytes <= cache.max_bytes
     assert cache.decoded_bytes == pixels.nbytes
+
+
+@pytest.mark.parametrize("layout", ["strips", "one strip", "png"])
+def test_sections_of_a_chunk_are_decoded_once_in_less_memory_than_they_need(layout: str, tmp_path: Path) -> None:
+    """In the order of the queue, sixteen slices of a column after those of the one before, by several threads."""
+    pixels = volume((16, 256, 512))
+    for z, plane in enumerate(pixels):
+        if layout == "png":
+            Image.fromarray(plane).save(tmp_path / f"{z}.png")
+        else:
+            rows = 16 if layout == "strips" else 256
+            tifffile.imwrite(
+                tmp_path / f"{z}.tif", plane, photometric="minisblack", rowsperstrip=rows, compression="deflate"
+            )
+    ending, tile = "png" if layout == "png" else "tif", TileFormat(128, 128, "uint8", encoding="tiff")
+    cache = DecodeCache(1 << 19, 1 << 23, tmp_path / "kept")  # the slices have 2 MiB
+
+    def read(where: tuple[int, int, int]) -> bool:
+        top, left, z = where
+        made = images.from_window(ImageWindow(str(tmp_path / f"{z}.{ending}"), left=left, top=top), tile, cache)
+        part = pixels[z, top : top + 128, left : left + 128]
+        return np.array_equal(np.asarray(Image.open(io.BytesIO(made))), part) and cache._bytes <= cache.max_bytes
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, itertools.product(range(0, 256, 128), range(0, 512, 128), range(16))))
+    assert cache.decoded_bytes == pixels.nbytes
+    assert {key[-1] for key in cache._entries} == {"header"}, "what is used up is not held"
+    assert list((tmp_path / "kept").iterdir()) == [], "a kill leaves nothing behind"
+
+
+def test_a_disk_that_is_full_costs_decodings_and_no_tile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def parts(cache: DecodeCache) -> list[bytes]:
+        cut = (slice(0, 4), slice(0, 8))
+        return [cache.part(n, (8, 8), 1, lambda n=n: np.full((8, 8), n, "u1"), cut)[0].tobytes() for n in (1, 2, 1, 2)]
+
+    whole = [bytes([n]) * 8 for n in (1, 2, 1, 2)]
+    assert (parts(small := DecodeCache(64, 1, tmp_path)), small.decoded) == (whole, 4)
+    assert "cache_disk_bytes is 1" in caplog.text
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1 << 30))
+    assert (parts(full := DecodeCache(64, 1 << 30, tmp_path)), full.decoded) == (whole, 4)
+    assert "the disk is nearly full" in caplog.text
+    monkeypatch.undo()
+    (tmp_path / "file").touch()
+    assert (parts(none := DecodeCache(64, 1 << 30, tmp_path / "file")), none.decoded) == (whole, 4)
+    assert (parts(kept := DecodeCache(64, 1 << 30, tmp_path)), kept.decoded) == (whole, 2)
 
 
 @pytest.mark.parametrize(
