@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import resource
+import struct
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,7 +17,9 @@ from typing import Any
 from chaos.journeys import WORK
 from prefect_biomed.clients.errors import BiomedError
 
-_NOBODY = 65534
+# <linux/capability.h>: writing what modes forbid, which root may, and the layout of sets of capabilities.
+_CAP_DAC_OVERRIDE = 1
+_LAYOUT = 0x20080522
 
 
 def attempt(platform: str, order: dict[str, Any], finished: dict[str, Any], log: Path, wire: Connection) -> None:
@@ -62,6 +66,18 @@ def _limit(disk: str) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
         logging.raiseExceptions = False
     if disk == "read-only" and os.geteuid() == 0:
-        os.setgroups([])
-        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+        _obey_modes()
+
+
+def _obey_modes() -> None:
+    """Take from root what lets it write to a read-only folder, and leave it what lets it read.
+
+    Another user could not read an interpreter below root's home, from which modules are imported at any time.
+    """
+    system = ctypes.CDLL(None, use_errno=True)
+    header, sets = struct.pack("Ii", _LAYOUT, 0), ctypes.create_string_buffer(24)
+    asked = system.capget(header, sets)
+    effective, *others = struct.unpack("6I", sets.raw)
+    limited = struct.pack("6I", effective & ~(1 << _CAP_DAC_OVERRIDE), *others)
+    if asked or system.capset(header, limited):
+        raise OSError(ctypes.get_errno(), "root cannot be kept from writing")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
 
+from chaos.child import _limit
 from chaos.journeys import Journey, VipJourney, _sent_again
 from chaos.plans import KINDS, plan
-from chaos.rehearsal import Outcome, _left_over, _Rehearsal, report
+from chaos.rehearsal import Outcome, _left_over, _read_only, _Rehearsal, report
 from prefect_biomed.sandbox import Entry, Sandbox
 
 
@@ -78,6 +80,26 @@ def test_work_that_is_not_done_is_told(journey: Journey, tmp_path: Path) -> None
     outcome = Outcome("vip", 1)
     _Rehearsal(journey, outcome, tmp_path)._check_at_the_end(("error", "NetworkError", "lost"))
     assert "not done after 5 calls" in outcome.violations[0]
+
+
+def test_a_read_only_disk_keeps_root_from_writing_and_from_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "intents").mkdir()
+    (tmp_path / "intents" / "a.json").write_text("{}")
+
+    def refused(name: str) -> bool:
+        try:
+            (tmp_path / "intents" / name).write_text("x")
+        except PermissionError:
+            return True
+        return False
+
+    def user() -> tuple[list[bool], str]:
+        _limit("read-only")
+        return [refused("a.json"), refused("b.json")], (tmp_path / "intents" / "a.json").read_text()
+
+    # What a thread may do is its own, so the limit ends with it.
+    with _read_only(tmp_path), ThreadPoolExecutor(1) as thread:
+        assert thread.submit(user).result() == ([True, True], "{}")
 
 
 def test_lock_that_nobody_holds_is_no_left_over(tmp_path: Path) -> None:
