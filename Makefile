@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Suites start hundreds of processes; one that may not write down what it compiled compiles all of Prefect again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check slow endurance conformance chaos chaos-answers chaos-ingest-kills chaos-kills chaos-protocol pixels properties fuzz hostile mutants bench up down clean
 
@@ -83,7 +85,7 @@ clean:
 $(STAMP): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null 2>&1; then \
 		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
-		uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+		uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
 	else \
 		$(PYTHON) -m venv $(VENV) && \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'; \

@@ -75,7 +75,7 @@ def _output(*command: str) -> str:
 def _install(base: str, folder: Path, interpreter: Path, requirements: Sequence[str]) -> None:
     if shutil.which("uv"):
         _run("uv", "venv", "--quiet", "--python", base, str(folder))
-        _run("uv", "pip", "install", "--quiet", "--python", str(interpreter), *requirements)
+        _run("uv", "pip", "install", "--quiet", "--compile-bytecode", "--python", str(interpreter), *requirements)
         return
     if base == sys.executable:
         venv.create(folder, with_pip=True)
