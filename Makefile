@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Suites start hundreds of processes; one that may not write down what it compiled compiles all of Prefect again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check slow endurance conformance chaos chaos-answers chaos-ingest-kills chaos-kills chaos-protocol pixels properties fuzz hostile mutants bench up down clean
+.PHONY: demo test check slow endurance conformance chaos chaos-answers chaos-ingest-kills chaos-kills chaos-protocol pixels plans properties fuzz hostile mutants bench up down clean
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo
@@ -49,6 +49,10 @@ chaos-ingest-kills: $(STAMP)
 
 chaos-protocol: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m chaos.protocol --schedules $(or $(SCHEDULES),10000) --seed $(or $(SEED),0)
+
+# STATES of a session on VIP, from SEED on: planned, run, and compared with the journal of the sandbox.
+plans: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m harness.plans --states $(or $(STATES),100) --seed $(or $(SEED),0)
 
 # EXAMPLES for each property; the default suite tries a few.
 properties: $(STAMP)

@@ -233,12 +233,21 @@ class Experiment:
         above = self.folder / "series"
         above.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            found = sorted(path.name for path in above.glob(f"*-{token}"))
-            if found:
-                return found[0]
-            name = f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{token}"
-            (above / name).mkdir()
+            name = self.name_series(token)
+            (above / name).mkdir(exist_ok=True)
         return name
+
+    def name_series(self, token: str) -> str:
+        """Tell the name that `open_series` would give now. Nothing is made.
+
+        Args:
+            token: As for `open_series`.
+
+        Returns:
+            The name of the series that this token began, or would begin.
+        """
+        found = sorted(path.name for path in (self.folder / "series").glob(f"*-{token}"))
+        return found[0] if found else f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{token}"
 
     def output_dir(self, series: str, pipeline: str) -> Path:
         """Tell where the outputs of one pipeline of a series go.

@@ -51,6 +51,39 @@ def run(
     _run(flow, {}, settings, credentials, file=param_file, key=key, outputs_json=outputs_json, json=json)
 
 
+@app.command(epilog="Example: prefect-biomed plan vip-session -f session.yaml --key sub-01")
+def plan(
+    flow: Annotated[str, typer.Argument(help="Such as vip-session.")],
+    param_file: ParamFile = None,
+    settings: Settings = None,
+    credentials: Credentials = None,
+    key: Key = None,
+    json: AsJson = False,
+) -> None:
+    """Tell what `run` with the same words would send, launch, end and remove. Nothing is changed.
+
+    It says what would be done now, and when all that is launched succeeds: after a failure everything stays. Without
+    `--key` each run is something new, and so is each launch.
+
+    Exit codes: 0 planned, 1 failed, 2 the run would be refused, 75 the platform cannot be asked now.
+    """
+    from prefect.exceptions import ParameterTypeError
+    from pydantic import ValidationError
+
+    from prefect_biomed.cli.planning import plan_flow
+    from prefect_biomed.cli.running import as_json, exit_code, read_parameters, said
+    from prefect_biomed.clients.errors import BiomedError
+    from prefect_biomed.clients.texts import lines, one_line
+
+    try:
+        planned = plan_flow(flow, read_parameters(param_file, settings or []), key=key, credentials=credentials or [])
+    except (BiomedError, ValidationError, ParameterTypeError) as error:
+        code = exit_code(error) if isinstance(error, BiomedError) else 2
+        typer.echo(as_json({"flow": flow, "error": said(error)}) if json else lines(said(error)), err=not json)
+        raise typer.Exit(code) from error
+    typer.echo(as_json(planned) if json else "\n".join(map(one_line, planned.lines())))
+
+
 @app.command(epilog="Example: prefect-biomed flows --json")
 def flows(json: AsJson = False) -> None:
     """List the flows that `run` knows."""

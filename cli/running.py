@@ -148,14 +148,10 @@ def run_flow(
     """
     try:
         flow = find_flow(name)
-        if unknown := sorted(set(parameters) - set(flow.parameters.properties)):
-            raise ConfigurationError(
-                f"{name} has no {', '.join(unknown)}. It has {', '.join(flow.parameters.properties)}."
-            )
-        given = _with_credentials(flow, parameters, credentials)
+        given = prepared(flow, parameters, credentials)
         flow.validate_parameters(given)
     except (BiomedError, ValidationError, ParameterTypeError) as error:
-        return Outcome(flow=name, state="Refused", message=_said(error), exit_code=REFUSED)
+        return Outcome(flow=name, state="Refused", message=said(error), exit_code=REFUSED)
     # With the flow's name, because a rule for each step of a pipeline takes one key, that of the sample.
     with tags(key_tag(f"{name}/{key}")) if key else nullcontext():
         called: Any = flow  # by its type a flow returns what its function does, never a state
@@ -165,19 +161,42 @@ def run_flow(
         return Outcome(flow=name, state=str(state.name), message=waits, exit_code=TRY_AGAIN)
     result = state.result(raise_on_failure=False)
     if isinstance(result, BaseException):
-        return Outcome(flow=name, state=str(state.name), message=_said(result), exit_code=_exit_code(result))
+        return Outcome(flow=name, state=str(state.name), message=said(result), exit_code=exit_code(result))
     shown = TypeAdapter(Any).dump_python(result, mode="json", fallback=str)
     files = sorted(set(_paths(result)))
     return Outcome(flow=name, state=str(state.name), message=state.message or "", result=shown, files=files)
 
 
-def _exit_code(error: BaseException) -> int:
+def prepared(flow: Flow[..., Any], parameters: Mapping[str, Any], credentials: Sequence[str]) -> dict[str, Any]:
+    """Check names of parameters, and put credentials among them.
+
+    Args:
+        flow: The flow.
+        parameters: As for `run_flow`.
+        credentials: As for `run_flow`.
+
+    Returns:
+        What the flow is called with; not validated.
+
+    Raises:
+        ConfigurationError: There is no such parameter, or there are no credentials.
+    """
+    if unknown := sorted(set(parameters) - set(flow.parameters.properties)):
+        raise ConfigurationError(
+            f"{flow.name} has no {', '.join(unknown)}. It has {', '.join(flow.parameters.properties)}."
+        )
+    return _with_credentials(flow, parameters, credentials)
+
+
+def exit_code(error: BaseException) -> int:
+    """Put an error into an exit code: `REFUSED`, `TRY_AGAIN` or `FAILED`."""
     if isinstance(error, ConfigurationError | PreflightFailed):
         return REFUSED
     return TRY_AGAIN if is_transient(error) else FAILED
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
+    """Say an error in words, without values that may be secrets."""
     if isinstance(error, ValidationError):
         # With the values left out: one of them may be a secret.
         lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False)]

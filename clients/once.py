@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -40,10 +41,13 @@ from prefect_biomed.clients.texts import logger_of
 
 __all__ = [
     "Circumstances",
+    "Deed",
+    "Foreseen",
     "Intent",
     "IntentFolder",
     "IntentStore",
     "Launch",
+    "foresee",
     "leaves_doubt",
     "once",
 ]
@@ -225,6 +229,62 @@ def once(
     if isinstance(outcome, _Refused):
         raise outcome.error
     return outcome
+
+
+class Deed(StrEnum):
+    """What `once` would do about an intent."""
+
+    LAUNCH = "launch"
+    """Send it: nothing carries the token."""
+    LOOK_FIRST = "look first"
+    """Look until an earlier request can take effect no more, and send it when nothing has appeared."""
+    ADOPT = "adopt"
+    """Take what carries the token."""
+    GO_ON = "go on"
+    """Take what is known from an earlier call; it has not ended."""
+    DONE = "done"
+    """The same, and it has ended."""
+
+
+class Foreseen(BaseModel):
+    """What would become of one intent.
+
+    Attributes:
+        what: What is made.
+        deed: What would be done.
+        id: The remote object that is there already; empty when there is none.
+        ends: Others of the same token, which would be ended.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    what: str
+    deed: Deed
+    id: str = ""
+    ends: tuple[str, ...] = ()
+
+
+def foresee(launch: Launch[T], store: IntentStore, *, ended: Callable[[T], bool]) -> Foreseen:
+    """Tell what `once` would do now. It only reads, here and there, and waits for nothing.
+
+    Args:
+        launch: What is to be made. Neither `prepare` nor `send` nor `end` is called.
+        store: Where the intent is remembered.
+        ended: Whether an object has ended.
+
+    Returns:
+        What would be done.
+
+    Raises:
+        BiomedError: As `find` and `get` raise, and `once` would raise.
+    """
+    intent = store.read(launch.token) or Intent(token=launch.token)
+    if intent.id is not None:
+        deed = Deed.DONE if ended(launch.get(intent.id)) else Deed.GO_ON
+        return Foreseen(what=launch.what, deed=deed, id=intent.id)
+    if found := [launch.identify(one) for one in launch.find(intent)]:
+        return Foreseen(what=launch.what, deed=Deed.ADOPT, id=found[0], ends=tuple(found[1:]))
+    return Foreseen(what=launch.what, deed=Deed.LOOK_FIRST if intent.is_in_doubt else Deed.LAUNCH)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from prefect_biomed.tasks.operations import Leftover
 from prefect_biomed.tasks.run_names import flow_run_named
 from prefect_biomed.tasks.vantage6 import kill_task
 
-__all__ = ["end_cancelled", "remove_leftovers", "what_is_running"]
+__all__ = ["check_accounts", "end_cancelled", "remove_leftovers", "what_is_running"]
 
 Seconds = Annotated[float, Field(ge=0, title="Seconds since the cancellation")]
 SessionName = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+$")]
@@ -103,13 +103,7 @@ def remove_leftovers(
         CancelNotPermitted: The vantage6 role may not kill tasks.
     """
     done: list[str] = []
-    for platform, credentials, named in (
-        ("vip", vip, [*executions, *sessions]),
-        ("vantage6", vantage6, list(tasks)),
-        ("boss", boss, list(ingest_jobs)),
-    ):
-        if named and credentials is None:
-            raise ConfigurationError(f"Give the credentials {platform} to remove {', '.join(map(str, named))}.")
+    check_accounts(vip, vantage6, boss, executions, sessions, tasks, ingest_jobs)
     if vip is not None and (executions or sessions):
         done += steps.remove_vip_leftovers(vip, executions, sessions, vip_home)
     if vantage6 is not None:
@@ -119,6 +113,29 @@ def remove_leftovers(
     if boss is not None:
         done += [cancel_ingest_job(boss, job_id) for job_id in ingest_jobs]
     return done
+
+
+def check_accounts(
+    vip: VipCredentials | None,
+    vantage6: Vantage6Credentials | None,
+    boss: BossCredentials | None,
+    executions: Sequence[str],
+    sessions: Sequence[str],
+    tasks: Sequence[int],
+    ingest_jobs: Sequence[int],
+) -> None:
+    """Make sure that there is an account for all that is to be removed; arguments as for `remove_leftovers`.
+
+    Raises:
+        ConfigurationError: There is none for something.
+    """
+    for platform, credentials, named in (
+        ("vip", vip, [*executions, *sessions]),
+        ("vantage6", vantage6, list(tasks)),
+        ("boss", boss, list(ingest_jobs)),
+    ):
+        if named and credentials is None:
+            raise ConfigurationError(f"Give the credentials {platform} to remove {', '.join(map(str, named))}.")
 
 
 @checked_flow(name="end-cancelled", flow_run_name="end cancelled runs", retries=5, retry_delay_seconds=60)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from prefect.states import Completed
 from pydantic import Field
@@ -37,7 +37,7 @@ from prefect_biomed.tasks.run_names import flow_run_named
 if TYPE_CHECKING:
     from prefect_biomed.analysis import Experiment
 
-__all__ = ["Assessment", "compare_folders", "repeatability_experiment"]
+__all__ = ["Assessment", "compare_folders", "owner_of", "perturbed_to_run", "repeatability_experiment", "sessions_of"]
 
 Repetitions = Annotated[int, Field(ge=1, le=100, title="Repetitions")]
 
@@ -125,20 +125,18 @@ def repeatability_experiment(
         DeadlineExceeded: The runs have not ended in time; a retry of this flow run goes on waiting.
     """
     upload, waiting = upload or Upload(), waiting or CancellableWaiting()
-    owner = new_session(
+    owner = owner_of(
         input_dir=input_dir,
         output_dir=experiment_dir,
         session_name=session_name,
-        upload=SessionUpload(**upload.model_dump()),
+        upload=upload,
         outputs=outputs,
         removal=removal,
-        # Every job counts; archives stay packed: they are evidence, and the comparison looks into them.
-        options=SessionOptions(unzip=False, strict=True),
     )
     experiment = analysis.Experiment(owner.output_dir)
     series = experiment.open_series(owner.token)
-    pipelines = [*pipelines, *_perturbed_to_run(experiment, series, baseline_pipeline, input_settings, input_dir)]
-    owner, sessions = _sessions(owner, pipelines, input_settings, repetitions, experiment, series)
+    pipelines = [*pipelines, *perturbed_to_run(experiment, series, baseline_pipeline, input_settings, input_dir)]
+    owner, sessions = sessions_of(owner, pipelines, input_settings, repetitions, experiment, series)
     steps.check_sessions(credentials, sessions, include=upload.include, exclude=upload.exclude)
     sessions = _upload_for_all(credentials, owner, sessions, upload)
     launched = _launch_in_turn(credentials, sessions, repetitions, waiting)
@@ -190,10 +188,36 @@ def compare_folders(
     return _ended(report)
 
 
-def _perturbed_to_run(
+def owner_of(*, upload: Upload, **given: Any) -> VipSession:
+    """Describe the session that owns the inputs of an experiment. Nothing is sent.
+
+    Args:
+        upload: Where inputs go.
+        **given: As for `new_session`.
+
+    Returns:
+        The session.
+    """
+    # Every job counts; archives stay packed: they are evidence, and the comparison looks into them.
+    options = SessionOptions(unzip=False, strict=True)
+    return new_session(upload=SessionUpload(**upload.model_dump()), options=options, **given)
+
+
+def perturbed_to_run(
     experiment: Experiment, series: str, pipeline: str | None, input_settings: Settings, input_dir: Path | None
 ) -> list[str]:
-    """The perturbed pipeline, unless an earlier series has enough runs of it; a retry finds the same."""
+    """Tell whether the perturbed pipeline is to be run.
+
+    Args:
+        experiment: The experiment.
+        series: The series that is made.
+        pipeline: The perturbed pipeline; None for none.
+        input_settings: Values of its parameters.
+        input_dir: Local folder of the input files.
+
+    Returns:
+        The pipeline, unless an earlier series has enough runs of it; a retry finds the same.
+    """
     if pipeline is None:
         return []
     now = datetime.now(UTC)
@@ -220,7 +244,7 @@ def _baselines(experiment: Experiment, report: Report) -> dict[str, dict[str, Pa
     }
 
 
-def _sessions(
+def sessions_of(
     owner: VipSession,
     pipelines: Sequence[str],
     input_settings: Settings,
@@ -228,7 +252,19 @@ def _sessions(
     experiment: Experiment,
     series: str,
 ) -> tuple[VipSession, list[VipSession]]:
-    """One session for each pipeline, and the one that owns their inputs."""
+    """Describe the sessions of a series. Nothing is sent.
+
+    Args:
+        owner: The session that owns the inputs.
+        pipelines: What is run.
+        input_settings: Values of the parameters.
+        repetitions: How often each is run.
+        experiment: The experiment.
+        series: The series.
+
+    Returns:
+        The owner with its folder, and one session for each pipeline.
+    """
     runs = [
         PipelineRun(pipeline_id=pipeline, input_settings=input_settings, nb_runs=repetitions)
         for pipeline in dict.fromkeys(pipelines)

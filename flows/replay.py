@@ -26,7 +26,7 @@ from prefect_biomed.tasks import vip as steps
 from prefect_biomed.tasks.policies import is_deployed
 from prefect_biomed.tasks.run_names import flow_run_named
 
-__all__ = ["vip_publish", "vip_replay"]
+__all__ = ["is_launched", "opened_bundle", "session_of_replays", "vip_publish", "vip_replay"]
 
 
 @checked_flow(name="vip-replay", needs=analysis.require_extra, flow_run_name=flow_run_named("session_name", "bundle"))
@@ -74,11 +74,11 @@ def vip_replay(
         DeadlineExceeded: The replays have not ended in time; replaying again goes on waiting.
     """
     waiting, assessment = waiting or Waiting(), assessment or Assessment()
-    opened = _opened(bundle, output_dir)
-    session = _session(session_name or f"replay-{opened.identity}", output_dir, vip_home, removal)
+    opened = opened_bundle(bundle, output_dir)
+    session = session_of_replays(session_name or f"replay-{opened.identity}", output_dir, vip_home, removal)
     plans = replays.prepare_replay(credentials, opened, session, input_dir, pipeline_id)
     for plan in plans:
-        if not _is_launched(credentials, plan.session):
+        if not is_launched(credentials, plan.session):
             steps.upload_inputs(credentials, plan.session)
             steps.launch_pipeline(credentials, plan.session, queue_timeout_seconds=waiting.queue_timeout_seconds)
     published = [
@@ -124,15 +124,37 @@ def vip_publish(
     return list(replays.publish_session(credentials, session, target, title, author, with_inputs))
 
 
-def _opened(bundle: Path, output_dir: Path | None) -> Bundle:
+def opened_bundle(bundle: Path, output_dir: Path | None) -> Bundle:
+    """Open a bundle, unpacked beside the replay when it is an archive.
+
+    Args:
+        bundle: Its folder or archive.
+        output_dir: Local folder of the replay.
+
+    Returns:
+        The bundle.
+
+    Raises:
+        ConfigurationError: It is none; or its path is relative in a run of a deployment.
+    """
     if is_deployed() and not bundle.expanduser().is_absolute():
         raise ConfigurationError(f"bundle is the relative path {bundle}. Give an absolute path.")
     bundle = bundle.expanduser().absolute()
     return open_bundle(bundle, (output_dir or bundle.parent).expanduser().absolute() / ".bundle")
 
 
-def _session(name: str, output_dir: Path | None, vip_home: str, removal: Removal | None) -> VipSession:
-    """What names and places the sessions of the replays; each has a token of its own."""
+def session_of_replays(name: str, output_dir: Path | None, vip_home: str, removal: Removal | None) -> VipSession:
+    """Name and place the sessions of the replays; each has a token of its own.
+
+    Args:
+        name: Name of the sessions, before the number of the execution.
+        output_dir: Local folder of the replay.
+        vip_home: Folder on the platform that holds the folders of sessions.
+        removal: What is removed at the end.
+
+    Returns:
+        The session that theirs are made of.
+    """
     return VipSession(
         session_name=name,
         output_dir=(output_dir or default_output_dir(name)).expanduser().absolute(),
@@ -144,8 +166,16 @@ def _session(name: str, output_dir: Path | None, vip_home: str, removal: Removal
     )
 
 
-def _is_launched(credentials: VipCredentials, session: VipSession) -> bool:
-    """Whether an execution is known, so that nothing has to be sent for it again."""
+def is_launched(credentials: VipCredentials, session: VipSession) -> bool:
+    """Tell whether an execution is known, so that nothing has to be sent for it again.
+
+    Args:
+        credentials: The account.
+        session: The session of one replay.
+
+    Returns:
+        Whether its session file tells of one.
+    """
     with credentials.get_client() as client:
         file = SessionFile(session, client)
         return file.exists and bool(file.read().workflows_of(session.token))

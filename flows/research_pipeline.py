@@ -27,7 +27,15 @@ from prefect_biomed.tasks._reporting import run_logger
 from prefect_biomed.tasks.boss import NewResources
 from prefect_biomed.tasks.run_names import flow_run_named
 
-__all__ = ["ImageStage", "IngestStage", "ResearchResult", "TableStage", "research_pipeline"]
+__all__ = [
+    "ImageStage",
+    "IngestStage",
+    "ResearchResult",
+    "TableStage",
+    "analysis_of_stage",
+    "research_pipeline",
+    "session_of_stage",
+]
 
 
 class _Stage(BaseModel):
@@ -183,16 +191,29 @@ def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
 
 
 def _measure(credentials: VipCredentials, stage: ImageStage, output_dir: Path) -> SessionResult:
-    return vip_session(
-        credentials,
-        stage.pipeline_id,
-        {**stage.input_settings, stage.parameter: list(stage.images)},
-        input_dir=stage.input_dir,
-        output_dir=output_dir / "images",
-        refresh_time=stage.refresh_time,
-        upload=SessionUpload(include=tuple(stage.images)),
-        outputs=Outputs(strict=True),
-    )
+    given = session_of_stage(stage, output_dir)
+    measured: SessionResult = vip_session(credentials, refresh_time=stage.refresh_time, **given)
+    return measured
+
+
+def session_of_stage(stage: ImageStage, output_dir: Path) -> dict[str, Any]:
+    """Tell the session that measures images.
+
+    Args:
+        stage: The stage.
+        output_dir: Local folder for everything that is derived.
+
+    Returns:
+        Parameters of `vip_session`.
+    """
+    return {
+        "pipeline_id": stage.pipeline_id,
+        "input_settings": {**stage.input_settings, stage.parameter: list(stage.images)},
+        "input_dir": stage.input_dir,
+        "output_dir": output_dir / "images",
+        "upload": SessionUpload(include=tuple(stage.images)),
+        "outputs": Outputs(strict=True),
+    }
 
 
 def _analyse(
@@ -201,16 +222,28 @@ def _analyse(
     """Bring the measures to the tables of the nodes, when images were measured, and analyse them there."""
     if images is not None and stage.tables:
         steps.publish_measures(files, images.images, stage.tables, stage.sites, stage.measures)
-    return federated_analysis(
-        credentials,
-        stage.collaboration,
-        stage.image,
-        stage.method,
-        organizations=stage.organizations,
-        arguments=stage.arguments,
-        databases=stage.databases,
-        details=TaskDetails(central=stage.central),
-    )
+    analysed: Analysis = federated_analysis(credentials, **analysis_of_stage(stage))
+    return analysed
+
+
+def analysis_of_stage(stage: TableStage) -> dict[str, Any]:
+    """Tell the analysis of the measures.
+
+    Args:
+        stage: The stage.
+
+    Returns:
+        Parameters of `federated_analysis`.
+    """
+    return {
+        "collaboration": stage.collaboration,
+        "image": stage.image,
+        "method": stage.method,
+        "organizations": stage.organizations,
+        "arguments": stage.arguments,
+        "databases": stage.databases,
+        "details": TaskDetails(central=stage.central),
+    }
 
 
 def _publish(credentials: BossCredentials, stage: IngestStage, files: Sequence[Path], output_dir: Path) -> UploadReport:

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     import pandas
 
 __all__ = [
+    "ANALYSIS",
     "Analysis",
     "DataframeSpec",
     "Federation",
@@ -78,11 +79,13 @@ __all__ = [
     "kill_remote_rounds",
     "kill_remote_tasks",
     "provision_collaboration",
+    "request_of",
 ]
 
 Arguments = dict[str, Any]
 Keys = Annotated[list[str | int], Field(min_length=1)]
-_KIND = "vantage6-analysis"
+ANALYSIS = "vantage6-analysis"
+"""Kind of the intents of analyses, of which their tokens are made."""
 _ROUNDS = "vantage6-rounds"
 
 
@@ -198,7 +201,7 @@ def _kill_tasks(parameters: Mapping[str, Any], token: str, logger: LoggingAdapte
     return killed
 
 
-kill_remote_tasks = ending_remote_jobs(_KIND, _kill_tasks, named_by="idempotency_key")
+kill_remote_tasks = ending_remote_jobs(ANALYSIS, _kill_tasks, named_by="idempotency_key")
 
 
 @checked_flow(
@@ -261,7 +264,7 @@ def federated_analysis(
     details, waiting = details or TaskDetails(), waiting or AnalysisWaiting()
     if task_id is not None:
         return _collect(credentials, task_id, refresh_time, outputs, waiting)
-    request = _request(
+    request = request_of(
         collaboration=collaboration,
         image=image,
         method=method,
@@ -271,7 +274,7 @@ def federated_analysis(
         databases=databases,
         **details.model_dump(),
     )
-    task = _create(credentials, request, waiting, intent_token(_KIND, explicit=idempotency_key))
+    task = _create(credentials, request, waiting, intent_token(ANALYSIS, explicit=idempotency_key))
     if not waiting.wait:
         return Analysis(task=task, results=())
     return _collect(credentials, task, refresh_time, outputs, waiting)
@@ -330,11 +333,11 @@ def federated_session(
         DeadlineExceeded: A step has not ended in time; it goes on.
     """
     details, waiting = details or SessionDetails(), waiting or FederatedWaiting()
-    token = intent_token(_KIND, explicit=idempotency_key)
+    token = intent_token(ANALYSIS, explicit=idempotency_key)
     session = steps.create_session(credentials, collaboration, session_name, details.scope, details.study)
     for spec in dataframes:
         _prepare(credentials, session, spec, organizations, details.store, waiting)
-    request = _request(
+    request = request_of(
         collaboration=collaboration,
         image=image,
         method=method,
@@ -409,7 +412,7 @@ def federated_rounds(
     """
     details, learning, waiting = details or TaskDetails(), learning or Learning(), waiting or RoundsWaiting()
     aggregate, token = aggregation_of(aggregation), intent_token(_ROUNDS, explicit=idempotency_key)
-    request = _request(
+    request = request_of(
         collaboration=collaboration,
         image=image,
         method=method,
@@ -545,7 +548,18 @@ def _end_late_runs(credentials: Vantage6Credentials, task: Task) -> None:
             run_logger().warning("Late runs of task %d go on beside the next round: %s", task.id, error)
 
 
-def _request(**fields: Any) -> TaskRequest:
+def request_of(**fields: Any) -> TaskRequest:
+    """Make a request of parameters of flows.
+
+    Args:
+        **fields: As for `TaskRequest`.
+
+    Returns:
+        The request.
+
+    Raises:
+        ConfigurationError: They do not fit; nothing was sent.
+    """
     try:
         return TaskRequest(**fields)
     except ValidationError as error:

@@ -58,6 +58,7 @@ __all__ = [
     "PipelineRun",
     "finish_session",
     "kill_remote_workflows",
+    "open_sessions",
     "session_on_inputs_of",
     "vip_collect",
     "vip_kill",
@@ -210,7 +211,7 @@ def vip_resume(
         DeadlineExceeded: The runs have not ended in time; they go on.
     """
     waiting = waiting or Waiting()
-    intents = _open_session(credentials, session_name, output_dir, vip_home, girder or GirderSession())
+    intents = open_sessions(credentials, session_name, output_dir, vip_home, girder or GirderSession())
     intents = [one.model_copy(update={"options": chosen(one.options, outputs, removal)}) for one in intents]
     for session in intents:
         _complete(credentials, session, waiting, is_newest=session is intents[-1])
@@ -439,14 +440,29 @@ def finish_session(credentials: VipCredentials, session: VipSession) -> None:
         steps.finish(credentials, session)
 
 
-def _open_session(
+def open_sessions(
     credentials: VipCredentials,
     session_name: str | None,
     output_dir: Path | None,
     vip_home: str,
     girder: GirderSession,
 ) -> list[VipSession]:
-    """Find a session: what was intended with it, the newest last."""
+    """Find a session by what a user knows of it. It only reads.
+
+    Args:
+        credentials: The account.
+        session_name: Name of the session.
+        output_dir: Folder of its outputs here.
+        vip_home: Folder on the platform that holds the folders of sessions.
+        girder: Where it is on Girder.
+
+    Returns:
+        What was intended with it, the newest last.
+
+    Raises:
+        ConfigurationError: None of these was given.
+        LedgerError: There is no session file, or it is damaged.
+    """
     if session_name is None and output_dir is None and girder.folder is None:
         raise ConfigurationError("Give session_name or output_dir, or girder with the folder of the session.")
     name = session_name or (girder.folder or "").rstrip("/").rpartition("/")[2]

@@ -27,7 +27,7 @@ from prefect_biomed.blocks.boss import BossCredentials
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.vantage6 import Task as Vantage6Task
-from prefect_biomed.clients.vip import Workflow, kill, remove_session
+from prefect_biomed.clients.vip import VipClient, Workflow, kill, remove_session
 from prefect_biomed.clients.vip.monitoring import list_by_id, state
 from prefect_biomed.clients.vip.session_file import VIP_HOME
 from prefect_biomed.tasks._reporting import artifact_key, run_logger
@@ -253,12 +253,7 @@ def remove_vip_leftovers(
     """
     done: list[str] = []
     with credentials.get_client() as client:
-        listed = list_by_id(client).values()
-        # What the platform does not list may run all the same; each of these is asked for by itself.
-        named = dict.fromkeys([*executions, *(w.identifier for w in listed if _session_of(w) in sessions)])
-        ended = {w.identifier for w in listed if w.status.is_terminal}
-        asked = [identifier for identifier in named if identifier not in ended]
-        running = [one for one in asked if not state(client, one).status.is_terminal]
+        running = running_executions(client, executions, sessions)
         kill(client, running, timeout_seconds=timeout_seconds)
         done += [f"killed {identifier}" for identifier in running]
         for session in sessions:
@@ -266,6 +261,25 @@ def remove_vip_leftovers(
                 done.append(f"removed {vip_home}/{session}")
     run_logger().info("%s", ", ".join(done) or "There was nothing to remove")
     return done
+
+
+def running_executions(client: VipClient, executions: Sequence[str], sessions: Sequence[str]) -> list[str]:
+    """List what has not ended of some executions and sessions. It only reads (`GET /executions`).
+
+    Args:
+        client: The account.
+        executions: Identifiers of executions.
+        sessions: Names of sessions.
+
+    Returns:
+        Identifiers.
+    """
+    listed = list_by_id(client).values()
+    # What the platform does not list may run all the same; each of these is asked for by itself.
+    named = dict.fromkeys([*executions, *(w.identifier for w in listed if _session_of(w) in sessions)])
+    ended = {w.identifier for w in listed if w.status.is_terminal}
+    asked = [identifier for identifier in named if identifier not in ended]
+    return [one for one in asked if not state(client, one).status.is_terminal]
 
 
 def _session_of(workflow: Workflow) -> str:

@@ -11,7 +11,10 @@ import base64
 import hashlib
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -19,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from prefect import Flow
 from prefect.blocks.core import Block
 from prefect.cache_policies import INPUTS, NO_CACHE, CachePolicy
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -45,6 +49,8 @@ __all__ = [
     "is_deployed",
     "key_tag",
     "lasting_folder",
+    "planned_child",
+    "planned_run",
     "token_of_call",
     "token_of_flow_run",
 ]
@@ -252,10 +258,67 @@ def intent_token(kind: str, *, explicit: str | None = None) -> str:
     """
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
-        return _digest(str(uuid.uuid4()))
+        planned = _PLANNED.get()
+        return _digest(str(uuid.uuid4())) if planned is None else planned.token(kind, explicit)
     counter = f"prefect_biomed.{kind}"
     call = context.task_run_dynamic_keys[counter] = int(context.task_run_dynamic_keys.get(counter, -1)) + 1
     return token_of_flow_run(context.flow_run.id, kind, call=call, explicit=explicit)
+
+
+@dataclass
+class _PlannedRun:
+    """A flow run that has not begun: the outermost one, with the calls that were planned in it."""
+
+    place: tuple[str, ...]
+    calls: Counter[str]
+
+    def token(self, kind: str, explicit: str | None) -> str:
+        """The token that the next call of its kind will have."""
+        call = self.calls[kind]
+        self.calls[kind] += 1
+        return _token(self.place, kind, call, explicit)
+
+
+_PLANNED: ContextVar[_PlannedRun | None] = ContextVar("prefect_biomed_planned", default=None)
+
+
+@contextmanager
+def planned_run(key: str | None) -> Iterator[None]:
+    """Give the intents of this block the tokens that they will have in an outermost flow run.
+
+    Args:
+        key: Name of its intent, as for `key_tag`. Without one, the run is another one each time, and so are its tokens.
+
+    Yields:
+        Nothing.
+    """
+    with _planned(key_tag(key) if key else str(uuid.uuid4())):
+        yield
+
+
+@contextmanager
+def planned_child(flow: Flow[..., Any]) -> Iterator[None]:
+    """Give the intents of this block the tokens that they will have in a child of the planned run.
+
+    Args:
+        flow: The flow that is called, once, by that of the planned run.
+
+    Yields:
+        Nothing.
+    """
+    planned = _PLANNED.get()
+    above = planned.place if planned else (str(uuid.uuid4()),)
+    with _planned(*above, f"{flow.fn.__name__}:0"):
+        yield
+
+
+@contextmanager
+def _planned(*place: str) -> Iterator[None]:
+    before = _PLANNED.set(_PlannedRun(place, Counter()))
+    try:
+        yield
+    finally:
+        _PLANNED.reset(before)
 
 
 def is_deployed() -> bool:
@@ -346,7 +409,11 @@ def token_of_flow_run(flow_run_id: UUID, kind: str, *, call: int = 0, explicit: 
                 "idempotency_key), or call it from a flow."
             )
         position = ["named"]
-    return _digest("/".join([root, *reversed(position), kind, str(call), explicit or ""]))
+    return _token([root, *reversed(position)], kind, call, explicit)
+
+
+def _token(place: Sequence[str], kind: str, call: int, explicit: str | None) -> str:
+    return _digest("/".join([*place, kind, str(call), explicit or ""]))
 
 
 _UNSTABLE = ":?"

@@ -20,11 +20,11 @@ from prefect_biomed.clients.boss.ledger import default_folder
 from prefect_biomed.clients.boss.models import IngestJob, UploadSettings
 from prefect_biomed.clients.boss.preflight import preflight
 from prefect_biomed.clients.errors import LaunchInDoubt, LedgerError, NotFoundError, PlatformError
-from prefect_biomed.clients.once import Circumstances, Intent, IntentFolder, Launch, once
+from prefect_biomed.clients.once import Circumstances, Foreseen, Intent, IntentFolder, Launch, foresee, once
 from prefect_biomed.clients.polling import looks, now, passed
 from prefect_biomed.clients.texts import logger_of
 
-__all__ = ["create_once", "job_of_intent", "settled_job"]
+__all__ = ["create_once", "foresee_job", "job_of_intent", "settled_job"]
 
 logger = logger_of(__name__)
 
@@ -72,21 +72,29 @@ def create_once(
         NotFoundError: The job was made and somebody has cancelled it. It is not made again.
         PlatformError: The Boss refused. After an error of its own it may keep a half-made job: the message says so.
     """
-    store = _intents(folder)
-    creation = _Creation(client, config, token, store, settings)
+    creation = _Creation(client, config, token, _intents(folder), settings)
     creation.check_record()
-    launch = Launch(
-        what=f"the ingest job on {config.channel_path}",
-        token=token,
-        settle_seconds=client.settle_seconds if settle_seconds is None else settle_seconds,
-        find=creation.find,
-        prepare=creation.prepare,
-        send=lambda: client.create(config),
-        get=creation.get,
-        identify=lambda job: str(job.id),
-        says_no=_says_no,
-    )
-    return once(launch, store, circumstances)
+    return once(creation.as_launch(settle_seconds), _intents(folder), circumstances)
+
+
+def foresee_job(client: BossClient, config: IngestConfig, token: str, *, folder: Path | None = None) -> Foreseen:
+    """Tell what `create_once` would do now. It only reads (`GET /ingest/`, `GET /ingest/{id}/status`).
+
+    Args:
+        client: Client of the Boss.
+        config: Configuration of the job.
+        token: Identity of the intent.
+        folder: As for `create_once`.
+
+    Returns:
+        Whether a job would be made, or which one is taken.
+
+    Raises:
+        BiomedError: As `create_once` raises before it sends anything.
+    """
+    creation = _Creation(client, config, token, _intents(folder))
+    creation.check_record()
+    return foresee(creation.as_launch(None), _intents(folder), ended=lambda job: job.status.is_terminal)
 
 
 def job_of_intent(token: str, folder: Path | None = None) -> int | None:
@@ -270,6 +278,20 @@ class _Creation(_Search):
         super().__init__(client, subject, token, store)
         self._config = config
         self._settings = settings
+
+    def as_launch(self, settle_seconds: float | None) -> Launch[IngestJob]:
+        """Say to the protocol how the job is found, checked and made."""
+        return Launch(
+            what=f"the ingest job on {self._config.channel_path}",
+            token=self._token,
+            settle_seconds=self._client.settle_seconds if settle_seconds is None else settle_seconds,
+            find=self.find,
+            prepare=self.prepare,
+            send=lambda: self._client.create(self._config),
+            get=self.get,
+            identify=lambda job: str(job.id),
+            says_no=_says_no,
+        )
 
     def check_record(self) -> None:
         """Refuse to work with the record of another job.

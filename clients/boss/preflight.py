@@ -14,7 +14,7 @@ from prefect_biomed.clients.boss.models import Channel, UploadSettings
 from prefect_biomed.clients.errors import BiomedError, PreflightFailed
 from prefect_biomed.clients.texts import logger_of
 
-__all__ = ["create_resources", "preflight"]
+__all__ = ["create_resources", "missing_resources", "preflight"]
 
 logger = logger_of(__name__)
 
@@ -129,6 +129,22 @@ def create_resources(
     if client.make(names.collection, names.experiment, names.channel, about=channel):
         made.append(f"channel {names.channel}")
     return made
+
+
+def missing_resources(client: BossClient, config: IngestConfig) -> list[str]:
+    """Tell what `create_resources` would make. It only reads.
+
+    Args:
+        client: Client of the Boss.
+        config: Names them.
+
+    Returns:
+        What is missing, as `kind name`.
+    """
+    names = config.database
+    path = (names.collection, names.experiment, names.channel)
+    kinds = ("collection", "experiment", "channel")
+    return [f"{kind} {path[number]}" for number, kind in enumerate(kinds) if not client.exists(*path[: number + 1])]
 
 
 def _problems(config: IngestConfig, channel: Channel) -> list[str]:

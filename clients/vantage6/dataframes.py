@@ -145,6 +145,9 @@ class Chain:
         label: Label of the database.
         functions: The extraction, and what changes the dataframe after it.
         organizations: Those that should have it.
+
+    Attributes:
+        organizations: The same.
     """
 
     def __init__(
@@ -159,7 +162,7 @@ class Chain:
         self._name = name
         self._label = label
         self._functions = functions
-        self._organizations = organizations
+        self.organizations = organizations
 
     @property
     def plan(self) -> str:
@@ -193,7 +196,7 @@ class Chain:
                     found.append(f"{what}, {_shown(wanted.method, wanted.arguments)}, was not made")
             else:
                 differing = step_differences(
-                    client, task, wanted, self._organizations, (self._session_id, self._name, number)
+                    client, task, wanted, self.organizations, (self._session_id, self._name, number)
                 )
                 found += [f"{what} has {one}" for one in differing]
         return found

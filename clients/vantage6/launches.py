@@ -24,7 +24,7 @@ from prefect_biomed.clients.errors import (
     UnexpectedResponse,
 )
 from prefect_biomed.clients.files import home
-from prefect_biomed.clients.once import Circumstances, Intent, IntentFolder, Launch, once
+from prefect_biomed.clients.once import Circumstances, Deed, Foreseen, Intent, IntentFolder, Launch, foresee, once
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vantage6.arguments import problems_of_arguments, written_call
@@ -61,7 +61,15 @@ from prefect_biomed.clients.vantage6.preflight import (
 )
 from prefect_biomed.clients.vantage6.sessions import only_generation_5, readers_of
 
-__all__ = ["add_preprocessing", "launch", "make_dataframe", "make_session"]
+__all__ = [
+    "add_preprocessing",
+    "foresee_dataframe",
+    "foresee_session",
+    "foresee_task",
+    "launch",
+    "make_dataframe",
+    "make_session",
+]
 
 logger = logger_of(__name__)
 
@@ -119,6 +127,34 @@ def launch(
     return _made(creation, settle_seconds, folder, circumstances)
 
 
+def foresee_task(
+    client: Vantage6Client,
+    request: TaskRequest,
+    token: str,
+    *,
+    offline_nodes: OfflineNodes = "warn",
+    folder: Path | None = None,
+) -> tuple[Foreseen, Plan | None]:
+    """Tell what `launch` would do now. It only reads.
+
+    Args:
+        client: The account.
+        request: What is asked for.
+        token: Identity of the intent.
+        offline_nodes: As for `launch`.
+        folder: As for `launch`.
+
+    Returns:
+        Whether the task would be created, or which one is taken; and, when it would be created, who executes it.
+
+    Raises:
+        BiomedError: As `launch` raises before it sends anything.
+    """
+    creation = _TaskCreation(client, request, token, offline_nodes, None)
+    seen = _foreseen(creation, folder)
+    return seen, creation.plan() if seen.deed in {Deed.LAUNCH, Deed.LOOK_FIRST} else None
+
+
 def make_session(
     client: Vantage6Client,
     collaboration: str | int,
@@ -151,20 +187,53 @@ def make_session(
         PermissionDeniedError: The role does not allow this scope.
         ConfigurationError: The server is of an older generation, or the name is one that it refuses.
     """
+    creation = _session_creation(client, collaboration, name, scope, study)
+    made = _made(creation, settle_seconds, folder, circumstances)
+    creation.refuse_another(made)
+    return made
+
+
+def foresee_session(
+    client: Vantage6Client,
+    collaboration: str | int,
+    name: str,
+    *,
+    scope: SessionScope = SessionScope.OWN,
+    study: str | int | None = None,
+) -> Session | None:
+    """Find the session that `make_session` would take. It only reads.
+
+    Args:
+        client: The account.
+        collaboration: As for `make_session`.
+        name: As for `make_session`.
+        scope: As for `make_session`.
+        study: As for `make_session`.
+
+    Returns:
+        The session; None when one would be made.
+
+    Raises:
+        NameConflict: As for `make_session`.
+        ConfigurationError: As for `make_session`.
+    """
+    creation = _session_creation(client, collaboration, name, scope, study)
+    found = creation.find()
+    if not found:
+        return None
+    creation.refuse_another(found[0])
+    return found[0]
+
+
+def _session_creation(
+    client: Vantage6Client, collaboration: str | int, name: str, scope: SessionScope, study: str | int | None
+) -> _SessionCreation:
     only_generation_5(client)
     if not name.strip() or name.isdecimal() or len(name) > MAX_NAME:
         raise ConfigurationError(f"name is {name!r}; a session needs 1 to 128 characters that are not all digits.")
     owner = client.collaboration(collaboration)
     study_id = client.study(study, owner.id).id if study is not None else None
-    creation = _SessionCreation(client, owner.id, name, scope, study_id)
-    made = _made(creation, settle_seconds, folder, circumstances)
-    if (made.scope, made.study_id) != (scope, study_id):
-        raise NameConflict(
-            f"Session {name!r} (id {made.id}) exists with scope {made.scope.value!r} and study {made.study_id}, not "
-            f"{scope.value!r} and {study_id}. Choose another name, or these settings; or delete it with all that it "
-            f"holds: delete_session(credentials, {made.id}, delete_dependents=True)."
-        )
-    return made
+    return _SessionCreation(client, owner.id, name, scope, study_id)
 
 
 def make_dataframe(
@@ -222,14 +291,10 @@ def make_dataframe(
         LaunchInDoubt: The answer was lost and no dataframe of that name has appeared. Repeating looks again first.
         PlatformError: The server refused it.
     """
-    only_generation_5(client)
-    step = _SessionTask(client, session_id, image, method, arguments or {}, organizations, store)
-    if not _DATAFRAME_NAME.fullmatch(name):
-        step.problems.append(f"name is {name!r}; letters, digits, hyphens and underscores are allowed.")
-    step.check(f"Dataframe {name!r}")
     extraction = Function(image=image, method=method, arguments=dict(arguments or {}))
-    chain = Chain(session_id, name, label, [extraction, *preprocessing], step.organizations)
-    creation = _DataframeCreation(client, session_id, name, label, step, chain.plan)
+    creation, chain = _dataframe_creation(
+        client, session_id, name, label, [extraction, *preprocessing], organizations, store
+    )
     made = _made(creation, settle_seconds, folder, circumstances)
     again = circumstances is not None and circumstances.attempted_since is not None
     if creation.is_new or _is_as_asked(
@@ -239,9 +304,82 @@ def make_dataframe(
     return _made(creation, settle_seconds, folder, circumstances)
 
 
+def foresee_dataframe(
+    client: Vantage6Client,
+    session_id: int,
+    name: str,
+    *,
+    label: str,
+    functions: Sequence[Function],
+    replace: bool = False,
+    organizations: Sequence[str | int] | None = None,
+    store: int | None = None,
+) -> tuple[Foreseen, int, int]:
+    """Tell what `make_dataframe` and then `add_preprocessing` would do now. It only reads.
+
+    Args:
+        client: The account.
+        session_id: The session.
+        name: Name of the dataframe.
+        label: Label of the database.
+        functions: The extraction, and the steps after it.
+        replace: As for `make_dataframe`.
+        organizations: As for `make_dataframe`.
+        store: As for `make_dataframe`.
+
+    Returns:
+        Whether the dataframe would be made, or which one is taken; how many of its functions would be sent; and at how
+        many organizations each.
+
+    Raises:
+        BiomedError: As `make_dataframe` raises before it sends anything.
+    """
+    creation, chain = _dataframe_creation(client, session_id, name, label, functions, organizations, store)
+    at = len(chain.organizations)
+    made = next(iter(creation.find()), None)
+    if made is None:
+        return Foreseen(what=creation.what, deed=Deed.LAUNCH), len(functions), at
+    steps = steps_of(client, made.id)
+    if _fault_of(client, made, chain, steps, unfinished=creation.has_begun(made.id, None), replace=replace):
+        return Foreseen(what=creation.what, deed=Deed.LAUNCH, ends=(str(made.id),)), len(functions), at
+    return Foreseen(what=creation.what, deed=Deed.ADOPT, id=str(made.id)), len(functions) - len(steps), at
+
+
+def _dataframe_creation(
+    client: Vantage6Client,
+    session_id: int,
+    name: str,
+    label: str,
+    functions: Sequence[Function],
+    organizations: Sequence[str | int] | None,
+    store: int | None,
+) -> tuple[_DataframeCreation, Chain]:
+    """The creation of a dataframe, as far as it can be checked, and all that is asked of it."""
+    only_generation_5(client)
+    first = functions[0]
+    step = _SessionTask(client, session_id, first.image, first.method, first.arguments, organizations, store)
+    if not _DATAFRAME_NAME.fullmatch(name):
+        step.problems.append(f"name is {name!r}; letters, digits, hyphens and underscores are allowed.")
+    step.check(f"Dataframe {name!r}")
+    chain = Chain(session_id, name, label, functions, step.organizations)
+    return _DataframeCreation(client, session_id, name, label, step, chain.plan), chain
+
+
 def _is_as_asked(client: Vantage6Client, made: Dataframe, chain: Chain, *, unfinished: bool, replace: bool) -> bool:
     """Tell whether a dataframe is what is asked for, and good; delete one that is to be made anew."""
     steps = steps_of(client, made.id)
+    why = _fault_of(client, made, chain, steps, unfinished=unfinished, replace=replace)
+    if not why:
+        return True
+    delete_unused(client, made, steps, why)
+    logger.warning("Dataframe %r (id %d) was deleted and is made anew: %s", made.name, made.id, why)
+    return False
+
+
+def _fault_of(
+    client: Vantage6Client, made: Dataframe, chain: Chain, steps: Sequence[Task], *, unfinished: bool, replace: bool
+) -> str:
+    """Why a dataframe is to be made anew; empty when it is taken."""
     differences = chain.differences(client, made, steps, unfinished=unfinished)
     failed = next((task for task in steps if task.status.is_failure), None)
     if differences and not replace:
@@ -250,12 +388,7 @@ def _is_as_asked(client: Vantage6Client, made: Dataframe, chain: Chain, *, unfin
             "Choose another name, or give replace=True to have it deleted and made anew; delete_dataframe(credentials, "
             f"{made.id}) deletes it."
         )
-    if not differences and failed is None:
-        return True
-    why = "; ".join(differences) or f"task {failed.id if failed else ''}, which made it, has failed"
-    delete_unused(client, made, steps, why)
-    logger.warning("Dataframe %r (id %d) was deleted and is made anew: %s", made.name, made.id, why)
-    return False
+    return "; ".join(differences) or (f"task {failed.id}, which made it, has failed" if failed else "")
 
 
 def add_preprocessing(
@@ -374,24 +507,8 @@ def _made(
     creation: _Creation[R], settle_seconds: float | None, folder: Path | None, circumstances: Circumstances | None
 ) -> R:
     """Make an object once; when its unique name is taken meanwhile, take what has it."""
-    client = creation.client
     store = _store(folder)
-
-    def send() -> R:
-        creation.is_new = True
-        return creation.send()
-
-    launch = Launch(
-        what=creation.what,
-        token=_name_of_record(client.url, creation.key),
-        settle_seconds=client.settle_seconds if settle_seconds is None else settle_seconds,
-        find=lambda _: creation.find(),
-        prepare=lambda _: {"server": client.url, "what": creation.what, **creation.prepare()},
-        send=send,
-        get=lambda identifier: creation.get(_number(identifier, store.folder)),
-        identify=lambda one: str(one.id),
-        end=creation.end,
-    )
+    launch = _as_launch(creation, store, settle_seconds)
     try:
         try:
             return once(launch, store, circumstances)
@@ -408,6 +525,32 @@ def _made(
         raise NameConflict(
             f"The name of {creation.what} is taken by one that this account does not see. Choose another name."
         ) from error
+
+
+def _foreseen(creation: _Creation[Task], folder: Path | None) -> Foreseen:
+    store = _store(folder)
+    return foresee(_as_launch(creation, store, None), store, ended=lambda task: task.status.is_terminal)
+
+
+def _as_launch(creation: _Creation[R], store: IntentFolder, settle_seconds: float | None) -> Launch[R]:
+    """Say to the protocol how an object is found, checked and sent."""
+    client = creation.client
+
+    def send() -> R:
+        creation.is_new = True
+        return creation.send()
+
+    return Launch(
+        what=creation.what,
+        token=_name_of_record(client.url, creation.key),
+        settle_seconds=client.settle_seconds if settle_seconds is None else settle_seconds,
+        find=lambda _: creation.find(),
+        prepare=lambda _: {"server": client.url, "what": creation.what, **creation.prepare()},
+        send=send,
+        get=lambda identifier: creation.get(_number(identifier, store.folder)),
+        identify=lambda one: str(one.id),
+        end=creation.end,
+    )
 
 
 def _store(folder: Path | None) -> IntentFolder:
@@ -465,10 +608,14 @@ class _TaskCreation(_Creation[Task]):
             return []
         return self.client.tasks_named(self._name, self._collaboration.id)
 
-    def prepare(self) -> Mapping[str, JsonValue]:
-        plan = plan_task(
+    def plan(self) -> Plan:
+        """Check everything that can be checked."""
+        return plan_task(
             self.client, self._request, self._token, self._collaboration, offline_nodes=self._offline_nodes
         )
+
+    def prepare(self) -> Mapping[str, JsonValue]:
+        plan = self.plan()
         wait_until_ready(self.client, plan, self._waiting, wait_for_nodes=self._offline_nodes == "wait")
         self._body = _body(self.client, plan)
         return {
@@ -511,6 +658,17 @@ class _SessionCreation(_Creation[Session]):
     def find(self) -> Sequence[Session]:
         found = self.client.records(Session, name=self._name, collaboration_id=self._collaboration_id)
         return [session for session in found if session.name == self._name]
+
+    def refuse_another(self, made: Session) -> None:
+        """Make sure that a session of this name is what is asked for."""
+        scope, study_id = self._fields["scope"], self._fields["study_id"]
+        if (made.scope.value, made.study_id) == (scope, study_id):
+            return
+        raise NameConflict(
+            f"Session {self._name!r} (id {made.id}) exists with scope {made.scope.value!r} and study {made.study_id}, "
+            f"not {scope!r} and {study_id}. Choose another name, or these settings; or delete it with all that it "
+            f"holds: delete_session(credentials, {made.id}, delete_dependents=True)."
+        )
 
     def prepare(self) -> Mapping[str, JsonValue]:
         return dict(self._fields)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
@@ -19,7 +19,15 @@ from prefect_biomed.clients.vip.remote_files import delete_and_wait, list_folder
 from prefect_biomed.clients.vip.session_file import SessionFile
 from prefect_biomed.clients.vip.session_record import SessionRecord
 
-__all__ = ["FinishSummary", "finish", "remove_session", "share_inputs"]
+__all__ = [
+    "FinishSummary",
+    "finish",
+    "foresee_finish",
+    "on_inputs_of",
+    "removable_session",
+    "remove_session",
+    "share_inputs",
+]
 
 logger = logger_of(__name__)
 
@@ -57,16 +65,34 @@ def share_inputs(client: VipClient, session: VipSession, owner: VipSession) -> V
     Raises:
         LedgerError: The owner's inputs are not on the platform or not complete, or the session has inputs of its own.
     """
+    borrower = on_inputs_of(client, session, owner)
+    for holder in (owner, session):
+        _hold(client, owner.vip_input_dir, holder.session_name)
+    if not client.exists(owner.vip_input_dir):
+        raise LedgerError(f"{owner.vip_input_dir} was removed just now. Upload the inputs of the owner again.")
+    return borrower
+
+
+def on_inputs_of(client: VipClient, session: VipSession, owner: VipSession) -> VipSession:
+    """Tell what `share_inputs` would make of a session. It only reads.
+
+    Args:
+        client: The account.
+        session: As for `share_inputs`.
+        owner: As for `share_inputs`.
+
+    Returns:
+        The session, with the input folders of the owner.
+
+    Raises:
+        LedgerError: As for `share_inputs`.
+    """
     SessionFile(owner, client).read().refuse_incomplete_inputs(owner)
     if not client.exists(owner.vip_input_dir):
         raise LedgerError(f"{owner.vip_input_dir} is not on the platform. Upload the inputs of the owner first.")
     own = f"{session.vip_dir}/INPUTS"
     if own != owner.vip_input_dir and client.exists(own):
         raise LedgerError(f"Session {session.session_name!r} has inputs of its own in {own}. Choose another name.")
-    for holder in (owner, session):
-        _hold(client, owner.vip_input_dir, holder.session_name)
-    if not client.exists(owner.vip_input_dir):
-        raise LedgerError(f"{owner.vip_input_dir} was removed just now. Upload the inputs of the owner again.")
     return session.model_copy(update={"vip_input_dir": owner.vip_input_dir, "input_dir": owner.input_dir})
 
 
@@ -125,6 +151,50 @@ def finish(
     if held_by:
         logger.info("%s is kept for %s", session.vip_input_dir, ", ".join(held_by))
     return FinishSummary(removed=tuple(removed), kept_for=held_by)
+
+
+def foresee_finish(
+    client: VipClient, session: VipSession, made: Collection[str] = (), leaving: Collection[str] = ()
+) -> FinishSummary:
+    """Tell what `finish` would remove once all runs of the session have succeeded. It only reads.
+
+    Args:
+        client: The account.
+        session: The session; its options count.
+        made: Folders that will have been made until then, inputs and outputs.
+        leaving: Other sessions that will have given up the inputs until then.
+
+    Returns:
+        What would be removed, and for whom inputs would be kept.
+    """
+    options = session.options
+
+    def will_be(path: str) -> bool:
+        return path in made or client.exists(path)
+
+    removed: list[str] = []
+    held_by: tuple[str, ...] = ()
+    if not options.keep_output and will_be(session.vip_output_dir):
+        removed.append(session.vip_output_dir)
+    if not options.keep_input:
+        held_by = tuple(name for name in _other_holders(client, session) if name not in leaving)
+        removed += [session.vip_input_dir] if not held_by and will_be(session.vip_input_dir) else []
+    for folder in _parents(session):
+        names = list_folder_or_nothing(client, folder).keys()
+        inside = {f"{folder}/{name}" for name in names} | {path for path in made if _is_in(path, folder)}
+        gone = {*removed, *((f"{folder}/{_HOLDERS}",) if session.vip_input_dir in removed else ())}
+        if inside and inside <= gone:
+            removed.append(folder)
+    return FinishSummary(removed=tuple(removed), kept_for=held_by)
+
+
+def _parents(session: VipSession) -> list[str]:
+    """The folders that are removed when nothing is in them any more."""
+    return sorted({session.vip_dir, str(PurePosixPath(session.vip_input_dir).parent)})
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return str(PurePosixPath(path).parent) == folder
 
 
 def _ended(client: VipClient, session: VipSession, file: SessionFile) -> list[Workflow]:
@@ -196,7 +266,7 @@ def _remove_folders(
     if not keep_input:
         inputs, held_by = _release(client, session, timeout_seconds)
         removed += inputs
-    for folder in {session.vip_dir, str(PurePosixPath(session.vip_input_dir).parent)}:
+    for folder in _parents(session):
         if client.exists(folder) and not list_folder_or_nothing(client, folder):
             removed += _remove(client, folder, timeout_seconds)
     return removed, held_by
@@ -240,22 +310,29 @@ def _release(client: VipClient, session: VipSession, timeout_seconds: float) -> 
         What was removed, and who still holds the inputs.
     """
     me = session.session_name
-    folder = f"{PurePosixPath(session.vip_input_dir).parent}/{_HOLDERS}"
-    if not client.exists(folder):
-        if PurePosixPath(session.vip_input_dir).is_relative_to(session.vip_dir):
-            return _remove(client, session.vip_input_dir, timeout_seconds), ()
-        return [], ("their owner",)
+    folder = _holders_of(session)
     holders = list_folder_or_nothing(client, folder)
     if me in holders and len(holders) > 1:
         delete_and_wait(client, f"{folder}/{me}", timeout_seconds=timeout_seconds)
-        # Two sessions that leave at once see each other above, and both see an empty folder here.
-        holders = list_folder_or_nothing(client, folder)
-    if others := tuple(sorted(holders.keys() - {me})):
+    # Two sessions that leave at once see each other above, and both see an empty folder here.
+    if others := _other_holders(client, session):
         return [], others
     removed = _remove(client, session.vip_input_dir, timeout_seconds)
     # Only now: after a kill in between, the next to finish finds the folder and goes on.
     _remove(client, folder, timeout_seconds)
     return removed, ()
+
+
+def _holders_of(session: VipSession) -> str:
+    return f"{PurePosixPath(session.vip_input_dir).parent}/{_HOLDERS}"
+
+
+def _other_holders(client: VipClient, session: VipSession) -> tuple[str, ...]:
+    """Who else holds the inputs of a session."""
+    if client.exists(_holders_of(session)):
+        return tuple(sorted(list_folder_or_nothing(client, _holders_of(session)).keys() - {session.session_name}))
+    is_owner = PurePosixPath(session.vip_input_dir).is_relative_to(session.vip_dir)
+    return () if is_owner else ("their owner",)
 
 
 def _remove(client: VipClient, path: str, timeout_seconds: float) -> list[str]:
@@ -282,10 +359,26 @@ def remove_session(client: VipClient, folder: str, *, timeout_seconds: float = 3
         StillNeeded: Sessions whose folders are still there use its inputs.
         DeadlineExceeded: The deletion takes longer.
     """
+    return removable_session(client, folder) and bool(_remove(client, folder, timeout_seconds))
+
+
+def removable_session(client: VipClient, folder: str) -> bool:
+    """Tell whether `remove_session` would remove something. It only reads.
+
+    Args:
+        client: The account.
+        folder: The session's folder.
+
+    Returns:
+        Whether there is such a folder.
+
+    Raises:
+        StillNeeded: As for `remove_session`.
+    """
     path = PurePosixPath(folder)
     if not client.exists(folder):
         return False
     holders = list_folder_or_nothing(client, f"{folder}/{_HOLDERS}").keys() - {path.name}
     if others := sorted(name for name in holders if client.exists(str(path.parent / name))):
         raise StillNeeded(f"{folder} holds the inputs of {', '.join(others)}. Finish or remove those first.")
-    return bool(_remove(client, folder, timeout_seconds))
+    return True

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from prefect_biomed.clients.errors import BiomedError, LedgerError, PlatformError
-from prefect_biomed.clients.once import Circumstances, Intent, IntentFolder, Launch, once
+from prefect_biomed.clients.once import Circumstances, Foreseen, Intent, IntentFolder, Launch, foresee, once
 from prefect_biomed.clients.polling import PollSettings, now
 from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip.carmin import name_files_by_url
@@ -19,7 +19,7 @@ from prefect_biomed.clients.vip.preflight import preflight
 from prefect_biomed.clients.vip.session_file import LOCKS, SessionFile
 from prefect_biomed.clients.vip.session_record import LaunchRecord, SessionRecord
 
-__all__ = ["launch"]
+__all__ = ["foresee_launch", "launch"]
 
 logger = logger_of(__name__)
 
@@ -70,22 +70,31 @@ def launch(
         raise LedgerError(f"Session {session.session_name!r} has no pipeline_id. Give one.")
     run = _Run(client, session, session.pipeline_id, repetition, max_jobs, started_by)
     run.refuse_another()
-    plan = Launch(
-        what=run.name,
-        token=run.name,
-        settle_seconds=client.settle_seconds if settle_seconds is None else settle_seconds,
-        find=run.find,
-        prepare=run.prepare,
-        send=run.send,
-        get=run.get,
-        identify=lambda workflow: workflow.identifier,
-        end=lambda workflow: client.kill(workflow.identifier),
-        says_no=lambda error: error.code != NO_REASON,
-    )
-    workflow = _made(run, plan, circumstances, capacity or _QUEUE)
+    workflow = _made(run, run.as_launch(settle_seconds), circumstances, capacity or _QUEUE)
     client.play(workflow)
     note_runs(client, session, [workflow])
     return workflow
+
+
+def foresee_launch(client: VipClient, session: VipSession, repetition: int) -> Foreseen:
+    """Tell what `launch` would do now. It only reads (`GET /executions`).
+
+    Args:
+        client: The account.
+        session: The session.
+        repetition: Number of the run, from 1.
+
+    Returns:
+        Whether the run would be launched, or which execution is taken for it.
+
+    Raises:
+        LedgerError: Something else was launched under the token of the session, or its name belongs to other work.
+    """
+    if session.pipeline_id is None:
+        raise LedgerError(f"Session {session.session_name!r} has no pipeline_id. Give one.")
+    run = _Run(client, session, session.pipeline_id, repetition, max_jobs=1, started_by=None)
+    run.refuse_another()
+    return foresee(run.as_launch(None), run, ended=lambda workflow: workflow.status.is_terminal)
 
 
 def _made(run: _Run, plan: Launch[Workflow], circumstances: Circumstances | None, capacity: PollSettings) -> Workflow:
@@ -151,6 +160,21 @@ class _Run:
     def leaves_behind(self) -> bool:
         """Whether an error of the platform's own can leave an execution behind, which is not what was wanted."""
         return self._client.profile.keeps_refused_launches
+
+    def as_launch(self, settle_seconds: float | None) -> Launch[Workflow]:
+        """Say to the protocol how the execution is found, checked and sent."""
+        return Launch(
+            what=self.name,
+            token=self.name,
+            settle_seconds=self._client.settle_seconds if settle_seconds is None else settle_seconds,
+            find=self.find,
+            prepare=self.prepare,
+            send=self.send,
+            get=self.get,
+            identify=lambda workflow: workflow.identifier,
+            end=lambda workflow: self._client.kill(workflow.identifier),
+            says_no=lambda error: error.code != NO_REASON,
+        )
 
     def refuse_another(self) -> None:
         """Make sure that the token of the session stands for what is to be launched."""

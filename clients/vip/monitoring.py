@@ -40,7 +40,18 @@ from prefect_biomed.clients.vip.session_file import (
 )
 from prefect_biomed.clients.vip.session_record import SessionRecord
 
-__all__ = ["details", "failures", "find_all", "kill", "kill_intent", "kill_session", "list_by_id", "monitor", "state"]
+__all__ = [
+    "details",
+    "failures",
+    "find_all",
+    "foresee_kill",
+    "kill",
+    "kill_intent",
+    "kill_session",
+    "list_by_id",
+    "monitor",
+    "state",
+]
 
 logger = logger_of(__name__)
 
@@ -305,24 +316,52 @@ def kill_session(
         DeadlineExceeded: Some are still running.
         BiomedError: Some could not be killed; the others were.
     """
+    session, known, ids = _executions_of(client, session_name, output_dir, vip_home)
+    workflows = kill(client, ids, timeout_seconds=timeout_seconds)
+    if session is not None:
+        own = [workflow for workflow in workflows if workflow.identifier in known]
+        _note(SessionFile(session, client), own)
+        note_runs(client, session, own)
+    return workflows
+
+
+def foresee_kill(
+    client: VipClient, *, session_name: str | None, output_dir: Path, vip_home: str = VIP_HOME
+) -> list[Workflow]:
+    """Tell which executions `kill_session` would kill now. It only reads.
+
+    Args:
+        client: The account.
+        session_name: As for `kill_session`.
+        output_dir: As for `kill_session`.
+        vip_home: As for `kill_session`.
+
+    Returns:
+        Those that have not ended.
+
+    Raises:
+        LedgerError: As for `kill_session`.
+    """
+    ids = _executions_of(client, session_name, output_dir, vip_home)[2]
+    return [found for identifier in ids if not (found := state(client, identifier)).status.is_terminal]
+
+
+def _executions_of(
+    client: VipClient, session_name: str | None, output_dir: Path, vip_home: str
+) -> tuple[VipSession | None, list[str], list[str]]:
+    """A session, when there is a record of it; the executions that the record tells; and all that are known."""
     session = _session_on_file(client, session_name, output_dir, vip_home)
     name = session.session_name if session else session_name or ""
-    file = SessionFile(session, client) if session else None
-    known = file.read().workflow_ids() if file else []
+    known = SessionFile(session, client).read().workflow_ids() if session else []
     # Beside a record only what runs: an earlier session of this name may have ended long ago.
-    found = [w for w in _find_by_session_name(client, name) if file is None or not w.status.is_terminal]
+    found = [w for w in _find_by_session_name(client, name) if session is None or not w.status.is_terminal]
     ids = list(dict.fromkeys([*known, *(workflow.identifier for workflow in found)]))
-    if file is None and not ids:
+    if session is None and not ids:
         raise LedgerError(
             f"Session {name!r} has no session file in {output_dir} or {vip_home}, and no execution that the platform "
             "lists carries its name. Give the folder that holds its session_data.json, or look on the portal."
         )
-    workflows = kill(client, ids, timeout_seconds=timeout_seconds)
-    if session is not None and file is not None:
-        own = [workflow for workflow in workflows if workflow.identifier in known]
-        _note(file, own)
-        note_runs(client, session, own)
-    return workflows
+    return session, known, ids
 
 
 def kill_intent(

@@ -27,7 +27,7 @@ from prefect_biomed.clients.vip.remote_files import delete_and_wait, list_folder
 from prefect_biomed.clients.vip.session_file import SessionFile
 from prefect_biomed.clients.vip.session_record import InputsRecord, UploadedFile, digest_of_inputs
 
-__all__ = ["UploadSummary", "complete_inputs", "upload"]
+__all__ = ["UploadSummary", "complete_inputs", "foresee_inputs", "foresee_upload", "upload"]
 
 logger = logger_of(__name__)
 
@@ -54,6 +54,9 @@ class UploadSummary(BaseModel):
     skipped: int
     replaced: int
     bytes_sent: int
+
+
+_NOTHING = UploadSummary(sent=0, skipped=0, replaced=0, bytes_sent=0)
 
 
 def upload(
@@ -116,23 +119,58 @@ def _upload(
         )
         sent_before = dict(record.ledger.uploads)
     if session.input_dir is None:
-        return UploadSummary(sent=0, skipped=0, replaced=0, bytes_sent=0)
+        return _NOTHING
     if not update_files and not was_broken_off and client.exists(session.vip_input_dir):
         _note_complete(file, session)
-        return UploadSummary(sent=0, skipped=len(plan.files), replaced=0, bytes_sent=0)
+        return _trusted(plan)
 
-    there = _make_folders(client, session, plan)
-    _add_hidden(client, session, [item.name for item in plan.files], there)
+    client.make_folder(session.vip_input_dir)
+    there, to_make = _list_folders(client, session, plan)
+    for folder in to_make:
+        client.make_folder(f"{session.vip_input_dir}/{folder}")
     todo = _compare(client, session, plan, there, sent_before)
     logger.info("%d files to send (%d bytes), %d are there already", len(todo.missing), todo.bytes, len(todo.done))
-    skipped = len(todo.done)
+    summary = todo.summary  # what is done grows from here
     journal = _Journal(file, todo.done, todo.bytes, progress)
     try:
         _send_until_proven(client, session, plan, todo, journal, settle_seconds)
     finally:
         journal.save()
     _note_complete(file, session)
-    return UploadSummary(sent=len(todo.missing), skipped=skipped, replaced=len(todo.outdated), bytes_sent=todo.bytes)
+    return summary
+
+
+def foresee_upload(
+    client: VipClient, session: VipSession, plan: Preflight, *, update_files: bool = True
+) -> UploadSummary:
+    """Tell what `upload` would do now. It only reads, here and there.
+
+    Args:
+        client: The account.
+        session: The session.
+        plan: What the pre-flight found.
+        update_files: As for `upload`.
+
+    Returns:
+        What would be sent, and what is there already.
+
+    Raises:
+        LedgerError: Something else was launched under the token of the session.
+    """
+    record = SessionFile(session, client).read()
+    record.refuse_another(session)
+    intent = record.ledger.intents.get(session.token)
+    was_broken_off = intent is not None and intent.inputs.is_complete is False
+    if session.input_dir is None:
+        return _NOTHING
+    if not update_files and not was_broken_off and client.exists(session.vip_input_dir):
+        return _trusted(plan)
+    there, _ = _list_folders(client, session, plan)
+    return _compare(client, session, plan, there, record.ledger.uploads).summary
+
+
+def _trusted(plan: Preflight) -> UploadSummary:
+    return _NOTHING.model_copy(update={"skipped": len(plan.files)})
 
 
 def _note_complete(file: SessionFile, session: VipSession) -> None:
@@ -160,17 +198,41 @@ def complete_inputs(client: VipClient, session: VipSession, *, progress: Progres
         PreflightFailed: The input folder has changed, so that it cannot be sent.
         TransferFailed: Some files could not be sent; the others were.
     """
-    file = SessionFile(session, client)
-    record = file.read()
+    summary, is_proven = _completed(client, session, lambda plan: upload(client, session, plan, progress=progress))
+    if is_proven:
+        _note_complete(SessionFile(session, client), session)
+    return summary
+
+
+def foresee_inputs(client: VipClient, session: VipSession) -> UploadSummary:
+    """Tell what `complete_inputs` would do now. It only reads, here and there.
+
+    Args:
+        client: The account.
+        session: The session, as its session file has it.
+
+    Returns:
+        What would be sent, and what is there already.
+
+    Raises:
+        LedgerError: As for `complete_inputs`.
+        PreflightFailed: As for `complete_inputs`.
+    """
+    return _completed(client, session, lambda plan: foresee_upload(client, session, plan))[0]
+
+
+def _completed(
+    client: VipClient, session: VipSession, send: Callable[[Preflight], UploadSummary]
+) -> tuple[UploadSummary, bool]:
+    """What comes of the inputs, and whether a look at the platform has proven that they are complete."""
+    record = SessionFile(session, client).read()
     intent = record.ledger.intents.get(session.token)
     inputs = intent.inputs if intent is not None else InputsRecord()
     launched = record.is_adopted(session.token) or bool(record.ledger.launched(session.token))
-    nothing = UploadSummary(sent=0, skipped=0, replaced=0, bytes_sent=0)
     if session.input_dir is None or inputs.is_complete or (inputs.is_complete is None and launched):
-        return nothing
+        return _NOTHING, False
     if session.input_dir.is_dir():
-        plan = preflight(client, session, include=inputs.include, exclude=inputs.exclude)
-        return upload(client, session, plan, progress=progress)
+        return send(preflight(client, session, include=inputs.include, exclude=inputs.exclude)), False
     missing = _missing(client, session, inputs.expected)
     if missing or not inputs.expected:
         told = f"{len(missing)} are missing, among them {', '.join(missing[:3])}" if missing else "nobody wrote it down"
@@ -178,8 +240,7 @@ def complete_inputs(client: VipClient, session: VipSession, *, progress: Progres
             f"It is not known that all inputs of session {session.session_name!r} are on the platform ({told}), and "
             f"{session.input_dir} is not on this machine. Run this where that folder is."
         )
-    _note_complete(file, session)
-    return nothing.model_copy(update={"skipped": len(inputs.expected)})
+    return _NOTHING.model_copy(update={"skipped": len(inputs.expected)}), True
 
 
 def _missing(client: VipClient, session: VipSession, expected: dict[str, int]) -> list[str]:
@@ -213,6 +274,13 @@ class _Todo:
     def bytes(self) -> int:
         """Bytes to send."""
         return sum(item.size for item in self.missing)
+
+    @property
+    def summary(self) -> UploadSummary:
+        """What an upload that succeeds has done."""
+        return UploadSummary(
+            sent=len(self.missing), skipped=len(self.done), replaced=len(self.outdated), bytes_sent=self.bytes
+        )
 
 
 class _Journal:
@@ -248,10 +316,12 @@ class _Journal:
         self._saved_at = time.monotonic()
 
 
-def _make_folders(client: VipClient, session: VipSession, plan: Preflight) -> dict[str, dict[str, int | None]]:
-    """Make the folders of the inputs and list what is in those that were there."""
-    client.make_folder(session.vip_input_dir)
+def _list_folders(
+    client: VipClient, session: VipSession, plan: Preflight
+) -> tuple[dict[str, dict[str, int | None]], list[str]]:
+    """What is in the folders of the inputs, and those that are to be made."""
     there = {".": list_folder_or_nothing(client, session.vip_input_dir)}
+    to_make: list[str] = []
     for folder in plan.folders:
         position = PurePosixPath(folder)
         path = f"{session.vip_input_dir}/{folder}"
@@ -259,9 +329,10 @@ def _make_folders(client: VipClient, session: VipSession, plan: Preflight) -> di
         if is_listed or (_is_hidden(client, position.name) and client.exists(path)):
             there[folder] = list_folder_or_nothing(client, path)
         else:
-            client.make_folder(path)
+            to_make.append(folder)
             there[folder] = {}
-    return there
+    _add_hidden(client, session, [item.name for item in plan.files], there)
+    return there, to_make
 
 
 def _is_hidden(client: VipClient, name: str) -> bool:

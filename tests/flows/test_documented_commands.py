@@ -34,6 +34,7 @@ RUN_BY = {
     "prefect-biomed judge": "tests/analysis/test_judge_command.py",
     "prefect-biomed crate": "tests/vip/test_vip_crate.py",
     "prefect-biomed kill": "tests/cli/test_running.py",
+    "prefect-biomed plan": "tests/cli/test_planning.py",
     "prefect-biomed publish": "tests/flows/test_vip_replays.py",
     "prefect-biomed replay": "tests/flows/test_vip_replays.py",
     "prefect-biomed report": "tests/cli/test_reports.py",
