@@ -378,6 +378,38 @@ def judge(
     raise typer.Exit(command.main(["judge", str(references), str(runs), *context.args]))
 
 
+@app.command("boss-init", epilog="Example: prefect-biomed boss-init slices/ ingest.json --channel mouse/em/raw")
+def boss_init(
+    source: Annotated[str, typer.Argument(help="Folder of slices or tiles, volume of any format, or URL of one.")],
+    config: Annotated[Path, typer.Argument(help="Where the configuration is written.")],
+    channel: Annotated[str, typer.Option(help="collection/experiment/channel.")],
+    host: Annotated[str, typer.Option(help="Host of the Boss.")] = "api.bossdb.io",
+    settings: Settings = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a file that says something else.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Propose the configuration of an ingest from files; --set changes what was inferred, such as datatype=uint16.
+
+    No Boss is asked; the flow boss-init makes the channel, too. Exit codes: 0 written, 2 refused.
+    """
+    from prefect_biomed.cli.running import REFUSED, as_json, read_parameters
+    from prefect_biomed.clients.boss import Database, SourceChoices, propose, write_configuration
+    from prefect_biomed.clients.errors import BiomedError, ConfigurationError
+
+    names = channel.split("/")
+    try:
+        if len(names) != len(Database.model_fields):
+            raise ConfigurationError(f"{channel} is not collection/experiment/channel.")
+        database = Database(collection=names[0], experiment=names[1], channel=names[2])
+        choices = SourceChoices.model_validate(read_parameters(None, settings or []))
+        proposal = propose(source, database, host=host, choices=choices)
+        write_configuration(proposal, config, replace=replace)
+    except (BiomedError, ValueError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(REFUSED) from error
+    typer.echo(as_json(proposal) if json else proposal.summary())
+
+
 @app.command(epilog="Example: prefect-biomed validate ingest.json")
 def validate(
     config: Annotated[Path, typer.Argument(help="A configuration of boss-ingest.")], json: AsJson = False

@@ -11,10 +11,13 @@ from pydantic import Field
 
 from prefect_biomed.blocks.boss import BossCredentials
 from prefect_biomed.clients.boss import (
+    Database,
     IngestConfig,
     IngestIncomplete,
+    Proposal,
     PublishReport,
     Region,
+    SourceChoices,
     UploadReport,
     UploadSettings,
     Verification,
@@ -34,6 +37,7 @@ from prefect_biomed.tasks.run_names import flow_run_named
 __all__ = [
     "boss_cancel_ingest",
     "boss_ingest",
+    "boss_init",
     "boss_join_ingest",
     "boss_verify",
     "cancel_remote_job",
@@ -59,6 +63,45 @@ def _cancel_job(parameters: Mapping[str, Any], token: str, logger: LoggingAdapte
 
 
 cancel_remote_job = ending_remote_jobs("boss-ingest", _cancel_job, named_by="idempotency_key")
+
+
+@checked_flow(name="boss-init", flow_run_name=flow_run_named("source"))
+def boss_init(
+    credentials: BossCredentials,
+    source: str,
+    config_file: Path,
+    collection: str,
+    experiment: str,
+    channel: str,
+    choices: SourceChoices | None = None,
+    make: bool = True,
+    replace: bool = False,
+) -> Proposal:
+    """Go from a folder, file or volume to an ingest that can begin: resources are made, the configuration is written.
+
+    Run it again after anything: what is there is left as it is, and has to be what is needed.
+
+    Args:
+        credentials: An account with the role resource-manager.
+        source: Folder of slices, tiles or DICOM slices, volume of any format, or URL of one.
+        config_file: Where the configuration for boss-ingest is written.
+        collection: Collection; made when missing, as are the others.
+        experiment: Experiment.
+        channel: Channel.
+        choices: What is not left to the files: dtype, kind, voxel size, template, what is chosen in a volume.
+        make: Turn this off to see the proposal and write the configuration without asking the Boss.
+        replace: Whether a configuration that says something else is replaced.
+
+    Returns:
+        What was found, everything that was inferred from it, and an estimate of tiles, bytes and hours.
+
+    Raises:
+        ConfigurationError: What the source is cannot be told; or the file exists and says something else.
+        PreflightFailed: A resource of that name exists and is another; or the Boss would not take what is proposed.
+        PermissionDeniedError: The role resource-manager is missing.
+    """
+    names = Database(collection=collection, experiment=experiment, channel=channel)
+    return steps.set_up_ingest(credentials, source, config_file, names, choices, replace, make)
 
 
 @checked_flow(name="boss-ingest", flow_run_name=flow_run_named("config"), on_cancellation=[cancel_remote_job])

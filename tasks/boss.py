@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 from prefect import task
@@ -12,12 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from prefect_biomed.blocks.boss import BossCredentials
 from prefect_biomed.clients.boss import (
     Completion,
+    Database,
     IngestConfig,
     IngestIncomplete,
     IngestJob,
     JobCounts,
+    Proposal,
     PublishReport,
     Region,
+    SourceChoices,
     UploadProgress,
     UploadReport,
     UploadSettings,
@@ -28,11 +32,14 @@ from prefect_biomed.clients.boss import (
     complete,
     create_once,
     create_resources,
+    preflight,
     preview,
+    propose,
     publish,
     treatments_of,
     upload,
     verify,
+    write_configuration,
 )
 from prefect_biomed.clients.boss import wait_until_ready as wait_for_queue
 from prefect_biomed.clients.errors import BiomedError
@@ -51,6 +58,7 @@ __all__ = [
     "join_ingest_job",
     "publish_pixels",
     "report_ingest_job",
+    "set_up_ingest",
     "verify_ingest",
     "wait_until_ready",
 ]
@@ -66,6 +74,8 @@ class NewResources(BaseModel):
         voxel_unit: Unit of the voxel size.
         bounds: Upper ends of the coordinate frame in x, y and z, in voxels; those of the extent when empty.
         time_samples: Number of time samples; those of the extent when empty.
+        levels: Resolutions that the experiment is to have, for downsampling by the Boss; so many as bring the longer
+            side of a slice to 512 when empty.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,6 +86,66 @@ class NewResources(BaseModel):
     voxel_unit: Literal["nanometers", "micrometers", "millimeters", "centimeters"] = "nanometers"
     bounds: tuple[int, int, int] | None = None
     time_samples: int | None = Field(default=None, ge=1)
+    levels: int | None = Field(default=None, ge=1)
+
+
+@task(task_run_name=task_run_named("Set up ingest", "source"), **RETRY)
+def set_up_ingest(
+    credentials: BossCredentials,
+    source: str,
+    config_file: Path,
+    database: Database,
+    choices: SourceChoices | None = None,
+    replace: bool = False,
+    make: bool = True,
+) -> Proposal:
+    """Look at files, make what they are to lie in, check that they can be ingested, and write the configuration.
+
+    Safe to repeat: what is there is left as it is, and has to be what is needed (`GET` and `POST` of collection,
+    experiment, channel and coordinate frame).
+
+    Args:
+        credentials: The account.
+        source: Folder, file or URL.
+        config_file: Where the configuration is written, after all else.
+        database: Collection, experiment and channel.
+        choices: What is not left to the files.
+        replace: Whether a file that says something else is replaced.
+        make: Whether the resources are made and the preflight is run; otherwise the Boss is not asked.
+
+    Returns:
+        What was found, and what follows from it.
+
+    Raises:
+        ConfigurationError: What the source is cannot be told; or the file exists and says something else.
+        PreflightFailed: A resource of that name exists and is another; or the Boss would not take what is proposed.
+        PermissionDeniedError: The role `resource-manager` is missing.
+    """
+    logger = run_logger()
+    host, protocol = credentials.host, credentials.protocol
+    proposal = propose(source, database, host=host, protocol=protocol, choices=choices)
+    logger.info("%s", proposal.summary())
+    if make:
+        x, y, z = proposal.bounds
+        with credentials.get_client() as client:
+            made = create_resources(
+                client,
+                proposal.config,
+                datatype=proposal.datatype,
+                kind=proposal.kind,
+                voxel_size=proposal.voxel_size,
+                voxel_unit=proposal.voxel_unit,
+                bounds={"x": (0, x), "y": (0, y), "z": (0, z)},
+                levels=proposal.levels,
+            )
+            logger.info("Made %s", ", ".join(made) or "nothing: all is there")
+            convert = choices.convert if choices else frozenset()
+            settings = UploadSettings(convert=convert, on_bad_source="skip" if proposal.holes else "fail")
+            preflight(client, proposal.config, settings)
+    write_configuration(proposal, config_file, replace=replace)
+    text = f"# {inline(proposal.config.channel_path)}\n\n" + "\n\n".join(map(inline, proposal.summary().splitlines()))
+    markdown(artifact_key("boss-init", proposal.config.channel_path.replace("/", "-")), text, f"Ingest of {source}")
+    return proposal
 
 
 @task(task_run_name=task_run_named("Create ingest job", "config"), **ONCE)
@@ -122,6 +192,7 @@ def create_ingest_job(
                 voxel_unit=new_resources.voxel_unit,
                 bounds=_ranges(new_resources.bounds),
                 time_samples=new_resources.time_samples,
+                levels=new_resources.levels,
             )
             logger.info("Made %s", ", ".join(made) or "nothing: all is there")
         known = circumstances("boss", "ingest-job")

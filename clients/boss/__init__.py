@@ -2,7 +2,7 @@
 
 from prefect_biomed.clients.boss.accounting import account, preview, treatments_of
 from prefect_biomed.clients.boss.client import BossClient
-from prefect_biomed.clients.boss.config import IngestConfig
+from prefect_biomed.clients.boss.config import Database, IngestConfig
 from prefect_biomed.clients.boss.cutouts import Cutout
 from prefect_biomed.clients.boss.errors import IngestIncomplete, ProcessFailed, VerificationFailed
 from prefect_biomed.clients.boss.launches import create_once, job_of_intent, settled_job
@@ -23,6 +23,7 @@ from prefect_biomed.clients.boss.monitoring import complete, wait_until_ready
 from prefect_biomed.clients.boss.preflight import create_resources, preflight
 from prefect_biomed.clients.boss.processes import upload
 from prefect_biomed.clients.boss.proofs import Region, Verification, VerifySettings, WrongTile
+from prefect_biomed.clients.boss.proposals import Proposal, SourceChoices, propose, write_configuration
 from prefect_biomed.clients.boss.publishing import PublishIncomplete, PublishReport, publish
 from prefect_biomed.clients.boss.tokens import find_token
 from prefect_biomed.clients.boss.uploader import Uploader
@@ -34,6 +35,7 @@ __all__ = [
     "Channel",
     "Completion",
     "Cutout",
+    "Database",
     "IngestConfig",
     "IngestIncomplete",
     "IngestJob",
@@ -43,9 +45,11 @@ __all__ = [
     "JoinedJob",
     "Ledger",
     "ProcessFailed",
+    "Proposal",
     "PublishIncomplete",
     "PublishReport",
     "Region",
+    "SourceChoices",
     "UploadProgress",
     "UploadReport",
     "UploadSettings",
@@ -65,10 +69,12 @@ __all__ = [
     "job_of_intent",
     "preflight",
     "preview",
+    "propose",
     "publish",
     "settled_job",
     "treatments_of",
     "upload",
     "verify",
     "wait_until_ready",
+    "write_configuration",
 ]

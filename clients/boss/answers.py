@@ -225,6 +225,10 @@ class FrameAnswer(NameAnswer):
     y_stop: int
     z_start: int
     z_stop: int
+    x_voxel_size: float | None = None
+    y_voxel_size: float | None = None
+    z_voxel_size: float | None = None
+    voxel_unit: str = ""
 
 
 class ErrorAnswer(Answered):

@@ -337,7 +337,7 @@ class BossClient(RestClient):
         """
         about = self.ask(ExperimentAnswer, "GET", _resource(collection, experiment), about=f"experiment {experiment}")
         leaf = self.ask(ChannelAnswer, "GET", _resource(collection, experiment, channel), about=f"channel {channel}")
-        frame = self.ask(FrameAnswer, "GET", _frame(about.coord_frame), about=f"coordinate frame {about.coord_frame}")
+        frame = self.frame(about.coord_frame)
         return Channel(
             path=f"{collection}/{experiment}/{channel}",
             datatype=leaf.datatype,
@@ -350,6 +350,14 @@ class BossClient(RestClient):
             },
             time_samples=about.num_time_samples,
         )
+
+    def frame(self, name: str) -> FrameAnswer:
+        """Look up a coordinate frame. Endpoint: `GET /coord/{frame}/`.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        return self.ask(FrameAnswer, "GET", _frame(name), about=f"coordinate frame {name}")
 
     def exists(self, *names: str) -> bool:
         """Tell whether there is a collection, an experiment in it, or a channel in that, by their names.

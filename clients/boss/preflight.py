@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 from prefect_biomed.clients.boss import images
+from prefect_biomed.clients.boss._keys import CUBOID_X
 from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.boss.config import IngestConfig
 from prefect_biomed.clients.boss.inspection import inspect_sources
@@ -14,7 +15,7 @@ from prefect_biomed.clients.boss.models import Channel, UploadSettings
 from prefect_biomed.clients.errors import BiomedError, PreflightFailed
 from prefect_biomed.clients.texts import logger_of
 
-__all__ = ["create_resources", "missing_resources", "preflight"]
+__all__ = ["create_resources", "hierarchy_levels", "missing_resources", "preflight"]
 
 logger = logger_of(__name__)
 
@@ -80,10 +81,12 @@ def create_resources(
     voxel_unit: str = "nanometers",
     bounds: Mapping[Axis, tuple[int, int]] | None = None,
     time_samples: int | None = None,
+    levels: int | None = None,
 ) -> list[str]:
     """Make collection, coordinate frame, experiment and channel of a configuration where they are missing.
 
-    Endpoints: `POST` to the address of each. Safe to repeat: what exists is left as it is.
+    Endpoints: `GET`, then `POST` to the address of each. Safe to repeat: what exists is left as it is, and has to be
+    what was asked for.
 
     Args:
         client: Client of the Boss.
@@ -94,11 +97,14 @@ def create_resources(
         voxel_unit: Unit of these.
         bounds: Half-open ranges of the coordinate frame; the extent of the job, from 0, by default.
         time_samples: Samples of the experiment; those of the extent by default.
+        levels: Resolutions that the experiment is to have; so many as bring its longer side to one cuboid by default.
 
     Returns:
         What was made, as `kind name`.
 
     Raises:
+        PreflightFailed: A frame of that name or the channel exists and is of another kind; what is missing after it was
+            not made.
         PermissionDeniedError: The role `resource-manager` is missing.
         PlatformError: The server refused one.
     """
@@ -111,8 +117,8 @@ def create_resources(
         frame |= {f"{axis}_start": low, f"{axis}_stop": high, f"{axis}_voxel_size": size}
     experiment = {
         "coord_frame": frame_name,
-        "num_hierarchy_levels": 1,
-        "hierarchy_method": "anisotropic",
+        "num_hierarchy_levels": levels or hierarchy_levels(ranges),
+        "hierarchy_method": "isotropic" if len(set(voxel_size)) == 1 else "anisotropic",
         "num_time_samples": time_samples or extent.t[1],
         "description": "",
     }
@@ -124,10 +130,16 @@ def create_resources(
     if not client.exists(names.collection, names.experiment):
         if client.make_frame(frame_name, frame):
             made.append(f"coordinate frame {frame_name}")
-        client.make(names.collection, names.experiment, about=experiment)
-        made.append(f"experiment {names.experiment}")
+        else:
+            there = client.frame(frame_name).model_dump()
+            _refuse_others(f"The coordinate frame {frame_name}", frame, there, "Choose another name of the experiment")
+        if client.make(names.collection, names.experiment, about=experiment):
+            made.append(f"experiment {names.experiment}")
     if client.make(names.collection, names.experiment, names.channel, about=channel):
         made.append(f"channel {names.channel}")
+    else:
+        found = client.channel(names.collection, names.experiment, names.channel).model_dump()
+        _refuse_others(f"The channel {config.channel_path}", channel, found, "Choose another channel, or its dtype")
     return made
 
 
@@ -145,6 +157,26 @@ def missing_resources(client: BossClient, config: IngestConfig) -> list[str]:
     path = (names.collection, names.experiment, names.channel)
     kinds = ("collection", "experiment", "channel")
     return [f"{kind} {path[number]}" for number, kind in enumerate(kinds) if not client.exists(*path[: number + 1])]
+
+
+def hierarchy_levels(bounds: Mapping[Axis, tuple[int, int]]) -> int:
+    """Tell how many resolutions bring the longer side of a slice to one cuboid.
+
+    Args:
+        bounds: Half-open ranges of the coordinate frame.
+    """
+    longest = max(high - low for low, high in (bounds["x"], bounds["y"]))
+    return 1 + max(0, (-(-longest // CUBOID_X) - 1).bit_length())
+
+
+def _refuse_others(what: str, wanted: Mapping[str, Any], there: Mapping[str, Any], advice: str) -> None:
+    differing = [
+        f"{what} exists, and its {name} is {there[name]!r}, not {value!r}. {advice}."
+        for name, value in wanted.items()
+        if name != "description" and there[name] != value
+    ]
+    if differing:
+        raise PreflightFailed(what, differing)
 
 
 def _problems(config: IngestConfig, channel: Channel) -> list[str]:

@@ -22,6 +22,7 @@ from prefect_biomed.clients.errors import (
     NotFoundError,
     PermissionDeniedError,
     PlatformError,
+    PreflightFailed,
     ServerUnavailable,
     UnexpectedResponse,
     is_transient,
@@ -207,3 +208,17 @@ def test_resources_are_made_once(lab: Lab) -> None:
     assert create_resources(lab.client, config, datatype="uint16") == []
     assert lab.client.channel("c", "e", "ch").datatype == "uint16"
     assert lab.client.channel("c", "e", "ch").bounds["z"] == (0, 16)
+    with pytest.raises(PreflightFailed, match="its datatype is 'uint16', not 'uint8'"):
+        create_resources(lab.client, config, datatype="uint8")
+    with pytest.raises(PreflightFailed, match="its type is 'image', not 'annotation'"):
+        create_resources(lab.client, config, datatype="uint16", kind="annotation")
+    # The name of a frame is free, and what lies in it would be cut off by another's bounds.
+    changed["database"] |= {"collection": "d"}
+    wide = {"x": (0, 6000), "y": (0, 512), "z": (0, 16)}
+    with pytest.raises(PreflightFailed, match=r"e-frame exists, and its x_stop is 512, not 6000"):
+        create_resources(lab.client, IngestConfig.load(changed), datatype="uint8", bounds=wide)
+    assert not lab.client.exists("d", "e")
+    changed["database"] |= {"experiment": "f"}
+    create_resources(lab.client, IngestConfig.load(changed), datatype="uint8", bounds=wide, voxel_size=(4.0, 4.0, 40.0))
+    made = lab.boss.service.resources.experiment("d", "f")
+    assert (made["num_hierarchy_levels"], made["hierarchy_method"]) == (5, "anisotropic")

@@ -40,7 +40,14 @@ from prefect_biomed.clients.errors import (
     PermissionDeniedError,
     PreflightFailed,
 )
-from prefect_biomed.flows.boss import boss_cancel_ingest, boss_ingest, boss_join_ingest, boss_verify, cancel_remote_job
+from prefect_biomed.flows.boss import (
+    boss_cancel_ingest,
+    boss_ingest,
+    boss_init,
+    boss_join_ingest,
+    boss_verify,
+    cancel_remote_job,
+)
 from prefect_biomed.flows.parameters import IngestJobWaiting
 from prefect_biomed.sandbox import Fault
 from prefect_biomed.sandbox.boss import IngestFault
@@ -137,6 +144,23 @@ def test_ingest_makes_what_it_lies_in(lab: Lab, credentials: BossCredentials) ->
     boss_ingest(credentials, IngestConfig.load(config), upload=QUICK, new_resources=new)
     read = lab.boss.cutout("mouse/em/raw", x=(0, 512), y=(0, 512), z=(0, 16))[0]
     assert np.array_equal(read, volume((16, 512, 512), "uint16"))
+
+
+def test_a_folder_becomes_a_channel_with_its_pixels(lab: Lab, credentials: BossCredentials) -> None:
+    """What is there is left as it is, and has to be what is needed."""
+    pixels, folder = volume((5, 300, 600), "uint16"), lab.folder / "slices"
+    folder.mkdir()
+    for z, plane in enumerate(pixels, 200):
+        Image.fromarray(plane).save(folder / f"z{z}.png")
+    given = (credentials, str(folder), lab.folder / "ingest.json", "mouse", "em", "raw")
+    proposal = boss_init(*given)
+    made = len(lab.boss.journal.entries("POST"))
+    assert boss_init(*given) == proposal
+    assert len(lab.boss.journal.entries("POST")) == made
+    lab.ingest(json.loads((lab.folder / "ingest.json").read_text()))
+    assert np.array_equal(lab.boss.cutout("mouse/em/raw", x=(0, 600), y=(0, 300), z=(0, 5))[0], pixels)
+    with pytest.raises(PreflightFailed, match="its datatype is 'uint16', not 'uint32'"):
+        boss_init(*given, choices={"datatype": "uint32"})
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ RUN_BY = {
     "python deployments/automations.py --notify": "tests/flows/test_repeatability_schedule.py",
     "python deployments/setup.py --name": "tests/flows/test_vip_deployments.py",
     "prefect-biomed --help": "tests/cli/test_running.py",
+    "prefect-biomed boss-init": "tests/boss/test_boss_proposals.py",
     "prefect-biomed compare": "tests/cli/test_project.py",
     "prefect-biomed deploy": "tests/cli/test_project.py",
     "prefect-biomed doctor": "tests/cli/test_doctor.py",
