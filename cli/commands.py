@@ -324,6 +324,42 @@ def kill(
     _run("vip-kill", named, settings, credentials, json=json)
 
 
+_RUN = "Folder of a VIP session; or the token or number of what was launched on vantage6 or the Boss."
+
+
+@app.command(epilog="Example: prefect-biomed why /data/outputs/sub-01")
+def why(run: Annotated[str, typer.Argument(help=_RUN)], json: AsJson = False) -> None:
+    """Tell the reason of each launch, skip and adoption, from the records on this machine. No platform is asked."""
+    from prefect_biomed.cli.reasons import reasons
+    from prefect_biomed.cli.running import as_json
+    from prefect_biomed.clients.texts import one_line
+
+    found = _or_exit(lambda: reasons(run))
+    typer.echo(as_json(found) if json else "\n".join(one_line(f"{one.what}: {one.why}") for one in found))
+
+
+@app.command(epilog="Example: prefect-biomed diff /data/week-1:1 /data/week-2:1")
+def diff(
+    one: Annotated[str, typer.Argument(help=f"{_RUN} With :2 behind a folder it is its second run.")],
+    other: Annotated[str, typer.Argument(help="Another one.")],
+    json: AsJson = False,
+) -> None:
+    """Tell the first cause that tells two runs apart, and whether their results differ.
+
+    Causes are input digest, parameter, version and platform, in this order. Nothing but records and files of this
+    machine is looked at.
+
+    Exit codes: 0 the results are the same, byte by byte, 1 they differ, 3 it cannot be told, 2 there is no record.
+    """
+    from prefect_biomed.cli.reasons import Results, compare
+    from prefect_biomed.cli.running import as_json
+    from prefect_biomed.clients.texts import one_line
+
+    found = _or_exit(lambda: compare(one, other))
+    typer.echo(as_json(found) if json else "\n".join(map(one_line, found.lines())))
+    raise typer.Exit({Results.SAME: 0, Results.DIFFERENT: 1, Results.UNKNOWN: 3}[found.results])
+
+
 @app.command(epilog="Example: prefect-biomed report /data/experiment")
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of an experiment, or of a report.")],

@@ -47,6 +47,7 @@ __all__ = [
     "IntentFolder",
     "IntentStore",
     "Launch",
+    "Origin",
     "foresee",
     "leaves_doubt",
     "once",
@@ -55,6 +56,17 @@ __all__ = [
 logger = logger_of(__name__)
 
 T = TypeVar("T")
+
+
+class Origin(StrEnum):
+    """How the object of an intent was had."""
+
+    SENT = "sent"
+    """It was sent, and the answer told of it."""
+    FOUND = "found"
+    """It carried the token before anything was sent."""
+    SETTLED = "settled"
+    """It was sent, the answer was lost, and it was found by its token."""
 
 
 class Intent(BaseModel):
@@ -68,6 +80,7 @@ class Intent(BaseModel):
         since: Since when requests may have been sent elsewhere, of which this record does not tell; None for none.
         asked: What was asked for, and what the platform needs to know its object again.
         id: The remote object, once it is known.
+        origin: How it was had; None in records of earlier releases.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -79,6 +92,7 @@ class Intent(BaseModel):
     since: AwareDatetime | None = None
     asked: dict[str, JsonValue] = Field(default_factory=dict)
     id: str | None = Field(default=None, min_length=1)
+    origin: Origin | None = None
 
     @property
     def is_in_doubt(self) -> bool:
@@ -377,8 +391,9 @@ def _attempt(
         if intent.is_in_doubt:
             raise
         return _Refused(error)
+    origin = Origin.FOUND
     if found is None:
-        intent = intent.from_now(asked)
+        intent, origin = intent.from_now(asked), Origin.SENT
         store.write(intent)
         try:
             found = launch.send()
@@ -386,8 +401,8 @@ def _attempt(
             if not leaves_doubt(error, launch.says_no):
                 store.write(intent.model_copy(update={"intended_at": None}))
                 return _Refused(error)
-            found = _settle(launch, intent, error, circumstances)
-    store.write(intent.model_copy(update={"id": launch.identify(found)}))
+            found, origin = _settle(launch, intent, error, circumstances), Origin.SETTLED
+    store.write(intent.model_copy(update={"id": launch.identify(found), "origin": origin}))
     return found
 
 

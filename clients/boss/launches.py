@@ -24,7 +24,7 @@ from prefect_biomed.clients.once import Circumstances, Foreseen, Intent, IntentF
 from prefect_biomed.clients.polling import looks, now, passed
 from prefect_biomed.clients.texts import logger_of
 
-__all__ = ["create_once", "foresee_job", "job_of_intent", "settled_job"]
+__all__ = ["create_once", "foresee_job", "intents", "job_of_intent", "settled_job"]
 
 logger = logger_of(__name__)
 
@@ -72,9 +72,9 @@ def create_once(
         NotFoundError: The job was made and somebody has cancelled it. It is not made again.
         PlatformError: The Boss refused. After an error of its own it may keep a half-made job: the message says so.
     """
-    creation = _Creation(client, config, token, _intents(folder), settings)
+    creation = _Creation(client, config, token, intents(folder), settings)
     creation.check_record()
-    return once(creation.as_launch(settle_seconds), _intents(folder), circumstances)
+    return once(creation.as_launch(settle_seconds), intents(folder), circumstances)
 
 
 def foresee_job(client: BossClient, config: IngestConfig, token: str, *, folder: Path | None = None) -> Foreseen:
@@ -92,9 +92,9 @@ def foresee_job(client: BossClient, config: IngestConfig, token: str, *, folder:
     Raises:
         BiomedError: As `create_once` raises before it sends anything.
     """
-    creation = _Creation(client, config, token, _intents(folder))
+    creation = _Creation(client, config, token, intents(folder))
     creation.check_record()
-    return foresee(creation.as_launch(None), _intents(folder), ended=lambda job: job.status.is_terminal)
+    return foresee(creation.as_launch(None), intents(folder), ended=lambda job: job.status.is_terminal)
 
 
 def job_of_intent(token: str, folder: Path | None = None) -> int | None:
@@ -110,7 +110,7 @@ def job_of_intent(token: str, folder: Path | None = None) -> int | None:
     Raises:
         LedgerError: The record is damaged, or of a later version of the package.
     """
-    store = _intents(folder)
+    store = intents(folder)
     intent = store.read(token)
     return _number(intent.id, store.folder) if intent and intent.id else None
 
@@ -137,7 +137,7 @@ def settled_job(
         LedgerError: The record is damaged, or of a later version of the package.
         BiomedError: The jobs cannot be listed.
     """
-    store = _intents(folder)
+    store = intents(folder)
     patience = client.settle_seconds if settle_seconds is None else settle_seconds
     with store.exclusive(token, patience):
         intent = store.read(token)
@@ -359,7 +359,12 @@ class _Rival:
         return job.id not in self._known and (job.created_on is None or self._since <= job.created_on <= self._until)
 
 
-def _intents(folder: Path | None) -> IntentFolder:
+def intents(folder: Path | None = None) -> IntentFolder:
+    """Open the records of the jobs that this machine has made.
+
+    Args:
+        folder: As for `create_once`.
+    """
     return IntentFolder(folder or default_folder() / "intents", one_at_a_time=True, migrate=_migrated)
 
 

@@ -66,6 +66,7 @@ __all__ = [
     "foresee_dataframe",
     "foresee_session",
     "foresee_task",
+    "intents",
     "launch",
     "make_dataframe",
     "make_session",
@@ -507,7 +508,7 @@ def _made(
     creation: _Creation[R], settle_seconds: float | None, folder: Path | None, circumstances: Circumstances | None
 ) -> R:
     """Make an object once; when its unique name is taken meanwhile, take what has it."""
-    store = _store(folder)
+    store = intents(folder)
     launch = _as_launch(creation, store, settle_seconds)
     try:
         try:
@@ -528,7 +529,7 @@ def _made(
 
 
 def _foreseen(creation: _Creation[Task], folder: Path | None) -> Foreseen:
-    store = _store(folder)
+    store = intents(folder)
     return foresee(_as_launch(creation, store, None), store, ended=lambda task: task.status.is_terminal)
 
 
@@ -553,7 +554,12 @@ def _as_launch(creation: _Creation[R], store: IntentFolder, settle_seconds: floa
     )
 
 
-def _store(folder: Path | None) -> IntentFolder:
+def intents(folder: Path | None = None) -> IntentFolder:
+    """Open the records of what this machine has launched.
+
+    Args:
+        folder: As for `launch`.
+    """
     return IntentFolder(folder or home("vantage6", "intents"))
 
 
@@ -773,7 +779,7 @@ class _DataframeCreation(_Creation[Dataframe]):
 
     def has_begun(self, number: int, folder: Path | None) -> bool:
         """Whether this machine has made the dataframe of an id to take it through just these steps."""
-        intent = _store(folder).read(_name_of_record(self.client.url, self.key))
+        intent = intents(folder).read(_name_of_record(self.client.url, self.key))
         return intent is not None and intent.id == str(number) and intent.asked.get("plan") == self._plan
 
     def send(self) -> Dataframe:

@@ -289,6 +289,7 @@ class _Run:
             uptime=known.uptime,
             since=known.since,
             id=known.workflow_id,
+            origin=known.origin,
             asked=asked,
         )
 
@@ -309,6 +310,7 @@ class _Run:
                     "uptime": intent.uptime,
                     "since": intent.since,
                     "workflow_id": intent.id,
+                    "origin": intent.origin,
                 }
             )
             if intent.id in self._seen:

@@ -25,6 +25,7 @@ from pydantic import (
 
 from prefect_biomed.clients.errors import LedgerError
 from prefect_biomed.clients.files import is_later_version
+from prefect_biomed.clients.once import Origin
 from prefect_biomed.clients.polling import Uptime, now
 from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip.models import (
@@ -85,6 +86,7 @@ class LaunchRecord(BaseModel):
             others send the same, although a folder may have changed since.
         workflow_id: The execution; None until the platform has answered.
         started_by: What launched it, for instance a flow run; to trace it back.
+        origin: How the execution was had; None in files of earlier releases.
     """
 
     intended: AwareDatetime
@@ -94,6 +96,7 @@ class LaunchRecord(BaseModel):
     girder_inputs: dict[str, InputValue] = Field(default_factory=dict)
     workflow_id: str | None = None
     started_by: str | None = None
+    origin: Origin | None = None
 
 
 class InputsRecord(BaseModel):

@@ -26,6 +26,7 @@ RUN_BY = {
     "prefect-biomed boss-init": "tests/boss/test_boss_proposals.py",
     "prefect-biomed compare": "tests/cli/test_project.py",
     "prefect-biomed deploy": "tests/cli/test_project.py",
+    "prefect-biomed diff": "tests/cli/test_reasons.py",
     "prefect-biomed doctor": "tests/cli/test_doctor.py",
     "prefect-biomed down": "tests/cli/test_laboratory.py",
     "prefect-biomed status": "tests/cli/test_laboratory.py",
@@ -42,6 +43,7 @@ RUN_BY = {
     "prefect-biomed resume": "tests/cli/test_running.py",
     "prefect-biomed run vip-session -f": "tests/cli/test_running.py",
     "prefect-biomed running": "tests/cli/test_running.py",
+    "prefect-biomed why": "tests/cli/test_reasons.py",
     "prefect-biomed show-pipeline": "tests/cli/test_running.py",
     "prefect-biomed validate": "tests/cli/test_running.py",
     # These are run word for word.
