@@ -158,9 +158,13 @@ def check_sessions(
     with credentials.get_client() as client:
         for session in sessions:
             try:
-                jobs += preflight(client, session, include=include, exclude=exclude, max_jobs=max_jobs).jobs
+                plan = preflight(client, session, include=include, exclude=exclude, max_jobs=max_jobs)
             except PreflightFailed as error:
                 problems += [f"{session.session_name}: {problem}" for problem in error.problems]
+            else:
+                jobs += plan.jobs
+                if plan.undescribed:
+                    run_logger().warning("%s: %s", session.session_name, plan.undescribed)
     if problems:
         raise PreflightFailed(f"{len(sessions)} sessions", problems)
     return jobs
@@ -202,8 +206,8 @@ def upload_inputs(
         if session.input_dir is None:
             logger.info("Nothing to send: all inputs are on the platform or on Girder")
         logger.info("%d files, %d bytes; each run will have %d jobs", len(plan.files), plan.bytes, plan.jobs or 1)
-        if plan.without_record:
-            logger.warning(plan.without_record)
+        for told in filter(None, (plan.undescribed, plan.without_record)):
+            logger.warning("%s", told)
         if plan.renamed:
             renamed = [f"{here!r} as {there!r}" for here, there in plan.renamed.items()]
             logger.info("%d files get other names: %s", len(renamed), ", ".join(renamed[:20]))

@@ -20,12 +20,10 @@ from prefect_biomed.clients.errors import (
     NotFoundError,
     PermissionDeniedError,
     PlatformError,
-    ServerUnavailable,
     UnexpectedResponse,
 )
 from prefect_biomed.clients.http import HttpSession, Timeouts, bare
 from prefect_biomed.clients.rest import Answered, Refusal, RestClient
-from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip import carmin
 from prefect_biomed.clients.vip.errors import GenericVipError, read_refusal
 from prefect_biomed.clients.vip.girder import GirderStorage
@@ -34,7 +32,6 @@ from prefect_biomed.clients.vip.profiles import Profile
 
 __all__ = ["VipClient"]
 
-logger = logger_of(__name__)
 
 # VIP serialises the launches of all its users behind one lock, and goes on with those nobody waits for any more.
 _LAUNCH_SECONDS = 300.0
@@ -254,21 +251,23 @@ class VipClient(_Api):
             identifier: As in the list, `Application/version` on VIP.
 
         Returns:
-            The pipeline with its parameters, and with what its Boutiques descriptor says of lists.
+            The pipeline with its parameters, and with what its Boutiques descriptor says of lists and outputs; with the
+            reason in `undescribed` where the descriptor was refused, cannot be read, or is not given.
 
         Raises:
             NotFoundError: There is none of this name, or it is hidden.
             PermissionDeniedError: It belongs to a group the user is not in; the message says how to join.
+            AuthenticationError: The key was refused.
+            PlatformError: The platform is out of order for the moment, so that it says nothing of the descriptor.
         """
         path = "/pipelines/" + quote(identifier, safe="/")
         pipeline = self.ask(Pipeline, "GET", path, about=f"pipeline {identifier!r}")
         try:
             descriptor = self.ask(Descriptor, "GET", path + self.profile.descriptor)
-        except ServerUnavailable:
-            raise
         except PlatformError as error:
-            logger.debug("No Boutiques descriptor, so lists count as crossed: %s", error)
-            return pipeline
+            if error.transient or isinstance(error, AuthenticationError):
+                raise
+            return pipeline.model_copy(update={"undescribed": str(error)})
         return pipeline.described_by(descriptor)
 
     def descriptor(self, identifier: str) -> dict[str, JsonValue] | None:

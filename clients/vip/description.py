@@ -39,12 +39,7 @@ def describe(pipeline: Pipeline) -> str:
             "|---|---|---|---|---|",
             *rows,
             "",
-            "A list of values makes parallel jobs"
-            + (
-                f"; {inline(', '.join(sorted(pipeline.dot_parameters)))} are combined element by element."
-                if pipeline.dot_parameters
-                else ", every value combined with every other."
-            ),
+            f"A list of values makes parallel jobs{_combined(pipeline)}.",
             "",
             "```python",
             "input_settings = {",
@@ -53,6 +48,14 @@ def describe(pipeline: Pipeline) -> str:
             "```",
         ]
     )
+
+
+def _combined(pipeline: Pipeline) -> str:
+    if pipeline.undescribed is not None:
+        return f"; how several lists are combined is not known ({inline(pipeline.undescribed)})"
+    if pipeline.dot_parameters:
+        return f"; {inline(', '.join(sorted(pipeline.dot_parameters)))} are combined element by element"
+    return ", every value combined with every other"
 
 
 def _plain(text: str | None) -> str:

@@ -302,6 +302,7 @@ class Pipeline(_Model):
         counted_parameters: Parameters for which a number N stands for the list 0 … N-1. Empty where the platform does
             not tell.
         described_outputs: Names of the outputs that every successful run has, as its descriptor tells.
+        undescribed: Why it is not known what its descriptor tells; None when it is, and in lists.
     """
 
     identifier: str
@@ -313,12 +314,19 @@ class Pipeline(_Model):
     dot_parameters: frozenset[str] = frozenset()
     counted_parameters: frozenset[str] = frozenset()
     described_outputs: frozenset[str] = frozenset()
+    undescribed: str | None = None
 
     @property
     def required_outputs(self) -> frozenset[str]:
         """Names of the outputs that every successful run has; empty where the platform does not tell."""
         among = (parameter for parameter in self.parameters if parameter.is_returned_value)
         return frozenset(parameter.key for parameter in among if not parameter.is_optional) or self.described_outputs
+
+    @property
+    def told_outputs(self) -> tuple[str, ...] | None:
+        """The required outputs in order, for the record; None when their being none is not known."""
+        known = tuple(sorted(self.required_outputs))
+        return None if self.undescribed is not None and not known else known
 
     @property
     def inputs(self) -> tuple[Parameter, ...]:
@@ -377,7 +385,9 @@ class Descriptor(Answered):
     """
 
     inputs: tuple[_Input, ...]
-    outputs: Annotated[tuple[_OutputFile, ...], _or(())] = Field((), validation_alias="output-files")
+    outputs: Annotated[tuple[_OutputFile, ...], BeforeValidator(lambda value: value or ())] = Field(
+        (), validation_alias="output-files"
+    )
     dot: Annotated[frozenset[str], BeforeValidator(lambda value: value or ())] = Field(
         frozenset(), validation_alias=AliasPath("custom", "vip:dot")
     )

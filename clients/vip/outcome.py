@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict
 
+from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.download import not_here
 from prefect_biomed.clients.vip.models import SessionOptions, VipSession, Workflow, WorkflowStatus, is_on_girder
@@ -19,6 +20,8 @@ from prefect_biomed.clients.vip.session_file import SessionFile
 from prefect_biomed.clients.vip.session_record import EndedRecord, SessionRecord
 
 __all__ = ["Asked", "Outcome", "judge", "outcome"]
+
+logger = logger_of(__name__)
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,14 @@ def _required_outputs(client: VipClient, record: SessionRecord, token: str) -> f
         return frozenset(intent.required_outputs)
     if intent.pipeline_id is None:
         return frozenset()
-    return client.pipeline(intent.pipeline_id).required_outputs
+    pipeline = client.pipeline(intent.pipeline_id)
+    if pipeline.told_outputs is None:
+        logger.warning(
+            "It is not known which outputs a run of %s has to have, so none is missed: %s",
+            pipeline.identifier,
+            pipeline.undescribed,
+        )
+    return pipeline.required_outputs
 
 
 def _end(workflow: Workflow, ended: EndedRecord | None) -> _End:

@@ -61,7 +61,8 @@ class Preflight:
         left_out: What lies in the input folder and is not sent, because it belongs to sessions.
         include: Patterns of the files to upload that it was made with.
         exclude: Patterns of files not to upload that it was made with.
-        required_outputs: Names of the outputs that every successful run has.
+        required_outputs: Names of the outputs that every successful run has; None when that cannot be told.
+        undescribed: What cannot be promised because the descriptor of the pipeline cannot be read; None for nothing.
         without_record: What cannot be promised because the session file is not kept beside the outputs; None for
             nothing.
     """
@@ -74,8 +75,8 @@ class Preflight:
     left_out: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    required_outputs: tuple[str, ...] = ()
-
+    required_outputs: tuple[str, ...] | None = ()
+    undescribed: str | None = None
     without_record: str | None = None
 
     @property
@@ -133,7 +134,8 @@ def preflight(
         problems += _check_home(client, session)
     values: dict[str, InputValue] = {}
     named: dict[str, InputValue] = {}
-    outputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] | None = ()
+    undescribed: str | None = None
     jobs = 0
     empty_folders: set[str] = set()
     uses_girder = session.girder_output_dir is not None
@@ -154,7 +156,8 @@ def preflight(
             jobs = check.jobs(max_jobs)
             named = check.girder_paths
             empty_folders = check.empty_folders
-            outputs = tuple(sorted(pipeline.required_outputs))
+            outputs = pipeline.told_outputs
+            undescribed = _undescribed(client, pipeline)
             uses_girder = uses_girder or check.uses_girder
     if uses_girder:
         problems += check_vip_key(client)
@@ -172,7 +175,25 @@ def preflight(
         tuple(include),
         tuple(exclude),
         outputs,
+        undescribed,
         _without_record(session),
+    )
+
+
+def _undescribed(client: VipClient, pipeline: Pipeline) -> str | None:
+    """Say what needs a descriptor that cannot be read."""
+    if pipeline.undescribed is None:
+        return None
+    lost = []
+    if client.profile.makes_jobs_of_lists:
+        lost.append("lists are taken to be combined every with every, and a number to be one value")
+    if pipeline.told_outputs is None:
+        lost.append("a run that ends without an output is not told from one that has all")
+    if not lost:
+        return None
+    return (
+        f"The Boutiques descriptor of {pipeline.identifier} cannot be read ({pipeline.undescribed}). So "
+        f"{'; and '.join(lost)}. Look at the pipeline on the portal, or ask the platform's support."
     )
 
 
@@ -282,6 +303,13 @@ class _Settings:
         if not self.client.profile.makes_jobs_of_lists:
             return 1
         lengths = {name: length for name in self._values if (length := self._length(name)) != 1}
+        if self.pipeline.undescribed is not None and len(lengths) > 1:
+            told = ", ".join(f"{name} has {length}" for name, length in sorted(lengths.items()))
+            self.problems.append(
+                f"It is not known how many jobs these lists make, every value with every other or element by element: "
+                f"{told}. The Boutiques descriptor of {self.pipeline.identifier} would tell and cannot be read "
+                f"({self.pipeline.undescribed}). Try again later, or give one list and launch the rest by itself."
+            )
         zipped = {name: lengths.get(name, 1) for name in self.pipeline.dot_parameters if name in self._values}
         if len(set(zipped.values())) > 1:
             told = ", ".join(f"{name} has {length}" for name, length in sorted(zipped.items()))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from prefect_biomed.clients.errors import PreflightFailed
+from prefect_biomed.clients.errors import AuthenticationError, PreflightFailed, ServerUnavailable
 from prefect_biomed.clients.vip import InputValue, Preflight, VipClient, VipSession, describe, preflight
 from prefect_biomed.clients.vip.models import Parameter, ParameterType, Pipeline
 from prefect_biomed.clients.vip.preflight import stored_name
@@ -600,6 +600,48 @@ def test_zipped_lists_need_equal_lengths(check: Check) -> None:
     assert problem == ("These lists are combined element by element and need equal lengths: fixed has 2, moving has 3.")
     (problem,) = problems(check, pipeline_id="PairwiseDifference/1.0", fixed=both, moving="hello")
     assert "fixed has 2, moving has 1" in problem
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"status": 404},
+        {"status": 400, "body": '{"errorCode": 8008, "errorMessage": "not yours"}'},
+        {"status": 200, "body": "<html>log in</html>"},
+        {"status": 200, "body": '{"inputs": [], "output-files": [{"optional": "?"}]}'},
+        {"status": 200, "body": '{"inputs": [], "custom": {"vip:dot": "fixed"}}'},
+    ],
+    ids=["missing", "refused", "page", "outputs of another shape", "lists of another shape"],
+)
+def test_unreadable_descriptor_decides_nothing(
+    check: Check, client: VipClient, sandbox: Sandbox, answer: dict[str, Any]
+) -> None:
+    """Neither how many jobs lists make nor that no output is required; one list makes its jobs in any case."""
+    sandbox.vip.faults.add(Fault(query="format=boutiques", content_type="application/json", **answer))
+    both = ["./a.txt", "./b.txt"]
+    (problem,) = problems(check, pipeline_id="PairwiseDifference/1.0", fixed=both, moving=both)
+    assert problem.startswith("It is not known how many jobs these lists make")
+    assert "fixed has 2, moving has 2" in problem
+    plan = check("CopyFile/1.0", file=both)
+    assert plan.jobs == 2
+    assert "Boutiques descriptor of CopyFile/1.0 cannot be read" in str(plan.undescribed)
+    assert plan.required_outputs is None
+    assert "how several lists are combined is not known" in describe(client.pipeline("CopyFile/1.0"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ({"status": 503}, ServerUnavailable),
+        ({"status": 401, "body": '{"errorCode": 8002, "errorMessage": "bad key"}'}, AuthenticationError),
+    ],
+)
+def test_descriptor_is_asked_for_again_when_the_answer_says_nothing_of_it(
+    check: Check, sandbox: Sandbox, answer: dict[str, Any], error: type[Exception]
+) -> None:
+    sandbox.vip.faults.add(Fault(query="format=boutiques", content_type="application/json", **answer))
+    with pytest.raises(error):
+        check("CopyFile/1.0", file="a.txt")
 
 
 def test_numbers_that_stand_for_lists_are_counted(check: Check) -> None:
