@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import ParameterTypeError
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from prefect_biomed.clients.errors import BiomedError, ConfigurationError, PreflightFailed, is_transient
+from prefect_biomed.clients.errors import BiomedError, ConfigurationError, PreflightFailed, invalid_fields, is_transient
 from prefect_biomed.deployments.setup import PREFIX, credentials_types, fields_from
 from prefect_biomed.tasks.policies import key_tag
 
@@ -198,9 +198,7 @@ def exit_code(error: BaseException) -> int:
 def said(error: BaseException) -> str:
     """Say an error in words, without values that may be secrets."""
     if isinstance(error, ValidationError):
-        # With the values left out: one of them may be a secret.
-        lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False)]
-        return "; ".join(lines)
+        return invalid_fields(error)
     return str(error) or type(error).__name__
 
 

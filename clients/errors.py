@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pydantic import ValidationError
+
 from prefect_biomed.clients.texts import lines
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "TransferFailed",
     "UnexpectedResponse",
     "UnsafeContent",
+    "invalid_fields",
     "is_transient",
 ]
 
@@ -213,6 +216,22 @@ class TransferFailed(BiomedError):
     def transient(self) -> bool:  # type: ignore[override]  # depends on the failures, not on the class
         """Whether another try can help with every failure."""
         return bool(self.failures) and all(is_transient(error) for error in self.failures.values())
+
+
+def invalid_fields(error: ValidationError, *, whole: str = "value", most: int = 10) -> str:
+    """Say in one line what a model has found wrong, without the values: one of them may be a secret.
+
+    Args:
+        error: What the model raised.
+        whole: What to call that which was read, where no field of it is at fault.
+        most: Number of problems after which they are cut off.
+
+    Returns:
+        Each field with what is wrong with it.
+    """
+    problems = error.errors(include_input=False, include_url=False, include_context=False)
+    told = [f"{'.'.join(map(str, problem['loc'])) or whole}: {problem['msg']}" for problem in problems[:most]]
+    return "; ".join([*told, f"and {len(problems) - most} more"] if len(problems) > most else told)
 
 
 def is_transient(error: BaseException) -> bool:

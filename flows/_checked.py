@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from prefect_biomed.blocks._keys import in_deployed_run, typed_keys
 from prefect_biomed.clients.diagnosis import diagnose
-from prefect_biomed.clients.errors import ConfigurationError
+from prefect_biomed.clients.errors import ConfigurationError, invalid_fields
 from prefect_biomed.tasks._reporting import event
 
 __all__ = ["INLINE_KEYS", "checked_flow"]
@@ -64,8 +64,7 @@ class _CheckedFlow(Flow[P, R]):
         try:
             block = kind.model_validate(given)
         except ValidationError as error:
-            problems = error.errors(include_input=False, include_url=False, include_context=False)
-            said = "; ".join(f"{'.'.join(map(str, one['loc'])) or name}: {one['msg']}" for one in problems)
+            said = invalid_fields(error, whole=name)
             raise ConfigurationError(f"The parameter {name} of {self.name} is no {kind.__name__}: {said}.") from None
         # Only what the engine has given to this process itself was in its database.
         begins_here = in_deployed_run() and FlowRunContext.get() is None

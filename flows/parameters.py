@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
+from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.vantage6 import OfflineNodes, SessionScope
 from prefect_biomed.clients.vip import InputSettings, SessionOptions
 from prefect_biomed.clients.vip.session_file import VIP_HOME
@@ -51,9 +52,14 @@ _SECONDS = {"unit": "s"}
 Runs = Annotated[int, Field(ge=1, le=1000, title="Number of runs")]
 
 
-def _without_way_up(path: str) -> str:
+def _folder_of_sessions(path: str) -> str:
     if not path.startswith("/") or {".", ".."} & set(path.split("/")):
         raise ValueError("must be an absolute path on the platform, without . or ..")
+    if not path.strip("/"):
+        raise ConfigurationError(
+            f"vip_home is {path!r}, the root of the platform, where sessions cannot be: they are removed at the end. "
+            f"Give a folder below it that the account may write to, as {VIP_HOME} on VIP."
+        )
     return path.rstrip("/")
 
 
@@ -61,7 +67,7 @@ RefreshTime = Annotated[
     float, Field(gt=0, le=86400, allow_inf_nan=False, title="Refresh time (s)", json_schema_extra=_SECONDS)
 ]
 PipelineId = Annotated[str, Field(min_length=1, pattern=r"\S", title="Pipeline")]
-VipHome = Annotated[str, AfterValidator(_without_way_up)]
+VipHome = Annotated[str, AfterValidator(_folder_of_sessions)]
 SessionName = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+$", max_length=200, title="Session name")]
 Settings = InputSettings
 GirderFolder = Annotated[str, Field(pattern=r"^(girder:)?/(collection|user)/[^/]+(/[^/]+)*/?$")]

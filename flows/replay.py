@@ -154,8 +154,11 @@ def session_of_replays(name: str, output_dir: Path | None, vip_home: str, remova
 
     Returns:
         The session that theirs are made of.
+
+    Raises:
+        ConfigurationError: The values make no session.
     """
-    return VipSession(
+    return VipSession.planned(
         session_name=name,
         output_dir=(output_dir or default_output_dir(name)).expanduser().absolute(),
         vip_input_dir=f"{vip_home}/{name}/INPUTS",

@@ -48,7 +48,8 @@ def new_session(
         The session.
 
     Raises:
-        ConfigurationError: A relative folder in a run of a deployment, or a call from inside a task without a name.
+        ConfigurationError: A relative folder in a run of a deployment, a call from inside a task without a name, or
+            values that make no session.
     """
     upload, girder = upload or SessionUpload(), girder or Girder()
     token = intent_token("vip-session", explicit=session_name)
@@ -59,7 +60,7 @@ def new_session(
                 f"{what} is the relative path {folder}. A run of a deployment works in a folder that is removed after "
                 "it. Give an absolute path."
             )
-    return VipSession(
+    return VipSession.planned(
         session_name=name,
         pipeline_id=pipeline_id,
         input_settings=input_settings or {},
@@ -70,7 +71,9 @@ def new_session(
         nb_runs=nb_runs,
         token=token,
         backup=upload.backup_location,
-        girder_output_dir=f"{girder_path(girder.output) or girder.output}/{name}" if girder.output else None,
+        girder_output_dir=f"{girder_path(girder.output) or girder.output.rstrip('/')}/{name}"
+        if girder.output
+        else None,
         girder_metadata=girder.metadata,
         girder_download=girder.download,
         options=chosen(options or SessionOptions(), outputs, removal),

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
-from prefect_biomed.clients.errors import BiomedError, ConfigurationError, DeadlineExceeded
+from prefect_biomed.clients.errors import BiomedError, ConfigurationError, DeadlineExceeded, invalid_fields
 from prefect_biomed.clients.texts import inline, inline_code
 from prefect_biomed.clients.vantage6 import (
     AVERAGING,
@@ -563,11 +563,7 @@ def request_of(**fields: Any) -> TaskRequest:
     try:
         return TaskRequest(**fields)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-            for problem in error.errors(include_input=False, include_url=False)
-        )
-        raise ConfigurationError(f"Task {fields['method']!r}: {problems}. Nothing was sent.") from None
+        raise ConfigurationError(f"Task {fields['method']!r}: {invalid_fields(error)}. Nothing was sent.") from None
 
 
 def _create(credentials: Vantage6Credentials, request: TaskRequest, waiting: FederatedWaiting, token: str) -> Task:

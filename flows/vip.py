@@ -409,19 +409,21 @@ def session_on_inputs_of(owner: VipSession, number: int, run: PipelineRun, outpu
 
     Returns:
         The session; `tasks.vip.get_inputs` lets it hold the inputs.
+
+    Raises:
+        ConfigurationError: With its number the name is too long.
     """
     name, on_girder = f"{owner.session_name}-{number}", owner.girder_output_dir
-    return owner.model_copy(
-        update={
-            "session_name": name,
-            "pipeline_id": run.pipeline_id,
-            "input_settings": run.input_settings,
-            "nb_runs": run.nb_runs,
-            "output_dir": output_dir,
-            "vip_output_dir": f"{PurePosixPath(owner.vip_dir).parent}/{name}/OUTPUTS",
-            "girder_output_dir": str(PurePosixPath(on_girder).with_name(name)) if on_girder else None,
-        }
-    )
+    fields = {
+        "session_name": name,
+        "pipeline_id": run.pipeline_id,
+        "input_settings": run.input_settings,
+        "nb_runs": run.nb_runs,
+        "output_dir": output_dir,
+        "vip_output_dir": f"{PurePosixPath(owner.vip_dir).parent}/{name}/OUTPUTS",
+        "girder_output_dir": str(PurePosixPath(on_girder).with_name(name)) if on_girder else None,
+    }
+    return VipSession.planned(**{**dict(owner), **fields})
 
 
 def finish_session(credentials: VipCredentials, session: VipSession) -> None:

@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
+from prefect_biomed.clients.errors import ConfigurationError, invalid_fields
 from prefect_biomed.clients.rest import Answered, OpenEnum
 from prefect_biomed.clients.vip.profiles import CARMIN, VIP, Profile
 from prefect_biomed.clients.vip.values import as_written, named_values
@@ -583,6 +584,26 @@ class VipSession(BaseModel):
     girder_metadata: dict[str, JsonValue] = Field(default_factory=dict)
     girder_download: bool = False
     options: SessionOptions = SessionOptions()
+
+    @classmethod
+    def planned(cls, **fields: Any) -> VipSession:
+        """Describe a session by values that somebody gave, each of which may be wrong.
+
+        Args:
+            **fields: As the attributes.
+
+        Returns:
+            The session.
+
+        Raises:
+            ConfigurationError: Some values fit no session; the message says which, and what is accepted.
+        """
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            raise ConfigurationError(
+                f"This makes no session: {invalid_fields(error)}. Give other values. Nothing was sent."
+            ) from None
 
     @property
     def vip_dir(self) -> str:

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from prefect_biomed.clients.errors import LedgerError
+from prefect_biomed.clients.errors import LedgerError, invalid_fields
 from prefect_biomed.clients.files import is_later_version
 from prefect_biomed.clients.once import Origin
 from prefect_biomed.clients.polling import Uptime, now
@@ -622,10 +622,7 @@ def damaged(where: str, error: ValidationError) -> LedgerError:
     Returns:
         The error to be raised.
     """
-    problems = "; ".join(
-        f"{'.'.join(str(part) for part in problem['loc']) or 'file'}: {problem['msg']}"
-        for problem in error.errors(include_input=False, include_url=False)[:5]
-    )
+    problems = invalid_fields(error, whole="file", most=5)
     return LedgerError(
         f"{where} is damaged or not a session file ({problems}). It was left as it is. "
         "Restore it, or move it away to begin anew; executions are found again by their names."

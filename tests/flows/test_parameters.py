@@ -16,7 +16,11 @@ from prefect.utilities.callables import parameter_schema
 from pydantic import TypeAdapter, ValidationError
 
 from prefect_biomed import flows, tasks
-from prefect_biomed.flows.parameters import PipelineId, RefreshTime, Seconds, VipHome
+from prefect_biomed.clients.errors import ConfigurationError
+from prefect_biomed.clients.vip import VipSession
+from prefect_biomed.flows.parameters import Girder, PipelineId, RefreshTime, Seconds, Upload, VipHome
+from prefect_biomed.flows.sessions import new_session
+from prefect_biomed.flows.vip import PipelineRun, session_on_inputs_of
 
 T = TypeVar("T")
 GROUPS = {"upload", "outputs", "removal", "girder", "waiting", "details", "assessment"}
@@ -127,3 +131,25 @@ def test_every_run_says_what_it_is_about(member: Flow[..., object] | Task[..., o
 def test_values_that_cannot_be_meant_are_refused_by_the_form(kind: Any, value: object) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(kind).validate_python(value)
+
+
+@pytest.mark.parametrize("root", ["/", "//", "///"])
+def test_sessions_in_the_root_of_a_platform_are_refused_with_what_to_do(root: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"the root of the platform.*Give a folder below it"):
+        Upload.model_validate({"vip_home": root})
+    with pytest.raises(ConfigurationError, match="the root of the platform"):
+        FLOWS["vip-resume"].validate_parameters({"credentials": None, "session_name": "s", "vip_home": root})
+
+
+def test_values_that_fit_together_to_no_session_are_one_error_of_ours() -> None:
+    """Each may be right by itself, and what is made of them is not."""
+    girder = Girder(output="/user/somebody/")
+    assert new_session(session_name="s", girder=girder).girder_output_dir == "/user/somebody/s"
+    with pytest.raises(ConfigurationError, match=r"session_name: .*200.* Nothing was sent"):
+        new_session(session_name="s" * 201)
+    owner, run = new_session(session_name="s" * 200), PipelineRun(pipeline_id="CopyFile/1.0", input_settings={})
+    with pytest.raises(ConfigurationError, match="session_name"):
+        session_on_inputs_of(owner, 1, run, owner.output_dir / "1")
+    with pytest.raises(ConfigurationError, match=r"session_name: .*; nb_runs: ") as caught:
+        VipSession.planned(**{**dict(owner), "nb_runs": "s3cret", "session_name": "s3cret/x"})
+    assert "s3cret" not in str(caught.value)
