@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -36,6 +36,10 @@ PLATFORMS = {
     "boss": ("prefect_biomed.sandbox.boss", "BossSandbox"),
 }
 _STARTED_WITHIN_SECONDS = 30.0
+# Requests in work when it ends have so long.
+_GRACE_SECONDS = 1.0
+# How often uvicorn renews what it keeps, such as the date it answers with.
+_TICK_SECONDS = 0.1
 
 
 class Sandbox:
@@ -280,21 +284,49 @@ class _Folder:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Ends at once when told to, as a process that is killed does."""
+    """Is told of its end, for which uvicorn looks every tenth of a second, and can end as a killed process does."""
 
     at_once = False
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._told = asyncio.Event()
+        self._turns: asyncio.AbstractEventLoop | None = None
+
+    def end(self) -> None:
+        """Make it end; for other threads."""
+        self.should_exit = True
+        if self._turns is not None:
+            with suppress(RuntimeError):  # Ended by itself.
+                self._turns.call_soon_threadsafe(self._told.set)
+
+    async def main_loop(self) -> None:
+        self._turns = asyncio.get_running_loop()
+        tick = 0
+        while not await self.on_tick(tick):
+            tick += 1
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._told.wait(), _TICK_SECONDS)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self.at_once:
-            for server in self.servers:
-                server.close()
-            for connection in list(self.server_state.connections):
+        state = self.server_state
+        for server in self.servers:
+            server.close()
+        for connection in list(state.connections):
+            if self.at_once:
                 connection.transport.abort()
-            # They learn of it in the next turn of the loop; before, they would answer 500.
-            await asyncio.sleep(0)
-            for task in list(self.server_state.tasks):
+            else:
+                connection.shutdown()
+        # They learn of it in the next turn of the loop; before, they would answer 500.
+        await asyncio.sleep(0)
+        if self.at_once:
+            for task in list(state.tasks):
                 task.cancel()
-        await super().shutdown(sockets)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while (state.connections or state.tasks) and time.monotonic() < deadline:
+            await asyncio.sleep(0.005)
+        for task in list(state.tasks):
+            task.cancel()
 
 
 class _Server:
@@ -326,7 +358,6 @@ class _Server:
                 access_log=False,
                 # Longer than any client polls: a kept connection must not die under its request.
                 timeout_keep_alive=120,
-                timeout_graceful_shutdown=1,
             )
         )
         self._thread = threading.Thread(
@@ -371,7 +402,7 @@ class _Server:
             self.platform.stop()
 
     def _end(self) -> None:
-        self._uvicorn.should_exit = True
+        self._uvicorn.end()
         if self._thread.ident is not None:
             self._thread.join()
         self._socket.close()
