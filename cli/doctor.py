@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 import requests
+from httpx import HTTPError
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -27,7 +28,7 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import FlowFilter, FlowFilterId
 from prefect.client.schemas.objects import WorkerStatus
 from prefect.client.schemas.schedules import IntervalSchedule
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 from pydantic import BaseModel
 
@@ -390,12 +391,45 @@ def examine(*, pool: str = "biomed", probe_seconds: float = _PROBE_SECONDS) -> l
     server = check_server(settings.api.url, lambda url: requests.get(url, timeout=10))
     findings += server
     if server[0].level is Level.FINE:
-        with get_client(sync_client=True) as client:
-            findings.append(check_scheduler(client, seconds=probe_seconds))
-            findings += check_workers(client, pool)
-            findings.append(check_storage(client, settings.results.default_storage_block))
-            findings += _accounts(client)
+        block = settings.results.default_storage_block
+        findings += asked("server", lambda: _on_server(pool, probe_seconds, block))
     return findings
+
+
+def _on_server(pool: str, probe_seconds: float, block: str | None) -> list[Finding]:
+    """What only the server knows. One that refuses one thing may tell the others."""
+    with get_client(sync_client=True) as client:
+        return [
+            *asked("scheduler", lambda: [check_scheduler(client, seconds=probe_seconds)]),
+            *asked(f"work pool {pool}", lambda: check_workers(client, pool)),
+            *asked("result storage", lambda: [check_storage(client, block)]),
+            *asked("blocks", lambda: _accounts(client)),
+        ]
+
+
+def asked(about: str, look: Callable[[], list[Finding]]) -> list[Finding]:
+    """Ask the Prefect server; that it refuses or does not answer is what was seen.
+
+    Args:
+        about: What is looked at.
+        look: Looks.
+
+    Returns:
+        What was seen.
+    """
+    try:
+        return look()
+    except PrefectHTTPStatusError as error:
+        status = error.response.status_code
+        step = (
+            "Set the key that the server asks for: prefect config set PREFECT_API_AUTH_STRING=user:password, or "
+            "prefect cloud login."
+            if status in {401, 403}
+            else "Look into the server's log."
+        )
+        return [broken(about, f"the server answered {status}", step)]
+    except (HTTPError, ObjectNotFound, OSError) as error:
+        return [broken(about, f"the server could not be asked ({type(error).__name__})", "Look into the server's log.")]
 
 
 def _accounts(client: SyncPrefectClient) -> list[Finding]:

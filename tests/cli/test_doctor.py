@@ -6,16 +6,20 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 import requests
+from httpx import ConnectError
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import WorkerStatus
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from harness.shell import typed
 from prefect_biomed.cli import doctor
@@ -180,3 +184,40 @@ def test_something_broken_has_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> N
     assert (status, "prefect worker start" in said) == (1, True)
     status, said = typed("prefect-biomed", "doctor", "--json")
     assert (status, [one["level"] for one in json.loads(said)]) == (1, ["fine", "broken"])
+
+
+class RefusesAll(BaseHTTPRequestHandler):
+    """A server that says that it is there, and refuses everything else."""
+
+    def do_GET(self) -> None:
+        status = 200 if self.path.endswith("/health") else 401
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(b"true" if status == 200 else b'{"detail": "Unauthorized"}')
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def do_DELETE(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: Any) -> None:
+        """Stay silent."""
+
+
+def test_a_server_that_refuses_us_is_a_finding() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), RefusesAll) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{server.server_port}/api"}):
+            findings = doctor.examine(probe_seconds=1)
+        server.shutdown()
+    refused = [one for one in findings if one.seen == "the server answered 401"]
+    assert refused and all(one.level is Level.BROKEN and "PREFECT_API_AUTH_STRING" in one.next_step for one in refused)
+
+
+def test_a_server_that_goes_away_meanwhile_is_a_finding() -> None:
+    def gone() -> list[Finding]:
+        raise ConnectError("all connection attempts failed")
+
+    (found,) = doctor.asked("blocks", gone)
+    assert found.level is Level.BROKEN and "could not be asked" in found.seen
