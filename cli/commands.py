@@ -67,20 +67,15 @@ def plan(
 
     Exit codes: 0 planned, 1 failed, 2 the run would be refused, 75 the platform cannot be asked now.
     """
-    from prefect.exceptions import ParameterTypeError
-    from pydantic import ValidationError
-
     from prefect_biomed.cli.planning import plan_flow
-    from prefect_biomed.cli.running import as_json, exit_code, read_parameters, said
-    from prefect_biomed.clients.errors import BiomedError
-    from prefect_biomed.clients.texts import lines, one_line
+    from prefect_biomed.cli.running import as_json, read_parameters
+    from prefect_biomed.clients.texts import one_line
 
-    try:
-        planned = plan_flow(flow, read_parameters(param_file, settings or []), key=key, credentials=credentials or [])
-    except (BiomedError, ValidationError, ParameterTypeError) as error:
-        code = exit_code(error) if isinstance(error, BiomedError) else 2
-        typer.echo(as_json({"flow": flow, "error": said(error)}) if json else lines(said(error)), err=not json)
-        raise typer.Exit(code) from error
+    planned = _of_flow(
+        flow,
+        lambda: plan_flow(flow, read_parameters(param_file, settings or []), key=key, credentials=credentials or []),
+        json=json,
+    )
     typer.echo(as_json(planned) if json else "\n".join(map(one_line, planned.lines())))
 
 
@@ -302,26 +297,35 @@ def kill(
     session: Annotated[str | None, typer.Argument(help="Name or folder of a VIP session.")] = None,
     task: Annotated[list[int] | None, typer.Option(help="Id of a vantage6 task. Repeatable.")] = None,
     ingest: Annotated[list[int] | None, typer.Option(help="Number of a Boss ingest job. Repeatable.")] = None,
+    key: Annotated[str | None, typer.Option(help="Key of the runs whose jobs are killed; with --flow.")] = None,
+    flow: Annotated[str, typer.Option(help="Flow of the runs that had the key.")] = "",
+    param_file: ParamFile = None,
     settings: Settings = None,
     credentials: Credentials = None,
     json: AsJson = False,
 ) -> None:
-    """Kill what runs remotely: the runs of a VIP session, vantage6 tasks, or Boss ingest jobs.
+    """Kill what runs remotely: the runs of a VIP session, vantage6 tasks, Boss ingest jobs, or all of a key.
 
-    Outputs and inputs of a session stay where they are. Killing what has ended changes nothing.
+    Outputs and inputs of a session stay where they are. Killing what has ended changes nothing. With --key give the
+    flow and the parameters that `run` was given.
     """
     from prefect_biomed.cli.running import REFUSED
 
-    if (session is None) == (not task and not ingest):
-        typer.echo("Name a session, or tasks and ingest jobs with --task and --ingest; not both.", err=True)
+    named = [session is not None, bool(task or ingest), key is not None]
+    if named.count(True) != 1 or (key is None) != (not flow):
+        said = "Name a session, or tasks and ingest jobs with --task and --ingest, or --key with --flow; not both."
+        typer.echo(said, err=True)
         raise typer.Exit(REFUSED)
+    if key is not None:
+        _kill_by_key(flow, key, param_file, settings, credentials, json=json)
+        return
     if session is None:
         jobs: dict[str, Any] = {"tasks": task or [], "ingest_jobs": ingest or []}
         _run("remove-leftovers", jobs, settings, credentials, json=json)
         return
     folder = Path(session).absolute()
-    named: dict[str, Any] = {"output_dir": folder} if folder.is_dir() else {"session_name": session}
-    _run("vip-kill", named, settings, credentials, json=json)
+    known: dict[str, Any] = {"output_dir": folder} if folder.is_dir() else {"session_name": session}
+    _run("vip-kill", known, settings, credentials, json=json)
 
 
 _RUN = "Folder of a VIP session; or the token or number of what was launched on vantage6 or the Boss."
@@ -488,6 +492,44 @@ def _or_exit(act: Callable[[], T], *, exit_code: int = 2) -> T:
     except BiomedError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(exit_code) from error
+
+
+def _of_flow(flow: str, act: Callable[[], T], *, json: bool) -> T:
+    """Do something about a flow without running it; what is wrong is said with the exit codes of `run`."""
+    from prefect.exceptions import ParameterTypeError
+    from pydantic import ValidationError
+
+    from prefect_biomed.cli.running import REFUSED, as_json, exit_code, said
+    from prefect_biomed.clients.errors import BiomedError
+    from prefect_biomed.clients.texts import lines
+
+    try:
+        return act()
+    except (BiomedError, ValidationError, ParameterTypeError) as error:
+        code = exit_code(error) if isinstance(error, BiomedError) else REFUSED
+        typer.echo(as_json({"flow": flow, "error": said(error)}) if json else lines(said(error)), err=not json)
+        raise typer.Exit(code) from error
+
+
+def _kill_by_key(
+    flow: str,
+    key: str,
+    file: Path | None,
+    settings: list[str] | None,
+    credentials: list[str] | None,
+    *,
+    json: bool,
+) -> None:
+    from prefect_biomed.cli.planning import kill_by_key
+    from prefect_biomed.cli.running import as_json, read_parameters
+    from prefect_biomed.clients.texts import one_line
+
+    ended = _of_flow(
+        flow,
+        lambda: kill_by_key(flow, read_parameters(file, settings or []), key=key, credentials=credentials or []),
+        json=json,
+    )
+    typer.echo(as_json(ended) if json else "\n".join(map(one_line, ended)) or "Nothing was running.")
 
 
 def _run(

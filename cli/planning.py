@@ -7,12 +7,16 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from prefect_biomed.cli.running import find_flow, flow_names, prepared
+from prefect import Flow
+from prefect.logging.loggers import PrefectLogAdapter, get_logger
+
+from prefect_biomed.cli.running import find_flow, prepared
 from prefect_biomed.clients.errors import ConfigurationError
+from prefect_biomed.flows.cancellation import end_planned
 from prefect_biomed.flows.plans import Plan
 from prefect_biomed.tasks.policies import planned_run
 
-__all__ = ["plan_flow", "planned_flows", "unplanned_flows"]
+__all__ = ["kill_by_key", "plan_flow", "planned_flows", "unplanned_flows"]
 
 _FLOWS = "prefect_biomed.flows"
 _READING = f"{_FLOWS}.operation_plans.plan_reading"
@@ -37,6 +41,15 @@ _PLANNERS = {
     "vip-shared-inputs": f"{_FLOWS}.vip_plans.plan_shared_inputs",
     "vip-show-pipeline": _READING,
     "what-is-running": _READING,
+}
+
+_DEPENDS = "what it does next depends on what it has done"
+_NOT_PLANNED = {
+    "boss-init": "it shows its own proposal, and asks nothing of the Boss, with make turned off",
+    "end-cancelled": _DEPENDS,
+    "federated-rounds": _DEPENDS,
+    "provision-collaboration": _DEPENDS,
+    "publish-volume": _DEPENDS,
 }
 
 
@@ -72,25 +85,54 @@ def plan_flow(
     flow = find_flow(name)
     if name not in _PLANNERS:
         raise ConfigurationError(
-            f"{name} cannot be planned: what it does next depends on what it has done. Can be planned: "
+            f"{name} cannot be planned: {_NOT_PLANNED.get(name, _DEPENDS)}. Can be planned: "
             f"{', '.join(planned_flows())}."
         )
-    given = flow.validate_parameters(prepared(flow, parameters, credentials))
+    given = _given(flow, parameters, credentials)
+    module, _, function = _PLANNERS[name].rpartition(".")
+    planner: Callable[..., Plan] = getattr(importlib.import_module(module), function)
+    with planned_run(f"{name}/{key}" if key else None):
+        return planner(**given)
+
+
+def kill_by_key(name: str, parameters: Mapping[str, Any], *, key: str, credentials: Sequence[str] = ()) -> list[str]:
+    """End what runs of a flow with a key have launched. Safe to repeat: what has ended is left alone.
+
+    Args:
+        name: Name of the flow.
+        parameters: As the runs had them.
+        key: Key of the runs.
+        credentials: As for `run_flow`.
+
+    Returns:
+        What was ended.
+
+    Raises:
+        ConfigurationError: There is no such flow or parameter, or the flow launches nothing that a key could name.
+        BiomedError: The platform could not be asked, or something could not be ended.
+        ValidationError: A parameter does not fit.
+        ParameterTypeError: The same, in Prefect's words.
+    """
+    flow = find_flow(name)
+    given = _given(flow, parameters, credentials)
+    with planned_run(f"{name}/{key}"):
+        return end_planned(flow, given, PrefectLogAdapter(get_logger("prefect_biomed.kill"), {}))
+
+
+def _given(flow: Flow[..., Any], parameters: Mapping[str, Any], credentials: Sequence[str]) -> dict[str, Any]:
+    """Parameters of a flow, validated, with its defaults."""
     defaults = {
         one.name: one.default
         for one in inspect.signature(flow.fn).parameters.values()
         if one.default is not inspect.Parameter.empty
     }
-    module, _, function = _PLANNERS[name].rpartition(".")
-    planner: Callable[..., Plan] = getattr(importlib.import_module(module), function)
-    with planned_run(f"{name}/{key}" if key else None):
-        return planner(**(defaults | given))
+    return defaults | flow.validate_parameters(prepared(flow, parameters, credentials))
 
 
-def unplanned_flows() -> list[str]:
+def unplanned_flows() -> dict[str, str]:
     """List the flows that cannot be planned.
 
     Returns:
-        Names of flows.
+        Why, by the name of the flow.
     """
-    return sorted(set(flow_names()) - set(_PLANNERS))
+    return dict(_NOT_PLANNED)

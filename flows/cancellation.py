@@ -17,9 +17,9 @@ from prefect.states import Cancelled
 
 from prefect_biomed.blocks._keys import for_a_deployed_run
 from prefect_biomed.clients.errors import ConfigurationError
-from prefect_biomed.tasks.policies import token_of_flow_run
+from prefect_biomed.tasks.policies import intent_token, token_of_flow_run
 
-__all__ = ["carry_out", "ending_remote_jobs", "left_alone"]
+__all__ = ["carry_out", "end_planned", "ending_remote_jobs", "left_alone"]
 
 
 def ending_remote_jobs(
@@ -51,7 +51,35 @@ def ending_remote_jobs(
         ended = end(parameters, token, logger)
         logger.info("Ended on the platform: %s", ", ".join(ended) or "nothing")
 
+    _ENDINGS[end_remote_jobs] = lambda parameters, logger: end(
+        parameters, intent_token(kind, explicit=parameters.get(named_by)), logger
+    )
     return end_remote_jobs
+
+
+_ENDINGS: dict[FlowStateHook[..., Any], Callable[[Mapping[str, Any], LoggingAdapter], Sequence[str]]] = {}
+"""What ends the jobs of an intent, by the hook that does it for a cancelled run."""
+
+
+def end_planned(flow: Flow[..., Any], parameters: Mapping[str, Any], logger: LoggingAdapter) -> list[str]:
+    """End what runs of a flow with a key have launched, as their cancellation does it. Safe to repeat.
+
+    Args:
+        flow: The flow.
+        parameters: Its parameters, validated and with their defaults, as they were given to the runs.
+        logger: Told of what could not be ended.
+
+    Returns:
+        What was ended.
+
+    Raises:
+        ConfigurationError: The flow launches nothing that has a token, or no key is known: call this in `planned_run`.
+        BiomedError: The platform could not be asked.
+    """
+    endings = [_ENDINGS[hook] for hook in flow.on_cancellation_hooks or () if hook in _ENDINGS]
+    if not endings:
+        raise ConfigurationError(f"{flow.name} launches nothing by itself that a key could name.")
+    return [one for ending in endings for one in ending(parameters, logger)]
 
 
 def left_alone(tag: str, seconds: float) -> list[FlowRun]:
