@@ -618,7 +618,7 @@ def _collect(
         refresh_time=refresh_time,
         follow_logs=waiting.follow_logs,
     )
-    results = steps.get_results(credentials, outcome.task, partial=outputs.partial, output_dir=outputs.output_dir)
+    results = steps.get_results(credentials, task, partial=outputs.partial, output_dir=outputs.output_dir)
     warnings = [f"In a subtask: {failure}" for failure in outcome.tolerated]
     warnings += [
         f"{result.organization} has no result yet; task_id={outcome.task.id} fetches it later: {result.unavailable}"

@@ -299,7 +299,7 @@ def get_results(
 
     Args:
         credentials: The account; its private key reads encrypted results.
-        task: The task, or its id.
+        task: The task, or its id. The task that `create_task` gave tells who was asked, also where no run is listed.
         partial: Whether a run without a result is returned with the reason rather than raised.
         output_dir: Folder for results too large for memory; `vantage6_results` in the current folder when None,
             in the home folder for a run of a deployment.
@@ -313,10 +313,12 @@ def get_results(
         DecryptionFailed: The private key is missing or another one, or the result is damaged.
         TaskGone: The task was deleted.
     """
-    task_id = task.id if isinstance(task, Task) else task
+    task_id, asked = (task.id, task.asked) if isinstance(task, Task) else (task, ())
     folder = Path(output_dir or lasting_folder() / "vantage6_results").expanduser().absolute()
     with credentials.get_client() as client:
-        results = fetch_results(client, task_id, output_dir=folder, partial=partial, spill_bytes=spill_bytes)
+        results = fetch_results(
+            client, task_id, output_dir=folder, partial=partial, spill_bytes=spill_bytes, asked=asked
+        )
     logger = run_logger()
     logger.info("%d results of vantage6 task %d", len(results), task_id)
     table(

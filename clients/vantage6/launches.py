@@ -113,7 +113,7 @@ def launch(
         circumstances: What the caller knows of earlier attempts and other machines.
 
     Returns:
-        The task, new or found.
+        The task, new or found, with the organizations asked where this machine has sent it.
 
     Raises:
         PreflightFailed: The request cannot work; nothing was sent. All problems are listed.
@@ -125,7 +125,8 @@ def launch(
         PlatformError: The task was refused.
     """
     creation = _TaskCreation(client, request, token, offline_nodes, waiting)
-    return _made(creation, settle_seconds, folder, circumstances)
+    made = _made(creation, settle_seconds, folder, circumstances)
+    return made.model_copy(update={"asked": creation.asked(made.id, folder)})
 
 
 def foresee_task(
@@ -563,6 +564,10 @@ def intents(folder: Path | None = None) -> IntentFolder:
     return IntentFolder(folder or home("vantage6", "intents"))
 
 
+def _remembered(creation: _Creation[R], folder: Path | None) -> Intent | None:
+    return intents(folder).read(_name_of_record(creation.client.url, creation.key))
+
+
 def _forget(store: IntentFolder, token: str, number: int) -> None:
     """Forget an object that was deleted, unless another process has made a new one since."""
     with store.exclusive(token, _LOCK_SECONDS):
@@ -637,6 +642,12 @@ class _TaskCreation(_Creation[Task]):
             raise ValueError("a task is prepared before it is sent")
         with self._body as body:
             return self.client.create_task(body)
+
+    def asked(self, number: int, folder: Path | None) -> tuple[int, ...]:
+        """Organizations for which this machine has sent the task of an id; none when it has not, or cannot tell."""
+        intent = _remembered(self, folder)
+        listed = intent.asked.get("organizations") if intent is not None and intent.id == str(number) else None
+        return tuple(one for one in listed if isinstance(one, int)) if isinstance(listed, list) else ()
 
     def get(self, number: int) -> Task:
         task = self.client.task(number)
@@ -779,7 +790,7 @@ class _DataframeCreation(_Creation[Dataframe]):
 
     def has_begun(self, number: int, folder: Path | None) -> bool:
         """Whether this machine has made the dataframe of an id to take it through just these steps."""
-        intent = intents(folder).read(_name_of_record(self.client.url, self.key))
+        intent = _remembered(self, folder)
         return intent is not None and intent.id == str(number) and intent.asked.get("plan") == self._plan
 
     def send(self) -> Dataframe:

@@ -453,6 +453,8 @@ class Task(Record):
         action: ``federated_compute``, ``central_compute``, ``data_extraction`` or ``preprocessing`` (generation 5).
         databases: What the task reads, as the server gives it.
         runs: Its runs, where the server was asked to include them.
+        asked: Ids of the organizations that were asked, of a task that this machine has made; no server tells them, so
+            they are not known of others.
     """
 
     resource: ClassVar[str] = "task"
@@ -479,6 +481,7 @@ class Task(Record):
     created_at: Time | None = None
     finished_at: Time | None = None
     runs: tuple[Run, ...] = ()
+    asked: tuple[int, ...] = ()
 
     @classmethod
     def _flattened(cls, record: dict[str, Any]) -> dict[str, Any]:
@@ -669,7 +672,7 @@ class Result(BaseModel):
     Infinities and what is no number survive storing and loading, and so do bytes.
 
     Attributes:
-        run_id: The run that made it.
+        run_id: The run that made it; None when the server lists no run of the organization.
         task_id: Its task.
         organization_id: The organization that computed it.
         organization: Its name.
@@ -688,7 +691,7 @@ class Result(BaseModel):
         frozen=True, ser_json_inf_nan="constants", ser_json_bytes="base64", val_json_bytes="base64"
     )
 
-    run_id: int
+    run_id: int | None
     task_id: int
     organization_id: int | None
     organization: str

@@ -161,7 +161,7 @@ def is_whole_json(start: bytes, end: bytes) -> bool:
     return last == _CLOSING.get(first, last)
 
 
-def decode_json(text: bytes, *, run_id: int) -> JsonValue:
+def decode_json(text: bytes, *, run_id: int | None) -> JsonValue:
     """Decode an output that `recognise` takes for JSON.
 
     Args:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -56,6 +56,7 @@ def fetch_results(
     output_dir: Path | str,
     partial: bool = False,
     spill_bytes: int = SPILL_BYTES,
+    asked: Sequence[int] = (),
 ) -> list[Result]:
     """Fetch the results of a task, one for each organization. Safe to repeat.
 
@@ -67,9 +68,11 @@ def fetch_results(
         output_dir: Folder for results that are too large for memory.
         partial: Whether a run without result is reported in its `Result` rather than raised.
         spill_bytes: Results above this size are written to ``task-<id>-run-<id>`` with the extension of their format.
+        asked: Ids of the organizations that were asked, such as `Task.asked`. One of which no run is listed, because it
+            has left or the account may not see it, is missing too; without them nothing tells that it was asked.
 
     Returns:
-        The results in the order of the runs.
+        The results in the order of the runs, then those of organizations without a run.
 
     Raises:
         ResultUnavailable: A run has no result, has not ended, or its result was cut short; the class says which.
@@ -88,12 +91,7 @@ def fetch_results(
         if run is None:
             continue
         path = Path(output_dir) / f"task-{task_id}-run-{run.id}"
-        base = Result(
-            run_id=run.id,
-            task_id=task_id,
-            organization_id=run.organization_id,
-            organization=_name(names, run),
-        )
+        base = _nothing_yet(task_id, run.organization_id, names, run.id)
         try:
             results[run.id] = _read(client, task, run, texts.get("result", record.result), base, path, spill_bytes)
         except (ResultUnavailable, DecryptionFailed) as error:
@@ -104,26 +102,31 @@ def fetch_results(
             results[run.id] = base.model_copy(update={"unavailable": str(error), "missing": missing})
     for run in runs.values():
         if run.id not in results:
-            lost = ResultMissing(
-                f"The server lists no result of run {run.id} of {_name(names, run)}, which is {run.status.value}."
-            )
-            if not partial:
-                raise lost
-            logger.warning("%s", lost)
-            base = Result(
-                run_id=run.id,
-                task_id=task_id,
-                organization_id=run.organization_id,
-                organization=_name(names, run),
-                unavailable=str(lost),
-                missing=True,
-            )
-            results[run.id] = base
-    return [results[run_id] for run_id in sorted(results)]
+            base = _nothing_yet(task_id, run.organization_id, names, run.id)
+            said = f"The server lists no result of run {run.id} of {base.organization}, which is {run.status.value}."
+            results[run.id] = _missing(base, said, partial=partial)
+    ran = {run.organization_id for run in runs.values()}
+    absent = [_nothing_yet(task_id, one, names) for one in asked if one not in ran]
+    return [results[run_id] for run_id in sorted(results)] + [
+        _missing(base, f"{base.organization} was asked, and the server lists no run of it.", partial=partial)
+        for base in absent
+    ]
 
 
-def _name(names: Mapping[int | None, str], run: Run) -> str:
-    return names.get(run.organization_id, f"organization {run.organization_id}")
+def _nothing_yet(
+    task_id: int, organization_id: int | None, names: Mapping[int | None, str], run_id: int | None = None
+) -> Result:
+    name = names.get(organization_id, f"organization {organization_id}")
+    return Result(run_id=run_id, task_id=task_id, organization_id=organization_id, organization=name)
+
+
+def _missing(base: Result, said: str, *, partial: bool) -> Result:
+    """Name a result that is not listed; raise when all are needed."""
+    lost = ResultMissing(said)
+    if not partial:
+        raise lost
+    logger.warning("%s", lost)
+    return base.model_copy(update={"unavailable": said, "missing": True})
 
 
 def load_result(result: Result) -> JsonValue | bytes:
@@ -158,7 +161,8 @@ def _read(
     path: Path,
     spill_bytes: int,
 ) -> Result:
-    if not content:
+    # What a run has left that failed, or has not ended, is no result of it.
+    if not content or not run.status.is_success:
         return _nothing(run, base, has_content=content is not None)
     with _chunks(client, content) as encoded:
         head, _, chunks = _peek(encoded, _HEAD_BYTES)

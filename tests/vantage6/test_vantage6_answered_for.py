@@ -13,8 +13,11 @@ from prefect_biomed.clients.errors import DeadlineExceeded, PreflightFailed
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.vantage6 import (
     EncodedResult,
+    Result,
     ResultMissing,
+    ResultUnavailable,
     Run,
+    Task,
     Vantage6Client,
     fetch_results,
     launch,
@@ -33,6 +36,11 @@ every_generation = pytest.mark.parametrize("generation", [3, 4, 5])
 def client(here: Federation) -> Iterator[Vantage6Client]:
     with here.client() as account:
         yield account
+
+
+def runs_of(here: Federation, task: Task) -> list[Any]:
+    """The runs of a task as the sandbox keeps them, in the order of the hospitals."""
+    return [run for run in here.sandbox.registry.runs if run.task.id == task.id]
 
 
 @every_generation
@@ -80,6 +88,52 @@ def test_a_result_that_is_not_listed_is_missing(
     results = fetch_results(client, task.id, output_dir=tmp_path, partial=True)
     assert {one.organization for one in results} == set(HOSPITALS)
     assert [one.missing for one in results].count(True) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "ended", "said", "missing"),
+    [
+        ("crashed", True, "ended as 'crashed' and has no result", False),
+        ("postponed", True, "ended as 'postponed' and has no result", False),
+        ("active", False, "is active", True),
+    ],
+)
+def test_what_a_run_has_left_that_did_not_end_well_is_no_result(
+    here: Federation, client: Vantage6Client, tmp_path: Path, status: str, ended: bool, said: str, missing: bool
+) -> None:
+    task = here.launch(client, "echo", "north", arguments={"number": 1})
+    wait(client, task)
+    (run,) = runs_of(here, task)
+    run.status, run.finished_at = status, run.finished_at if ended else None
+    with pytest.raises(ResultUnavailable, match=said):
+        fetch_results(client, task.id, output_dir=tmp_path)
+    (result,) = fetch_results(client, task.id, output_dir=tmp_path, partial=True)
+    assert result.value is None and said in (result.unavailable or "") and result.missing == missing
+
+
+@every_generation
+def test_an_organization_of_which_no_run_is_listed_is_missing(
+    federations: Callable[[int], Federation], generation: int, tmp_path: Path
+) -> None:
+    here = federations(generation)
+    with here.client() as client:
+        fields = here.data(client, "plain") if generation == 5 else {}
+        request, name = here.request("echo", arguments={"number": 1}, **fields), token()
+        task = launch(client, request, name)
+        assert task.asked == tuple(here.organization(one) for one in HOSPITALS)
+        again = launch(client, request, name)
+        assert (again.id, again.asked) == (task.id, task.asked)
+        wait(client, task)
+        here.sandbox.registry.runs.remove(runs_of(here, task)[-1])
+        with pytest.raises(ResultMissing, match="west was asked, and the server lists no run of it"):
+            fetch_results(client, task.id, output_dir=tmp_path, asked=task.asked)
+        results = fetch_results(client, task.id, output_dir=tmp_path, asked=task.asked, partial=True)
+    assert [(one.organization, one.value, one.missing) for one in results] == [
+        ("north", {"number": 1}, False),
+        ("south", {"number": 1}, False),
+        ("west", None, True),
+    ]
+    assert results[2].run_id is None and Result.model_validate_json(results[2].model_dump_json()) == results[2]
 
 
 def test_what_is_there_at_the_deadline_is_told(here: Federation, client: Vantage6Client, tmp_path: Path) -> None:
