@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +40,24 @@ def measured(work):
 
 arguments = json.loads(sys.argv[1])
 """
+
+
+@contextmanager
+def laboratory() -> Iterator[Path]:
+    """Give a folder for a benchmark, in which all that the package keeps is kept too, and remove it.
+
+    Yields:
+        The folder.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        before = os.environ.get("PREFECT_BIOMED_HOME")
+        os.environ["PREFECT_BIOMED_HOME"] = str(Path(temporary) / "home")
+        try:
+            yield Path(temporary)
+        finally:
+            del os.environ["PREFECT_BIOMED_HOME"]
+            if before is not None:
+                os.environ["PREFECT_BIOMED_HOME"] = before
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,7 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import measure, sandbox
+from benchmarks.measure import laboratory, measure, sandbox
 from benchmarks.official import MissingInterpreter, official_environment
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.vantage6 import (
@@ -70,11 +69,8 @@ client.authenticate(arguments["username"], arguments["password"])
 client.setup_encryption(arguments["key"])
 """
 )
-OFFICIAL_5 = (
-    JOURNAL
-    + """
-import urllib.parse, webbrowser
-from vantage6.client import UserClient
+PERSON = """
+import urllib.parse, urllib.request, webbrowser
 
 class Person(webbrowser.BaseBrowser):
     "Confirms the device code, as a person would in a browser."
@@ -85,6 +81,12 @@ class Person(webbrowser.BaseBrowser):
         return True
 
 webbrowser.register("person", None, Person(), preferred=True)
+"""
+OFFICIAL_5 = (
+    JOURNAL
+    + PERSON
+    + """
+from vantage6.client import UserClient
 client = UserClient(hq_url=arguments["url"], auth_url=arguments["auth_url"], log_level="warn")
 client.authenticate()
 client.setup_encryption(arguments["key"])
@@ -133,20 +135,20 @@ measured(work)
 
 def main() -> None:
     """Measure and print the clients side by side, for generations 4 and 5."""
-    with tempfile.TemporaryDirectory() as temporary:
+    with laboratory() as folder:
         for generation, (version, python) in OFFICIAL.items():
             title = f"vantage6 {generation}, encrypted collaboration"
             try:
-                official = official_environment(f"vantage6-client-{generation}", _requirements(generation), python)
+                official = official_environment(f"vantage6-client-{generation}", requirements(generation), python)
             except MissingInterpreter as missing:
                 Console().print(f"{title}: {missing}")
                 continue
             table = Table("", f"vantage6-client {version}", "prefect-biomed", title=title)
-            _measure(generation, official, Path(temporary), table)
+            _measure(generation, official, folder, table)
             Console().print(table)
 
 
-def _requirements(generation: int) -> list[str]:
+def requirements(generation: int) -> list[str]:
     version = OFFICIAL[generation][0]
     names = ["vantage6-client", "vantage6-common"]
     # What the clients import and do not declare.

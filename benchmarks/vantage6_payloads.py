@@ -1,18 +1,24 @@
-"""vantage6: results of each kind and size, and arguments of 50 MB; memory, requests, and what the engine keeps."""
+"""vantage6: results of each kind and size, and arguments of 50 MB; memory, requests, and what the engine keeps.
+
+`python -m benchmarks.vantage6_payloads results --sizes 1000 200000000 --kinds json parquet` measures a part of it. What
+is raised is a pickle, or ends the benchmark.
+"""
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
 import sys
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import measure, sandbox
+from benchmarks.measure import laboratory, measure, sandbox
 from benchmarks.vantage6 import account_of, client_of, data_of, run_of
 
 SIZES = (1_000, 1_000_000, 200_000_000)
@@ -107,12 +113,26 @@ measured(work)
 """
 
 
-def main() -> None:
-    """Measure and print a table of arguments, and one of results for each generation."""
-    with tempfile.TemporaryDirectory() as temporary:
-        Console().print(_arguments(Path(temporary)))
-        for generation in (3, 4, 5):
-            Console().print(_results(generation, Path(temporary)))
+def main(arguments: Sequence[str] = ()) -> None:
+    """Measure and print a table of arguments, and one of results for each generation.
+
+    Args:
+        arguments: Those of the command; all is measured without any.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.vantage6_payloads", description=__doc__)
+    parser.add_argument("what", nargs="*", choices=["arguments", "results", []], metavar="arguments|results")
+    parser.add_argument("--bytes", type=int, default=ARGUMENTS_BYTES, help="size of the arguments")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="of results, in bytes")
+    parser.add_argument("--kinds", nargs="+", choices=STARTS, default=list(STARTS), help="of results")
+    parser.add_argument("--generations", type=int, nargs="+", choices=(3, 4, 5), default=(3, 4, 5))
+    options = parser.parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    with laboratory() as folder:
+        if not options.what or "arguments" in options.what:
+            console.print(_arguments(folder, options.bytes))
+        if not options.what or "results" in options.what:
+            for generation in options.generations:
+                console.print(_results(generation, folder, options.sizes, options.kinds))
 
 
 def _switches(**switches: Any) -> list[str]:
@@ -120,20 +140,21 @@ def _switches(**switches: Any) -> list[str]:
     return [part for name, value in named.items() for part in ("--set", f"vantage6.{name}={json.dumps(value)}")]
 
 
-def _results(generation: int, folder: Path) -> Table:
-    columns = [f"{size // 1000:,} kB" for size in SIZES]
+def _results(generation: int, folder: Path, sizes: Sequence[int], kinds: Sequence[str]) -> Table:
+    columns = [f"{size / 1000:,.0f} kB" for size in sizes]
     title = f"What comes back from generation {generation}; peak memory above idle"
-    table = Table("collaboration", "kind", *columns, title=title)
+    table = Table("collaboration", "kind", *columns, title=title, box=MARKDOWN)
     with sandbox("vantage6", *_switches(generation=generation)) as ready:
         for collaboration in ("plain", "encrypted"):
-            for kind, start in STARTS.items():
-                cells = [_fetched(ready["vantage6"], collaboration, start, size, folder) for size in SIZES]
+            for kind in kinds:
+                cells = [_fetched(ready["vantage6"], collaboration, kind, size, folder) for size in sizes]
                 table.add_row(collaboration, kind, *cells)
     return table
 
 
-def _fetched(facts: dict[str, Any], collaboration: str, start: bytes | None, size: int, folder: Path) -> str:
+def _fetched(facts: dict[str, Any], collaboration: str, kind: str, size: int, folder: Path) -> str:
     """Run an algorithm that answers with so many bytes, and fetch its result in a process of its own."""
+    start = STARTS[kind]
     arguments: dict[str, Any] = {"size": size}
     if start is not None:
         arguments |= {"start": base64.b64encode(start).decode(), "repeat": start.isascii() and b"\n" in start}
@@ -143,16 +164,19 @@ def _fetched(facts: dict[str, Any], collaboration: str, start: bytes | None, siz
         task = run_of(client, facts["generation"], data, method, ["north"], collaboration=collaboration, **arguments)
     figures = measure(sys.executable, FETCH, folder, **account_of(facts), task=task)
     said, received = figures["result"]
+    what = f"a result of {size} bytes of {kind} on generation {facts['generation']}, {collaboration}"
+    if (kind == "pickle") != (said == "UnsafeFormat"):
+        raise RuntimeError(f"{what}: {said}")
     if received and abs(received - size) > 100:
-        raise RuntimeError(f"{received} of {size} bytes came back")
+        raise RuntimeError(f"{what}: {received} bytes came back")
     return f"{said}, {figures['peak_mib']:.0f} MiB"
 
 
-def _arguments(folder: Path) -> Table:
+def _arguments(folder: Path, size: int) -> Table:
     path = folder / "weights.bin"
-    path.write_bytes(b"\x3f\x80\x00\x01" * (ARGUMENTS_BYTES // 4))
+    path.write_bytes(b"\x3f\x80\x00\x01" * (size // 4))
     table = Table(
-        "arguments of 50 MB, 3 organizations, encrypted",
+        f"arguments of {size / 1e6:g} MB, 3 organizations, encrypted",
         "peak memory",
         "seconds",
         "requests",
@@ -160,6 +184,7 @@ def _arguments(folder: Path) -> Table:
         "lists of runs",
         "MB of these",
         "kB more in the engine's database",
+        box=MARKDOWN,
     )
     for way, blobs in (("file", False), ("file", True), ("memory", False)):
         with sandbox("vantage6", *_switches(blob_store=blobs)) as ready:
@@ -182,4 +207,4 @@ def _arguments(folder: Path) -> Table:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import repeatability
 from benchmarks.__main__ import PLATFORMS, main
+from benchmarks.vantage6_tutorials import lines_of_code
 from prefect_biomed.analysis.exchange import Labellings
 
 
@@ -36,6 +37,11 @@ def test_an_unknown_platform_is_refused(monkeypatch: pytest.MonkeyPatch, capsys:
     with pytest.raises(SystemExit):
         main()
     assert "'vip'" in capsys.readouterr().err
+
+
+def test_lines_of_code_are_those_that_say_something() -> None:
+    text = '"""What\n\nit does."""\n\nimport config  # theirs\n\n# A comment.\nprint(\n    """a\nb""",\n)\n'
+    assert lines_of_code(text) == 5
 
 
 def test_a_cell_of_the_tables_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
