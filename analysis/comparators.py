@@ -11,7 +11,7 @@ import gzip
 import hashlib
 import lzma
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,21 @@ from prefect_biomed.analysis.models import Rules
 from prefect_biomed.clients.errors import UnsafeContent
 from prefect_biomed.clients.files import digest
 
-__all__ = ["BLOCK", "Content", "Measure", "content_digest", "decompressed", "is_store", "without_packing"]
+__all__ = [
+    "BLOCK",
+    "Content",
+    "Measure",
+    "blocks",
+    "content_digest",
+    "decompressed",
+    "decompressed_digest",
+    "is_store",
+    "without_packing",
+]
 
 BLOCK = 1 << 18
-"""Points that are held in memory at once, per run."""
+"""Values that are held in memory at once, of all runs together; so many stay in the cache of a processor."""
+_LEAST_POINTS = 1024
 
 _OPENERS: dict[bytes, Callable[[Path], Any]] = {
     b"\x1f\x8b": gzip.GzipFile,
@@ -87,10 +98,21 @@ class Measure:
         Returns:
             Their values.
         """
-        block: NDArray[np.float64] = np.asarray(self.values[start:stop], dtype=np.float64)
-        if self.slope != 1.0 or self.intercept != 0.0:
-            block = block * self.slope + self.intercept
+        block = np.empty(max(min(stop, self.size) - start, 0))
+        self.read_into(block, start)
         return block
+
+    def read_into(self, block: NDArray[np.float64], start: int) -> None:
+        """Read as many points as there is room for.
+
+        Args:
+            block: Where they go.
+            start: First point.
+        """
+        block[:] = self.values[start : start + block.size]
+        if self.slope != 1.0 or self.intercept != 0.0:
+            block *= self.slope
+            block += self.intercept
 
     def only(self, names: Collection[str]) -> Measure:
         """Leave out points by name.
@@ -170,6 +192,25 @@ class Content:
             {name: value for name, value in self.digests.items() if not rules.ignores_field(name)},
             {name: value for name, value in self.environment.items() if not rules.ignores_field(name)},
         )
+
+
+def blocks(measures: Sequence[Measure], values: int = BLOCK) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Read the same points of several runs, block by block.
+
+    Args:
+        measures: The measure in each run; all of one size.
+        values: About so many values in a block, of all runs together.
+
+    Yields:
+        Number of the first point, and the values, shape (runs, points).
+    """
+    size = measures[0].size
+    step = max(values // len(measures), _LEAST_POINTS)
+    for start in range(0, size, step):
+        block = np.empty((len(measures), min(step, size - start)))
+        for row, measure in zip(block, measures, strict=True):
+            measure.read_into(row, start)
+        yield start, block
 
 
 def without_packing(name: str) -> str:
@@ -263,3 +304,26 @@ def decompressed(path: Path, target: Path) -> Path:
         for piece in _pieces(path):
             file.write(piece)
     return target
+
+
+def decompressed_digest(path: Path, target: Path) -> tuple[Path, str]:
+    """Write the decompressed content to a file, unless it is not compressed, and compute its SHA-256 on the way.
+
+    Args:
+        path: The file.
+        target: Where to write; used only for compressed files.
+
+    Returns:
+        What `decompressed` returns, and what `content_digest` does.
+
+    Raises:
+        UnsafeContent: The stream is damaged or larger than 64 GiB.
+    """
+    if _opener(path) is None:
+        return path, content_digest(path)
+    content = hashlib.sha256()
+    with target.open("wb") as file:
+        for piece in _pieces(path):
+            content.update(piece)
+            file.write(piece)
+    return target, content.hexdigest()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -41,6 +41,10 @@ _FLOOR = 1e-5
 # Labellings whose statistics differ by no more than rounding are ties, and ties count against a change.
 _TIE = 1e-9
 _SEED = 2307
+# Of no more ways than these all are listed before some are drawn.
+_LISTED = 1 << 18
+_TABLE_BITS = 18
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _TINY = 1e-300
 # Distance from the middle to the lowest tenth, of a normal and of a Gumbel variable.
 _NORMAL_HALF = float(stats.norm.isf(0.1))
@@ -117,34 +121,60 @@ class Labellings:
         # Contrasts of length one.
         self.weights: Floats = size * (new / runs - (1.0 - new) / references)
         self.smallest_p = smallest_p(self.units - self.new_units, self.new_units) if self.is_exact else 1.0 / len(rows)
-        # Sets of runs are found again by the sum of random whole numbers that a double holds exactly.
-        keys = np.random.default_rng(_SEED).integers(1, 2**45, references + runs)
-        self.keys: Floats = keys.astype(np.float64)
-        sums = self.is_new @ self.keys
-        self._order = np.argsort(sums)
-        self._sorted: Floats = sums[self._order]
+        self._words = _words(self.is_new)
+        self._order = np.argsort(self._words)
+        # Most sets are found, or known to be none, at one look; few labellings share a place with another.
+        self._table = np.full(1 << _TABLE_BITS, -1, dtype=np.intp)
+        self._table[_place(self._words)] = np.arange(len(rows))
 
-    def _drawn(self, limit: int) -> Iterator[tuple[int, ...]]:
+    def _drawn(self, limit: int) -> list[tuple[int, ...]]:
+        """Different ones: of two that are the same only one would be found by the points that vote for it."""
         generator = np.random.default_rng(_SEED)
-        for _ in range(limit):
-            yield tuple(sorted(generator.permutation(self.units)[: self.new_units].tolist()))
+        if math.comb(self.units, self.new_units) <= _LISTED:
+            every = list(combinations(range(self.units), self.new_units))
+            return [every[place] for place in generator.choice(len(every), limit, replace=False)]
+        drawn = (generator.permutation(self.units)[: self.new_units].tolist() for _ in range(limit))
+        return list(dict.fromkeys(tuple(sorted(labelling)) for labelling in drawn))
 
     def __len__(self) -> int:
         """Number of labellings, the observed one counted."""
         return len(self.is_new)
 
-    def find(self, sums: Floats) -> NDArray[np.intp]:
+    def find(self, chosen: NDArray[np.bool_]) -> NDArray[np.intp]:
         """Find the labellings that call certain runs new.
 
         Args:
-            sums: Sums of `keys` over those runs.
+            chosen: Which runs, shape (sets, runs).
 
         Returns:
             Their numbers; -1 for sets that are no labelling or were not drawn.
         """
-        position = np.minimum(np.searchsorted(self._sorted, sums), len(self) - 1)
-        found: NDArray[np.intp] = np.where(self._sorted[position] == sums, self._order[position], -1)
+        words = _words(chosen)
+        found = self._table[_place(words)]
+        other = np.flatnonzero((found >= 0) & (self._words[found] != words))
+        place = np.searchsorted(self._words, words[other], sorter=self._order)
+        there = self._order[np.minimum(place, len(self) - 1)]
+        found[other] = np.where(self._words[there] == words[other], there, -1)
         return found
+
+
+def _words(chosen: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Name sets of runs, one in each row, by one number: their bits, hashed where there are more than 64."""
+    packed = np.packbits(chosen, axis=1)
+    padded = np.zeros((len(packed), -(-packed.shape[1] // 8) * 8), dtype=np.uint8)
+    padded[:, : packed.shape[1]] = packed
+    words = padded.view(np.uint64)
+    if words.shape[1] == 1:
+        return words[:, 0]
+    factors = np.random.default_rng(_SEED).integers(2**63, size=words.shape[1], dtype=np.uint64) * 2 + 1
+    hashed: NDArray[np.uint64] = (words * factors).sum(axis=1)
+    return hashed
+
+
+def _place(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Where a set of runs is in the table."""
+    places: NDArray[np.uint64] = (words * _GOLDEN) >> np.uint64(64 - _TABLE_BITS)
+    return places
 
 
 def _members(count: int, units: Sequence[int] | None) -> list[list[int]]:
@@ -199,26 +229,27 @@ class Scan:
     def _vote(self, scaled: Floats, spread: Floats) -> None:
         """Let each point vote for the labellings whose new runs it has above, or below, all others."""
         references, runs = self._labellings.references, self._labellings.runs
-        # Sorting short rows that lie together is several times faster than partitioning long columns.
-        ordered = np.sort(np.ascontiguousarray(scaled.T), axis=1).T
-        above = ordered[references] > ordered[references - 1]
-        below = ordered[runs] > ordered[runs - 1]
-        for apart, extreme in (
-            (above, scaled >= ordered[references]),
-            (below, scaled <= ordered[runs - 1]),
-        ):
-            labelling = self._labellings.find(self._labellings.keys @ extreme)
-            known = apart & (labelling >= 0)
-            if not known.any():
+        # Short rows that lie together are sorted several times faster than long columns.
+        rows = np.ascontiguousarray(scaled.T)
+        ordered = np.sort(rows, axis=1)
+        place = np.arange(references + runs)
+        for edge, highest in ((references, True), (runs, False)):
+            limit = ordered[:, edge]
+            apart = np.flatnonzero(limit > ordered[:, edge - 1])
+            # Often all are, and then nothing need be copied.
+            of_apart, limit = (rows, limit) if apart.size == len(rows) else (rows[apart], limit[apart])
+            limit = limit[:, np.newaxis]
+            labelling = self._labellings.find(of_apart >= limit if highest else of_apart < limit)
+            known = labelling >= 0
+            labelling, apart = labelling[known], apart[known]
+            if not apart.size:
                 continue
-            if 2 * np.count_nonzero(known) < known.size:
-                # Of many ways only some were drawn, and few points vote for one of those.
-                sums = np.einsum("rp,rp->p", scaled[:, known], extreme[:, known])
-            else:
-                sums = np.einsum("rp,rp->p", scaled, extreme)[known]
-            labelling = labelling[known]
+            # In the order of their size, so that it does not matter which run has which value.
+            chosen = ordered if 2 * apart.size > len(rows) else ordered[apart]
+            sums = chosen @ ((place >= edge) == highest).astype(np.float64)
+            sums = sums[apart] if chosen is ordered else sums
             explained = sums * sums * (1.0 / references + 1.0 / runs)
-            left = np.maximum(1.0 - explained, 0.0) + _GRID * (self._typical / spread[known]) ** 2
+            left = np.maximum(1.0 - explained, 0.0) + _GRID * (self._typical / spread[apart]) ** 2
             self._votes += np.bincount(labelling, minlength=self._votes.size)
             np.maximum.at(self._explained, labelling, explained / (explained + left))
 
@@ -303,7 +334,7 @@ def _standardised(values: Floats) -> tuple[Floats, Floats]:
         moved /= np.where(sizes > 0.0, sizes, 1.0)
         centred[:, extreme] = moved
         lengths[extreme] = np.maximum(np.sqrt(np.einsum("rp,rp->p", moved, moved)), _TINY)
-    scaled = centred / lengths
+    scaled = np.multiply(centred, 1.0 / lengths, out=centred)
     if extreme.any():
         with np.errstate(over="ignore", under="ignore"):
             lengths[extreme] = np.clip(np.ldexp(lengths[extreme] * sizes, exponents), _TINY, 1.0 / _TINY)
@@ -423,6 +454,14 @@ class Evidence:
             return None
         name = max(statistics, key=lambda known: statistics[known][0])
         return Found(name, float(statistics[name][0]))
+
+    def merge(self, other: Evidence) -> None:
+        """Take in the measures of another.
+
+        Args:
+            other: Evidence over the same labellings.
+        """
+        np.maximum(self._largest, other._largest, out=self._largest)
 
     @property
     def p(self) -> float | None:

@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_biomed.analysis.comparators import BLOCK, Measure
+from prefect_biomed.analysis.comparators import Measure, blocks
 from prefect_biomed.analysis.comparison import FileGroup, Runs, file_groups, opened
 from prefect_biomed.analysis.models import Judgement, Rules
 from prefect_biomed.clients.files import atomic_write
@@ -75,12 +75,11 @@ def _map(group: FileGroup, references: int, rules: Rules) -> Any:
 
 def _spreads(measures: Sequence[Measure], references: int) -> NDArray[np.float32]:
     found = np.zeros(measures[0].size, dtype=np.float32)
-    for start in range(0, found.size, BLOCK):
-        block = np.stack([measure.read(start, start + BLOCK) for measure in measures])
+    for start, block in blocks(measures):
         old, new = block[:references], block[references:]
         with np.errstate(all="ignore"):
             difference = new.mean(axis=0) - old.mean(axis=0)
-            found[start : start + BLOCK] = np.where(
+            found[start : start + block.shape[1]] = np.where(
                 difference == 0.0, 0.0, np.where((spread := old.std(axis=0, ddof=1)) > 0.0, difference / spread, np.nan)
             )
     return found

@@ -144,6 +144,17 @@ class SelfTest:
                 self._tested += 1
                 self._not_normal += bool(stats.shapiro(column).pvalue < _NORMALITY_LEVEL)
 
+    def merge(self, other: SelfTest) -> None:
+        """Take over what another has seen.
+
+        Args:
+            other: One of the same references.
+        """
+        self._points += other._points
+        self._largest = np.maximum(self._largest, other._largest)
+        self._tested += other._tested
+        self._not_normal += other._not_normal
+
     def failures(self, level: float) -> int:
         """Count the references with a point that is further out than all points together allow (Bonferroni).
 

@@ -10,6 +10,7 @@ What the test cannot see, because the references themselves lack it or disagree 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from prefect_biomed.analysis.comparators import Content, Measure
-from prefect_biomed.analysis.comparison import FileGroup, Runs, file_groups, opened, same_bytes
+from prefect_biomed.analysis.comparators import Content, Measure, blocks
+from prefect_biomed.analysis.comparison import FileGroup, Runs, for_each_file, opened, same_bytes
 from prefect_biomed.analysis.effects import Atlas, EffectSize
 from prefect_biomed.analysis.exchange import (
     POINT_LEVEL,
@@ -40,8 +41,6 @@ __all__ = ["LEAST_REFERENCES", "Measured", "StabilityTest", "Tested", "judge_run
 LEAST_REFERENCES = 3
 """A series of fewer good runs is no baseline."""
 
-# Values that are held at once, of all runs together.
-_VALUES = 1 << 20
 FAR = 1000.0
 """Ranges of the references. With too few runs for a p value, nothing closer is called changed."""
 _LEAST_FOR_FAR = 5
@@ -233,15 +232,40 @@ class _Findings:
         self.atlas: Atlas | None = None
         self.variability = variability
         self.mask = read_mask(variability.mask) if variability and variability.mask else None
-        self.evidence = Evidence(labellings, is_inside=variability is not None)
-        self.own = SelfTest(len(references), variability or Variability())
+        self._clear()
+
+    def _clear(self) -> None:
+        count = len(self.references) + len(self.runs)
+        self.evidence = Evidence(self.labellings, is_inside=self.variability is not None)
+        self.own = SelfTest(len(self.references), self.variability or Variability())
         self.found: list[tuple[Verdict, float]] = []
         self.not_judged: list[NotJudged] = []
         self.environment: list[FactDifference] = []
-        self.scatter = np.zeros((len(references) + len(runs), len(references) + len(runs)))
+        self.scatter = np.zeros((count, count))
         self.files = self.measures = self.points = self.outside = 0
         self.varying = 0
         self.far: dict[tuple[str, str], str] = {}
+
+    def of_one_file(self) -> _Findings:
+        """Make an empty one for a file by itself."""
+        one = copy.copy(self)
+        one._clear()
+        return one
+
+    def merge(self, other: _Findings) -> None:
+        """Take in what was found in one file."""
+        self.evidence.merge(other.evidence)
+        self.own.merge(other.own)
+        self.found += other.found
+        self.not_judged += other.not_judged
+        self.environment += other.environment[: _MAX_LISTED - len(self.environment)]
+        self.scatter += other.scatter
+        self.files += other.files
+        self.measures += other.measures
+        self.points += other.points
+        self.outside += other.outside
+        self.varying += other.varying
+        self.far |= other.far
 
     def leave(self, file: str, part: str, reason: Reason, detail: str = "") -> None:
         """Note something that is not judged."""
@@ -335,7 +359,8 @@ def judge_runs(
 ) -> Judgement:
     """Judge new runs together, by the numerical noise of reference runs.
 
-    Each file is read once, about a million values of all runs together at a time.
+    Each file is read once. As many are judged at a time as there are processors, each with about a quarter of a million
+    values of all runs together in memory.
 
     Args:
         references: Folders of the reference runs, by name.
@@ -366,9 +391,7 @@ def judge_runs(
     labellings = Labellings(len(old), len(new), units=numbers)
     findings = _Findings(list(old), list(new), labellings, level)
     findings.atlas = Atlas.read(atlas) if atlas is not None else None
-    with file_groups(old | new, rules) as groups:
-        for group in groups:
-            _judge_file(group, rules, findings)
+    _judge_files(old | new, rules, findings)
     series = [units.get(run.partition(":")[2], run) for run in old] if units is not None else []
     alike = _alike(findings.scatter, series)
     # With the unit, because it names what there are too few of.
@@ -430,9 +453,7 @@ def judge_variability(
     found = []
     for name, folder in runs.items():
         findings = _Findings(list(old), [f"n:{name}"], Labellings(len(old), 1), share, variability)
-        with file_groups(old | {f"n:{name}": folder}, rules or Rules()) as groups:
-            for group in groups:
-                _judge_file(group, rules or Rules(), findings)
+        _judge_files(old | {f"n:{name}": folder}, rules or Rules(), findings)
         judgement = _conclude(findings)
         failures = findings.own.failures(level) if variability.left_out else None
         if failures is not None and failures > band(len(old), level):
@@ -487,6 +508,16 @@ def _of_equal_units(
 
 def _names(runs: Iterable[str]) -> str:
     return ", ".join(run.partition(":")[2] for run in runs)
+
+
+def _judge_files(runs: Runs, rules: Rules, findings: _Findings) -> None:
+    def judged(group: FileGroup) -> _Findings:
+        one = findings.of_one_file()
+        _judge_file(group, rules, one)
+        return one
+
+    for one in for_each_file(runs, rules, judged):
+        findings.merge(one)
 
 
 def _judge_file(group: FileGroup, rules: Rules, findings: _Findings) -> None:
@@ -575,10 +606,8 @@ def _judge_measure(file: str, measures: Sequence[Measure], tolerance: Tolerance,
         effect.add(values, 0)
         findings.add(file, measured, measures, effect)
         return measured
-    block = max(_VALUES // len(measures), 1024)
     effect = EffectSize(len(findings.references), len(measures), measures[0], findings.atlas)
-    for start in range(0, measures[0].size, block):
-        values = np.stack([measure.read(start, start + block) for measure in measures])
+    for start, values in blocks(measures):
         measured.add(values, start)
         effect.add(values, start)
     findings.add(file, measured, measures, effect)

@@ -259,8 +259,8 @@ def years(folder: Path, wanted: int) -> None:
         for design, noise in cells:
             for change in (0, 12, 26):
                 name = f"change|{noise}|{design[0]}+{design[1]}|{change}"
-                # Each takes forty times as long as a quiet year.
-                few = min(goal, wanted) // 5
+                # Forty times as many points as in a quiet year.
+                few = min(goal, wanted) // 10
                 Cell(folder, name).run(few, partial(_changed_year, Labellings(*design), noise, change))
 
 

@@ -6,6 +6,7 @@ it cannot read is compared by digest, with the reason as a note.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from prefect_biomed.analysis.volatile import volatile_of
 __all__ = ["FORMATS", "Format", "open_content"]
 
 _HEAD_BYTES = 2048
+_READING = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ def open_content(path: Path, name: str, workspace: Path, *, origin: Path | None 
     note = ""
     for form in FORMATS:
         try:
-            with warnings.catch_warnings():
+            # Filters of warnings belong to all threads, and not every library that reads may run in two.
+            with _READING, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 content = form.read(source) if form.fits(source) else None
         except Exception as error:  # each library has its own way to say that a file is not what it seems to be

@@ -6,6 +6,8 @@ import io
 import json
 import lzma
 import tarfile
+import threading
+import time
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -14,9 +16,20 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import significantdigits
 from PIL import Image
 
-from prefect_biomed.analysis import Agreement, Comparison, FileComparison, Rules, Tolerance, compare_runs, inventory
+from prefect_biomed.analysis import (
+    Agreement,
+    Comparison,
+    FileComparison,
+    Rules,
+    Tolerance,
+    compare_runs,
+    comparison,
+    inventory,
+)
+from prefect_biomed.analysis.comparison import FileGroup, assured_digits
 from prefect_biomed.clients.errors import ConfigurationError
 
 Maker = Callable[..., Comparison]
@@ -168,6 +181,34 @@ def test_digits_are_those_of_the_noise(compare: Maker, noise: float, runs: int) 
     assert measure.digits == pytest.approx(noise, abs=0.05)
     assert measure.digits_assured is not None
     assert measure.digits_assured < measure.digits
+
+
+@pytest.mark.parametrize("runs", [2, 5, 50])
+def test_assured_digits_are_those_of_the_library(runs: int) -> None:
+    sample = np.random.default_rng(runs).uniform(1, 100, 50) * (
+        1 + 10.0 ** np.linspace(-10, 0, 50) * np.random.default_rng(1).standard_normal((runs, 50))
+    )
+    mean = sample.mean(axis=0)
+    expected = significantdigits.significant_digits(sample, reference=mean, axis=0, basis=10)
+    assert assured_digits(sample, mean) == pytest.approx(expected, abs=0.01)
+
+
+def test_files_are_worked_on_at_the_same_time_while_they_are_there(tmp_path: Path) -> None:
+    members = {f"{number}.txt": b"%d" % number for number in range(6)}
+    for run in ("1", "2"):
+        (tmp_path / run).mkdir()
+        for name in ("a.tar.gz", "b.tar.gz"):
+            (tmp_path / run / name).write_bytes(tar_gz(members, 1))
+    at_once = threading.Barrier(2, timeout=5)
+
+    def work(group: FileGroup) -> tuple[str, bytes]:
+        if comparison._WORKERS > 1:
+            at_once.wait()
+        time.sleep(0.02)
+        return group.name, group.paths["2"].read_bytes()
+
+    found = list(comparison.for_each_file({run: tmp_path / run for run in ("1", "2")}, Rules(), work))
+    assert found == [(f"{name}.tar.gz/{member}", content) for name in "ab" for member, content in members.items()]
 
 
 def test_scaled_voxels_are_compared_as_values(compare: Maker) -> None:

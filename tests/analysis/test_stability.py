@@ -117,6 +117,16 @@ def test_a_sample_of_labellings_counts_the_observed_one() -> None:
     assert p_of([values], labellings) == pytest.approx(1 / 201)
 
 
+@pytest.mark.parametrize(("references", "runs"), [(12, 6), (40, 40)])
+def test_drawn_labellings_are_different_and_each_is_found(references: int, runs: int) -> None:
+    labellings = Labellings(references, runs)
+    assert not labellings.is_exact
+    assert len({row.tobytes() for row in labellings.is_new}) == len(labellings)
+    assert (labellings.find(labellings.is_new) == np.arange(len(labellings))).all()
+    unknown = np.random.default_rng(4).random((1000, references + runs)) < 0.01
+    assert (labellings.find(unknown) == -1).all()
+
+
 CHANGES: dict[str, Callable[[np.ndarray, np.random.Generator], None]] = {
     "1 % of the points by 3 spreads": lambda new, generator: np.add.at(
         new, (slice(None), generator.choice(new.shape[1], new.shape[1] // 100, replace=False)), 3.0
