@@ -16,6 +16,7 @@ from typing import Any
 from prefect.blocks.core import Block
 
 from prefect_biomed import blocks
+from prefect_biomed.flows.jobs import BossIngest, Vantage6Algorithm, VipPipeline
 
 PREFIX = "PREFECT_BIOMED"
 
@@ -73,6 +74,9 @@ def save_blocks(environment: Mapping[str, str], name: str) -> dict[str, list[str
             block: Any = kind.model_validate(fields)
             block.save(name, overwrite=True, _sync=True)
         saved[kind.get_block_type_slug()] = sorted(fields)
+    for job in (VipPipeline, Vantage6Algorithm, BossIngest):
+        register = job.register_type_and_schema
+        register(_sync=True)
     return saved
 
 

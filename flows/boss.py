@@ -35,6 +35,7 @@ from prefect_biomed.tasks.policies import intent_token
 from prefect_biomed.tasks.run_names import flow_run_named
 
 __all__ = [
+    "account_for_job",
     "boss_cancel_ingest",
     "boss_ingest",
     "boss_init",
@@ -42,6 +43,7 @@ __all__ = [
     "boss_verify",
     "cancel_remote_job",
     "publish_volume",
+    "work_on_job",
 ]
 
 Processes = Annotated[int, Field(ge=1, le=64, title="Processes")]
@@ -149,9 +151,9 @@ def boss_ingest(
     job = steps.create_ingest_job(credentials, config, token, new_resources, settings=upload or UploadSettings())
     if steps.ingest_status(credentials, job.id).status.is_success:
         # A retry of a run that was killed near its end.
-        return _account(credentials, config, job.id, upload, verification)
+        return account_for_job(credentials, config, job.id, upload, verification)
     steps.wait_until_ready(credentials, job.id, waiting.ready_timeout_seconds)
-    return _work(credentials, config, job.id, processes, upload, waiting, verification, complete=complete)
+    return work_on_job(credentials, config, job.id, processes, upload, waiting, verification, complete=complete)
 
 
 @checked_flow(name="boss-join-ingest", flow_run_name=flow_run_named("job_id"))
@@ -189,7 +191,7 @@ def boss_join_ingest(
     waiting = waiting or IngestWaiting()
     config = IngestConfig.load(config)
     steps.wait_until_ready(credentials, job_id, waiting.ready_timeout_seconds)
-    return _work(credentials, config, job_id, processes, upload, waiting, verification, complete=complete)
+    return work_on_job(credentials, config, job_id, processes, upload, waiting, verification, complete=complete)
 
 
 @checked_flow(name="boss-cancel-ingest", flow_run_name=flow_run_named("job_id"))
@@ -286,7 +288,7 @@ def publish_volume(
     return steps.publish_pixels(IngestConfig.load(config), target, upload, sample, verification)
 
 
-def _work(
+def work_on_job(
     credentials: BossCredentials,
     config: IngestConfig,
     job_id: int,
@@ -297,7 +299,25 @@ def _work(
     *,
     complete: bool,
 ) -> UploadReport:
-    """Upload and complete in turn until the Boss has everything."""
+    """Upload and complete in turn until the Boss has everything. Safe to repeat.
+
+    Args:
+        credentials: The account that made the job.
+        config: What the job was made with.
+        job_id: Number of the job.
+        processes: Processes at once on this machine.
+        upload: How to upload.
+        waiting: How long to wait for the end.
+        verification: How much is compared with the source at the end.
+        complete: Whether the job is completed.
+
+    Returns:
+        What was done.
+
+    Raises:
+        IngestIncomplete: Some tiles are not in the Boss.
+        JobFailed: The job was cancelled.
+    """
     idle_rounds = 0
     max_seconds = (upload and upload.max_seconds) or _SLICE_SECONDS
     while True:
@@ -316,17 +336,31 @@ def _work(
                 "The Boss asks again and again for tiles that were left out. It completes a job only when all sixteen "
                 "slices of a chunk are left out together. Supply them, or take the policy blank.",
             )
-    return _account(credentials, config, job_id, upload, verification)
+    return account_for_job(credentials, config, job_id, upload, verification)
 
 
-def _account(
+def account_for_job(
     credentials: BossCredentials,
     config: IngestConfig,
     job_id: int,
     upload: UploadSettings | None,
     verification: VerifySettings | None,
 ) -> UploadReport:
-    """Make the report of a job that is complete."""
+    """Make the report of a job that is complete. It only reads.
+
+    Args:
+        credentials: The account that made the job.
+        config: What the job was made with.
+        job_id: Number of the job.
+        upload: How it was uploaded.
+        verification: How much is compared with the source.
+
+    Returns:
+        What was done, with every hole named.
+
+    Raises:
+        IngestIncomplete: Something is not in the Boss; the report is attached.
+    """
     final = steps.report_ingest_job(credentials, config, job_id, upload, verification)
     if final.holes:
         raise IngestIncomplete.of(final, "The job is complete, but not everything is in the Boss.")

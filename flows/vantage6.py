@@ -73,6 +73,7 @@ __all__ = [
     "Federation",
     "Function",
     "LearnedModel",
+    "collect_results",
     "federated_analysis",
     "federated_rounds",
     "federated_session",
@@ -263,7 +264,7 @@ def federated_analysis(
     """
     details, waiting = details or TaskDetails(), waiting or AnalysisWaiting()
     if task_id is not None:
-        return _collect(credentials, task_id, refresh_time, outputs, waiting)
+        return collect_results(credentials, task_id, refresh_time, outputs, waiting)
     request = request_of(
         collaboration=collaboration,
         image=image,
@@ -277,7 +278,7 @@ def federated_analysis(
     task = _create(credentials, request, waiting, intent_token(ANALYSIS, explicit=idempotency_key))
     if not waiting.wait:
         return Analysis(task=task, results=())
-    return _collect(credentials, task, refresh_time, outputs, waiting)
+    return collect_results(credentials, task, refresh_time, outputs, waiting)
 
 
 @checked_flow(
@@ -348,7 +349,7 @@ def federated_session(
         session=session.id,
         **details.model_dump(exclude={"scope", "compute_at"}),
     )
-    return _collect(credentials, _create(credentials, request, waiting, token), 0.5, outputs, waiting)
+    return collect_results(credentials, _create(credentials, request, waiting, token), 0.5, outputs, waiting)
 
 
 kill_remote_rounds = ending_remote_jobs(_ROUNDS, _kill_tasks, named_by="idempotency_key")
@@ -602,13 +603,30 @@ def _prepare(
         )
 
 
-def _collect(
+def collect_results(
     credentials: Vantage6Credentials,
     task: Task | int,
     refresh_time: float,
     outputs: FederatedOutputs | None,
     waiting: FederatedWaiting,
 ) -> Analysis:
+    """Wait for the end of a task and fetch its results. Safe to repeat.
+
+    Args:
+        credentials: The account.
+        task: The task.
+        refresh_time: Seconds between the first looks at it.
+        outputs: Which results are enough, and where large ones go.
+        waiting: How long to wait.
+
+    Returns:
+        The task, its results and its failures.
+
+    Raises:
+        TaskFailed: Runs ended without success.
+        DeadlineExceeded: Not all runs have ended in time.
+        ResultUnavailable: A result is empty, expired, cut short, a pickle, or encrypted for others.
+    """
     outputs = outputs or FederatedOutputs()
     (outcome,) = steps.wait_for_results(
         credentials,

@@ -56,6 +56,7 @@ from prefect_biomed.tasks.run_names import flow_run_named
 
 __all__ = [
     "PipelineRun",
+    "end_session",
     "finish_session",
     "kill_remote_workflows",
     "open_sessions",
@@ -166,7 +167,7 @@ def vip_session(
         suspend_session(credentials, session, workflow_ids)
     elif not waiting.wait:
         return SessionResult(session=session, workflows=tuple(launched))
-    return _conclude(credentials, session, [_fetch(credentials, session, workflow_ids, refresh_time, waiting)])
+    return end_session(credentials, session, workflow_ids, refresh_time, waiting)
 
 
 @checked_flow(name="vip-resume", flow_run_name=flow_run_named("session_name", "output_dir"))
@@ -520,6 +521,32 @@ def _launch(credentials: VipCredentials, session: VipSession, waiting: Waiting) 
         steps.launch_pipeline(credentials, session, repetition, queue_timeout_seconds=waiting.queue_timeout_seconds)
         for repetition in range(1, session.nb_runs + 1)
     ]
+
+
+def end_session(
+    credentials: VipCredentials,
+    session: VipSession,
+    workflow_ids: Sequence[str],
+    refresh_time: float,
+    waiting: Waiting,
+) -> SessionResult:
+    """Watch runs to their end, fetch what they gave, and finish the session when all succeeded. Safe to repeat.
+
+    Args:
+        credentials: The account.
+        session: The session.
+        workflow_ids: Its runs.
+        refresh_time: Seconds between two looks at the runs.
+        waiting: How long to wait for them.
+
+    Returns:
+        The runs and the local files.
+
+    Raises:
+        WorkflowFailed: Some runs failed. What succeeded is downloaded, nothing is removed from the platform.
+        DeadlineExceeded: The runs have not ended in time; they go on.
+    """
+    return _conclude(credentials, session, [_fetch(credentials, session, workflow_ids, refresh_time, waiting)])
 
 
 class _Fetched(NamedTuple):
