@@ -64,6 +64,7 @@ class Measure:
         point: What one point is called.
         spacing: Millimetres from voxel to voxel along the first three axes; None for what is no image of voxels.
         keys: Names of the points, by which runs that have others beside them can be laid side by side.
+        left_out: Names of the points that were left out because another run lacks them.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Measure:
     place: Callable[[int], str] | None = None
     point: str = "value"
     keys: tuple[str, ...] | None = None
+    left_out: tuple[str, ...] = ()
     spacing: tuple[float, ...] | None = None
 
     @property
@@ -129,7 +131,10 @@ class Measure:
         place = self.place
         where = None if place is None else lambda index: place(chosen[index])
         keys = tuple(self.keys[index] for index in chosen)
-        return replace(self, values=self.values[chosen], shape=(len(chosen),), place=where, keys=keys)
+        left_out = tuple(key for key in self.keys if key not in names)
+        return replace(
+            self, values=self.values[chosen], shape=(len(chosen),), place=where, keys=keys, left_out=left_out
+        )
 
     def volume(self) -> NDArray[Any]:
         """Return the values in their shape, unscaled."""

@@ -547,7 +547,9 @@ def _judge_file(group: FileGroup, rules: Rules, findings: _Findings) -> None:
             if len(shapes) > 1:
                 _judge_shapes(group.name, name, measures, findings)
                 continue
-            measured = _judge_measure(group.name, [m for m in measures if m], rules.tolerance(group.name), findings)
+            known = [measure for measure in measures if measure]
+            _leave_uncommon(group.name, known, findings)
+            measured = _judge_measure(group.name, known, rules.tolerance(group.name), findings)
             references_vary = references_vary or measured.references_vary
             differing |= measured.runs_that_differ
         if not references_vary and 0 < differing.sum() < len(differing) and len(findings.not_judged) == before:
@@ -596,6 +598,16 @@ def _judge_shapes(file: str, name: str, measures: Sequence[Measure | None], find
     findings.leave(file, name, reason, f"{len(set(shapes))} shapes" if reason is Reason.SHAPE else "")
 
 
+def _leave_uncommon(file: str, measures: Sequence[Measure], findings: _Findings) -> None:
+    """Note the points with names that not all runs have, such as rows of a table: that they are there is judged."""
+    names = list(dict.fromkeys(name for measure in measures for name in measure.left_out))
+    if names:
+        references = measures[: len(findings.references)]
+        lacking = any(name not in measure.left_out for name in names for measure in references)
+        reason = Reason.ABSENT if lacking else Reason.MISSING
+        findings.leave(file, measures[0].name, reason, f"{len(names)} of its rows, such as {names[0][:60]}")
+
+
 def _judge_measure(file: str, measures: Sequence[Measure], tolerance: Tolerance, findings: _Findings) -> Measured:
     measured = Measured(findings.labellings, tolerance)
     if findings.variability is not None:
@@ -619,6 +631,10 @@ def _judge_measure(file: str, measures: Sequence[Measure], tolerance: Tolerance,
 
 def _conclude(findings: _Findings) -> Judgement:
     labellings, level = findings.labellings, findings.level
+    if not findings.files:
+        note = "the runs hold no files, or none that the rules compare"
+        runs = tuple(run.partition(":")[2] for run in findings.runs)
+        return Judgement(references=len(findings.references), runs=runs, level=level, note=note)
     p = findings.evidence.p
     # No labelling can say so much as to be called changed.
     powerless = p is not None and labellings.smallest_p > level

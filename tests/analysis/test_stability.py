@@ -318,6 +318,36 @@ def test_another_shape_is_a_change_and_a_varying_one_is_not_judged(make: Maker) 
     assert Reason.SHAPE in {left.reason for left in judgement.not_judged}
 
 
+def test_rows_that_some_runs_lack_are_not_judged(make: Maker) -> None:
+    def table(last: float, chance: float) -> Callable[[np.random.Generator], bytes]:
+        def written(generator: np.random.Generator) -> bytes:
+            rows = [f"r{row},{10 + 0.1 * generator.standard_normal()!r}" for row in range(9)]
+            rows += [f"odd,{last!r}"] if generator.random() < chance else []
+            return "\n".join(["region,volume", *rows]).encode()
+
+        return written
+
+    references = make("t.csv", 5, table(10.0, 0.5))
+    judgement = judge_runs(references, make("t.csv", 5, table(70.0, 0.5)))
+    assert judgement.outcome is Outcome.NOT_JUDGED
+    assert [(left.part, left.reason) for left in judgement.not_judged] == [("column volume", Reason.ABSENT)]
+    assert "such as odd" in judgement.not_judged[0].detail
+    complete = make("t.csv", 5, table(10.0, 1.0))
+    judgement = judge_runs(complete, make("t.csv", 5, table(10.0, 0.5)))
+    assert [left.reason for left in judgement.not_judged] == [Reason.MISSING]
+    assert judge_runs(complete, make("t.csv", 5, table(10.0, 0.0))).outcome is Outcome.CHANGED
+
+
+def test_runs_without_files_are_not_judged(tmp_path: Path) -> None:
+    folders = {name: tmp_path / name for name in ("1", "2", "3", "4")}
+    for folder in folders.values():
+        folder.mkdir()
+        (folder / "run.log").write_text("started")
+    judgement = judge_runs(folders, folders)
+    assert judgement.outcome is Outcome.NOT_JUDGED
+    assert judgement.sentence == "not judged: the runs hold no files, or none that the rules compare"
+
+
 def test_tolerance_forgives(make: Maker) -> None:
     references, shifted = make("a.nii", 5, volume), make("a.nii", 2, lambda g: volume(g, shift=1e-4))
     rules = Rules(tolerances={"*.nii": Tolerance(relative=1e-3)})
