@@ -265,13 +265,16 @@ def years(folder: Path, wanted: int) -> None:
 
 
 def tables(folder: Path) -> None:
-    """Write the tables into the documentation, between their markers."""
+    """Write the tables of which there are cells into the documentation, between their markers."""
     text = DOCUMENT.read_text()
+    known = {json.loads(path.read_text())["name"].partition("|")[0] for path in folder.glob("*.json")}
     for name, lines in (
         ("alarms", _alarm_table(folder)),
         ("power", _power_table(folder)),
         ("years", _year_table(folder)),
     ):
+        if name not in known:
+            continue
         before, rest = text.split(f"<!-- table: {name} -->\n")
         after = rest.split("<!-- /table -->", 1)[1]
         text = f"{before}<!-- table: {name} -->\n" + "\n".join(lines) + f"\n<!-- /table -->{after}"
