@@ -6,18 +6,20 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect_biomed.clients.diagnosis import Category, Diagnosis, diagnose
 from prefect_biomed.clients.errors import (
     BiomedError,
     JobFailed,
+    LaunchInDoubt,
     LedgerError,
     NetworkError,
     NotFoundError,
     PlatformError,
 )
-from prefect_biomed.clients.polling import PollSettings, poll
+from prefect_biomed.clients.polling import PollSettings, passed, poll
 from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.errors import ListUnavailable
@@ -38,7 +40,7 @@ from prefect_biomed.clients.vip.session_file import (
     open_session,
     sessions_below,
 )
-from prefect_biomed.clients.vip.session_record import SessionRecord
+from prefect_biomed.clients.vip.session_record import LaunchRecord, SessionRecord
 
 __all__ = [
     "details",
@@ -48,8 +50,10 @@ __all__ = [
     "kill",
     "kill_intent",
     "kill_session",
+    "launches_in_doubt",
     "list_by_id",
     "monitor",
+    "note_killed",
     "state",
 ]
 
@@ -312,17 +316,81 @@ def kill_session(
         All its executions after it, but those whose outputs were removed.
 
     Raises:
-        LedgerError: There is no session file, and no execution carries the name; or the file is damaged.
+        LedgerError: There is no session file, and no execution carries the name; or the file is damaged; or the
+            platform does not know some of which nobody has seen the end.
+        LaunchInDoubt: It is not known whether some were launched; the others were killed.
         DeadlineExceeded: Some are still running.
         BiomedError: Some could not be killed; the others were.
     """
     session, known, ids = _executions_of(client, session_name, output_dir, vip_home)
     workflows = kill(client, ids, timeout_seconds=timeout_seconds)
     if session is not None:
-        own = [workflow for workflow in workflows if workflow.identifier in known]
-        _note(SessionFile(session, client), own)
-        note_runs(client, session, own)
+        note_killed(client, session, [workflow for workflow in workflows if workflow.identifier in known])
+    elif client.is_cut_off(listed := client.workflows()):
+        logger.warning(
+            "There is no session file of %s, and the platform lists only its %d newest executions: an older one of "
+            "this name may run on. Look on the portal, or give the folder that holds the session_data.json.",
+            session_name,
+            len(listed),
+        )
     return workflows
+
+
+def note_killed(client: VipClient, session: VipSession, workflows: Sequence[Workflow]) -> None:
+    """Write down how executions of a session are after a kill. Safe to repeat.
+
+    Args:
+        client: The account.
+        session: The session.
+        workflows: Its executions after the kill.
+
+    Raises:
+        LaunchInDoubt: It is not known whether others were launched, so they may run on.
+        LedgerError: The platform does not know some of which nobody has seen the end, so they may run on elsewhere.
+    """
+    file = SessionFile(session, client)
+    record = file.read()
+    ended = {*record.ledger.ended, *record.workflow_ids(WorkflowStatus.REMOVED)}
+    unknown = {one.identifier for one in workflows if one.status == WorkflowStatus.REMOVED} - ended
+    seen = [workflow for workflow in workflows if workflow.identifier not in unknown]
+    _note(file, seen)
+    note_runs(client, session, seen)
+    if unknown:
+        raise LedgerError(
+            f"The platform does not know {', '.join(sorted(unknown))} of session {session.session_name!r}, and nobody "
+            f"has seen them end, so they may run on. The session was last at {record.ledger.platform_url}: use an "
+            "account there that may see them. The others were killed."
+        )
+    if doubtful := launches_in_doubt(client, record):
+        raise LaunchInDoubt(
+            f"It is not known whether {', '.join(doubtful)} was launched, so it may run on. The others were killed. "
+            f"Kill the session again in {client.settle_seconds:.0f} s, or look for the name on the portal."
+        )
+
+
+def launches_in_doubt(client: VipClient, record: SessionRecord) -> list[str]:
+    """Name the launches of a session of which nobody knows what has come of them.
+
+    Args:
+        client: The account.
+        record: What is written down of the session.
+
+    Returns:
+        Names of executions that no list has, and that may have been launched or may still be. None where an execution
+        does nothing before it is played, which takes its identifier.
+    """
+    begun = {name: one for name, one in record.ledger.launches.items() if one.workflow_id is None}
+    if not begun or client.profile.plays_launches:
+        return []
+    listed = client.workflows()
+    names = {workflow.name for workflow in listed}
+    oldest = listed[-1].start_date if client.is_cut_off(listed) else datetime.min.replace(tzinfo=UTC)
+
+    def never_made(one: LaunchRecord) -> bool:
+        is_over = passed(one.intended, one.uptime) > client.settle_seconds
+        return is_over and oldest is not None and oldest <= (one.since or one.intended)
+
+    return [name for name, one in begun.items() if name not in names and not never_made(one)]
 
 
 def foresee_kill(
