@@ -118,7 +118,7 @@ def download(
         TransferFailed: Some outputs could not be fetched; the others are here. An archive that cannot be unpacked is no
             failure: it stays as it is, and the result says why.
         ConfigurationError: `Removed` is among the wanted statuses.
-        LedgerError: The session has no executions.
+        LedgerError: The session has no executions; or nothing is written down of it, and not all are listed.
         StillRunning: One that was asked for has not ended.
         NotFoundError: The platform does not know one that was asked for, or says so in its own way.
         UnsafeContent: Names that the platform gave to outputs would leave the folder, or take the place of the
@@ -203,6 +203,12 @@ def _brought_up_to_date(client: VipClient, file: SessionFile, workflow_ids: Sequ
     record = file.read()
     if workflow_ids is None and not record.workflows:
         raise LedgerError(f"Session {file.session.session_name!r} has no executions to download. Launch it first.")
+    if workflow_ids is None and not file.exists and len(record.workflows) < file.session.nb_runs:
+        raise LedgerError(
+            f"Of the {file.session.nb_runs} runs of session {file.session.session_name!r} the platform lists "
+            f"{len(record.workflows)}, and nothing is written down here. Download them by workflow_ids, or where the "
+            "session's record is."
+        )
     wanted = record.workflows if workflow_ids is None else workflow_ids
     seen = [client.workflow(identifier) for identifier in wanted if not _has_ended(record, identifier)]
     if seen:

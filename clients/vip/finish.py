@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
@@ -32,6 +33,7 @@ __all__ = [
 logger = logger_of(__name__)
 
 _HOLDERS = "HOLDERS"
+_RUN_FOLDER = re.compile(r"r\d{3,}-[0-9a-z]{4,32}")
 
 
 class FinishSummary(BaseModel):
@@ -124,7 +126,8 @@ def finish(
 
     Raises:
         StillRunning: Some executions have not ended, or may have been launched; nothing was removed.
-        NotFetched: Some have wanted outputs that were not fetched; nothing was removed.
+        NotFetched: Some have wanted outputs that were not fetched, or there are outputs of runs of which nothing is
+            written down; nothing was removed.
         DeadlineExceeded: A deletion takes longer. Finishing again goes on with it.
     """
     options = session.options
@@ -138,6 +141,7 @@ def finish(
         workflows = _ended(client, session, file)
         if not keep_output:
             _refuse_unfetched(client, session, workflows)
+            _refuse_unknown_runs(client, session, file)
             # First, because a record that is kept on the platform goes with the outputs.
             with file.edit() as record:
                 record.ledger.is_removed = True
@@ -252,6 +256,23 @@ def _refuse_unfetched(client: VipClient, session: VipSession, workflows: Sequenc
             "removed. Download them, keep them with keep_output, or take the status of these runs out of get_status "
             "of the session's options.",
             list(lost),
+        )
+
+
+def _refuse_unknown_runs(client: VipClient, session: VipSession, file: SessionFile) -> None:
+    """Make sure that no folder goes that a run has left of which nothing is written down."""
+    record = file.read()
+    top = PurePosixPath(session.vip_output_dir)
+    paths = [launch.results_location for launch in record.ledger.launches.values()]
+    paths += [str(output["path"]) for run in record.workflows.values() for output in run.outputs]
+    known = {path.relative_to(top).parts[0] for one in paths if top in (path := PurePosixPath(one)).parents}
+    folders = [name for name, size in list_folder_or_nothing(client, str(top)).items() if size is None]
+    strange = [name for name in folders if _RUN_FOLDER.fullmatch(name) and name not in known]
+    if lost := [name for name in strange if list_folder_or_nothing(client, f"{top}/{name}")]:
+        raise NotFetched(
+            f"Session {session.session_name!r} is not finished: {top} has outputs of runs of which nothing is written "
+            f"down here: {', '.join(lost)}. Nothing was removed. Finish it where its record is, or keep them with "
+            "keep_output."
         )
 
 

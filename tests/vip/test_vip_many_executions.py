@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.vip_steps import QUICK, files_in, run, send, start, wait
-from prefect_biomed.clients.errors import LedgerError
+from prefect_biomed.clients.errors import LaunchInDoubt, LedgerError, NotFoundError
 from prefect_biomed.clients.vip import (
     SessionFile,
     VipClient,
     VipSession,
+    Workflow,
     download,
     find_all,
     finish,
@@ -22,7 +26,7 @@ from prefect_biomed.clients.vip import (
     monitor,
     open_session,
 )
-from prefect_biomed.clients.vip.errors import ListUnavailable
+from prefect_biomed.clients.vip.errors import ListUnavailable, NotFetched
 from prefect_biomed.clients.vip.monitoring import kill_intent
 from prefect_biomed.sandbox import Sandbox
 
@@ -144,3 +148,71 @@ def test_cancellation_ends_what_the_platform_lists_no_more(
     assert len(doubts) == 1
     assert "Only what is written down" in doubts[0]
     assert kill_intent(client, "an0ther", [session.output_dir.parent], session_name="nobody")[0] == []
+
+
+def test_kill_tells_of_a_launch_that_nobody_has_seen(
+    vip: Sandbox, client: VipClient, new_session: NewSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may run on; only when no request can take effect any more, and lists go back so far, it never did."""
+    vip.vip.switches.job_seconds = 60.0
+    session = new_session("EveryType/1.0", {"text": "x"}, nb_runs=2)
+    send(client, session)
+    seen, lost = start(client, session)
+    with SessionFile(session).edit() as record:
+        record.ledger.launches[session.workflow_name(2)].workflow_id = None
+        del record.workflows[lost.identifier]
+    everything = client.workflows()
+    monkeypatch.setattr(client, "workflows", lambda: [w for w in everything if w.identifier != lost.identifier])
+    where: dict[str, Any] = {"session_name": session.session_name, "output_dir": session.output_dir}
+    with pytest.raises(LaunchInDoubt, match=f"whether {session.workflow_name(2)} was launched"):
+        kill_session(client, **where)
+    assert client.workflow(seen.identifier).status == "Killed"
+    monkeypatch.setattr(client, "settle_seconds", 0)
+    assert [one.identifier for one in kill_session(client, **where)] == [seen.identifier]
+    monkeypatch.setattr(client, "is_cut_off", lambda listed: True)
+    with SessionFile(session).edit() as record:
+        record.ledger.launches[session.workflow_name(2)].intended = datetime(2020, 1, 1, tzinfo=UTC)
+    with pytest.raises(LaunchInDoubt):
+        kill_session(client, **where)
+
+
+def test_run_that_the_platform_does_not_know_is_not_taken_for_killed(
+    client: VipClient, new_session: NewSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with an account that may not see it, or on another platform."""
+    session = new_session("EveryType/1.0", {"text": "x"})
+    send(client, session)
+    (launched,) = start(client, session)
+    (ended,) = [one.identifier for one in wait(client, session)]
+
+    def unknown(identifier: str) -> Workflow:
+        raise NotFoundError(f"no {identifier}", status=404)
+
+    where: dict[str, Any] = {"session_name": session.session_name, "output_dir": session.output_dir}
+    monkeypatch.setattr(client, "workflow", unknown)
+    assert [one.status for one in kill_session(client, **where)] == ["Removed"], "its end is on record"
+    with SessionFile(session).edit() as record:
+        del record.ledger.ended[ended]
+        record.workflows[ended].status = "Running"
+    with pytest.raises(LedgerError, match=f"does not know {launched.identifier} .* may run on"):
+        kill_session(client, **where)
+    assert SessionFile(session).read().workflows[ended].status == "Running"
+
+
+@pytest.mark.parametrize("backup", ["local", None])
+def test_outputs_of_a_run_that_no_list_has_are_not_removed_with_those_of_the_others(
+    client: VipClient, new_session: NewSession, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, backup: Any
+) -> None:
+    session = new_session("CopyFile/1.0", {"file": "a.bin"}, files={"a.bin": b"a"}, nb_runs=2, backup=backup)
+    run(client, session)
+    everything = client.workflows()
+    monkeypatch.setattr(client, "workflows", lambda: everything[:1])
+    elsewhere = session.model_copy(update={"output_dir": tmp_path / "elsewhere"})
+    with pytest.raises(LedgerError):
+        download(client, elsewhere)
+    assert download(client, elsewhere, workflow_ids=[everything[0].identifier]).fetched == 1
+    with pytest.raises(NotFetched, match="r001-t0k3n"):
+        finish(client, elsewhere)
+    assert client.exists(f"{session.run_dir(1)}/copies/a.bin")
+    assert download(client, session).fetched == 2
+    assert session.vip_output_dir in finish(client, session).removed
