@@ -132,7 +132,9 @@ def compare_digest(local: Path, path: str, md5: Callable[[str], str]) -> None:
     try:
         found = md5(path)
     except PlatformError as error:
-        logger.debug("%s has no digest to compare: %s", path, error)
+        if error.transient:
+            raise
+        logger.warning("%s has no digest to compare: %s", path, error)
         return
     if found != expected:
         raise UnexpectedResponse(f"{path} has MD5 {found} on the platform, the local file {expected}. Send it again.")
