@@ -41,7 +41,7 @@ class FinishSummary(BaseModel):
 
     Attributes:
         removed: Folders removed from the platform.
-        kept_for: Sessions that still need the inputs, which were kept therefore.
+        kept_for: Sessions, or runs of this one, that still need the inputs, which were kept therefore.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -110,7 +110,8 @@ def finish(
     """Remove the folders of a session from the platform and mark its workflows `Removed`. Safe to repeat.
 
     Only outputs are removed that the record shows as fetched, or as not wanted by the options of the session. Inputs
-    that other sessions hold are kept; the last one out removes them.
+    that other sessions hold are kept, and those that runs of another intent of this session name are still to use; the
+    last one out removes them.
 
     Args:
         client: The account.
@@ -281,16 +282,29 @@ def _remove_folders(
 ) -> tuple[list[str], tuple[str, ...]]:
     """Remove what is not kept; return what was removed, and who still holds the inputs."""
     removed: list[str] = []
-    held_by: tuple[str, ...] = ()
+    held_by = () if keep_input else _still_to_launch(client, session)
     if not keep_output:
         removed += _remove(client, session.vip_output_dir, timeout_seconds)
-    if not keep_input:
+    if not keep_input and not held_by:
         inputs, held_by = _release(client, session, timeout_seconds)
         removed += inputs
     for folder in _parents(session):
         if client.exists(folder) and not list_folder_or_nothing(client, folder):
             removed += _remove(client, folder, timeout_seconds)
     return removed, held_by
+
+
+def _still_to_launch(client: VipClient, session: VipSession) -> tuple[str, ...]:
+    """Runs of other intents under this session name that are to use the inputs, as those of a twin of this flow run."""
+    record = SessionFile(session, client).read()
+    ledger = record.ledger
+    waiting: list[str] = []
+    for token, intent in ledger.intents.items():
+        if token != session.token:
+            fields = {"token": token, "pipeline_id": intent.pipeline_id, "nb_runs": intent.nb_runs}
+            other = session.model_copy(update=fields)
+            waiting += record.not_launched(other, is_newest=token == ledger.newest)
+    return tuple(waiting)
 
 
 def _delete_records(client: VipClient, workflows: Sequence[Workflow]) -> None:

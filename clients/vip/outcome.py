@@ -33,12 +33,14 @@ class Asked:
         required_outputs: Names of the outputs that every successful run has.
         ended: How it ended, as it was written down; None when it was not.
         unfetched: Outputs that were to be fetched and are not here whole; None before the download.
+        tells_jobs: Whether the platform tells the jobs of an execution, so that telling none is no success of all.
     """
 
     options: SessionOptions = field(default_factory=SessionOptions)
     required_outputs: frozenset[str] = frozenset()
     ended: EndedRecord | None = None
     unfetched: tuple[str, ...] | None = None
+    tells_jobs: bool = False
 
 
 class Outcome(BaseModel):
@@ -109,6 +111,8 @@ def outcome(workflow: Workflow, asked: Asked) -> Outcome:
         problems.append(end.status.value)
     if asked.options.strict and end.failed_jobs:
         problems.append(f"{end.failed_jobs} of {end.jobs} jobs failed")
+    elif asked.options.strict and asked.tells_jobs and end.status.is_success and not end.jobs:
+        problems.append("the platform tells nothing of its jobs, so it is not known whether all succeeded (strict)")
     if missing:
         problems.append(f"{end.outputs} of at least {len(asked.required_outputs)} outputs, without {_list(missing)}")
     if unfetched:
@@ -152,6 +156,7 @@ def judge(
             required_outputs=required[token],
             ended=record.ledger.ended.get(workflow.identifier),
             unfetched=unfetched(session, record, workflow.identifier) if fetched else None,
+            tells_jobs=client.profile.tells_jobs,
         )
         outcomes.append(outcome(workflow, asked))
     return outcomes

@@ -54,6 +54,9 @@ def workflow(status: str = "Finished", jobs: str = "", outputs: tuple[str, ...] 
         (workflow(jobs="cc"), Asked(options=SessionOptions(strict=True)), ()),
         (workflow(jobs="cec"), Asked(), ()),
         (workflow(jobs="cec"), Asked(options=SessionOptions(strict=True)), ("1 of 3 jobs failed",)),
+        (workflow(), Asked(SessionOptions(strict=True), tells_jobs=True), ("tells nothing of its jobs",)),
+        (workflow(jobs="cc"), Asked(SessionOptions(strict=True), tells_jobs=True), ()),
+        (workflow(), Asked(tells_jobs=True), ()),
         (workflow("ExecutionFailed"), Asked(), ("ExecutionFailed",)),
         (workflow("Killed"), Asked(), ("Killed",)),
         (workflow("Killed"), Asked(options=SessionOptions(get_status=("Finished", "Killed"))), ()),
@@ -285,6 +288,25 @@ def test_another_pipeline_under_the_same_name_is_an_intent_beside_the_old_one(
     # What vip-client reads is the newest.
     assert (record.pipeline_id, record.input_settings) == ("EveryType/1.0", {"text": "x"})
     assert old.input_settings == {"file": f"{first.vip_input_dir}/a.bin"}
+
+
+@pytest.mark.parametrize("backup", ["local", None])
+def test_inputs_stay_for_a_twin_that_has_not_launched_yet(
+    client: VipClient, new_session: NewSession, backup: str | None
+) -> None:
+    """Two flow runs of one session name at the same time: who ends first leaves the inputs to the other one."""
+    first = new_session(*COPY, files={"a.bin": b"a", "b.bin": b"b"}, token="first1", backup=backup)
+    twin = first.model_copy(update={"input_settings": {"file": "b.bin"}, "token": "second"})
+    (ended,) = run(client, first)
+    send(client, twin)
+    download(client, first, workflow_ids=[ended.identifier])
+    summary = finish(client, first)
+    assert (summary.removed, summary.kept_for) == ((first.vip_output_dir,), ("session-r001-second",))
+    (launched,) = start(client, twin)
+    until(lambda: client.workflow(launched.identifier).status.is_terminal)
+    assert download(client, twin, workflow_ids=[launched.identifier]).fetched == 1
+    finish(client, twin)
+    assert not client.exists(first.vip_dir)
 
 
 def test_a_token_does_not_stand_for_two_experiments(client: VipClient, new_session: NewSession) -> None:
