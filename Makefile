@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Suites start hundreds of processes; one that may not write down what it compiled compiles all of Prefect again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check slow endurance conformance chaos chaos-answers chaos-ingest-kills chaos-kills chaos-protocol pixels plans properties fuzz hostile mutants bench up down clean
+.PHONY: demo test check slow endurance conformance chaos chaos-answers chaos-ingest-kills chaos-kills chaos-protocol pixels plans properties fuzz hostile mutants sbom bench up down clean
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo
@@ -72,6 +72,10 @@ mutants: $(STAMP)
 # Every kind of image file for every channel: how many cells are equal, refused by name, wrong.
 pixels: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m harness.image_formats
+
+# The bill of materials of what is installed (CycloneDX), its licences, and known vulnerabilities.
+sbom: $(STAMP)
+	PYTHONPATH=tests:. $(BIN)/python -m harness.supply_chain
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
