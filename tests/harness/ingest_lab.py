@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ class Lab:
         config["ingest_job"]["chunk_size"] = changes.pop("chunk_size", {"x": 1024, "y": 512, "z": 32})
         return config
 
-    def write_stack(self, pixels: np.ndarray, tile: int = 512, **save: Any) -> Path:
+    def write_stack(self, pixels: Iterable[np.ndarray], tile: int = 512, **save: Any) -> Path:
         """Write (z, y, x) as a CATMAID stack of type 1; tiles at the edges are as small as the data."""
         root = self.folder / "stack"
         for z, plane in enumerate(pixels):

@@ -7,13 +7,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 import zarr
+from zarr.storage import ObjectStore
 
 from prefect_biomed.clients.boss.plugins.base import ZYX_ORDER, ChunkProcessor, PathProcessor, parameter
 from prefect_biomed.clients.errors import ConfigurationError, SourceUnreadable
 
-__all__ = ["ZarrChunkProcessor", "ZarrPathProcessor"]
+__all__ = ["ZarrChunkProcessor", "ZarrPathProcessor", "bucket_store"]
 
 _SPATIAL = "zyx"
+_BUCKETS = ("s3://", "gs://")
 
 
 class ZarrPathProcessor(PathProcessor):
@@ -29,10 +31,10 @@ class ZarrPathProcessor(PathProcessor):
 class ZarrChunkProcessor(ChunkProcessor):
     """Reads an array of shape (z, y, x), or an image of OME-Zarr (0.4 and 0.5), whose axes have names.
 
-    Parameters: `cloud_path` (a local folder, or `s3://…` or `gs://…` where fsspec has the driver), `volume_name` (name
-    of the array or image in the group; none when `cloud_path` is it), `level` of an image (0, the finest, by default),
+    Parameters: `cloud_path` (a local folder, `s3://…` or `gs://…`, or what fsspec has a driver for), `volume_name` (the
+    array or image in the group; none when `cloud_path` is it), `level` of an image (0, the finest, by default),
     `t` and `c` (which sample and channel is read; needed where there are several), `axes` (names of the axes in their
-    order, such as `tczyx`, when the file does not tell), `storage_options` of fsspec, such as `{"anon": true}`.
+    order, such as `tczyx`, when the file does not tell), `storage_options`, such as `{"anon": true}`, never keys.
 
     Attributes:
         array: What was opened.
@@ -90,9 +92,13 @@ class ZarrChunkProcessor(ChunkProcessor):
         return block, ZYX_ORDER
 
     def _open(self, path: str, name: str) -> Any:
-        options: dict[str, Any] = {} if self._options is None else {"storage_options": dict(self._options)}
         try:
+            if path.startswith(_BUCKETS):
+                return zarr.open(bucket_store(path, self._options or {}), mode="r", path=name or None)
+            options: dict[str, Any] = {} if self._options is None else {"storage_options": dict(self._options)}
             return zarr.open(path, mode="r", path=name or None, **options)
+        except ConfigurationError:
+            raise
         except Exception as error:  # whatever the driver of the store raises
             raise ConfigurationError(f"Zarr array {name!r} in {path} cannot be opened: {error}.") from error
 
@@ -148,6 +154,42 @@ class ZarrChunkProcessor(ChunkProcessor):
                 f"Zarr array {self.name} has {size} indices on the axis {axis}, not one of {index}."
             )
         return index
+
+
+def bucket_store(path: str, options: Mapping[str, Any]) -> ObjectStore[Any]:
+    """Make the store of a folder in a bucket; keys are those of the machine.
+
+    Args:
+        path: `s3://bucket/folder` or `gs://bucket/folder`.
+        options: `anon` (nobody's keys), and for S3 `endpoint_url` and `region`, also within `client_kwargs`, as fsspec
+            has them.
+
+    Raises:
+        ConfigurationError: obstore is not installed, or an option is none of these.
+    """
+    try:
+        from obstore.store import GCSStore, S3Store
+    except ImportError:
+        raise ConfigurationError(f"{path} is read with obstore: pip install 'prefect-biomed[volumetric]'.") from None
+    given = {**options, **(options.get("client_kwargs") or {})}
+    given.pop("client_kwargs", None)
+    given["region"] = given.pop("region_name", None) or given.get("region")
+    unknown = sorted(given.keys() - {"anon", "endpoint_url", "region"})
+    if unknown:
+        raise ConfigurationError(
+            f"storage_options of {path}: {', '.join(unknown)} is none of anon, endpoint_url, region."
+        )
+    scheme, _, rest = path.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    about: dict[str, Any] = {"skip_signature": True} if given.get("anon") else {}
+    if scheme == "gs":
+        return ObjectStore(GCSStore(bucket, prefix=prefix or None, **about), read_only=True)
+    endpoint = given.get("endpoint_url")
+    about |= {"region": given["region"]} if given["region"] else {}
+    if endpoint:
+        about |= {"endpoint": endpoint, "client_options": {"allow_http": endpoint.startswith("http://")}}
+        about.setdefault("region", "us-east-1")
+    return ObjectStore(S3Store(bucket, prefix=prefix or None, **about), read_only=True)
 
 
 def _images(group: Any) -> list[Any]:
