@@ -62,6 +62,9 @@ class VerifySettings(BaseModel):
     every_chunk: bool = Field(default=True, title="Look at every chunk")
     """Whether a small window of every chunk is read, so that tiles and chunks that are not there are found for sure.
     Takes one small request for each sixteen tiles; the source is read only where the Boss has nothing but zeros."""
+    compare_windows: bool = Field(default=False, title="Compare every chunk")
+    """Whether that window is compared with the source, too: it finds what happened to a whole tile, such as values that
+    were cut off or another tile in its place. It reads little of the Boss, but all sources."""
     threads: int = Field(default=8, ge=1, le=64, title="Requests at once")
     """Chunks that are looked at at the same time."""
     manifest: Path | None = Field(default=None, title="File of digests")

@@ -98,10 +98,11 @@ def verify(
     channel = client.channel(names.collection, names.experiment, names.channel)
     grid = Grid(config, channel, region)
     upload = upload or UploadSettings()
-    if settings.share < 1:
+    if settings.share < 1 and not settings.compare_windows:
         # A sample uses up nothing: all that leaves the memory would be written to the disk, and hardly any of it read.
         upload = upload.model_copy(update={"cache_disk_bytes": 0})
-    look = _Look(client, channel, grid, Expectation(config, channel, upload, grid, treatments))
+    expectation = Expectation(config, channel, upload, grid, treatments)
+    look = _Look(client, channel, grid, expectation, compares_windows=settings.compare_windows)
     plan = _Plan(grid, settings, also)
     sx, sy, sz = grid.piece
     threads = max(1, min(settings.threads, _HELD_BYTES // (2 * sx * sy * sz * look.item_bytes)))
@@ -225,8 +226,11 @@ class _Chunk:
 class _Look:
     """Looks at chunks; used by all threads."""
 
-    def __init__(self, client: PixelStore, channel: Channel, grid: Grid, expectation: Expectation) -> None:
+    def __init__(
+        self, client: PixelStore, channel: Channel, grid: Grid, expectation: Expectation, *, compares_windows: bool
+    ) -> None:
         self._client, self._channel, self._grid, self._expectation = client, channel, grid, expectation
+        self._compares_windows = compares_windows
         self.item_bytes = expectation.item_bytes
         self.requests = 0
         self.bytes_read = 0
@@ -294,6 +298,8 @@ class _Look:
         window = _around((unit.x[0] + unit.x[1]) // 2, (unit.y[0] + unit.y[1]) // 2, unit)
         slices = range(*unit.z)
         had = dict(zip(slices, self._cutout(window), strict=True))
+        if self._compares_windows:
+            self._compare_window(chunk, window, had, found)
         empty = {z for z, plane in had.items() if _is_black(plane) and self._grid.tile(chunk, z) not in found.wrong}
         if not empty:
             return
@@ -321,6 +327,15 @@ class _Look:
                 y, x = divmod(offset, unit.x[1] - unit.x[0])
                 window = _around(unit.x[0] + x, unit.y[0] + y, unit)
                 had = dict(zip(slices, self._cutout(window), strict=True))
+
+    def _compare_window(self, chunk: Position, window: Box, had: Mapping[int, bytes], found: _Chunk) -> None:
+        [planes] = self._expectation.planes(chunk, [window])
+        for (z, content), plane in zip(had.items(), planes, strict=True):
+            tile = self._grid.tile(chunk, z)
+            if plane.content is None:
+                self._note_unknown(tile, plane, found)
+            elif content != plane.content and not self._is_near(plane, content):
+                found.wrong.setdefault(tile, self._wrong(tile, window, z, plane.content, content))
 
     def _cutout(self, box: Box) -> list[bytes]:
         """Read a block; its planes."""

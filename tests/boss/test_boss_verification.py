@@ -52,10 +52,10 @@ SIX = [
 BLACK = {z for start in (0, 160, 304) for z in range(start, start + 16)}
 
 
-@pytest.mark.parametrize("share", [0.01, 0.1, 1.0])
-def test_what_the_service_spoilt_is_found(lab: Lab, share: float) -> None:
+@pytest.mark.parametrize(("share", "windows"), [(0.01, False), (0.1, False), (1.0, False), (0.01, True)])
+def test_what_the_service_spoilt_is_found(lab: Lab, share: float, windows: bool) -> None:
     config, _ = finished(lab, volume((320, 64, 64)), SIX)
-    look = verify(lab.client, config, VerifySettings(share=share, least=0))
+    look = verify(lab.client, config, VerifySettings(share=share, least=0, compare_windows=windows))
     missing = {tile.z for tile in look.wrong if tile.kind == "missing"}
     assert missing == BLACK | {37, 255}
     different = {tile.z for tile in look.wrong if tile.kind == "different"}
@@ -64,7 +64,7 @@ def test_what_the_service_spoilt_is_found(lab: Lab, share: float) -> None:
         assert look.wrong_cuboids == 6
         assert (look.verified_tiles, look.compared, look.bound) == (320 - 51, 20, 6 / 20)
     else:
-        assert different <= {200}
+        assert different == {200} if windows else different <= {200}
         assert look.chunks_looked_at == 20
         assert look.bound >= look.wrong_cuboids / look.compared
     assert not look.is_right

@@ -194,7 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         instants = sorted(outcome.killed_after for outcome in outcomes if outcome.killed_after is not None)
         span = f"after {instants[0]} to {instants[-1]} of {_EVENTS} events" if instants else "never in time"
         print(
-            f"{policy:10}  {len(outcomes) - len(bad)} of {len(outcomes)} reports right, {len(instants)} killed {span}"
+            f"{policy:10}  {len(outcomes) - len(bad)} of {len(outcomes)} reports right, {len(instants)} killed {span}",
+            flush=True,
         )
         for outcome in bad:
             print(f"  seed {outcome.seed}: {'; '.join(outcome.wrong)}")
