@@ -334,9 +334,16 @@ def vip_collect(
         The sessions collected in this pass, with the problems of those that failed.
 
     Raises:
+        ConfigurationError: There is no such folder.
         BiomedError: Some sessions could not be collected; the others were.
     """
-    folders = sessions_below(folder.expanduser().absolute())
+    folder = folder.expanduser().absolute()
+    if not folder.is_dir():
+        raise ConfigurationError(
+            f"There is no folder {folder}, so it is not known which sessions are open. Give the folder that holds "
+            "those of the sessions, and see that its disk is there."
+        )
+    folders = sessions_below(folder)
     passed = [_pass(credentials, path, outputs, removal) for path in folders]
     table(
         artifact_key("vip-collect", folder.name), [one.row for one in passed if one.row], f"Open sessions of {folder}"
@@ -654,10 +661,12 @@ def _pass(credentials: VipCredentials, folder: Path, outputs: Outputs | None, re
         session = intents[-1]
         with credentials.get_client() as client:
             record = SessionFile(session, client).read()
-        if not record.workflow_ids():
-            return _Passed()
         unlaunched = [name for one in intents for name in record.not_launched(one, is_newest=one is session)]
-        workflows = steps.monitor_workflows(credentials, session, wait=False, raise_on_failure=False)
+        if not record.workflow_ids() and not unlaunched:
+            return _Passed()
+        workflows = []
+        if record.workflow_ids():
+            workflows = steps.monitor_workflows(credentials, session, wait=False, raise_on_failure=False)
         running = [workflow.identifier for workflow in workflows if not workflow.status.is_terminal]
         # Only a session whose file is here can have been suspended.
         goes_on = bool(running or unlaunched)

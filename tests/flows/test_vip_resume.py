@@ -12,11 +12,12 @@ import pytest
 from pydantic import SecretStr
 
 from harness.laboratory import wait_until
+from harness.vip_steps import launch_others
 from prefect_biomed.blocks import VipCredentials
-from prefect_biomed.clients.errors import AuthenticationError
+from prefect_biomed.clients.errors import AuthenticationError, ConfigurationError
 from prefect_biomed.clients.vip import SessionFile, VipSession, WorkflowFailed, open_intents
 from prefect_biomed.flows.parameters import Outputs, Removal, SessionUpload, SessionWaiting
-from prefect_biomed.flows.vip import vip_collect, vip_resume, vip_session
+from prefect_biomed.flows.vip import vip_collect, vip_kill, vip_resume, vip_session
 from prefect_biomed.sandbox import Fault, Sandbox
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -208,3 +209,57 @@ def test_what_was_intended_last_is_launched_elsewhere_and_not_what_was_done_befo
     assert len([e for e in vip.vip.journal.entries("POST", "/rest/executions") if e.status == 200]) == 2
     with credentials.get_client() as client:
         assert not client.exists("/vip/Home/API/mine")
+
+
+def test_flows_find_sessions_that_are_among_the_oldest_of_an_account(
+    vip: Sandbox,
+    credentials: VipCredentials,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("prefect_biomed.clients.vip.client._LONGEST_LIST", 10)
+    vip.vip.switches.max_running_user = vip.vip.switches.max_running_platform = 10_000
+    vip.vip.switches.delete_seconds = 0
+    sessions = tmp_path / "sessions"
+    sent: dict[str, Any] = {"credentials": credentials, "input_dir": folder, "waiting": SessionWaiting(wait=False)}
+    copied: dict[str, Any] = {"pipeline_id": "CopyFile/1.0", "input_settings": {"file": "sub/a.txt"}, **sent}
+    vip_session(**copied, output_dir=sessions / "collected", session_name="collected")
+    vip_session(**copied, output_dir=tmp_path / "resumed", session_name="resumed")
+    vip.vip.switches.duration_seconds = 300
+    slow: dict[str, Any] = {"pipeline_id": "SlowSegmentation/1.0", "input_settings": {"image": "sub/a.txt"}, **sent}
+    (running,) = vip_session(**slow, output_dir=tmp_path / "killed", session_name="killed").workflows
+    with credentials.get_client() as client:
+        launch_others(client, 12)
+        oldest = client.workflows()[-1].name
+        assert oldest.startswith("other"), "none of the sessions is listed"
+    result = vip_resume(credentials, output_dir=tmp_path / "resumed", refresh_time=0.1)
+    assert ([len(files) for files in result.files.values()], result.is_finished) == ([1], True)
+    (collected,) = vip_collect(credentials, sessions)
+    assert ([len(files) for files in collected.files.values()], collected.is_finished) == ([1], True)
+    (killed,) = vip_kill(credentials, output_dir=tmp_path / "killed")
+    assert (killed.identifier, killed.status) == (running.identifier, "Killed")
+    assert len(vip.vip.journal.entries("POST", "/rest/executions")) == 3 + 12
+
+
+def test_collecting_tells_what_is_not_there(
+    vip: Sandbox, credentials: VipCredentials, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that is missing has no sessions to tell of, and a session of which nothing was launched is open."""
+    with pytest.raises(ConfigurationError, match="There is no folder"):
+        vip_collect(credentials, tmp_path / "unmounted")
+    vip.vip.faults.add(Fault(method="POST", path="/executions$", **BAD_KEY))
+    with pytest.raises(AuthenticationError):
+        vip_session(
+            credentials,
+            "CopyFile/1.0",
+            {"file": "sub/a.txt"},
+            input_dir=folder,
+            output_dir=tmp_path / "sessions" / "begun",
+            session_name="begun",
+        )
+    rows: list[dict[str, object]] = []
+    monkeypatch.setattr("prefect_biomed.flows.vip.table", lambda key, found, title: rows.extend(found))
+    assert vip_collect(credentials, tmp_path / "sessions") == []
+    (row,) = rows
+    assert (row["session"], row["runs"], row["not launched"]) == ("begun", 0, 1)

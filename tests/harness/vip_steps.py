@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,21 @@ def run(client: VipClient, session: VipSession) -> list[Workflow]:
     send(client, session)
     start(client, session)
     return wait(client, session)
+
+
+def launch_others(client: VipClient, number: int) -> None:
+    """Executions of other people's work on the same account, which end at once."""
+
+    def one(index: int) -> None:
+        client.launch(
+            name=f"other {index}",
+            pipeline_id="EveryType/1.0",
+            input_values={"text": "x"},
+            results_location="/vip/Home/x",
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(number)))
 
 
 def until(condition: Callable[[], object], seconds: float = 10.0) -> None:

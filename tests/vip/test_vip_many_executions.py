@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.vip_steps import QUICK, files_in, run, send, start, wait
+from harness.vip_steps import QUICK, files_in, launch_others, run, send, start, wait
 from prefect_biomed.clients.errors import LaunchInDoubt, LedgerError, NotFoundError
 from prefect_biomed.clients.vip import (
     SessionFile,
@@ -33,21 +32,6 @@ from prefect_biomed.sandbox import Sandbox
 NewSession = Callable[..., VipSession]
 
 
-def others(client: VipClient, number: int) -> None:
-    """Executions of other people's work on the same account, which end at once."""
-
-    def one(index: int) -> None:
-        client.launch(
-            name=f"other {index}",
-            pipeline_id="EveryType/1.0",
-            input_values={"text": "x"},
-            results_location="/vip/Home/x",
-        )
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(one, range(number)))
-
-
 @pytest.mark.parametrize(
     ("number", "listed"), [(12, 10), pytest.param(600, 500, marks=pytest.mark.slow)], ids=["few", "six hundred"]
 )
@@ -67,7 +51,7 @@ def test_session_among_the_oldest_is_resumed_collected_and_killed(
     running = new_session("SlowSegmentation/1.0", {"image": "a.bin"}, name="running", files={"a.bin": b"a"}, nb_runs=2)
     send(client, running)
     ids = [workflow.identifier for workflow in start(client, running)]
-    others(client, number)
+    launch_others(client, number)
     assert len(client.workflows()) == listed
     assert find_all(client, running) == []
 
