@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 from weakref import WeakSet
@@ -30,6 +30,7 @@ from botocore.exceptions import (
     ReadTimeoutError,
 )
 from botocore.httpsession import URLLib3Session
+from botocore.loaders import Loader
 from botocore.parsers import ResponseParserError, create_parser
 from botocore.utils import get_environ_proxies
 from pydantic import ValidationError
@@ -180,6 +181,13 @@ def _keep_out_of_logs(keys: _SharedKeys) -> None:
             logging.getLogger(name).addFilter(_WITHOUT_KEYS)
 
 
+@cache
+def _descriptions() -> Loader:
+    """Keep what botocore reads of S3 and SQS for all jobs of a process: it is most of what a client costs."""
+    loader: Loader = botocore.session.Session().get_component("data_loader")
+    return loader
+
+
 class JobQueues:
     """What an ingest key may do: receive and delete upload messages, send index messages, put objects.
 
@@ -216,6 +224,7 @@ class JobQueues:
         self._keys.replace(joined)
         _keep_out_of_logs(self._keys)
         session = botocore.session.Session()
+        session.register_component("data_loader", _descriptions())
         session._credentials = self._keys
         boto = boto3.Session(botocore_session=session, region_name=client.aws_region)
         settings = Config(
