@@ -55,7 +55,6 @@ RUN_BY = {
     "prefect work-queue set-concurrency-limit": "tests/flows/test_vip_deployments.py",
 }
 UNTRIED = {
-    "make chaos": "the suite is not there yet",
     "pip install .": "without constraints it takes what is newest on the day; the suites run with constraints.txt",
     "pip install '.[all]'": "the suites install .[dev], which holds it, with constraints.txt",
     "pip install 'prefect-biomed[analysis]'": "the package is on no index",
@@ -68,6 +67,9 @@ UNTRIED = {
     "python -m benchmarks.formats --table docs/formats.md": "the same, for all formats",
     "python -m benchmarks.repeatability alarms power years tables": "takes hours; tests/shared/test_benchmarks.py runs "
     "an experiment of each kind",
+    "python -m benchmarks.vantage6_payloads results --kinds json parquet pickle": "takes half an hour; "
+    "tests/vantage6/test_vantage6_payloads.py takes small results by the same path",
+    "python -m benchmarks.vantage6_tutorials": "tests/conformance/test_vantage6_tutorials.py runs its programs",
     "python tests/harness/drawing.py": "draws a picture of the documentation",
 }
 
