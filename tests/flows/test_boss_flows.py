@@ -100,6 +100,7 @@ def test_ingest_from_check_to_report(lab: Lab, credentials: BossCredentials, tmp
     assert "80 of 80" in str(artifacts("boss-report-1")[-1].data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("upload", "slice_seconds"), [(QUICK, 900.0), (QUICK.model_copy(update={"max_seconds": 120.0}), 120.0)]
 )
@@ -133,6 +134,7 @@ def test_the_boss_gets_no_longer_than_it_is_waited_for(lab: Lab, credentials: Bo
     assert lab.boss.job(1).status == JobStatus.PREPARING
 
 
+@pytest.mark.slow
 def test_ingest_makes_what_it_lies_in(lab: Lab, credentials: BossCredentials) -> None:
     lab.write_stack(volume((16, 512, 512), "uint16"))
     config = lab.config()
@@ -146,6 +148,7 @@ def test_ingest_makes_what_it_lies_in(lab: Lab, credentials: BossCredentials) ->
     assert np.array_equal(read, volume((16, 512, 512), "uint16"))
 
 
+@pytest.mark.slow
 def test_a_folder_becomes_a_channel_with_its_pixels(lab: Lab, credentials: BossCredentials) -> None:
     """What is there is left as it is, and has to be what is needed."""
     pixels, folder = volume((5, 300, 600), "uint16"), lab.folder / "slices"
@@ -212,6 +215,7 @@ def test_missing_tiles_are_uploaded_again_until_the_boss_is_content(lab: Lab, cr
     assert sum(lab.boss.job(1).observed.puts.values()) == 17
 
 
+@pytest.mark.slow
 def test_nothing_is_in_flight_when_the_job_is_completed(lab: Lab, credentials: BossCredentials) -> None:
     lab.write_stack(volume((16, 512, 512)))
     lab.boss.faults.add(Fault(method="PUT", calls=[14, 15, 16], delay_seconds=1.5))
@@ -240,6 +244,7 @@ def test_skipped_slices_of_a_chunk_end_with_an_explanation(lab: Lab, credentials
         boss_ingest(credentials, IngestConfig.load(lab.config()), upload=settings)
 
 
+@pytest.mark.slow
 def test_a_chunk_that_others_lost_is_named_although_the_boss_says_complete(
     lab: Lab, credentials: BossCredentials
 ) -> None:
@@ -280,6 +285,7 @@ def test_a_lost_chunk_of_a_volumetric_job_is_named(lab: Lab, credentials: BossCr
     assert (caught.value.report.deleted, caught.value.report.unaccounted) == (1, 1)
 
 
+@pytest.mark.slow
 def test_no_secret_is_left_anywhere(lab: Lab, credentials: BossCredentials, caplog: pytest.LogCaptureFixture) -> None:
     lab.write_stack(volume((16, 512, 512)))
     (lab.folder / "stack" / "3" / "0_0_0.png").write_bytes(b"damaged")
@@ -299,6 +305,7 @@ def test_no_secret_is_left_anywhere(lab: Lab, credentials: BossCredentials, capl
     assert not [secret for secret in secrets if any(secret in text for text in texts)]
 
 
+@pytest.mark.slow
 def test_work_of_others_is_counted_as_theirs_and_found_to_be_there(
     lab: Lab, credentials: BossCredentials, tmp_path: Path
 ) -> None:
@@ -354,6 +361,7 @@ def test_joining_a_job_that_is_over_or_foreign_is_told_after_one_request(lab: La
     assert len(lab.boss.journal) == 1
 
 
+@pytest.mark.slow
 def test_cancelling_is_harmless_whatever_the_state(lab: Lab, credentials: BossCredentials) -> None:
     lab.write_stack(volume((16, 512, 512)))
     config, job = lab.create(lab.config())
@@ -367,6 +375,7 @@ def test_cancelling_is_harmless_whatever_the_state(lab: Lab, credentials: BossCr
         boss_cancel_ingest(credentials, 999)
 
 
+@pytest.mark.slow
 def test_a_lost_answer_to_create_makes_no_second_job(lab: Lab, credentials: BossCredentials) -> None:
     lab.write_stack(volume((16, 512, 512)))
     lab.boss.faults.add(Fault(method="POST", path=r"/ingest/$", drop="after", calls=[1]))
@@ -431,6 +440,7 @@ def test_a_retried_flow_run_goes_on_with_its_job(make_lab: Callable[..., Lab]) -
     assert lab.boss.job(1).status == JobStatus.COMPLETE
 
 
+@pytest.mark.slow
 def test_a_child_flow_that_is_made_again_under_a_retried_parent_adopts_its_job(
     lab: Lab, credentials: BossCredentials
 ) -> None:

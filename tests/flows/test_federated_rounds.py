@@ -122,6 +122,7 @@ def test_twenty_rounds_of_averaging_equal_the_pooled_fit(here: Federation, tmp_p
     assert np.allclose(learnt.state["coefficients"], pooled_fit(*patients(here)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_rounds_stop_early_and_leave_a_table_and_a_plot(here: Federation, tmp_path: Path) -> None:
     learnt = federated_rounds(
         **echoed(here, tmp_path, 9, aggregation=add_one, learning={"metric": "answers", "patience": 1})
@@ -138,6 +139,7 @@ def test_rounds_stop_early_and_leave_a_table_and_a_plot(here: Federation, tmp_pa
     assert len(converged.rounds) == 1 and converged.rounds[0].converged
 
 
+@pytest.mark.slow
 def test_a_retry_goes_on_in_its_round_and_makes_no_task_twice(here: Federation, tmp_path: Path) -> None:
     before, attempts, asked = here.tasks_created(), Counter[str](), []
 
@@ -161,6 +163,7 @@ def test_a_retry_goes_on_in_its_round_and_makes_no_task_twice(here: Federation, 
     assert asked == [1.0, 2.0, 2.0, 1.0, 2.0]
 
 
+@pytest.mark.slow
 def test_rounds_called_from_a_task_are_told_apart_by_their_key(here: Federation, tmp_path: Path) -> None:
     @task
     def calls_a_flow(key: str) -> LearnedModel:

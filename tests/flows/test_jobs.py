@@ -24,6 +24,7 @@ __all__ = ["federations", "here", "lab", "make_lab"]
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_saved_triggered_and_read_and_a_retry_launches_nothing_twice(
     vip: Sandbox, input_dir: Path, tmp_path: Path
 ) -> None:
@@ -76,6 +77,7 @@ def test_a_task_is_triggered_and_read(here: Federation) -> None:
     assert analysis.task.id == run.task.id and here.tasks_created() == created + 1
 
 
+@pytest.mark.slow
 def test_an_ingest_is_triggered_and_read(lab: Lab, tmp_path: Path) -> None:
     facts = lab.boss.ready()
     lab.write_stack(volume((16, 512, 512)))

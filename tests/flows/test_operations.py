@@ -119,6 +119,7 @@ def test_executions_and_folders_of_vip_are_shown_and_removed(
     assert remove_leftovers(vip=account, sessions=["left"]) == []
 
 
+@pytest.mark.slow
 def test_a_session_whose_inputs_another_one_uses_is_not_removed(
     account: VipCredentials, arguments: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -150,6 +151,7 @@ def test_names_from_the_platform_cannot_leave_the_command(account: VipCredential
     assert len(words) == 6
 
 
+@pytest.mark.slow
 def test_one_table_over_all_platforms(
     vip: Sandbox,
     account: VipCredentials,
@@ -206,6 +208,7 @@ def test_wrong_requests_are_refused_before_anything_is_done(account: VipCredenti
         remove_leftovers(vip=account, sessions=["../other"])
 
 
+@pytest.mark.slow
 def test_repetitions_of_one_session_are_one_folder(account: VipCredentials, arguments: dict[str, Any]) -> None:
     vip_session(**arguments, session_name="three", nb_runs=3, removal=Removal(keep_input=True))
     found = what_is_running(vip=account)

@@ -62,6 +62,7 @@ def test_another_call_between_does_not_change_who_is_who() -> None:
     assert len(made) == 2
 
 
+@pytest.mark.slow
 def test_equal_calls_two_levels_deep_survive_a_retry_of_the_root() -> None:
     attempts = Counter[str]()
     seen: list[list[str]] = []
@@ -144,6 +145,7 @@ def test_outside_a_flow_every_call_is_new() -> None:
     assert create("me", "same") != create("me", "same")
 
 
+@pytest.mark.slow
 def test_flow_runs_of_one_key_are_one_intent_and_know_of_each_other() -> None:
     told: list[datetime | None] = []
 

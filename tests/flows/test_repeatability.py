@@ -150,6 +150,7 @@ def test_a_plain_pipeline_is_inside_the_variability_of_its_perturbed_twin(
     assert "anatomical_brain.nii.gz" in (state.message or "")
 
 
+@pytest.mark.slow
 def test_versions_are_compared_with_each_other(arguments: dict[str, Any]) -> None:
     report = repeatability_experiment(
         **arguments | {"pipelines": ["GreyMatter/1.0", "GreyMatter/1.1"], "repetitions": 4}
@@ -184,6 +185,7 @@ def test_failed_runs_are_written_down_and_fail_the_flow_when_none_is_left(argume
     assert "2 failed and are left out" in html.read_text()
 
 
+@pytest.mark.slow
 def test_a_retry_continues_the_series(vip: Sandbox, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     failures = iter([True])
     original = experiments.assess_series

@@ -70,6 +70,7 @@ def patients(tmp_path: Path, volume: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_from_images_to_a_federated_result_and_a_cutout(
     platforms: Sandbox,
     vip_account: VipCredentials,
@@ -128,6 +129,7 @@ def test_from_images_to_a_federated_result_and_a_cutout(
     assert mask.any()
 
 
+@pytest.mark.slow
 def test_a_stage_alone(boss_account: BossCredentials, platforms: Sandbox, volume: Path, tmp_path: Path) -> None:
     result = research_pipeline(
         tmp_path / "out",

@@ -116,6 +116,7 @@ def request(method: str, *organizations: str, **fields: Any) -> TaskRequest:
     )
 
 
+@pytest.mark.slow
 @every_generation
 def test_what_an_algorithm_answers_with_is_had_as_a_table_or_a_picture(
     federations: Callable[[int], Federation], generation: int
@@ -286,6 +287,7 @@ def test_one_wait_for_many_tasks_is_one_request_for_each_look(here: Federation) 
 # -- identity -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_identical_calls_are_two_tasks_and_a_retry_of_their_parent_adds_none(here: Federation) -> None:
     attempts = Counter[str]()
     ids: list[list[int]] = []
@@ -304,6 +306,7 @@ def test_identical_calls_are_two_tasks_and_a_retry_of_their_parent_adds_none(her
     assert here.tasks_created() == created + 2
 
 
+@pytest.mark.slow
 def test_a_child_that_failed_while_waiting_adopts_its_task_two_levels_deep(here: Federation) -> None:
     attempts = Counter[str]()
     ids: list[int] = []
@@ -331,6 +334,7 @@ def test_a_child_that_failed_while_waiting_adopts_its_task_two_levels_deep(here:
     assert here.tasks_created() == created + 1
 
 
+@pytest.mark.slow
 def test_equal_calls_of_a_flow_and_of_two_child_flows_are_tasks_of_their_own(here: Federation) -> None:
     @flow
     def child() -> list[int]:
@@ -563,6 +567,7 @@ def test_no_secret_leaves_the_process(
 # -- generation 5 -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_session_is_prepared_once_and_computed_on_again(federations: Callable[[int], Federation]) -> None:
     here = federations(5)
     parameters: dict[str, Any] = {
@@ -729,6 +734,7 @@ def test_a_node_whose_key_was_lost_in_a_crash_gets_a_new_one_and_no_other_does(t
         assert key in {node.api_key for node in here.sandbox.registry.nodes} and key not in keys.values()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_set_up_is_refused(tmp_path: Path) -> None:
     with federation(4) as here:
         root = here.credentials("root", key=None)

@@ -72,6 +72,7 @@ def home_of_sessions(vip: Sandbox, credentials: VipCredentials) -> list[str]:
         return [entry.name for entry in client.list_folder("/vip/Home/API")]
 
 
+@pytest.mark.slow
 def test_session_is_killed_from_its_name_or_its_folder(
     vip: Sandbox, credentials: VipCredentials, arguments: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -201,6 +202,7 @@ def test_resume_needs_only_the_folder_and_launches_what_was_not(
     assert again.files == result.files
 
 
+@pytest.mark.slow
 def test_resume_from_a_name_alone_when_the_file_is_kept_on_the_platform(
     vip: Sandbox,
     credentials: VipCredentials,
@@ -251,6 +253,7 @@ def test_resume_of_nothing_says_so(credentials: VipCredentials, tmp_path: Path) 
         vip_resume(credentials)
 
 
+@pytest.mark.slow
 def test_shared_inputs_are_sent_once_and_removed_by_the_last(
     vip: Sandbox, credentials: VipCredentials, arguments: dict[str, Any]
 ) -> None:
@@ -304,6 +307,7 @@ def test_groups_can_be_given_as_mappings_and_refuse_what_they_do_not_have(
     assert posts(vip) == 1
 
 
+@pytest.mark.slow
 def test_an_owner_that_finishes_first_leaves_the_inputs_to_the_borrower(
     vip: Sandbox, credentials: VipCredentials, arguments: dict[str, Any]
 ) -> None:
@@ -335,6 +339,7 @@ def test_all_problems_of_shared_inputs_at_once(
     assert not vip.vip.journal.entries("PUT")
 
 
+@pytest.mark.slow
 def test_some_jobs_failed(arguments: dict[str, Any], tmp_path: Path) -> None:
     partial = arguments | {
         "pipeline_id": "SliceStatistics/2.0",
@@ -414,6 +419,7 @@ def test_more_runs_than_the_platform_allows_are_queued(vip: Sandbox, arguments: 
     assert refused
 
 
+@pytest.mark.slow
 def test_wrong_key_is_tried_once_and_the_session_is_kept(vip: Sandbox, arguments: dict[str, Any]) -> None:
     launched = vip_session(**arguments, session_name="kept", waiting=SessionWaiting(wait=False))
     vip.vip.switches.key_generation += 1

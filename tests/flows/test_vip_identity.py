@@ -41,6 +41,7 @@ def arguments(credentials: VipCredentials, input_dir: Path, **changes: Any) -> d
     } | changes
 
 
+@pytest.mark.slow
 def test_identical_calls_are_two_experiments_and_a_retry_of_their_parent_adds_none(
     vip: Sandbox, credentials: VipCredentials, input_dir: Path, tmp_path: Path
 ) -> None:
@@ -62,6 +63,7 @@ def test_identical_calls_are_two_experiments_and_a_retry_of_their_parent_adds_no
     assert ids[0] == ids[1]
 
 
+@pytest.mark.slow
 def test_a_child_that_failed_in_monitor_adopts_its_executions_two_levels_deep(
     vip: Sandbox, credentials: VipCredentials, input_dir: Path, tmp_path: Path
 ) -> None:
@@ -123,6 +125,7 @@ def test_a_retry_on_a_machine_without_the_session_file_finds_the_execution_by_it
     assert launches(vip) == 1
 
 
+@pytest.mark.slow
 def test_a_flow_called_from_a_task_needs_a_name(credentials: VipCredentials, input_dir: Path, tmp_path: Path) -> None:
     @flow
     def inner(name: str | None) -> str:

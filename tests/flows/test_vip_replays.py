@@ -88,6 +88,7 @@ def test_a_bundle_is_replayed_once_and_a_file_that_was_tampered_with_is_told(
     assert executions(client) == before + 1
 
 
+@pytest.mark.slow
 def test_a_session_of_ours_is_published_and_replayed_on_the_shell(
     credentials: VipCredentials,
     client: VipClient,

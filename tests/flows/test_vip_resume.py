@@ -75,6 +75,7 @@ def test_half_uploaded_folder_is_completed_before_the_launch(
     assert result.is_finished
 
 
+@pytest.mark.slow
 def test_options_of_the_beginning_decide_unless_others_are_given(
     vip: Sandbox, credentials: VipCredentials, input_dir: Path, tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_options_of_the_beginning_decide_unless_others_are_given(
         assert not client.exists(result.session.vip_output_dir)
 
 
+@pytest.mark.slow
 def test_sessions_are_collected_wherever_their_file_is_kept(
     vip: Sandbox, credentials: VipCredentials, folder: Path, tmp_path: Path
 ) -> None:
@@ -157,6 +159,7 @@ def test_finished_without_a_required_output_is_no_success(carmin: Sandbox, tmp_p
         assert "exit code" in client.log(left.identifier)
 
 
+@pytest.mark.slow
 def test_one_name_and_two_pipelines_are_two_intents(
     vip: Sandbox, credentials: VipCredentials, folder: Path, tmp_path: Path
 ) -> None:
@@ -181,6 +184,7 @@ def test_one_name_and_two_pipelines_are_two_intents(
     assert len(vip.vip.journal.entries("POST", "/rest/executions")) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backup", ["local", "vip", None])
 def test_what_was_intended_last_is_launched_elsewhere_and_not_what_was_done_before(
     vip: Sandbox, credentials: VipCredentials, folder: Path, tmp_path: Path, backup: Any
@@ -211,6 +215,7 @@ def test_what_was_intended_last_is_launched_elsewhere_and_not_what_was_done_befo
         assert not client.exists("/vip/Home/API/mine")
 
 
+@pytest.mark.slow
 def test_flows_find_sessions_that_are_among_the_oldest_of_an_account(
     vip: Sandbox,
     credentials: VipCredentials,
