@@ -16,7 +16,7 @@ class Plan(BaseModel):
 
     Attributes:
         files_to_send: Number of input files that would be sent.
-        bytes_to_send: Their size; None when it is known only once they are read.
+        bytes_to_send: Their size and that of arguments; None when it is known only once they are sent.
         files_replaced: How many of them take the place of another version.
         files_reused: Number of input files that are there already.
         launches: What would become of each launch.
@@ -54,7 +54,7 @@ class Plan(BaseModel):
         Returns:
             One line for each thing.
         """
-        size = "of a size that is known once they are read" if self.bytes_to_send is None else _size(self.bytes_to_send)
+        size = "bytes known once they are sent" if self.bytes_to_send is None else _size(self.bytes_to_send)
         told = [f"send     {self.files_to_send} files, {size}; {self.files_reused} are there already"]
         if self.files_replaced:
             told.append(f"replace  {self.files_replaced} of them, of which another version is there")

@@ -75,7 +75,7 @@ def plan_session(
         )
         if session is None:
             new = [launch_of(Foreseen(what=f"dataframe {one.name!r}", deed=Deed.LAUNCH), 0) for one in dataframes]
-            made = Plan(makes=(f"session {session_name!r}",))
+            made = Plan(makes=(f"session {session_name!r}",), bytes_to_send=None)
             return merged([made, *new, _later(request, token)])
         parts = [_dataframe(client, session.id, spec, organizations, details.store) for spec in dataframes]
         if all(not part.jobs for part in parts):
@@ -101,7 +101,13 @@ def _dataframe(
         store=store,
     )
     removed = tuple(f"dataframe {number}, which is made anew" for number in seen.ends)
-    plan = Plan(launches=(seen.model_copy(update={"ends": ()}),), jobs=functions * at, removes=removed)
+    jobs = functions * at
+    plan = Plan(
+        launches=(seen.model_copy(update={"ends": ()}),),
+        bytes_to_send=None if jobs else 0,
+        jobs=jobs,
+        removes=removed,
+    )
     if seen.deed is Deed.ADOPT and functions:
         return plan.model_copy(update={"makes": (f"{functions} further steps of {seen.what}",)})
     return plan
@@ -109,11 +115,14 @@ def _dataframe(
 
 def _task(client: Vantage6Client, request: TaskRequest, token: str, waiting: FederatedWaiting) -> Plan:
     seen, task = foresee_task(client, request, token, offline_nodes=waiting.offline_nodes)
-    plan = launch_of(seen, len(task.organizations) if task else 0)
-    return plan.model_copy(update={"notes": task.warnings}) if task else plan
+    if task is None:
+        return launch_of(seen, 0)
+    plan = launch_of(seen, len(task.organizations))
+    return plan.model_copy(update={"notes": task.warnings, "bytes_to_send": None})
 
 
 def _later(request: TaskRequest, token: str) -> Plan:
     """A computation whose dataframes are not there yet, so that it cannot have been made before."""
     plan = launch_of(Foreseen(what=f"task {task_name(request, token)}", deed=Deed.LAUNCH), 0)
-    return plan.model_copy(update={"notes": ("the computation is checked once its dataframes are there",)})
+    notes = ("the computation is checked once its dataframes are there",)
+    return plan.model_copy(update={"notes": notes, "bytes_to_send": None})

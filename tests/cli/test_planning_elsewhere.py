@@ -67,6 +67,7 @@ def test_an_analysis_is_planned_and_then_known(here: Federation) -> None:
     }
     plan = plan_flow("federated-analysis", given, key="study")
     assert ([one.deed for one in plan.launches], plan.jobs) == ([Deed.LAUNCH], len(HOSPITALS))
+    assert "send     0 files, bytes known once they are sent; 0 are there already" in plan.lines()
     assert not [call for call in here.calls("POST") if "token" not in call]
     with planned_run("federated-analysis/study"), here.client() as client:
         name = intent_token("vantage6-analysis")
@@ -76,7 +77,7 @@ def test_an_analysis_is_planned_and_then_known(here: Federation) -> None:
         task = launch(client, request, name)
         wait(client, task)
     plan = plan_flow("federated-analysis", given, key="study")
-    assert ([one.deed for one in plan.launches], plan.jobs) == ([Deed.DONE], 0)
+    assert ([one.deed for one in plan.launches], plan.jobs, plan.bytes_to_send) == ([Deed.DONE], 0, 0)
     assert [one.id for one in plan.launches] == [str(task.id)]
     assert plan_flow("federated-analysis", given).launches[0].deed is Deed.LAUNCH
 
