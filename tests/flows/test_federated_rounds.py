@@ -116,13 +116,6 @@ def test_rounds_of_averaging_come_near_the_pooled_fit(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_twenty_rounds_of_averaging_equal_the_pooled_fit(here: Federation, tmp_path: Path) -> None:
-    learnt = federated_rounds(**learning(here, tmp_path, 20))
-    assert np.allclose(learnt.state["coefficients"], pooled_fit(*patients(here)), atol=1e-6)
-
-
-@pytest.mark.slow
 def test_rounds_stop_early_and_leave_a_table_and_a_plot(here: Federation, tmp_path: Path) -> None:
     learnt = federated_rounds(
         **echoed(here, tmp_path, 9, aggregation=add_one, learning={"metric": "answers", "patience": 1})
