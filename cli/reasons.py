@@ -95,10 +95,10 @@ def _why_run(record: SessionRecord, name: str) -> str:
         said.append(f"it ended as {ended.status}{failed}, so it is not launched again")
     else:
         said.append("it is not known to have ended, so it is watched and not launched again")
+    if identifier in record.ledger.downloaded:
+        said.append("its outputs were fetched")
     if record.workflows.get(identifier) and record.workflows[identifier].status == "Removed":
-        said.append("its outputs were removed from the platform after they were fetched")
-    elif identifier in record.ledger.downloaded:
-        said.append("its outputs are here")
+        said.append("its outputs were removed from the platform")
     return "; ".join(said)
 
 
@@ -287,7 +287,7 @@ def _facts_of_session(folder: Path, repetition: int) -> _Facts:
 
 
 def _results(session: VipSession, record: SessionRecord, identifier: str) -> dict[str, str] | None:
-    """Digests of the result files of a run, by their path below what they have in common; None when some are gone."""
+    """Digests of result files by their path below what they have in common; None when none, or not all, are there."""
     noted = record.workflows.get(identifier)
     outputs = local_outputs(session, identifier, noted.outputs) if noted else []
     if not outputs or not all(output.local.exists() for output in outputs):
@@ -298,6 +298,8 @@ def _results(session: VipSession, record: SessionRecord, identifier: str) -> dic
         for path in (sorted(output.local.rglob("*")) if output.local.is_dir() else [output.local])
         if path.is_file()
     ]
+    if not files:
+        return None
     # The folders above are named after the run, and on VIP after its time.
     above = Path(os.path.commonpath([output.local.parent for output in outputs]))
     return {path.relative_to(above).as_posix(): digest(path) for path in files}

@@ -93,6 +93,11 @@ def test_each_launch_has_its_reason_and_two_runs_their_difference(vip: Sandbox, 
     next(path for path in (tmp_path / "again").rglob("a.txt*") if path.is_file()).unlink()
     status, said = typed("prefect-biomed", "diff", str(one.output_dir), str(tmp_path / "again"))
     assert status == 3 and "results: unknown" in said
+    for path in [path for path in one.output_dir.rglob("a.txt*") if path.is_file()]:
+        path.unlink()
+        path.mkdir()
+    look = compare(f"{one.output_dir}:2", f"{one.output_dir}:1")
+    assert look.results is Results.UNKNOWN, "two runs without a file are not the same result"
 
 
 def test_what_was_launched_elsewhere_is_told_by_its_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
