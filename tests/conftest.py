@@ -19,6 +19,7 @@ os.environ["PREFECT_BIOMED_HOME"] = tempfile.mkdtemp(prefix="prefect-biomed-home
 import hypothesis
 import nibabel
 import pytest
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from prefect_biomed.sandbox import Sandbox
@@ -36,8 +37,14 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="session")
 def prefect_api() -> Iterator[None]:
-    """A Prefect API of its own, for tests that run flows or tasks."""
-    with prefect_test_harness(server_startup_timeout=120):
+    """A Prefect API of its own, for tests that run flows or tasks.
+
+    Without heartbeats: the end of each flow run waits for their thread, which sleeps by the second.
+    """
+    with (
+        prefect_test_harness(server_startup_timeout=120),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
         yield
 
 
