@@ -14,6 +14,7 @@ from prefect_biomed.clients.diagnosis import Category
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError
 from prefect_biomed.clients.texts import inline, inline_code
 from prefect_biomed.clients.vip import (
+    FinishSummary,
     Outcome,
     Pipeline,
     SessionResult,
@@ -434,20 +435,22 @@ def session_on_inputs_of(owner: VipSession, number: int, run: PipelineRun, outpu
     return VipSession.planned(**{**dict(owner), **fields})
 
 
-def finish_session(credentials: VipCredentials, session: VipSession) -> None:
+def finish_session(credentials: VipCredentials, session: VipSession) -> FinishSummary | None:
     """Remove a session from the platform as far as its options say.
 
     Args:
         credentials: The account.
         session: The session.
 
+    Returns:
+        What was removed, and what was left to whom; None when the options say that all stays.
+
     Raises:
         StillRunning: Some runs have not ended; nothing was removed.
         NotFetched: Some have wanted outputs that were not fetched; nothing was removed.
         DeadlineExceeded: A deletion takes longer; finishing again goes on with it.
     """
-    if session.options.finish:
-        steps.finish(credentials, session)
+    return steps.finish(credentials, session) if session.options.finish else None
 
 
 def open_sessions(
@@ -594,14 +597,13 @@ def _conclude(
     failed = [one for one in outcomes if not one.is_success]
     if outcomes:
         steps.write_crate(credentials, session)
-    is_finished = session.options.finish and not failed
-    if is_finished:
-        finish_session(credentials, session)
+    finished = None if failed else finish_session(credentials, session)
     result = SessionResult(
         session=session,
         workflows=tuple(one.workflow for one in outcomes),
         files={identifier: files for part in fetched for identifier, files in part.files.items()},
-        is_finished=is_finished,
+        is_finished=finished is not None and not finished.left_to,
+        left_to=finished.left_to if finished else (),
         packed={path: why for part in fetched for path, why in part.packed.items()},
         problems={one.workflow.identifier: one.problems for one in failed},
     )
@@ -711,8 +713,19 @@ def _summary(result: SessionResult, outcomes: Sequence[Outcome]) -> str:
             "|---|---|---|---|---|---|",
             *rows,
             "",
-            "Its folders were removed from the platform."
-            if result.is_finished
-            else f"Its folders are still on the platform, in {inline_code(session.vip_dir)}.",
+            _whereabouts(result),
         ]
+    )
+
+
+def _whereabouts(result: SessionResult) -> str:
+    if result.is_finished:
+        return "Its folders were removed from the platform."
+    still = f"Its folders are still on the platform, in {inline_code(result.session.vip_dir)}"
+    if not result.left_to:
+        return f"{still}."
+    others = inline(", ".join(result.left_to))
+    return (
+        f"{still}, because other runs of this session name need them: {others}. The outputs of the runs above were "
+        "removed as far as they were to be; who ends last removes the rest."
     )

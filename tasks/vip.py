@@ -491,10 +491,11 @@ def finish(
         delete_records: Whether the platform's records of finished and killed runs are deleted too.
 
     Returns:
-        What was removed, and for whom inputs were kept.
+        What was removed, and for whom inputs were kept. While runs of other intents of this session name go on, only
+        the outputs of this one are removed.
 
     Raises:
-        StillRunning: Some runs have not ended; nothing was removed.
+        StillRunning: Some runs of this intent have not ended; nothing was removed.
         NotFetched: Some have wanted outputs that were not fetched; nothing was removed.
         DeadlineExceeded: A deletion takes longer; finishing again goes on with it.
     """
@@ -509,7 +510,11 @@ def finish(
         )
     logger = run_logger()
     logger.info("Removed from the platform: %s", ", ".join(summary.removed) or "nothing")
-    if summary.kept_for:
+    if summary.left_to:
+        logger.info(
+            "Other runs of this session name go on, the last to finish removes the rest: %s", ", ".join(summary.left_to)
+        )
+    elif summary.kept_for:
         logger.info("Inputs are kept for %s", ", ".join(summary.kept_for))
     state_event("vip", "session", session.session_name, "finished", removed=list(summary.removed))
     return summary

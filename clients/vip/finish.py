@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from prefect_biomed.clients.errors import LedgerError
 from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip.client import VipClient
-from prefect_biomed.clients.vip.errors import NotFetched, StillNeeded, StillRunning
+from prefect_biomed.clients.vip.errors import NotFetched, SessionLocked, StillNeeded, StillRunning
 from prefect_biomed.clients.vip.models import VipSession, Workflow, WorkflowStatus
 from prefect_biomed.clients.vip.monitoring import details, find_all, list_by_id
 from prefect_biomed.clients.vip.outcome import judge
@@ -42,12 +43,15 @@ class FinishSummary(BaseModel):
     Attributes:
         removed: Folders removed from the platform.
         kept_for: Sessions, or runs of this one, that still need the inputs, which were kept therefore.
+        left_to: Runs of other intents of this session name that go on or are still to be fetched. Only what belongs to
+            this intent was removed; who finishes last removes the rest.
     """
 
     model_config = ConfigDict(frozen=True)
 
     removed: tuple[str, ...]
     kept_for: tuple[str, ...]
+    left_to: tuple[str, ...] = ()
 
 
 def share_inputs(client: VipClient, session: VipSession, owner: VipSession) -> VipSession:
@@ -110,8 +114,9 @@ def finish(
     """Remove the folders of a session from the platform and mark its workflows `Removed`. Safe to repeat.
 
     Only outputs are removed that the record shows as fetched, or as not wanted by the options of the session. Inputs
-    that other sessions hold are kept, and those that runs of another intent of this session name are still to use; the
-    last one out removes them.
+    that other sessions hold are kept, and those that runs of another intent of this session name are still to use. When
+    such runs, as those of a twin of a flow run, go on or are not fetched, the outputs of this intent alone are removed.
+    The last one out removes the rest.
 
     Args:
         client: The account.
@@ -139,14 +144,24 @@ def finish(
         delete_records = not keep_output
     file = SessionFile(session, client)
     with file.exclusive("finish"):
-        workflows = _ended(client, session, file)
+        workflows, left_to = _ended(client, session, file)
         if not keep_output:
-            _refuse_unfetched(client, session, workflows)
-            _refuse_unknown_runs(client, session, file)
+            left_to += _unfetched_of_others(client, session, workflows)
+            left_to += _unknown_runs_of_others(client, session, file)
             # First, because a record that is kept on the platform goes with the outputs.
             with file.edit() as record:
-                record.ledger.is_removed = True
-        removed, held_by = _remove_folders(client, session, timeout_seconds, keep_input, keep_output)
+                if left_to:
+                    workflows = [one for one in workflows if record.intent_of(one.identifier) == session.token]
+                    begun = {workflow.identifier for workflow in workflows}
+                    record.ledger.removing = sorted(begun.union(record.ledger.removing))
+                else:
+                    record.ledger.is_removed = True
+        removed = [] if keep_output else _remove_outputs(client, session, file, left_to, timeout_seconds)
+        held_by = left_to
+        if not keep_input and not left_to:
+            inputs, held_by = _remove_inputs(client, session, file, timeout_seconds)
+            removed += inputs
+        removed += _remove_empty(client, session, timeout_seconds)
         if delete_records:
             _delete_records(client, workflows)
         if not keep_output:
@@ -155,7 +170,7 @@ def finish(
                     record.workflows[workflow.identifier].status = WorkflowStatus.REMOVED.value
     if held_by:
         logger.info("%s is kept for %s", session.vip_input_dir, ", ".join(held_by))
-    return FinishSummary(removed=tuple(removed), kept_for=held_by)
+    return FinishSummary(removed=tuple(removed), kept_for=held_by, left_to=left_to)
 
 
 def foresee_finish(
@@ -202,40 +217,51 @@ def _is_in(path: str, folder: str) -> bool:
     return str(PurePosixPath(path).parent) == folder
 
 
-def _ended(client: VipClient, session: VipSession, file: SessionFile) -> list[Workflow]:
-    """All executions of the session whose outputs were not removed, and how they ended, which is written down."""
+def _ended(client: VipClient, session: VipSession, file: SessionFile) -> tuple[list[Workflow], tuple[str, ...]]:
+    """Executions of the session that have ended and were not removed, and how they ended, which is written down.
+
+    Returns:
+        These; and the runs of other intents that go on, or may, as those of a twin of this flow run.
+    """
     record = file.read()
-    ids = record.workflow_ids()
     begun = [name for name, launch in record.ledger.launches.items() if launch.workflow_id is None]
-    if begun or not file.exists:
-        # Nobody has written down what these have come to, so their names tell.
-        ids = list(dict.fromkeys([*ids, *_found_by_name(client, session, begun)]))
-    workflows = _states(client, record, ids)
-    if running := [workflow.identifier for workflow in workflows if not workflow.status.is_terminal]:
+    # Nobody has written down what these have come to, so their names tell.
+    found = find_all(client, session, begun) if begun or not file.exists else []
+    lost = [name for name in begun if name not in {workflow.name for workflow in found}]
+    if found:
+        with file.edit() as record:
+            record.adopt(found)
+    workflows = _states(client, record, record.workflow_ids())
+    running = [workflow.identifier for workflow in workflows if not workflow.status.is_terminal]
+    _refuse_going_on(
+        session,
+        [identifier for identifier in running if record.intent_of(identifier) == session.token],
+        [name for name in lost if record.token_of(name) == session.token],
+    )
+    known = [one for one in workflows if one.status.is_terminal and one.status != WorkflowStatus.REMOVED]
+    if known:
+        with file.edit() as record:
+            for workflow in known:
+                record.note_workflow(workflow)
+    return [one for one in workflows if one.status.is_terminal], (*running, *lost)
+
+
+def _refuse_going_on(session: VipSession, running: Sequence[str], lost: Sequence[str]) -> None:
+    if lost:
+        raise StillRunning(
+            f"Session {session.session_name!r} is not finished: it is not known whether {', '.join(lost)} was "
+            "launched. Nothing was removed. Run vip_resume, which finds out."
+        )
+    if running:
         raise StillRunning(
             f"Session {session.session_name!r} is not finished: {', '.join(running)} may still write outputs. "
             "Nothing was removed. Wait for them, or kill them.",
             running,
         )
-    known = [workflow for workflow in workflows if workflow.status != WorkflowStatus.REMOVED]
-    if known:
-        with file.edit() as record:
-            for workflow in known:
-                record.note_workflow(workflow)
-    return workflows
 
 
-def _found_by_name(client: VipClient, session: VipSession, begun: Sequence[str]) -> list[str]:
-    found = {workflow.name: workflow.identifier for workflow in find_all(client, session, begun)}
-    if lost := [name for name in begun if name not in found]:
-        raise StillRunning(
-            f"Session {session.session_name!r} is not finished: it is not known whether {', '.join(lost)} was "
-            "launched. Nothing was removed. Run vip_resume, which finds out."
-        )
-    return list(found.values())
-
-
-def _refuse_unfetched(client: VipClient, session: VipSession, workflows: Sequence[Workflow]) -> None:
+def _unfetched_of_others(client: VipClient, session: VipSession, workflows: Sequence[Workflow]) -> tuple[str, ...]:
+    """Name the runs of other intents whose wanted outputs are not here; refuse when there are such of this one."""
     file = SessionFile(session, client)
     if not file.exists and client.profile.takes_results_location and client.exists(session.vip_output_dir):
         raise NotFetched(
@@ -243,25 +269,30 @@ def _refuse_unfetched(client: VipClient, session: VipSession, workflows: Sequenc
             f"outputs in {session.vip_output_dir}. Nothing was removed. Download them first, or keep them with "
             "keep_output."
         )
-    ledger = file.read().ledger
+    record = file.read()
     lost = {
         one.workflow.identifier: one.unfetched
         for one in judge(client, session, workflows, fetched=True)
         # What has been fetched and is not here any more is still on the platform, until its removal was begun.
-        if one.unfetched and not (ledger.is_removed and one.workflow.identifier in ledger.downloaded)
+        if one.unfetched and not record.ledger.is_given_up(one.workflow.identifier)
     }
-    if lost:
-        told = "; ".join(f"{identifier} ({', '.join(outputs[:3])})" for identifier, outputs in lost.items())
+    own = {identifier: outputs for identifier, outputs in lost.items() if record.intent_of(identifier) == session.token}
+    if own:
+        told = "; ".join(f"{identifier} ({', '.join(outputs[:3])})" for identifier, outputs in own.items())
         raise NotFetched(
             f"Session {session.session_name!r} is not finished: wanted outputs are not here: {told}. Nothing was "
             "removed. Download them, keep them with keep_output, or take the status of these runs out of get_status "
             "of the session's options.",
-            list(lost),
+            list(own),
         )
+    return tuple(lost)
 
 
-def _refuse_unknown_runs(client: VipClient, session: VipSession, file: SessionFile) -> None:
-    """Make sure that no folder goes that a run has left of which nothing is written down."""
+def _unknown_runs_of_others(client: VipClient, session: VipSession, file: SessionFile) -> tuple[str, ...]:
+    """Name the folders that runs have left of which nothing is written down here; refuse when some are of this intent.
+
+    Those of other intents are as a twin on another machine leaves them.
+    """
     record = file.read()
     top = PurePosixPath(session.vip_output_dir)
     paths = [launch.results_location for launch in record.ledger.launches.values()]
@@ -269,29 +300,44 @@ def _refuse_unknown_runs(client: VipClient, session: VipSession, file: SessionFi
     known = {path.relative_to(top).parts[0] for one in paths if top in (path := PurePosixPath(one)).parents}
     folders = [name for name, size in list_folder_or_nothing(client, str(top)).items() if size is None]
     strange = [name for name in folders if _RUN_FOLDER.fullmatch(name) and name not in known]
-    if lost := [name for name in strange if list_folder_or_nothing(client, f"{top}/{name}")]:
+    lost = [name for name in strange if list_folder_or_nothing(client, f"{top}/{name}")]
+    if own := [name for name in lost if name.endswith(f"-{session.token}")]:
         raise NotFetched(
             f"Session {session.session_name!r} is not finished: {top} has outputs of runs of which nothing is written "
-            f"down here: {', '.join(lost)}. Nothing was removed. Finish it where its record is, or keep them with "
+            f"down here: {', '.join(own)}. Nothing was removed. Finish it where its record is, or keep them with "
             "keep_output."
         )
+    return tuple(f"{top}/{name}" for name in lost)
 
 
-def _remove_folders(
-    client: VipClient, session: VipSession, timeout_seconds: float, keep_input: bool, keep_output: bool
+def _remove_outputs(
+    client: VipClient, session: VipSession, file: SessionFile, left_to: Sequence[str], timeout_seconds: float
+) -> list[str]:
+    """Remove the outputs of the session; those of this intent alone when other runs still need the rest."""
+    if not left_to:
+        return _remove(client, session.vip_output_dir, timeout_seconds)
+    launched = file.read().ledger.launched(session.token).values()
+    folders = {one.results_location for one in launched if _is_in(one.results_location, session.vip_output_dir)}
+    return [removed for folder in sorted(folders) for removed in _remove(client, folder, timeout_seconds)]
+
+
+def _remove_inputs(
+    client: VipClient, session: VipSession, file: SessionFile, timeout_seconds: float
 ) -> tuple[list[str], tuple[str, ...]]:
-    """Remove what is not kept; return what was removed, and who still holds the inputs."""
-    removed: list[str] = []
-    held_by = () if keep_input else _still_to_launch(client, session)
-    if not keep_output:
-        removed += _remove(client, session.vip_output_dir, timeout_seconds)
-    if not keep_input and not held_by:
-        inputs, held_by = _release(client, session, timeout_seconds)
-        removed += inputs
-    for folder in _parents(session):
-        if client.exists(folder) and not list_folder_or_nothing(client, folder):
-            removed += _remove(client, folder, timeout_seconds)
-    return removed, held_by
+    """Remove the inputs, unless somebody is still to use them; return what was removed, and who that is."""
+    with ExitStack() as stack:
+        try:
+            # Who uploads finds inputs there that would be gone when they are used.
+            stack.enter_context(file.exclusive("upload", 0))
+        except SessionLocked:
+            return [], (f"an upload of {session.session_name}",)
+        held_by = _still_to_launch(client, session)
+        return ([], held_by) if held_by else _release(client, session, timeout_seconds)
+
+
+def _remove_empty(client: VipClient, session: VipSession, timeout_seconds: float) -> list[str]:
+    empty = [one for one in _parents(session) if client.exists(one) and not list_folder_or_nothing(client, one)]
+    return [removed for folder in empty for removed in _remove(client, folder, timeout_seconds)]
 
 
 def _still_to_launch(client: VipClient, session: VipSession) -> tuple[str, ...]:

@@ -652,6 +652,8 @@ class SessionResult(BaseModel):
         workflows: Its executions.
         files: Local files by execution; those inside unpacked archives too.
         is_finished: Whether its folders were removed from the platform.
+        left_to: Runs that were begun beside these under the same name and still need them; who ends last removes the
+            folders.
         packed: Why an archive among the files could not be unpacked, by its path.
         problems: Why executions do not count as success, by execution; empty for a session that succeeded.
     """
@@ -662,5 +664,6 @@ class SessionResult(BaseModel):
     workflows: tuple[Workflow, ...] = ()
     files: dict[str, tuple[Path, ...]] = Field(default_factory=dict)
     is_finished: bool = False
+    left_to: tuple[str, ...] = ()
     packed: dict[str, str] = Field(default_factory=dict)
     problems: dict[str, tuple[str, ...]] = Field(default_factory=dict)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -242,6 +242,7 @@ class Ledger(BaseModel):
         ended: How executions have ended, by identifier.
         downloaded: Workflows whose wanted outputs were all here, written before anything is removed.
         is_removed: Whether the removal of the outputs from the platform was begun.
+        removing: Workflows of which alone that was begun, because others of the session went on.
         resume: What waits to be resumed when all executions have ended, for instance a flow run.
         platform_url: Address of the platform, as it was last talked to.
     """
@@ -258,6 +259,7 @@ class Ledger(BaseModel):
     ended: dict[str, EndedRecord] = Field(default_factory=dict)
     downloaded: list[str] = Field(default_factory=list)
     is_removed: bool = False
+    removing: list[str] = Field(default_factory=list)
     resume: str | None = None
     platform_url: str | None = None
 
@@ -265,6 +267,17 @@ class Ledger(BaseModel):
     def newest(self) -> str:
         """Token of the newest intent."""
         return list(self.intents)[-1]
+
+    def is_given_up(self, workflow_id: str) -> bool:
+        """Tell whether the outputs of a workflow, once fetched, may be gone from the platform.
+
+        Args:
+            workflow_id: The workflow.
+
+        Returns:
+            True when their removal was begun after they had been fetched.
+        """
+        return workflow_id in self.downloaded and (self.is_removed or workflow_id in self.removing)
 
     def launched(self, token: str) -> dict[str, LaunchRecord]:
         """Those of the launches that belong to an intent.
@@ -396,12 +409,34 @@ class SessionRecord(BaseModel):
         """
         ledger = self.ledger
         owner = {
-            launch.workflow_id: name.rpartition("-")[2]
-            for name, launch in ledger.launches.items()
-            if launch.workflow_id
+            launch.workflow_id: self.token_of(name) for name, launch in ledger.launches.items() if launch.workflow_id
         }
         others = _ADOPTED if _ADOPTED in ledger.intents else next(iter(ledger.intents))
         return [identifier for identifier in self.workflows if owner.get(identifier, others) == token]
+
+    @staticmethod
+    def token_of(name: str) -> str:
+        """Tell to which intent an execution belongs by its name.
+
+        Args:
+            name: `<session>-r<repetition>-<token>`.
+
+        Returns:
+            The token.
+        """
+        return name.rpartition("-")[2]
+
+    def adopt(self, found: Sequence[Workflow]) -> None:
+        """Write down executions that were found by their names, of which the launch is not known to have come about.
+
+        Args:
+            found: The executions, oldest first; of several with one name the oldest is taken for the run.
+        """
+        for workflow in found:
+            launch = self.ledger.launches.get(workflow.name)
+            if launch is not None and launch.workflow_id is None:
+                launch.workflow_id = workflow.identifier
+            self.note_workflow(workflow)
 
     def open_runs(self, token: str) -> list[str]:
         """List the executions of one intent whose outputs were not removed from the platform.

@@ -292,6 +292,28 @@ def test_stock_server_that_cannot_describe_what_has_ended(
     assert download(client, following).fetched == 2
 
 
+def test_twin_that_runs_keeps_its_inputs_and_its_record(
+    vip: Sandbox, client: VipClient, new_session: NewSession
+) -> None:
+    first = new_session("boutiques_CopyFile_1.0.json", {"file": "a.bin"}, files={"a.bin": b"a"}, token="first1")
+    twin = first.model_copy(update={"token": "second"})
+    (ended,) = run(client, first)
+    download(client, first, workflow_ids=[ended.identifier])
+    vip.vip.switches.job_seconds = 30
+    (running,) = start(client, twin)
+    summary = finish(client, first)
+    assert (summary.removed, summary.left_to) == ((), (running.identifier,))
+    with pytest.raises(NotFoundError):
+        client.workflow(ended.identifier)
+    vip.vip.switches.job_seconds = 0
+    wait(client, twin, workflow_ids=[running.identifier])
+    assert download(client, twin, workflow_ids=[running.identifier]).fetched == 1
+    assert finish(client, twin).left_to == ()
+    assert not client.exists(first.vip_dir)
+    with pytest.raises(NotFoundError):
+        client.workflow(running.identifier)
+
+
 def test_stock_server_loses_the_answer_to_a_launch(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
     """Without the list nobody finds what was created; it was never played, so the next attempt makes no second run."""
     vip.vip.switches.carmin_stock = True

@@ -309,6 +309,63 @@ def test_inputs_stay_for_a_twin_that_has_not_launched_yet(
     assert not client.exists(first.vip_dir)
 
 
+def test_who_ends_first_leaves_to_a_twin_what_is_not_its_own(
+    vip: Sandbox, client: VipClient, new_session: NewSession, tmp_path: Path
+) -> None:
+    """The twin runs, has ended without being fetched, or is of another machine; it is never an error of the first."""
+    vip.vip.switches.delete_seconds = 0
+    first = new_session(*COPY, files={"a.bin": b"a", "b.bin": b"b"}, token="first1")
+    twin = first.model_copy(update={"input_settings": {"file": "b.bin"}, "token": "second"})
+    (ended,) = run(client, first)
+    files = download(client, first, workflow_ids=[ended.identifier]).files
+    vip.vip.switches.job_seconds = 30
+    send(client, twin)
+    (running,) = start(client, twin)
+    summary = finish(client, first)
+    assert (summary.removed, summary.left_to) == ((first.run_dir(1),), (running.identifier,))
+    assert client.exists(f"{first.vip_input_dir}/b.bin")
+    with pytest.raises(StillRunning, match=running.identifier):
+        finish(client, twin)
+    vip.vip.switches.job_seconds = 0
+    wait(client, twin, workflow_ids=[running.identifier])
+    assert finish(client, first).left_to == (running.identifier,), "nobody has fetched it"
+    with pytest.raises(NotFetched, match=running.identifier):
+        finish(client, twin)
+    assert download(client, twin, workflow_ids=[running.identifier]).fetched == 1
+    elsewhere = first.model_copy(update={"output_dir": tmp_path / "elsewhere", "token": "third1"})
+    (third,) = run(client, elsewhere)
+    assert finish(client, twin).left_to == (elsewhere.run_dir(1),), "nothing is written down of it here"
+    assert download(client, elsewhere, workflow_ids=[third.identifier]).fetched == 1
+    assert first.vip_output_dir in finish(client, elsewhere).removed
+    assert not client.exists(first.vip_dir)
+    assert download(client, first, workflow_ids=[ended.identifier]).files == files
+
+
+def test_run_that_is_found_by_its_name_belongs_to_its_own_intent(client: VipClient, new_session: NewSession) -> None:
+    first = new_session(*COPY, files={"a.bin": b"a"}, token="first1")
+    twin = first.model_copy(update={"token": "second", "options": SessionOptions(get_status=("Killed",))})
+    (ended,) = run(client, first)
+    download(client, first, workflow_ids=[ended.identifier])
+    lost = run(client, twin)[1]
+    with SessionFile(first).edit() as record:
+        record.ledger.launches[twin.workflow_name(1)].workflow_id = None
+        del record.workflows[lost.identifier]
+    assert first.vip_output_dir in finish(client, first).removed, "the twin does not want what has finished"
+    record = SessionFile(first).read()
+    assert record.ledger.launches[twin.workflow_name(1)].workflow_id == lost.identifier
+    assert record.intent_of(lost.identifier) == twin.token
+
+
+def test_inputs_stay_while_another_process_uploads(client: VipClient, new_session: NewSession) -> None:
+    session = new_session(*COPY, files={"a.bin": b"a"})
+    run(client, session)
+    download(client, session)
+    with SessionFile(session).exclusive("upload"):
+        assert finish(client, session).kept_for == ("an upload of session",)
+        assert client.exists(session.vip_input_dir)
+    assert session.vip_input_dir in finish(client, session).removed
+
+
 def test_a_token_does_not_stand_for_two_experiments(client: VipClient, new_session: NewSession) -> None:
     session = new_session(*COPY, files={"a.bin": b"abc"})
     run(client, session)
