@@ -6,9 +6,10 @@ from typing import Any
 
 from prefect_biomed.clients.boss.models import JobStatus, UploadReport
 from prefect_biomed.clients.boss.proofs import Verification
-from prefect_biomed.clients.errors import BiomedError, ConfigurationError, JobFailed, PlatformError
+from prefect_biomed.clients.errors import BiomedError, ConfigurationError, JobFailed, LocalStorageError, PlatformError
 
 __all__ = [
+    "ChunkDamaged",
     "ChunkFailed",
     "ClockOff",
     "IngestIncomplete",
@@ -26,6 +27,10 @@ class QueueGone(JobFailed):
 
 class ClockOff(ConfigurationError):
     """The clock of this machine is so wrong that AWS refuses every signature."""
+
+
+class ChunkDamaged(LocalStorageError):
+    """A chunk of a volume is there and cannot be decoded."""
 
 
 class ChunkFailed(BiomedError):

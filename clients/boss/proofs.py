@@ -79,7 +79,8 @@ class WrongTile(BaseModel):
         y: Row of the tile.
         z: Slice of the tile, or index of the chunk.
         t: Sample.
-        kind: `missing` when the Boss has nothing but zeros where the source has more, else `different`.
+        kind: `missing` when the Boss has nothing but zeros where the source has more, `damaged` when what a volume has in
+            its place cannot be decoded, else `different`.
         detail: Where, and what was found.
     """
 
@@ -89,7 +90,7 @@ class WrongTile(BaseModel):
     y: int
     z: int
     t: int
-    kind: Literal["missing", "different"]
+    kind: Literal["missing", "different", "damaged"]
     detail: str
 
     @property
@@ -109,9 +110,9 @@ class Verification(BaseModel):
         region: Half-open ranges that were looked at, by axis.
         cuboids: Cuboids of it.
         compared: Cuboids chosen at random (or all) and compared with the source in each voxel.
-        wrong_cuboids: Those of them that differ.
+        wrong_cuboids: Those of them that differ, or lie in a chunk that cannot be decoded.
         chunks_looked_at: Chunks of which a window was read, to see whether they are there.
-        wrong: Tiles that are missing or different, whichever look found them.
+        wrong: Tiles that are missing, different or damaged, whichever look found them.
         verified_tiles: Tiles of which every voxel was compared and is equal.
         left_out: Tiles that were not compared, because they were left out of the ingest on purpose.
         unreadable: Tiles that could not be compared because their source cannot be read, with reasons; at most 1,000.
@@ -171,7 +172,7 @@ class Verification(BaseModel):
             parts.append(f"None of the {self.cuboids:,} cuboids of {self.channel} was compared.")
         if self.chunks_looked_at:
             parts.append(f"{self.chunks_looked_at:,} chunks were looked at.")
-        for kind in ("missing", "different"):
+        for kind in ("missing", "different", "damaged"):
             tiles = [tile for tile in self.wrong if tile.kind == kind]
             if tiles:
                 parts.append(f"{len(tiles):,} tiles are {kind}, such as {tiles[0]}.")

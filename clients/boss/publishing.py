@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from prefect_biomed.clients.boss._keys import Position
 from prefect_biomed.clients.boss.config import IngestConfig
+from prefect_biomed.clients.boss.errors import ChunkDamaged
 from prefect_biomed.clients.boss.expectation import Expectation, Grid, Treatment
 from prefect_biomed.clients.boss.ledger import Ledger, TileState, default_folder
 from prefect_biomed.clients.boss.models import Channel, UploadSettings
@@ -30,8 +31,11 @@ from prefect_biomed.clients.files import exclusive
 __all__ = ["PublishIncomplete", "PublishReport", "publish"]
 
 _ROUNDS = 3
+T = TypeVar("T")
+
 _BLOCK: Triple = (16, 512, 512)
 _LOCK_SECONDS = 5.0
+_NAMED_LIMIT = 1000
 # In memory at once: planes of the source, the block, and what the store encodes; or eight finer voxels, and the same.
 _COPIES, _COPIES_REDUCED = 3, 10
 
@@ -47,6 +51,7 @@ class PublishReport(BaseModel):
         written: Blocks written by this run, healed ones included.
         written_before: Blocks that earlier runs of this machine had written.
         healed: Blocks that were not as they should be and were written again, before the next look.
+        mended: What the looks found wrong before it was written again, with how: tiles, and blocks of lower resolutions.
         reduced_compared: Blocks of lower resolutions that were made again and compared in each voxel.
         blank: Tiles filled because their source is missing or damaged.
         skipped: Tiles left out for the same reason; zeros stand for them.
@@ -65,6 +70,7 @@ class PublishReport(BaseModel):
     written: int = 0
     written_before: int = 0
     healed: int = 0
+    mended: dict[str, str] = {}
     reduced_compared: int = 0
     blank: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
@@ -272,6 +278,14 @@ class _Plan:
             found += [_Block(level, *indices) for indices in itertools.product(*at)]
         return found
 
+    def finer(self, block: _Block) -> list[_Block]:
+        """The blocks of the next finer resolution that a block is made of."""
+        level, steps = block.level - 1, self.levels[block.level].step
+        spans = [(part.start * by, part.stop * by) for part, by in zip(self.where(block), steps, strict=True)]
+        most = zip(spans, self.size(level), self._counts(level), strict=True)
+        at = [range(low // size, min(-(-high // size), count)) for (low, high), size, count in most]
+        return [_Block(level, *indices) for indices in itertools.product(*at)]
+
     def _counts(self, level: int) -> Triple:
         z, y, x = (-(-length // size) for length, size in zip(self.levels[level].shape, self.size(level), strict=True))
         return z, y, x
@@ -293,6 +307,7 @@ class _Work:
         self._written: set[str] = set()
         self._before = 0
         self._healed: set[str] = set()
+        self._mended: dict[str, str] = {}
         self._unsettled: list[str] = []
         self._compared = 0
         ledger.forget_failed()
@@ -301,10 +316,13 @@ class _Work:
         """Write what is not written yet, the finest resolution first; coarser ones only of what is whole."""
         done = 0
         for level in range(len(self._plan.levels)):
-            for _ in self._each(self._bring, self._plan.blocks(level)):
+            damaged: set[_Block] = set()
+            for found in self._each(self._bring, self._plan.blocks(level)):
+                damaged.update(found)
                 done += 1
                 if on_progress:
                     on_progress(done, self._total)
+            self._heal(sorted(damaged))
             if self._ledger.failed():
                 return
 
@@ -320,6 +338,7 @@ class _Work:
                 treatments=self._treatments(),
             )
             wrong = sorted({self._plan.block_of(tile.position) for tile in look.wrong})
+            self._mended |= {str(tile.position): f"{tile.kind}, {tile.detail}" for tile in look.wrong}
             self._heal(wrong)
             reduced = self._wrong_reduced(settings)
             self._unsettled = sorted({block.name for block in [*wrong, *reduced]})
@@ -338,6 +357,7 @@ class _Work:
             written=len(self._written),
             written_before=self._before,
             healed=len(self._healed),
+            mended=dict(itertools.islice(self._mended.items(), _NAMED_LIMIT)),
             reduced_compared=self._compared,
             blank=tuple(sorted(self._ledger.blank())),
             skipped=tuple(sorted(self._ledger.tiles(TileState.SKIPPED))),
@@ -345,21 +365,25 @@ class _Work:
             unsettled=tuple(self._unsettled),
         )
 
-    def _each(self, work: Callable[[_Block], object], blocks: Iterable[_Block]) -> Iterator[object]:
+    def _each(self, work: Callable[[_Block], T], blocks: Iterable[_Block]) -> Iterator[T]:
         """Work on blocks, no more of them at once than memory is for."""
         remaining = iter(blocks)
         with ThreadPoolExecutor(self._threads, thread_name_prefix="publish") as pool:
             while batch := list(itertools.islice(remaining, 4 * self._threads)):
                 yield from pool.map(work, batch)
 
-    def _bring(self, block: _Block) -> None:
-        """Write a block that is not there as its sources are now."""
+    def _bring(self, block: _Block) -> list[_Block]:
+        """Write a block that is not there as its sources are now; returns it where finer ones cannot be decoded."""
         mark = self._fingerprint(block)
         entry = self._ledger.entries([block.name]).get(block.name)
         if entry and entry.state == TileState.FINISHED and entry.message == mark and not self._is_patched(block):
             self._before += 1
-            return
-        self._write(block, mark)
+            return []
+        try:
+            self._write(block, mark)
+        except ChunkDamaged:
+            return [block]
+        return []
 
     def _write(self, block: _Block, mark: str) -> bool:
         values = self._values(block)
@@ -436,7 +460,10 @@ class _Work:
         return left_out | dict.fromkeys(self._ledger.blank(), "blank")
 
     def _heal(self, blocks: list[_Block]) -> None:
-        """Write blocks again, with all that is made of them."""
+        """Write blocks again, with all that is made of them; also what they are made of, where it cannot be decoded."""
+        for level in range(len(self._plan.levels) - 1, 0, -1):
+            below = [self._damaged_below(block) for block in blocks if block.level == level]
+            blocks = sorted({*blocks, *itertools.chain(*below)})
         for level in range(len(self._plan.levels)):
             here = [block for block in blocks if block.level == level]
             for _ in self._each(self._healed_block, here):
@@ -461,13 +488,28 @@ class _Work:
             equal = list(self._each(self._is_equal, listed))
             self._compared += len(listed)
             found = [block for block, is_equal in zip(listed, equal, strict=True) if not is_equal]
+            self._mended |= {block.name: "is not what finer voxels make" for block in found}
             self._heal(found)
             wrong += found
         return wrong
 
     def _is_equal(self, block: _Block) -> bool:
         where = self._plan.where(block)
-        return bool(np.array_equal(self._volume.read(block.level, where), self._volume.reduced(block.level, where)))
+        try:
+            made = self._volume.reduced(block.level, where)
+            return bool(np.array_equal(self._volume.read(block.level, where), made))
+        except ChunkDamaged:
+            return False
+
+    def _damaged_below(self, block: _Block) -> list[_Block]:
+        return [finer for finer in self._plan.finer(block) if not self._is_decodable(finer)]
+
+    def _is_decodable(self, block: _Block) -> bool:
+        try:
+            self._volume.read(block.level, self._plan.where(block))
+        except ChunkDamaged:
+            return False
+        return True
 
     @staticmethod
     def _row(block: _Block, mark: str) -> tuple[str, str, str]:

@@ -23,6 +23,7 @@ from typing import IO, Literal, Protocol
 from prefect_biomed.clients.boss._keys import Position
 from prefect_biomed.clients.boss.config import IngestConfig
 from prefect_biomed.clients.boss.cutouts import Cutout
+from prefect_biomed.clients.boss.errors import ChunkDamaged
 from prefect_biomed.clients.boss.expectation import Expectation, Grid, Plane, Treatment, crop
 from prefect_biomed.clients.boss.models import Channel, UploadSettings
 from prefect_biomed.clients.boss.proofs import Box, Range, Region, Verification, VerifySettings, WrongTile
@@ -56,7 +57,7 @@ class PixelStore(Protocol):
     def cutout(
         self, channel_path: str, resolution: int, x: Range, y: Range, z: Range, t: int = 0, *, fresh: bool = False
     ) -> Cutout:
-        """Read a block back; as `BossClient.cutout`."""
+        """Read a block back; as `BossClient.cutout`. Raises `ChunkDamaged` where it cannot be decoded."""
 
 
 def verify(
@@ -245,6 +246,12 @@ class _Look:
             more: Others that are compared as well.
             everywhere: Whether to find out which tiles of it are not there at all.
         """
+        try:
+            return self._at(chunk, sample, more, everywhere)
+        except ChunkDamaged as error:
+            return self._damaged(chunk, sample, everywhere, str(error))
+
+    def _at(self, chunk: Position, sample: list[Box], more: list[Box], everywhere: bool) -> _Chunk:
         found = _Chunk()
         boxes = [*sample, *more]
         if boxes:
@@ -257,6 +264,16 @@ class _Look:
             for unit in self._grid.cuboids_of(chunk) if self._grid.volumetric else [self._grid.chunk(chunk)]:
                 self._find_gaps(chunk, unit, found)
         return found
+
+    def _damaged(self, chunk: Position, sample: list[Box], everywhere: bool, detail: str) -> _Chunk:
+        """Name all tiles of a chunk of which something is stored that cannot be decoded."""
+        tiles = {self._grid.tile(chunk, z) for z in range(*self._grid.chunk(chunk).z)}
+        return _Chunk(
+            compared=len(sample),
+            wrong_cuboids=len(sample),
+            looked_at=int(everywhere),
+            wrong={tile: WrongTile(**tile._asdict(), kind="damaged", detail=detail) for tile in tiles},
+        )
 
     def _compare(self, chunk: Position, boxes: list[Box], found: _Chunk) -> tuple[set[Box], set[Box]]:
         """Compare cuboids in every voxel; returns those that differ, and those that cannot be compared as a whole."""

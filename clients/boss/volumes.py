@@ -6,6 +6,7 @@ not at all.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from prefect_biomed.clients.boss.cutouts import Cutout
+from prefect_biomed.clients.boss.errors import ChunkDamaged
 from prefect_biomed.clients.boss.models import Channel
 from prefect_biomed.clients.boss.pictures import Array
 from prefect_biomed.clients.errors import ConfigurationError, ConnectionFailed, LocalStorageError
@@ -29,6 +31,7 @@ Range = tuple[int, int]
 _MARKER = "prefect-biomed.json"
 _MOST_LEVELS = 12
 _PASSING = ("UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED")
+_DAMAGED = ("FAILED_PRECONDITION: Error reading", "DATA_LOSS")
 _METRES = {"nanometers": 1.0, "micrometers": 1e3, "millimeters": 1e6, "centimeters": 1e7}
 
 
@@ -209,7 +212,8 @@ class Volume:
             fresh: Ignored: it always reads what is stored.
 
         Raises:
-            LocalStorageError: A chunk is damaged.
+            ChunkDamaged: A chunk cannot be decoded.
+            LocalStorageError: It cannot be read.
             ConnectionFailed: The store does not answer.
         """
         offset = self.levels[resolution].offset
@@ -225,7 +229,8 @@ class Volume:
             where: Which part.
 
         Raises:
-            LocalStorageError: A chunk is damaged.
+            ChunkDamaged: A chunk cannot be decoded.
+            LocalStorageError: It cannot be read.
             ConnectionFailed: The store does not answer.
         """
         with self._errors():
@@ -246,8 +251,22 @@ class Volume:
             LocalStorageError: The disk is full, or the store refuses.
             ConnectionFailed: The store does not answer.
         """
-        with self._errors():
-            self._arrays[level][where].write(values).result()
+        try:
+            with self._errors():
+                self._arrays[level][where].write(values).result()
+        except ChunkDamaged:
+            # Chunks at the ends of an OME-Zarr array are larger than it, and are read before they are written.
+            with self._errors():
+                self._removed(level, where)
+                self._arrays[level][where].write(values).result()
+
+    def _removed(self, level: int, where: tuple[slice, ...]) -> None:
+        """Remove the chunks of a part of OME-Zarr."""
+        store = self._ts.KvStore.open(self._place).result()
+        chunk = self.levels[level].chunk
+        touched = (range(part.start // size, -(-part.stop // size)) for part, size in zip(where, chunk, strict=True))
+        for z, y, x in itertools.product(*touched):
+            store.write(f"{level}/c/{z}/{y}/{x}", None).result()
 
     def reduced(self, level: int, where: tuple[slice, ...]) -> Array:
         """Make a part of a resolution from the next finer one.
@@ -257,7 +276,8 @@ class Volume:
             where: Which part, counted from its beginning in z, y and x.
 
         Raises:
-            LocalStorageError: A chunk of the finer resolution is damaged.
+            ChunkDamaged: A chunk of the finer resolution cannot be decoded.
+            LocalStorageError: It cannot be read.
             ConnectionFailed: The store does not answer.
         """
         method = "mean" if self.target.kind == "image" else "mode"
@@ -274,6 +294,8 @@ class Volume:
             text = str(error).partition(" [tensorstore_spec")[0][:500]
             if text.startswith(_PASSING):
                 raise ConnectionFailed(f"{self.target.location}: the store does not answer ({text}).") from None
+            if text.startswith(_DAMAGED):
+                raise ChunkDamaged(f"{self.target.location}: {text}. Publish the volume again to mend it.") from None
             raise LocalStorageError(
                 f"{self.target.location}: {text}. Make it writable, remove what is damaged, or choose another "
                 "location, then run this again: what is complete stays."

@@ -175,6 +175,38 @@ def test_what_is_wrong_is_named_by_the_look_and_healed_in_all_resolutions(tmp_pa
     assert np.array_equal(stored(place, 2), halved(halved(pixels)))
 
 
+@pytest.mark.parametrize("form", ["precomputed", "ome-zarr"])
+def test_chunks_that_cannot_be_decoded_are_named_and_written_again(form: str, tmp_path: Path) -> None:
+    pixels = volume(SHAPE)
+    made, place = load(stack(tmp_path / "source", pixels)), target(tmp_path, form, levels=3)
+    publish(made, place, ledger_folder=tmp_path)
+
+    def spoil(level: int) -> None:
+        chunks = [file for file in (Path(place.location) / str(level)).rglob("*") if file.is_file()]
+        chunk = max(file for file in chunks if file.suffix != ".json")  # at the far ends
+        chunk.write_bytes(chunk.read_bytes()[:7])
+
+    for level in range(3):
+        spoil(level)
+    healed = publish(made, place, verification=ALL, ledger_folder=tmp_path)
+    assert healed.mended["x=1 y=0 z=16 t=0"].startswith("damaged")
+    assert healed.healed >= 3
+    assert healed.verification
+    assert healed.verification.is_right
+    assert np.array_equal(stored(place), pixels)
+    assert np.array_equal(stored(place, 2), halved(halved(pixels)))
+    spoil(2)
+    healed = publish(made, place, verification=ALL, ledger_folder=tmp_path)
+    assert set(healed.mended) == {"level 2: 1 0 0"}
+    # No sample finds this one, but what is made of it does.
+    spoil(0)
+    none = VerifySettings(share=0, least=1, every_chunk=False)
+    (Path(place.location) / "1").rename(tmp_path / "lost")
+    publish(made, place, verification=none, ledger_folder=tmp_path)
+    assert np.array_equal(stored(place), pixels)
+    assert np.array_equal(stored(place, 1), halved(pixels))
+
+
 def test_a_lower_resolution_that_does_not_stay_as_it_was_written_is_no_success(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
