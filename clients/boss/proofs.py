@@ -79,8 +79,8 @@ class WrongTile(BaseModel):
         y: Row of the tile.
         z: Slice of the tile, or index of the chunk.
         t: Sample.
-        kind: `missing` when the Boss has nothing but zeros where the source has more, `damaged` when what a volume has in
-            its place cannot be decoded, else `different`.
+        kind: `missing` when the Boss has nothing but zeros where the source has more, `damaged` when what a volume has
+            in its place cannot be decoded, else `different`.
         detail: Where, and what was found.
     """
 

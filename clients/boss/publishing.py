@@ -51,7 +51,7 @@ class PublishReport(BaseModel):
         written: Blocks written by this run, healed ones included.
         written_before: Blocks that earlier runs of this machine had written.
         healed: Blocks that were not as they should be and were written again, before the next look.
-        mended: What the looks found wrong before it was written again, with how: tiles, and blocks of lower resolutions.
+        mended: Tiles, and blocks of lower resolutions, that a look found wrong before they were written again, and how.
         reduced_compared: Blocks of lower resolutions that were made again and compared in each voxel.
         blank: Tiles filled because their source is missing or damaged.
         skipped: Tiles left out for the same reason; zeros stand for them.
