@@ -30,11 +30,12 @@ _PAGE_SIZE = 50
 _MOST = 10_000
 
 
-def list_pages(page: Callable[..., list[Workflow]], newest: int | None) -> list[Workflow]:
-    """List executions page by page.
+def list_pages(page: Callable[..., list[Workflow]], count: Callable[[], int], newest: int | None) -> list[Workflow]:
+    """List executions page by page, until a page is empty: a server may give fewer at a time than it is asked for.
 
     Args:
-        page: Returns the executions from `offset` on, `limit` of them or fewer at the end.
+        page: Returns the executions from `offset` on, at most `limit` of them.
+        count: Tells how many there are; asked of a server that gives known ones again, as one that knows no offset.
         newest: How many to ask for; None for all.
 
     Returns:
@@ -42,17 +43,24 @@ def list_pages(page: Callable[..., list[Workflow]], newest: int | None) -> list[
 
     Raises:
         ListUnavailable: The platform cannot list its executions at all.
-        UnexpectedResponse: It does so without end.
+        UnexpectedResponse: It does so without end, or gives the same ones again although there are more.
     """
+    seen: set[str] = set()
+    read = 0
 
-    def numbered(number: int) -> tuple[list[Workflow], bool]:
-        entries = page(offset=(number - 1) * _PAGE_SIZE, limit=_PAGE_SIZE)
-        return entries, len(entries) >= _PAGE_SIZE
+    def following(_: int) -> tuple[list[Workflow], bool]:
+        nonlocal read
+        entries = page(offset=read, limit=_PAGE_SIZE)
+        read += len(entries)
+        fresh = {workflow.identifier for workflow in entries} - seen
+        seen.update(fresh)
+        return entries, bool(fresh) or (bool(entries) and count() != len(seen))
 
     try:
         return list(
             islice(
-                pages_of(numbered, identity=attrgetter("identifier"), what="The list of executions", most=_MOST), newest
+                pages_of(following, identity=attrgetter("identifier"), what="The list of executions", most=_MOST),
+                newest,
             )
         )
     except PlatformError as error:

@@ -352,7 +352,7 @@ class VipClient(_Api):
             ListUnavailable: The platform cannot list executions at all.
         """
         if self.profile.lists_in_pages:
-            return carmin.list_pages(self._workflow_page, newest)
+            return carmin.list_pages(self._workflow_page, self._workflow_count, newest)
         return self._workflow_page(limit=min(newest or _LONGEST_LIST, _LONGEST_LIST))
 
     def is_cut_off(self, listed: Sequence[Workflow]) -> bool:
@@ -369,6 +369,9 @@ class VipClient(_Api):
 
     def _workflow_page(self, **params: int) -> list[Workflow]:
         return self.ask(list[Workflow], "GET", "/executions", params=params)
+
+    def _workflow_count(self) -> int:
+        return self.ask(int, "GET", "/executions/count")
 
     def workflow(self, identifier: str) -> Workflow:
         """Describe one execution (`GET /executions/{id}`).

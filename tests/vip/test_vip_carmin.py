@@ -26,6 +26,7 @@ from prefect_biomed.clients.vip import (
     SessionFile,
     VipClient,
     VipSession,
+    Workflow,
     WorkflowStatus,
     describe,
     download,
@@ -38,6 +39,7 @@ from prefect_biomed.clients.vip import (
     open_session,
     preflight,
 )
+from prefect_biomed.clients.vip.carmin import list_pages
 from prefect_biomed.clients.vip.errors import ListUnavailable
 from prefect_biomed.clients.vip.models import PathEntry
 from prefect_biomed.sandbox import Fault, Sandbox
@@ -195,6 +197,33 @@ def test_many_executions_are_listed_page_by_page(client: VipClient, new_session:
     assert [workflow.name for workflow in client.workflows(newest=3)] == ["n52", "n51", "n50"]
     start(client, session)
     until(lambda: all(workflow.status == "Finished" for workflow in client.workflows()))
+
+
+def listing(number: int, most: int | None, *, knows_offset: bool = True) -> Callable[..., list[Workflow]]:
+    """A server that gives so many executions at a time, whatever it is asked for."""
+    there = [Workflow(identifier=f"{index}") for index in range(number)]
+
+    def page(*, offset: int, limit: int) -> list[Workflow]:
+        start = offset if knows_offset else 0
+        return there[start : start + min(limit, most or limit)]
+
+    return page
+
+
+@pytest.mark.parametrize("most", [1, 10, None])
+def test_short_page_is_not_the_end_of_the_list(most: int | None) -> None:
+    def count() -> int:
+        raise AssertionError("nobody needs it")
+
+    assert len(list_pages(listing(53, most), count, None)) == 53
+    assert len(list_pages(listing(53, most), count, 12)) == 12
+    assert list_pages(listing(0, most), count, None) == []
+
+
+def test_server_that_knows_no_offset_is_believed_only_when_its_count_agrees() -> None:
+    assert len(list_pages(listing(7, None, knows_offset=False), lambda: 7, None)) == 7
+    with pytest.raises(UnexpectedResponse, match="again and again"):
+        list_pages(listing(53, 10, knows_offset=False), lambda: 53, None)
 
 
 def test_running_execution_is_killed(vip: Sandbox, client: VipClient, new_session: NewSession) -> None:
