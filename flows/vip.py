@@ -696,7 +696,7 @@ def _summary(result: SessionResult, outcomes: Sequence[Outcome]) -> str:
     session = result.session
     rows = [
         f"| {inline(one.workflow.name)} | {inline(one.workflow.identifier)} | {inline(one.status.value)} "
-        f"| {one.jobs - one.failed_jobs} of {one.jobs} | {len(result.files.get(one.workflow.identifier, ()))} "
+        f"| {one.succeeded_jobs} of {one.jobs} | {len(result.files.get(one.workflow.identifier, ()))} "
         f"| {inline('; '.join(one.problems))} |"
         for one in outcomes
     ]

@@ -273,7 +273,7 @@ def _folder_of(session: VipSession, repetition: int, workflow: Workflow, files: 
 def _failure(workflow: Workflow, folder: Path | None, problem: str | None) -> str:
     codes = "; ".join(
         f"job {job.id}: {job.exit_message or job.status.value}, exit code {job.exit_code}"
-        for job in workflow.failed_jobs[:3]
+        for job in (*workflow.failed_jobs, *workflow.open_jobs)[:3]
     )
     if problem is None:
         # Nobody has judged it, so only what succeeded altogether counts.

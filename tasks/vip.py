@@ -362,6 +362,9 @@ def monitor_workflows(
     """
     logger = run_logger()
     settings = settings or WatchSettings()
+    if settings.strict is not None:
+        options = session.options.model_copy(update={"strict": settings.strict})
+        session = session.model_copy(update={"options": options})
     pace = PollSettings(
         interval_seconds=refresh_time,
         growth=1.1,
@@ -399,7 +402,7 @@ def monitor_workflows(
             if not wait:
                 break
         ended = [workflow for workflow in workflows if workflow.status.is_terminal]
-        texts, failed = failures(client, session, ended, strict=settings.strict)
+        texts, failed = failures(client, session, ended)
     if texts:
         report = "\n".join(texts)
         logger.error("Not everything succeeded:\n%s", lines(report))

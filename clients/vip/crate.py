@@ -98,6 +98,8 @@ def _error(record: SessionRecord, session: VipSession, identifier: str, ended: E
         return f"ended as {ended.status}"
     if ended.failed_jobs:
         return f"{ended.failed_jobs} of {ended.jobs} jobs failed"
+    if ended.open_jobs:
+        return f"it is not known how {ended.open_jobs} of {ended.jobs} jobs ended"
     # Results that are to be here and are not would otherwise look like results that there never were.
     lacking = unfetched(session, record, identifier) if ended.status in session.options.get_status else ()
     return f"{len(lacking)} outputs are not here: {', '.join(lacking[:5])}" if lacking else None

@@ -509,6 +509,11 @@ class Workflow(_Model):
         """The jobs that failed."""
         return tuple(job for job in self.jobs if job.status.is_failure)
 
+    @property
+    def open_jobs(self) -> tuple[Job, ...]:
+        """The jobs of which it is not known how they have ended."""
+        return tuple(job for job in self.jobs if not job.status.is_terminal)
+
 
 class SessionOptions(BaseModel):
     """What decides whether a session has succeeded, what is fetched of it, and what is removed from the platform.

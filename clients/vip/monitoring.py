@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -31,7 +32,7 @@ from prefect_biomed.clients.vip.models import (
     Workflow,
     WorkflowStatus,
 )
-from prefect_biomed.clients.vip.outcome import Outcome, judge
+from prefect_biomed.clients.vip.outcome import Outcome, judge, options_of
 from prefect_biomed.clients.vip.session_file import (
     FILE_NAME,
     VIP_HOME,
@@ -62,6 +63,8 @@ logger = logger_of(__name__)
 _DETAILS_EVERY_SECONDS = 300.0
 _LOG_LINES = 15
 _KILL_SECONDS = 300.0
+# How a job has ended may be written down later than how its run has.
+_JOBS_SECONDS = 60.0
 
 
 def find_all(client: VipClient, session: VipSession, names: Iterable[str] = ()) -> list[Workflow]:
@@ -113,6 +116,9 @@ def monitor(
 ) -> Iterator[list[Workflow]]:
     """Watch the executions of a session until all have ended, with one list request per look. Safe to repeat.
 
+    Where every job has to succeed (`strict`), one that has ended of which the platform does not tell how its jobs have
+    is asked for again, for a minute at most.
+
     Args:
         client: The account.
         session: The session.
@@ -136,27 +142,25 @@ def monitor(
     ids = list(workflow_ids) if workflow_ids is not None else record.workflow_ids() or list(record.workflows)
     if not ids:
         raise LedgerError(f"Session {session.session_name!r} has no executions to watch. Launch it first.")
-    watch = _Watch(client, record, ids, unknown_grace_seconds)
-    noted: dict[str, WorkflowStatus] = {}
+    watch = _Watch(client, session, record, ids, unknown_grace_seconds, settings.deadline_seconds)
+    noted: dict[str, tuple[WorkflowStatus, int]] = {}
     for workflows in poll(
         watch.look,
         settings,
-        done=_all_ended,
+        done=watch.is_over,
         what=f"Session {session.session_name!r}",
         take_up_again=f"vip_resume with session_name={session.session_name!r} takes it up again.",
         at_deadline=lambda: _end_watch(client, session, watch.open_ids, kill_at_deadline),
     ):
-        changed = [workflow for workflow in workflows if noted.get(workflow.identifier) != workflow.status]
-        noted.update({workflow.identifier: workflow.status for workflow in changed})
+        now = {workflow.identifier: (workflow.status, len(workflow.open_jobs)) for workflow in workflows}
+        changed = [workflow for workflow in workflows if noted.get(workflow.identifier) != now[workflow.identifier]]
+        noted |= now
         _note(file, changed)
-        if _all_ended(workflows) or any(workflow.status.is_terminal for workflow in changed):
+        is_over = watch.is_over(workflows)
+        if is_over or any(workflow.status.is_terminal for workflow in changed):
             # What Girder says stays; so at the end it has to be right.
-            note_runs(client, session, workflows, strict=_all_ended(workflows))
+            note_runs(client, session, workflows, strict=is_over)
         yield workflows
-
-
-def _all_ended(workflows: Sequence[Workflow]) -> bool:
-    return all(workflow.status.is_terminal for workflow in workflows)
 
 
 def _end_watch(client: VipClient, session: VipSession, open_ids: Sequence[str], kill_them: bool) -> str:
@@ -203,11 +207,22 @@ def _note(file: SessionFile, workflows: Sequence[Workflow]) -> None:
 class _Watch:
     """What is known of the watched executions; one list serves all, details are asked for when something changes."""
 
-    def __init__(self, client: VipClient, record: SessionRecord, ids: Sequence[str], grace_seconds: float) -> None:
+    def __init__(
+        self,
+        client: VipClient,
+        session: VipSession,
+        record: SessionRecord,
+        ids: Sequence[str],
+        grace_seconds: float,
+        deadline_seconds: float | None,
+    ) -> None:
         self._client = client
+        self._session = session
         self._record = record
         self._ids = ids
         self._grace_seconds = grace_seconds
+        self._until = math.inf if deadline_seconds is None else time.monotonic() + deadline_seconds
+        self._unproven_since: dict[str, float] = {}
         self._states: dict[str, Workflow] = {}
         self._detailed_at: dict[str, float] = {}
         self._unknown_since: dict[str, float] = {}
@@ -221,10 +236,35 @@ class _Watch:
         """Look at all of them once."""
         listed = list_by_id(self._client)
         now = time.monotonic()
+        for identifier in self._unproven:
+            self._states[identifier] = details(self._client, identifier, self._record)
         for identifier in self.open_ids:
             self._states[identifier] = self._latest(identifier, listed.get(identifier), now)
             self._check_trace(identifier, now)
+        for identifier in self._unproven:
+            self._unproven_since.setdefault(identifier, now)
         return [self._states[identifier] for identifier in self._ids]
+
+    def is_over(self, workflows: Sequence[Workflow]) -> bool:
+        """Tell whether all have ended, and their jobs too as far as that counts and can be had in time."""
+        now = time.monotonic()
+        if not all(workflow.status.is_terminal for workflow in workflows):
+            return False
+        waits = any(now - self._unproven_since[identifier] <= _JOBS_SECONDS for identifier in self._unproven)
+        return not waits or now >= self._until
+
+    @property
+    def _unproven(self) -> list[str]:
+        """Those that have succeeded, all jobs of which have to, and of which that is not told."""
+        if not self._client.profile.tells_jobs:
+            return []
+        return [
+            identifier
+            for identifier, workflow in self._states.items()
+            if workflow.status.is_success
+            and (workflow.open_jobs or not workflow.jobs)
+            and options_of(self._session, self._record, identifier).strict
+        ]
 
     def _latest(self, identifier: str, summary: Workflow | None, now: float) -> Workflow:
         old = self._states.get(identifier)
@@ -568,24 +608,18 @@ def _await_end(client: VipClient, ids: Sequence[str], timeout_seconds: float) ->
     return [states[identifier] for identifier in ids]
 
 
-def failures(
-    client: VipClient, session: VipSession, workflows: Iterable[Workflow], *, strict: bool | None = None
-) -> tuple[list[str], list[Workflow]]:
+def failures(client: VipClient, session: VipSession, workflows: Iterable[Workflow]) -> tuple[list[str], list[Workflow]]:
     """Say in words what went wrong in executions that have ended.
 
     Args:
         client: The account.
         session: The session, whose lists tell the inputs of a job, and whose options tell what counts as success.
         workflows: Executions that have ended, with their jobs.
-        strict: Whether an execution of which some jobs failed counts as failed; as the session's options say when None.
 
     Returns:
         One text for each execution with failed jobs or without success, with exit codes, messages, failing inputs and
         the last lines of the logs; and the executions that count as failed. See `outcome`.
     """
-    if strict is not None:
-        options = session.options.model_copy(update={"strict": strict})
-        session = session.model_copy(update={"options": options})
     values = SessionFile(session, client).read().input_settings or {}
     lists = {name: value for name, value in values.items() if isinstance(value, list) and len(value) > 1}
     outcomes = judge(client, session, list(workflows))
@@ -611,7 +645,7 @@ def diagnoses(client: VipClient, session: VipSession, workflows: Iterable[Workfl
 
 def _in_words(client: VipClient, one: Outcome, lists: Mapping[str, Sequence[Scalar | None]]) -> str:
     workflow = one.workflow
-    count = [f"{one.jobs - one.failed_jobs} of {one.jobs} jobs"] if client.profile.tells_jobs else []
+    count = [f"{one.succeeded_jobs} of {one.jobs} jobs"] if client.profile.tells_jobs else []
     told = [one.status.value, *count, *(problem for problem in one.problems if problem != one.status.value)]
     lines = [f"{workflow.identifier} ({workflow.name}) {', '.join(told)}"]
     for job in workflow.failed_jobs or (None,):

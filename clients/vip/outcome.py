@@ -7,7 +7,7 @@ success.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict
@@ -51,6 +51,7 @@ class Outcome(BaseModel):
         status: How it ended, also when it was removed since; its latest status before that.
         jobs: Number of its jobs, where the platform tells.
         failed_jobs: How many of them failed.
+        open_jobs: Of how many of them nobody knows how they ended.
         missing: Outputs that every successful run has and this one lacks.
         unfetched: Wanted outputs that are not here, or with another size.
         problems: Why it does not count as success, in words.
@@ -62,6 +63,7 @@ class Outcome(BaseModel):
     status: WorkflowStatus
     jobs: int = 0
     failed_jobs: int = 0
+    open_jobs: int = 0
     missing: tuple[str, ...] = ()
     unfetched: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
@@ -70,6 +72,11 @@ class Outcome(BaseModel):
     def is_success(self) -> bool:
         """Whether nothing is wrong with it."""
         return not self.problems
+
+    @property
+    def succeeded_jobs(self) -> int:
+        """Number of its jobs that are known to have succeeded."""
+        return self.jobs - self.failed_jobs - self.open_jobs
 
     @property
     def is_partial(self) -> bool:
@@ -84,6 +91,7 @@ class _End:
     status: WorkflowStatus
     jobs: int = 0
     failed_jobs: int = 0
+    open_jobs: int = 0
     outputs: int = 0
     output_names: frozenset[str] = field(default_factory=frozenset)
 
@@ -109,10 +117,8 @@ def outcome(workflow: Workflow, asked: Asked) -> Outcome:
         problems.append("was removed, and nothing tells how it ended")
     elif not wanted:
         problems.append(end.status.value)
-    if asked.options.strict and end.failed_jobs:
-        problems.append(f"{end.failed_jobs} of {end.jobs} jobs failed")
-    elif asked.options.strict and asked.tells_jobs and end.status.is_success and not end.jobs:
-        problems.append("the platform tells nothing of its jobs, so it is not known whether all succeeded (strict)")
+    if asked.options.strict:
+        problems += _problems_of_jobs(end, asked)
     if missing:
         problems.append(f"{end.outputs} of at least {len(asked.required_outputs)} outputs, without {_list(missing)}")
     if unfetched:
@@ -122,6 +128,7 @@ def outcome(workflow: Workflow, asked: Asked) -> Outcome:
         status=end.status,
         jobs=end.jobs,
         failed_jobs=end.failed_jobs,
+        open_jobs=end.open_jobs,
         missing=missing,
         unfetched=unfetched,
         problems=tuple(problems),
@@ -152,7 +159,7 @@ def judge(
         if token not in required:
             required[token] = _required_outputs(client, record, token)
         asked = Asked(
-            options=session.options if token == session.token else record.ledger.intents[token].options,
+            options=options_of(session, record, workflow.identifier),
             required_outputs=required[token],
             ended=record.ledger.ended.get(workflow.identifier),
             unfetched=unfetched(session, record, workflow.identifier) if fetched else None,
@@ -160,6 +167,21 @@ def judge(
         )
         outcomes.append(outcome(workflow, asked))
     return outcomes
+
+
+def options_of(session: VipSession, record: SessionRecord, workflow_id: str) -> SessionOptions:
+    """Tell by which options a run is judged.
+
+    Args:
+        session: The session; its options count for the runs of its own intent.
+        record: Its record, which has those of other intents.
+        workflow_id: The run.
+
+    Returns:
+        The options.
+    """
+    token = record.intent_of(workflow_id)
+    return session.options if token == session.token else record.ledger.intents[token].options
 
 
 def unfetched(session: VipSession, record: SessionRecord, workflow_id: str) -> tuple[str, ...]:
@@ -209,11 +231,21 @@ def _end(workflow: Workflow, ended: EndedRecord | None) -> _End:
             workflow.status,
             len(workflow.jobs),
             len(workflow.failed_jobs),
+            len(workflow.open_jobs),
             len(workflow.outputs),
             workflow.output_names,
         )
     status = WorkflowStatus(ended.status) if workflow.status == WorkflowStatus.REMOVED else workflow.status
-    return _End(status, ended.jobs, ended.failed_jobs, ended.outputs, frozenset(ended.output_names))
+    return _End(status, ended.jobs, ended.failed_jobs, ended.open_jobs, ended.outputs, frozenset(ended.output_names))
+
+
+def _problems_of_jobs(end: _End, asked: Asked) -> Iterator[str]:
+    if end.failed_jobs:
+        yield f"{end.failed_jobs} of {end.jobs} jobs failed"
+    if end.open_jobs:
+        yield f"of {end.open_jobs} of {end.jobs} jobs the platform does not tell that they have ended (strict)"
+    if asked.tells_jobs and end.status.is_success and not end.jobs:
+        yield "the platform tells nothing of its jobs, so it is not known whether all succeeded (strict)"
 
 
 def _missing(end: _End, required: frozenset[str]) -> tuple[str, ...]:

@@ -15,9 +15,9 @@ from prefect_biomed.clients.vip.bundle import PROVENANCE, SUMMARY
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.download import local_outputs, not_here
 from prefect_biomed.clients.vip.local_files import stored_name
-from prefect_biomed.clients.vip.models import InputValue, VipSession
+from prefect_biomed.clients.vip.models import InputValue, VipSession, WorkflowStatus
 from prefect_biomed.clients.vip.session_file import SessionFile
-from prefect_biomed.clients.vip.session_record import LaunchRecord, SessionRecord, UploadedFile
+from prefect_biomed.clients.vip.session_record import EndedRecord, LaunchRecord, SessionRecord, UploadedFile
 
 __all__ = ["publish_session"]
 
@@ -60,7 +60,7 @@ def publish_session(
             Boutiques descriptor of the pipeline.
     """
     record = SessionFile(session, client).read()
-    identifiers = _succeeded(record, session)
+    identifiers = _succeeded(record, session, tells_jobs=client.profile.tells_jobs)
     descriptor = client.descriptor(session.pipeline_id or "")
     if descriptor is None:
         raise ConfigurationError(f"The platform has no Boutiques descriptor of {session.pipeline_id}.")
@@ -84,12 +84,12 @@ def publish_session(
     return identifiers
 
 
-def _succeeded(record: SessionRecord, session: VipSession) -> tuple[str, ...]:
+def _succeeded(record: SessionRecord, session: VipSession, *, tells_jobs: bool) -> tuple[str, ...]:
     ended = record.ledger.ended
     found = tuple(
         identifier
         for identifier in record.workflows_of(session.token)
-        if identifier in ended and ended[identifier].status == "Finished" and not ended[identifier].failed_jobs
+        if identifier in ended and _all_succeeded(ended[identifier], tells_jobs=tells_jobs)
     )
     if not found:
         raise LedgerError(f"No execution of {session.session_name} is known to have succeeded with all of its jobs.")
@@ -100,6 +100,11 @@ def _succeeded(record: SessionRecord, session: VipSession) -> tuple[str, ...]:
             what = ", ".join(lacking[:5]) or "any output"
             raise LedgerError(f"{identifier} cannot be published: {what} is not in {session.output_dir}.")
     return found
+
+
+def _all_succeeded(ended: EndedRecord, *, tells_jobs: bool) -> bool:
+    is_told = ended.jobs > 0 or not tells_jobs
+    return ended.status == WorkflowStatus.FINISHED and is_told and not ended.failed_jobs and not ended.open_jobs
 
 
 class _Inputs:

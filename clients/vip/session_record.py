@@ -215,6 +215,7 @@ class EndedRecord(BaseModel):
         status: Its last status.
         jobs: Number of its jobs, where the platform tells.
         failed_jobs: How many of them failed.
+        open_jobs: Of how many of them nobody knows how they ended.
         outputs: Number of its outputs.
         output_names: Names of the outputs that have files, where the platform tells.
         seen: When it was first seen to have ended; None in files of earlier releases.
@@ -223,6 +224,7 @@ class EndedRecord(BaseModel):
     status: str
     jobs: int = 0
     failed_jobs: int = 0
+    open_jobs: int = 0
     outputs: int = 0
     output_names: tuple[str, ...] = ()
     seen: AwareDatetime | None = None
@@ -593,6 +595,7 @@ class SessionRecord(BaseModel):
                 status=workflow.status.value,
                 jobs=len(workflow.jobs),
                 failed_jobs=len(workflow.failed_jobs),
+                open_jobs=len(workflow.open_jobs),
                 outputs=len(workflow.outputs),
                 output_names=tuple(sorted(workflow.output_names)),
                 seen=known.seen if known and known.status == workflow.status else datetime.now().astimezone(),

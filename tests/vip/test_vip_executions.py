@@ -41,6 +41,7 @@ from prefect_biomed.clients.vip import (
     GenericVipError,
     JobStatus,
     SessionFile,
+    SessionOptions,
     VipClient,
     VipSession,
     Workflow,
@@ -390,7 +391,8 @@ def test_partial_success_names_the_failing_inputs(
     assert f"job {workflow.failed_jobs[0].id} ERROR, exit code 50: the tool exited with status 1" in text
     assert f", inputs slice={failing}\n" in text
     assert f"slice {failing} is corrupt" in text
-    assert failures(client, session, [workflow], strict=True)[1] == [workflow]
+    strict = session.model_copy(update={"options": SessionOptions(strict=True)})
+    assert failures(client, strict, [workflow])[1] == [workflow]
 
 
 # -- kills and deletions -----------------------------------------------------------------------------------------------

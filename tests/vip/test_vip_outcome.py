@@ -10,6 +10,7 @@ import pytest
 
 from harness.vip_steps import QUICK, effects, run, send, start, until, wait
 from prefect_biomed.clients.errors import LedgerError, PlatformError
+from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.vip import (
     Asked,
     NotFetched,
@@ -40,8 +41,9 @@ COPY = ("CopyFile/1.0", {"file": "a.bin"})
 
 
 def workflow(status: str = "Finished", jobs: str = "", outputs: tuple[str, ...] = ("/o/a",), **more: Any) -> Workflow:
-    """An execution whose jobs are given by one letter each: `c`ompleted or `e`rror."""
-    told = {str(number): {"status": {"c": "COMPLETED", "e": "ERROR"}[job]} for number, job in enumerate(jobs)}
+    """An execution whose jobs are given by one letter each: `c`ompleted, `e`rror, `r`unning or `n`ew to us."""
+    words = {"c": "COMPLETED", "e": "ERROR", "r": "RUNNING", "n": "HIBERNATING"}
+    told = {str(number): {"status": words[job]} for number, job in enumerate(jobs)}
     return Workflow.model_validate(
         {"identifier": "w", "status": status, "jobs": told, "returnedFiles": {"result": list(outputs)}, **more}
     )
@@ -57,6 +59,9 @@ def workflow(status: str = "Finished", jobs: str = "", outputs: tuple[str, ...] 
         (workflow(), Asked(SessionOptions(strict=True), tells_jobs=True), ("tells nothing of its jobs",)),
         (workflow(jobs="cc"), Asked(SessionOptions(strict=True), tells_jobs=True), ()),
         (workflow(), Asked(tells_jobs=True), ()),
+        (workflow(jobs="crn"), Asked(options=SessionOptions(strict=True)), ("of 2 of 3 jobs the platform",)),
+        (workflow(jobs="crn"), Asked(), ()),
+        (workflow(jobs="re"), Asked(options=SessionOptions(strict=True)), ("1 of 2 jobs failed", "of 1 of 2 jobs")),
         (workflow("ExecutionFailed"), Asked(), ("ExecutionFailed",)),
         (workflow("Killed"), Asked(), ("Killed",)),
         (workflow("Killed"), Asked(options=SessionOptions(get_status=("Finished", "Killed"))), ()),
@@ -79,6 +84,11 @@ def workflow(status: str = "Finished", jobs: str = "", outputs: tuple[str, ...] 
         ),
         (
             workflow("Removed", outputs=()),
+            Asked(SessionOptions(strict=True), ended=EndedRecord(status="Finished", jobs=2, open_jobs=1, outputs=1)),
+            ("of 1 of 2 jobs",),
+        ),
+        (
+            workflow("Removed", outputs=()),
             Asked(required_outputs=frozenset("a"), ended=EndedRecord(status="Finished")),
             ("0 of at least 1 outputs",),
         ),
@@ -97,6 +107,35 @@ def test_what_is_asked_decides(seen: Workflow, asked: Asked, problems: tuple[str
 def test_some_failed_jobs_are_a_success_that_says_so() -> None:
     assert outcome(workflow(jobs="ce"), Asked()).is_partial
     assert not outcome(workflow(jobs="cc"), Asked()).is_partial
+
+
+@pytest.mark.parametrize("late", ["r", ""], ids=["running", "none told"])
+def test_jobs_that_are_told_late_are_asked_for_again_for_a_while(
+    client: VipClient, new_session: NewSession, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    """A run is Finished before the platform tells how its jobs are; strict waits for that, but not for ever."""
+    session = new_session(*COPY, files={"a.bin": b"abc"}, options=SessionOptions(strict=True))
+    (ended,) = run(client, session)
+    told = iter([late, late, "c"])
+    monkeypatch.setattr(client, "workflow", lambda _: ended.model_copy(update={"jobs": workflow(jobs=next(told)).jobs}))
+    looks = list(monitor(client, session, QUICK))
+    assert [len(look[0].jobs) - len(look[0].open_jobs) for look in looks] == [0, 0, 1]
+    assert judge(client, session, looks[-1])[0].is_success
+    assert SessionFile(session).read().ledger.ended[ended.identifier].open_jobs == 0
+
+    told = iter([late, "r", "r", "r", "r", "r", "r", "r"])
+    monkeypatch.setattr("prefect_biomed.clients.vip.monitoring._JOBS_SECONDS", 0.1)
+    last = list(monitor(client, session, QUICK))[-1]
+    assert not judge(client, session, last)[0].is_success
+    assert SessionFile(session).read().ledger.ended[ended.identifier].open_jobs == 1
+    # Nor longer than anybody waits.
+    told = iter([late] * 9)
+    monkeypatch.setattr("prefect_biomed.clients.vip.monitoring._JOBS_SECONDS", 60.0)
+    hurried = PollSettings(interval_seconds=0.05, deadline_seconds=0.1)
+    assert not judge(client, session, list(monitor(client, session, hurried))[-1])[0].is_success
+    told = iter([late])
+    relaxed = session.model_copy(update={"options": SessionOptions()})
+    assert len(list(monitor(client, relaxed, QUICK))) == 1
 
 
 def test_outputs_that_are_not_here_whole_are_no_success(client: VipClient, new_session: NewSession) -> None:
