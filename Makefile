@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Suites start hundreds of processes; one that may not write down what it compiled compiles all of Prefect again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check slow endurance conformance chaos chaos-answers chaos-ingest-kills chaos-kills chaos-protocol pixels plans properties fuzz hostile mutants sbom bench up down clean
+.PHONY: demo test check slow endurance conformance chaos chaos-answers chaos-ingest-kills chaos-kills chaos-protocol pixels plans properties fuzz hostile mutants sbom docs bench up down clean
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo
@@ -76,6 +76,14 @@ pixels: $(STAMP)
 # The bill of materials of what is installed (CycloneDX), its licences, and known vulnerabilities.
 sbom: $(STAMP)
 	PYTHONPATH=tests:. $(BIN)/python -m harness.supply_chain
+
+# Pages for people, in build/site, to be opened without a network. A warning is an error.
+docs: $(STAMP)
+	rm -rf build/sources build/site
+	mkdir -p build/sources/prefect_biomed
+	ln -s $(foreach package,analysis blocks clients flows tasks sandbox,$(CURDIR)/$(package)) build/sources/prefect_biomed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	! grep -rlE '<(script|link|img|iframe)[^>]* (src|href)="https?:' build/site --include='*.html'
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

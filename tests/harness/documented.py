@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PROGRAMS = ("make", "pip", "prefect", "prefect-biomed", "python")
 
 
@@ -31,6 +31,21 @@ def commands() -> dict[str, list[str]]:
             words = [word for word in words if word not in ("&", "…")]
             if words[0] in PROGRAMS:
                 found[shlex.join(words)] = words
+    return found
+
+
+def samples() -> list[tuple[str, str]]:
+    """Python of the documentation.
+
+    Returns:
+        Where each sample is, as `docs/vip.md:20`, and the sample.
+    """
+    found = []
+    for document in DOCUMENTS:
+        text = document.read_text()
+        for block in re.finditer(r"```python\n(.*?)```", text, re.DOTALL):
+            line = text.count("\n", 0, block.start()) + 1
+            found.append((f"{document.relative_to(ROOT)}:{line}", block[1]))
     return found
 
 

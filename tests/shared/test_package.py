@@ -103,12 +103,14 @@ def deployed() -> set[str]:
 
 def test_the_readme_names_what_is_there() -> None:
     readme = (ROOT / "README.md").read_text()
-    assert set(re.findall(r"^\| `([a-z0-9-]+/[a-z0-9-]+)` \|", readme, re.MULTILINE)) == deployed()
+    listed = (ROOT / "docs" / "deployments.md").read_text()
+    assert set(re.findall(r"^\| `([a-z0-9-]+/[a-z0-9-]+)` \|", listed, re.MULTILINE)) == deployed()
     for target in re.findall(r"\]\(((?!http)[^)#]+)\)", readme):
         assert (ROOT / target).exists(), target
-    entrances = readme + (ROOT / "CONTRIBUTING.md").read_text()
-    for page in (ROOT / "docs").glob("*.md"):
-        assert f"docs/{page.name}" in entrances, f"no way leads to {page.name}"
+    for page in set((ROOT / "docs").glob("*.md")) - {ROOT / "docs" / "index.md"}:
+        assert f"docs/{page.name}" in readme, f"no way leads to {page.name}"
+    pages = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    assert pages["theme"]["font"] is False, "fonts would be fetched from elsewhere"
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`?\$? ?make ([a-z]+)", readme)) <= targets
 
