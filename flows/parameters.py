@@ -280,8 +280,9 @@ class _Details(Group):
     """Exact name or id of a study."""
     store: int | None = Field(default=None, title="Algorithm store (id)")
     """Id of the algorithm store that vouches for the image."""
-    central: bool = Field(default=False, title="Central function")
-    """Whether the function coordinates others. It then needs exactly one organization to run at."""
+    central: bool | None = Field(default=None, title="Central function")
+    """Whether the function coordinates others. It then needs exactly one organization to run at. When empty, what the
+    algorithm store tells of it; without a `store` it does not."""
     columns: tuple[str, ...] = Field(default=(), title="Columns it needs")
     """Columns the function needs, checked against those that nodes tell."""
 

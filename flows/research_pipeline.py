@@ -72,7 +72,7 @@ class TableStage(_Stage):
         arguments: Its keyword arguments.
         organizations: Exact names or ids; all when empty.
         databases: What it reads.
-        central: Whether the function coordinates others.
+        central: Whether the function coordinates others; it does not when empty.
         tables: CSV file that the node of each site reads; written when images were measured.
         sites: Patterns of the images of each site.
         measures: Name of the files that hold measures.
@@ -84,7 +84,7 @@ class TableStage(_Stage):
     arguments: dict[str, Any] = Field(default_factory=dict)
     organizations: list[str | int] | None = None
     databases: DatabaseInput = None
-    central: bool = False
+    central: bool | None = None
     tables: dict[str, Path] = Field(default_factory=dict)
     sites: dict[str, list[str]] = Field(default_factory=dict)
     measures: str = "measures.csv"

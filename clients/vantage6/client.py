@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import islice
 from typing import IO, Any, Literal, Self, TypeVar, overload
+from urllib.parse import urlsplit
 
 import requests
 from pydantic import Field, JsonValue, SecretStr, ValidationError
@@ -139,6 +140,7 @@ class Vantage6Client(Vantage6Rest):
         own_key = private_key.public_key.fingerprint if private_key is not None else ""
         self.known_keys = KnownKeys(base_url, own_key, known_keys)
         self._authenticator = Authenticator(login)
+        self._timeouts, self._verify_tls = timeouts, verify_tls
         super().__init__(
             HttpSession(base_url, auth_headers=self._authenticator.headers, timeouts=timeouts, verify_tls=verify_tls)
         )
@@ -753,6 +755,28 @@ class Vantage6Client(Vantage6Rest):
         with self.opened("GET", path, about=path, params=params) as response:
             yield self._http.chunks(response)
 
+    def beside(self, url: str) -> AbstractContextManager[Vantage6Rest]:
+        """Open another service of the federation, such as an algorithm store.
+
+        Args:
+            url: Where it is. It is asked as the account on the server's own origin, and without a login elsewhere: a
+                key of ours goes to no other host.
+
+        Returns:
+            Its REST interface; connections are closed at the end of the block.
+
+        Raises:
+            ConfigurationError: The URL is none.
+        """
+        ours = urlsplit(url)[:2] == urlsplit(self.url)[:2]
+        session = HttpSession(
+            url,
+            auth_headers=self._authenticator.headers if ours else dict,
+            timeouts=self._timeouts,
+            verify_tls=self._verify_tls,
+        )
+        return _closing(session)
+
     # -- the server's affairs ------------------------------------------------------------------------------------------
 
     def health(self) -> dict[str, JsonValue]:
@@ -827,6 +851,12 @@ class Vantage6Client(Vantage6Rest):
         if error.status == requests.codes.unauthorized and "Token has expired" in str(error):
             return self._authenticator.renew
         return self._authenticator.log_in_again if error.status == requests.codes.unprocessable_entity else None
+
+
+@contextmanager
+def _closing(session: HttpSession) -> Iterator[Vantage6Rest]:
+    with session:
+        yield Vantage6Rest(session)
 
 
 def nodes_of(client: Vantage6Client, collaboration_id: int) -> dict[int, Node]:

@@ -99,7 +99,8 @@ def launch(
 
     After the log-in, for which version, token and account are read, five requests whatever the number of
     organizations, six on generation 5, where dataframes are checked too; plus one for each organization where the
-    server keeps payloads in a blob store. A repetition of a task that is known takes one.
+    server keeps payloads in a blob store, and two where an algorithm store tells whether the function is central.
+    A repetition of a task that is known takes one.
 
     Args:
         client: The account.
@@ -851,7 +852,7 @@ def _body(client: Vantage6Client, plan: Plan) -> IO[bytes]:
     request, major = plan.request, client.version.major
     encrypted = plan.collaboration.encrypted
     with written_call(
-        major, request.method, request.arguments, request.arguments_file, central=request.central
+        major, request.method, request.arguments, request.arguments_file, central=plan.central is True
     ) as call:
         return call.write_body(client, _fields(plan, major), plan.organizations, encrypted=encrypted)
 
@@ -875,8 +876,10 @@ def _fields(plan: Plan, major: int) -> dict[str, Any]:
         body |= {
             "method": request.method,
             "session_id": request.session,
-            "action": (Action.CENTRAL_COMPUTE if request.central else Action.FEDERATED_COMPUTE).value,
         }
+        # The server finds out itself what we could not: with a store it may be left out.
+        if plan.central is not None:
+            body["action"] = (Action.CENTRAL_COMPUTE if plan.central else Action.FEDERATED_COMPUTE).value
         if request.depends_on:
             body["depends_on_ids"] = list(request.depends_on)
     return body

@@ -820,7 +820,8 @@ class TaskRequest(BaseModel):
         study: Exact name or id of a study.
         store: Id of the algorithm store that vouches for the image.
         session: Id of the session (generation 5).
-        central: Whether the function coordinates others.
+        central: Whether the function coordinates others. When None, what the algorithm store tells; without a `store`
+            it does not.
         columns: Columns it needs; checked against those that nodes share.
         depends_on: Tasks that must have ended well before (generation 5).
     """
@@ -839,7 +840,7 @@ class TaskRequest(BaseModel):
     study: str | int | None = None
     store: int | None = None
     session: int | None = None
-    central: bool = False
+    central: bool | None = None
     columns: list[str] = Field(default_factory=list)
     depends_on: list[int] = Field(default_factory=list)
 

@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from prefect_biomed.clients.errors import ConfigurationError, NotFoundError, PreflightFailed
 from prefect_biomed.clients.polling import PollSettings, poll
 from prefect_biomed.clients.texts import logger_of
+from prefect_biomed.clients.vantage6.algorithm_stores import Kind, kind_of
 from prefect_biomed.clients.vantage6.arguments import problems_of_arguments, problems_of_files
 from prefect_biomed.clients.vantage6.client import Vantage6Client, nodes_of
 from prefect_biomed.clients.vantage6.encryption import PrivateKey, PublicKey
@@ -261,6 +262,7 @@ class Plan:
         nodes: Nodes of the collaboration that the account sees, by their organization.
         databases: In the words of the server's generation.
         dataframes_awaited: Ids of dataframes that are being made; the server refuses to compute on them before.
+        central: Whether the function coordinates others; None when the algorithm store has not told.
         warnings: What does not stop the task but may.
     """
 
@@ -272,6 +274,7 @@ class Plan:
     nodes: Mapping[int, Node]
     databases: JsonValue
     dataframes_awaited: frozenset[int]
+    central: bool | None
     warnings: tuple[str, ...]
 
 
@@ -334,12 +337,7 @@ def plan_task(
     warnings: list[str] = []
     study_id, members = _study_and_members(client, request, collaboration, problems)
     organizations = choose_organizations(request.organizations, members, problems)
-    if request.central and len(organizations) != 1:
-        asked = ", ".join(repr(one.name) for one in organizations) or "none"
-        problems.append(
-            "central: a central function makes the tasks of the others itself, so it runs at one organization; asked "
-            f"are {asked}. Give organizations=[...] with one of them, which may be your own."
-        )
+    central = _is_central(client, request, organizations, problems)
     nodes = nodes_of(client, collaboration.id)
     check_nodes(client, organizations, nodes, offline_nodes, problems, warnings)
     if client.organization_id not in {member.id for member in collaboration.organizations}:
@@ -358,8 +356,35 @@ def plan_task(
         nodes=nodes,
         databases=databases,
         dataframes_awaited=frozenset(waiting),
+        central=central,
         warnings=tuple(warnings),
     )
+
+
+def _is_central(
+    client: Vantage6Client, request: TaskRequest, organizations: Sequence[Organization], problems: list[str]
+) -> bool | None:
+    """Tell whether the function coordinates others, and make sure that such a one runs once; None when unknown."""
+    kind = Kind(request.central)
+    if request.central is None and (request.store is None or client.version.major == 3):
+        kind = Kind(central=False)
+    elif request.central is None and request.store is not None:
+        try:
+            kind = kind_of(client, request.store, request.image, request.method)
+        except NotFoundError as error:
+            problems.append(f"store: {error}")
+    if kind.central and len(organizations) != 1:
+        asked = ", ".join(repr(one.name) for one in organizations) or "none"
+        problems.append(
+            "central: a central function makes the tasks of the others itself, so it runs at one organization; asked "
+            f"are {asked}. Give organizations=[...] with one of them, which may be your own."
+        )
+    elif kind.central is None and kind.unknown_because and len(organizations) > 1:
+        problems.append(
+            f"central: whether {request.method!r} coordinates others, and may run at one organization only, is not "
+            f"known: {kind.unknown_because}. Say central=True or central=False."
+        )
+    return kind.central
 
 
 def _study_and_members(

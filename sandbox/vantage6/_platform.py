@@ -621,7 +621,7 @@ class Vantage6Sandbox(Platform):
 
     def action(self, image: str, method: str) -> str | None:
         """Return the kind of step that a method is, as the store knows it."""
-        algorithm: Algorithm | None = self.images[image].algorithms.get(method)
+        algorithm: Algorithm | None = self.images[image.partition("@")[0]].algorithms.get(method)
         return algorithm.action if algorithm else None
 
     # -- events ------------------------------------------------------------------------------------

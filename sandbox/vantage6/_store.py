@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from prefect_biomed.sandbox.vantage6._http import Answer, Call, Routes
+from prefect_biomed.sandbox.vantage6._http import USER, Answer, Call, Routes
 
 PREFIX = "/store/api"
 routes = Routes()
@@ -17,7 +17,7 @@ def get_version(call: Call) -> Answer:
     return {"version": "4.15.2" if call.generation == 4 else "5.0.3"}
 
 
-@routes.add("GET", "/algorithm")
+@routes.add("GET", "/algorithm", USER, (4, 5))
 def list_algorithms(call: Call) -> Answer:
     server = call.server
     wanted = call.arg("image")

@@ -612,7 +612,9 @@ def test_an_algorithm_store_gives_the_digest(four: Vantage6Sandbox) -> None:
     more = {"name": "x", "image": CLINICAL, "collaboration_id": 1, "store_id": store["id"]}
     more["organizations"] = admin.organizations("echo", {}, ("north",))
     stored = admin.ask("POST", "/task", json=more).json()
-    listed = requests.get(f"{url}/algorithm", params={"image": CLINICAL}, timeout=10).json()["data"][0]
+    query, login = {"image": CLINICAL}, {"Authorization": f"Bearer {admin.tokens['access_token']}"}
+    assert requests.get(f"{url}/algorithm", params=query, timeout=10).status_code == 401
+    listed = requests.get(f"{url}/algorithm", params=query, headers=login, timeout=10).json()["data"][0]
     assert (task["image"], stored["image"]) == (CLINICAL, f"{CLINICAL}@{listed['digest']}")
     assert admin.wait(stored["id"]) == "completed"
 

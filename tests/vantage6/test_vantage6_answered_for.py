@@ -12,6 +12,7 @@ from harness.federation import CLINICAL, FAST, HOSPITALS, Federation, token, wai
 from prefect_biomed.clients.errors import DeadlineExceeded, PreflightFailed
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.vantage6 import (
+    AlgorithmStore,
     EncodedResult,
     Result,
     ResultMissing,
@@ -56,6 +57,44 @@ def test_a_central_function_runs_at_one_organization(
         with pytest.raises(PreflightFailed, match="it runs at one organization; asked are 'north', 'south'"):
             launch(client, request, token())
         assert here.tasks_created() == before
+
+
+@pytest.mark.parametrize("generation", [4, 5])
+def test_the_algorithm_store_tells_whether_a_function_is_central(
+    federations: Callable[[int], Federation], generation: int, tmp_path: Path
+) -> None:
+    here = federations(generation)
+    with here.client("root", key=None) as root:
+        fields = {"server_url": here.facts["url"], "force": True} if generation == 4 else {"api_path": ""}
+        store = root.create(
+            AlgorithmStore, name="store", algorithm_store_url=here.facts["store_url"], collaboration_id=1, **fields
+        )
+    with here.client() as client:
+        data = here.data(client, "plain") if generation == 5 else {}
+        column = {"column": "age"}
+        central = here.request("central_average", arguments=column, central=None, store=store.id, **data)
+        partial = here.request("partial_average", arguments=column, central=None, store=store.id, **data)
+        with pytest.raises(PreflightFailed, match="it runs at one organization; asked are 'north', 'south'"):
+            launch(client, central, token())
+        task = launch(client, central.model_copy(update={"organizations": ["north"]}), token())
+        wait(client, task)
+        (result,) = fetch_results(client, task.id, output_dir=tmp_path)
+        assert result.value == {"average": pytest.approx(48.52, abs=0.1), "count": 442}
+        assert len(wait(client, launch(client, partial, token())).states[0].runs) == len(HOSPITALS)
+        if generation == 5:
+            assert client.task(task.id).action == "central_compute"
+        # Elsewhere it is asked without a login, which this one refuses; silence is no evidence of a partial function.
+        record = here.sandbox.registry.stores.get(store.id)
+        assert record is not None
+        record.url = record.url.replace("127.0.0.1", "localhost")
+        with pytest.raises(
+            PreflightFailed, match=r"'partial_average' coordinates others.*Missing Authorization Header"
+        ):
+            launch(client, partial, token())
+        # The server finds out itself when only one organization is asked.
+        launch(client, partial.model_copy(update={"organizations": ["north"]}), token())
+        wait(client, launch(client, partial.model_copy(update={"central": False}), token()))
+    here.sandbox.registry.stores.remove(record)
 
 
 def test_a_task_of_which_no_run_is_listed_has_not_ended(
