@@ -467,14 +467,28 @@ class _Settings:
         if _STORAGE.match(value):
             return value
         if not value.startswith(self.client.profile.files_root):
-            self.problems.append(f"{name!r}: the file {value!r} is not in the input folder {self.session.input_dir}.")
+            self.problems.append(f"{name!r}: {self._lost(value)}")
             return None
         uploaded = value.removeprefix(self.session.vip_input_dir + "/")
         on_its_way = uploaded in self._stored_names or (self.folder and value == self.session.vip_input_dir)
         if not on_its_way and not self._on_platform(value):
-            self.problems.append(f"{name!r}: {value} does not exist on the platform.")
+            was_input = self.folder is None and self.session.input_dir is not None and uploaded != value
+            told = self._lost(value) if was_input else f"{value} does not exist on the platform."
+            self.problems.append(f"{name!r}: {told}")
             return None
         return value
+
+    def _lost(self, value: str) -> str:
+        """Say where a file was looked for in vain."""
+        session = self.session
+        if session.input_dir is None:
+            return f"there is no input_dir in which the file {value!r} could be. Give one, or a path on the platform."
+        if self.folder is not None:
+            return f"the file {value!r} is not in the input folder {session.input_dir}."
+        return (
+            f"the file {value!r} is not on the platform, in {session.vip_input_dir}. It was removed since the upload, "
+            f"or was not to be sent. vip_session with session_name={session.session_name!r} sends what is missing."
+        )
 
     def _is_here(self, value: Scalar | None) -> bool:
         """Whether a value that looks like the name of something elsewhere is a file of the input folder."""

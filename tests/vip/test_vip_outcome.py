@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.vip_steps import QUICK, effects, run, send, start, until, wait
-from prefect_biomed.clients.errors import LedgerError, PlatformError
+from prefect_biomed.clients.errors import LedgerError, PlatformError, PreflightFailed
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.vip import (
     Asked,
@@ -440,6 +440,23 @@ def test_nothing_is_launched_on_a_part_of_the_inputs(vip: Sandbox, client: VipCl
     inputs = SessionFile(session).read().ledger.intents["t0k3n"].inputs
     assert inputs.is_complete
     assert len(inputs.digest or "") == 64
+
+
+@pytest.mark.parametrize("value", ["a.bin", "sub", ".", "/vip/Home/API/session/INPUTS/a.bin"])
+def test_inputs_that_vanished_after_the_upload_are_told_as_that(
+    vip: Sandbox, client: VipClient, new_session: NewSession, value: str
+) -> None:
+    vip.vip.switches.delete_seconds = 0
+    session = new_session("FolderChecksums/1.0", {"folder": value}, files={"a.bin": b"a", "sub/b.bin": b"b"})
+    send(client, session)
+    client.delete(session.vip_input_dir)
+    until(lambda: not client.exists(session.vip_input_dir))
+    with pytest.raises(PreflightFailed) as caught:
+        start(client, session)
+    (problem,) = caught.value.problems
+    assert f"{value!r} is not on the platform, in {session.vip_input_dir}" in problem
+    assert "vip_session with session_name='session' sends what is missing" in problem
+    assert send(client, session.model_copy(update={"token": "again1"})).sent == 2
 
 
 def test_inputs_are_completed_from_the_record_alone(
