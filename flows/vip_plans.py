@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_biomed.blocks.vip import VipCredentials
-from prefect_biomed.clients.errors import ConfigurationError
+from prefect_biomed.clients.errors import ConfigurationError, NotFoundError
 from prefect_biomed.clients.once import Deed
 from prefect_biomed.clients.vip import SessionFile, VipClient, VipSession, open_intents, open_session, preflight
 from prefect_biomed.clients.vip.finish import foresee_finish, on_inputs_of
@@ -192,7 +192,11 @@ def plan_collect(credentials: VipCredentials, folder: Path, outputs: Any, remova
             record = SessionFile(session, client).read()
             open_ids = record.workflow_ids()
             unlaunched = [name for one in intents for name in record.not_launched(one, is_newest=one is intents[-1])]
-            running = [one for one in open_ids if not state(client, one).status.is_terminal]
+            try:
+                running = [one for one in open_ids if not state(client, one, record.over).status.is_terminal]
+            except NotFoundError as error:
+                parts.append(Plan(notes=(f"{session.session_name} is left alone: {error}",)))
+                continue
             if open_ids and not unlaunched and not running:
                 parts.append(_removal(client, session))
             elif open_ids:

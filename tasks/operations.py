@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict
 from prefect_biomed.blocks.boss import BossCredentials
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
 from prefect_biomed.blocks.vip import VipCredentials
+from prefect_biomed.clients.errors import NotFoundError
 from prefect_biomed.clients.vantage6 import Task as Vantage6Task
 from prefect_biomed.clients.vip import VipClient, Workflow, kill, remove_session
 from prefect_biomed.clients.vip.monitoring import list_by_id, state
@@ -272,14 +273,21 @@ def running_executions(client: VipClient, executions: Sequence[str], sessions: S
         sessions: Names of sessions.
 
     Returns:
-        Identifiers.
+        Identifiers, those that the platform does not know among them, because they may run elsewhere.
     """
     listed = list_by_id(client).values()
     # What the platform does not list may run all the same; each of these is asked for by itself.
     named = dict.fromkeys([*executions, *(w.identifier for w in listed if _session_of(w) in sessions)])
     ended = {w.identifier for w in listed if w.status.is_terminal}
     asked = [identifier for identifier in named if identifier not in ended]
-    return [one for one in asked if not state(client, one).status.is_terminal]
+    return [one for one in asked if not _has_ended(client, one)]
+
+
+def _has_ended(client: VipClient, identifier: str) -> bool:
+    try:
+        return state(client, identifier).status.is_terminal
+    except NotFoundError:
+        return False
 
 
 def _session_of(workflow: Workflow) -> str:

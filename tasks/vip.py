@@ -37,7 +37,6 @@ from prefect_biomed.clients.vip import (
 from prefect_biomed.clients.vip import complete_inputs as send_what_is_missing
 from prefect_biomed.clients.vip import finish as finish_session
 from prefect_biomed.clients.vip import kill_session as kill_runs_of_session
-from prefect_biomed.clients.vip.monitoring import note_killed
 from prefect_biomed.clients.vip.session_file import VIP_HOME, SessionFile
 from prefect_biomed.tasks._reporting import (
     Progress,
@@ -569,7 +568,7 @@ def kill_workflows(
 
     Raises:
         LaunchInDoubt: It is not known whether some were launched; the others were killed.
-        LedgerError: The platform does not know some of which nobody has seen the end.
+        NotFoundError: The platform does not know some of which nobody has seen the end.
         DeadlineExceeded: Some have not ended in time.
     """
     with credentials.get_client() as client:
@@ -577,8 +576,7 @@ def kill_workflows(
         if workflow_ids is None:
             found = [workflow.identifier for workflow in find_all(client, session)]
             workflow_ids = list(dict.fromkeys(file.read().workflow_ids() + found))
-        workflows = kill(client, workflow_ids, timeout_seconds=timeout_seconds)
-        note_killed(client, session, workflows)
+        workflows = kill(client, workflow_ids, session=session, timeout_seconds=timeout_seconds)
     for workflow in workflows:
         state_event("vip", "execution", workflow.identifier, workflow.status.value, name=workflow.name)
     return workflows
@@ -607,8 +605,8 @@ def kill_session(
         Its runs after it.
 
     Raises:
-        LedgerError: There is no session file, and no run carries the name; or the platform does not know some of which
-            nobody has seen the end.
+        LedgerError: There is no session file, and no run carries the name.
+        NotFoundError: The platform does not know some of which nobody has seen the end.
         LaunchInDoubt: It is not known whether some were launched; the others were killed.
         DeadlineExceeded: Some have not ended in time.
     """

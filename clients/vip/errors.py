@@ -25,6 +25,7 @@ from prefect_biomed.clients.rest import Refusal
 from prefect_biomed.clients.vip.models import Workflow, without_tokens
 
 __all__ = [
+    "DELETED",
     "NO_REASON",
     "GenericVipError",
     "ListUnavailable",
@@ -91,6 +92,8 @@ class StillNeeded(BiomedError):
     """A session cannot be removed because other sessions use its inputs. Nothing was removed."""
 
 
+DELETED = 8015
+"""VIP's error code for an execution whose record was deleted, which it allows only after the end."""
 NO_REASON = 8000
 """VIP's error code for nearly everything."""
 # With these the status says more than VIP's generic code.
@@ -100,7 +103,7 @@ _ELSEWHERE = "The path or object is outside what this account may use."
 _JOIN = "It belongs to a group you are not in. Join the group on the portal: your account, Join group."
 _KINDS: dict[int, tuple[type[PlatformError], str]] = {
     **dict.fromkeys((8002, 8003, 8004, 20, 25, 30), (AuthenticationError, _NEW_KEY)),
-    **dict.fromkeys((8007, 8015, 56, 105), (NotFoundError, "Check the name.")),
+    **dict.fromkeys((8007, DELETED, 56, 105), (NotFoundError, "Check the name.")),
     **dict.fromkeys((8013, 45, 50), (PermissionDeniedError, _ELSEWHERE)),
     8008: (PermissionDeniedError, _JOIN),
     **dict.fromkeys((2000, 2001), (CapacityError, "Too many executions are running.")),

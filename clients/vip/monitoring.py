@@ -6,7 +6,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from prefect_biomed.clients.errors import (
 from prefect_biomed.clients.polling import PollSettings, passed, poll
 from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip.client import VipClient
-from prefect_biomed.clients.vip.errors import ListUnavailable
+from prefect_biomed.clients.vip.errors import DELETED, ListUnavailable
 from prefect_biomed.clients.vip.girder_sessions import note_runs
 from prefect_biomed.clients.vip.models import (
     Job,
@@ -54,7 +54,6 @@ __all__ = [
     "launches_in_doubt",
     "list_by_id",
     "monitor",
-    "note_killed",
     "state",
 ]
 
@@ -168,7 +167,7 @@ def _end_watch(client: VipClient, session: VipSession, open_ids: Sequence[str], 
     held = _held_in_words(client, open_ids)
     if not kill_them:
         return f"Nothing was stopped remotely.{held}"
-    refused = _send_kills(client, open_ids)
+    refused = _send_kills(client, open_ids, ())
     sent = [identifier for identifier in open_ids if identifier not in refused]
     said = f"Killed: {', '.join(sent)}." if sent else "Nothing was killed."
     if refused:
@@ -176,8 +175,7 @@ def _end_watch(client: VipClient, session: VipSession, open_ids: Sequence[str], 
         said += f" These could not be killed, kill them by hand: {reasons}."
     try:
         killed = _await_end(client, sent, _KILL_SECONDS)
-        _note(SessionFile(session, client), killed)
-        note_runs(client, session, killed)
+        _note_killed(client, session, killed)
     except BiomedError as error:
         said += f" It was not seen to take effect: {error}"
     return f"{said}{held} What had finished can be downloaded."
@@ -309,12 +307,19 @@ def details(client: VipClient, identifier: str, record: SessionRecord) -> Workfl
         return Workflow(identifier=identifier, status=WorkflowStatus.REMOVED)
 
 
-def kill(client: VipClient, workflow_ids: Iterable[str], *, timeout_seconds: float = _KILL_SECONDS) -> list[Workflow]:
+def kill(
+    client: VipClient,
+    workflow_ids: Iterable[str],
+    *,
+    session: VipSession | None = None,
+    timeout_seconds: float = _KILL_SECONDS,
+) -> list[Workflow]:
     """Kill executions that still run and wait until they are killed. Safe to repeat; ended ones are left alone.
 
     Args:
         client: The account.
         workflow_ids: The executions.
+        session: Theirs, in whose record it is written down how they end; None when there is none.
         timeout_seconds: How long to wait for all of them.
 
     Returns:
@@ -322,13 +327,26 @@ def kill(client: VipClient, workflow_ids: Iterable[str], *, timeout_seconds: flo
 
     Raises:
         DeadlineExceeded: Some are still running.
+        LaunchInDoubt: It is not known whether further ones were launched, so they may run on; these were killed.
+        NotFoundError: The platform does not know some of which nobody has seen the end; the others were killed.
         BiomedError: Some could not be killed; the others were.
     """
     ids = list(workflow_ids)
-    refused = _send_kills(client, ids)
+    record = SessionFile(session, client).read() if session else None
+    over = record.over if record else frozenset()
+    refused = _send_kills(client, ids, over)
     killed = _await_end(client, [identifier for identifier in ids if identifier not in refused], timeout_seconds)
-    for error in refused.values():
+    if session is not None and record is not None:
+        _note_killed(client, session, [workflow for workflow in killed if _is_of(record, workflow)])
+    for identifier, error in refused.items():
+        if isinstance(error, NotFoundError):
+            raise _unknown(client, identifier, error) from error
         raise error
+    if record is not None and (doubtful := launches_in_doubt(client, record)):
+        raise LaunchInDoubt(
+            f"It is not known whether {', '.join(doubtful)} was launched, so it may run on. The others were killed. "
+            f"Kill the session again in {client.settle_seconds:.0f} s, or look for the name on the portal."
+        )
     return killed
 
 
@@ -356,17 +374,15 @@ def kill_session(
         All its executions after it, but those whose outputs were removed.
 
     Raises:
-        LedgerError: There is no session file, and no execution carries the name; or the file is damaged; or the
-            platform does not know some of which nobody has seen the end.
+        LedgerError: There is no session file, and no execution carries the name; or the file is damaged.
+        NotFoundError: The platform does not know some of which nobody has seen the end; the others were killed.
         LaunchInDoubt: It is not known whether some were launched; the others were killed.
         DeadlineExceeded: Some are still running.
         BiomedError: Some could not be killed; the others were.
     """
-    session, known, ids = _executions_of(client, session_name, output_dir, vip_home)
-    workflows = kill(client, ids, timeout_seconds=timeout_seconds)
-    if session is not None:
-        note_killed(client, session, [workflow for workflow in workflows if workflow.identifier in known])
-    elif client.is_cut_off(listed := client.workflows()):
+    session, ids = _executions_of(client, session_name, output_dir, vip_home)
+    workflows = kill(client, ids, session=session, timeout_seconds=timeout_seconds)
+    if session is None and client.is_cut_off(listed := client.workflows()):
         logger.warning(
             "There is no session file of %s, and the platform lists only its %d newest executions: an older one of "
             "this name may run on. Look on the portal, or give the folder that holds the session_data.json.",
@@ -376,36 +392,25 @@ def kill_session(
     return workflows
 
 
-def note_killed(client: VipClient, session: VipSession, workflows: Sequence[Workflow]) -> None:
-    """Write down how executions of a session are after a kill. Safe to repeat.
+def _is_of(record: SessionRecord, workflow: Workflow) -> bool:
+    """Whether an execution belongs to a session, and not to an earlier one of its name."""
+    return workflow.identifier in record.workflows or record.token_of(workflow.name) in record.ledger.intents
 
-    Args:
-        client: The account.
-        session: The session.
-        workflows: Its executions after the kill.
 
-    Raises:
-        LaunchInDoubt: It is not known whether others were launched, so they may run on.
-        LedgerError: The platform does not know some of which nobody has seen the end, so they may run on elsewhere.
-    """
-    file = SessionFile(session, client)
-    record = file.read()
-    ended = {*record.ledger.ended, *record.workflow_ids(WorkflowStatus.REMOVED)}
-    unknown = {one.identifier for one in workflows if one.status == WorkflowStatus.REMOVED} - ended
-    seen = [workflow for workflow in workflows if workflow.identifier not in unknown]
-    _note(file, seen)
-    note_runs(client, session, seen)
-    if unknown:
-        raise LedgerError(
-            f"The platform does not know {', '.join(sorted(unknown))} of session {session.session_name!r}, and nobody "
-            f"has seen them end, so they may run on. The session was last at {record.ledger.platform_url}: use an "
-            "account there that may see them. The others were killed."
-        )
-    if doubtful := launches_in_doubt(client, record):
-        raise LaunchInDoubt(
-            f"It is not known whether {', '.join(doubtful)} was launched, so it may run on. The others were killed. "
-            f"Kill the session again in {client.settle_seconds:.0f} s, or look for the name on the portal."
-        )
+def _unknown(client: VipClient, identifier: str, error: PlatformError) -> NotFoundError:
+    return NotFoundError(
+        f"The platform at {client.url} does not know {identifier}, and nobody has seen it end, so it may run on. Use "
+        f"the platform and the account that it was launched with. The others were killed. ({error})",
+        status=error.status,
+        code=error.code,
+        url=error.url,
+        spoken=error.spoken,
+    )
+
+
+def _note_killed(client: VipClient, session: VipSession, workflows: Sequence[Workflow]) -> None:
+    _note(SessionFile(session, client), workflows)
+    note_runs(client, session, workflows)
 
 
 def launches_in_doubt(client: VipClient, record: SessionRecord) -> list[str]:
@@ -449,15 +454,17 @@ def foresee_kill(
 
     Raises:
         LedgerError: As for `kill_session`.
+        NotFoundError: As for `kill_session`.
     """
-    ids = _executions_of(client, session_name, output_dir, vip_home)[2]
-    return [found for identifier in ids if not (found := state(client, identifier)).status.is_terminal]
+    session, ids = _executions_of(client, session_name, output_dir, vip_home)
+    over = SessionFile(session, client).read().over if session else ()
+    return [found for identifier in ids if not (found := state(client, identifier, over)).status.is_terminal]
 
 
 def _executions_of(
     client: VipClient, session_name: str | None, output_dir: Path, vip_home: str
-) -> tuple[VipSession | None, list[str], list[str]]:
-    """A session, when there is a record of it; the executions that the record tells; and all that are known."""
+) -> tuple[VipSession | None, list[str]]:
+    """A session, when there is a record of it; and its executions as far as they are known."""
     session = _session_on_file(client, session_name, output_dir, vip_home)
     name = session.session_name if session else session_name or ""
     known = SessionFile(session, client).read().workflow_ids() if session else []
@@ -469,7 +476,7 @@ def _executions_of(
             f"Session {name!r} has no session file in {output_dir} or {vip_home}, and no execution that the platform "
             "lists carries its name. Give the folder that holds its session_data.json, or look on the portal."
         )
-    return session, known, ids
+    return session, ids
 
 
 def kill_intent(
@@ -488,15 +495,17 @@ def kill_intent(
         vip_home: Folder on the platform that holds the folders of sessions.
 
     Returns:
-        The executions that were told to end; and what may run on, because it could not be looked for.
+        The executions that were told to end; and what may run on, because it could not be looked for or is unknown.
 
     Raises:
         BiomedError: Some could not be killed; the others were.
     """
     doubts: list[str] = []
     ids: list[str] = []
+    over: set[str] = set()
     for session in _sessions_on_file(client, token, folders, session_name, vip_home, doubts):
         record = SessionFile(session, client).read()
+        over |= record.over
         for name, one in record.ledger.launched(token).items():
             if one.workflow_id is None:
                 doubts.append(f"It is not written down whether {name} was launched.")
@@ -506,15 +515,18 @@ def kill_intent(
         ids += [workflow.identifier for workflow in client.workflows() if workflow.name.endswith(f"-{token}")]
     except ListUnavailable as error:
         doubts.append(f"Only what is written down of {session_name!r} was killed, {len(set(ids))} runs: {error}")
-    running = [identifier for identifier in dict.fromkeys(ids) if not _has_surely_ended(client, identifier)]
-    for refusal in _send_kills(client, running).values():
-        raise refusal
-    return running, doubts
+    running = [identifier for identifier in dict.fromkeys(ids) if not _has_surely_ended(client, identifier, over)]
+    refused = _send_kills(client, running, over)
+    doubts += [str(_unknown(client, one, error)) for one, error in refused.items() if isinstance(error, NotFoundError)]
+    for refusal in refused.values():
+        if not isinstance(refusal, NotFoundError):
+            raise refusal
+    return [identifier for identifier in running if identifier not in refused], doubts
 
 
-def _has_surely_ended(client: VipClient, identifier: str) -> bool:
+def _has_surely_ended(client: VipClient, identifier: str, over: Collection[str]) -> bool:
     try:
-        return state(client, identifier).status.is_terminal
+        return state(client, identifier, over).status.is_terminal
     except BiomedError as error:
         logger.warning("It is not known whether %s runs, so it is killed: %s", identifier, error)
         return False
@@ -551,35 +563,57 @@ def _session_on_file(client: VipClient, session_name: str | None, output_dir: Pa
         return None
 
 
-def _send_kills(client: VipClient, ids: Sequence[str]) -> dict[str, BiomedError]:
-    """Kill executions; one that cannot be killed does not spare the others."""
+def _send_kills(client: VipClient, ids: Sequence[str], over: Collection[str]) -> dict[str, BiomedError]:
+    """Kill executions; one that cannot be killed does not spare the others.
+
+    Args:
+        client: The account.
+        ids: The executions.
+        over: Executions that have ended, as somebody has seen.
+
+    Returns:
+        Why some could not be killed, or may run on.
+    """
     refused: dict[str, BiomedError] = {}
     for identifier in ids:
         try:
             client.kill(identifier)
-        except NotFoundError:
-            # Its record was deleted, which the platform allows only after the end.
-            logger.info("%s is not known to the platform any more", identifier)
         except BiomedError as error:
+            if _is_forgotten(error, identifier, over):
+                continue
             logger.error("%s could not be killed: %s", identifier, error)
             refused[identifier] = error
     return refused
 
 
-def state(client: VipClient, identifier: str) -> Workflow:
-    """Describe an execution of ours, also one that the platform has forgotten.
+def state(client: VipClient, identifier: str, over: Collection[str] = ()) -> Workflow:
+    """Describe an execution of ours, also one that the platform has forgotten since it ended.
 
     Args:
         client: The account.
         identifier: Its identifier, as the platform gave it.
+        over: Executions that have ended, as somebody has seen.
 
     Returns:
-        The execution; `Removed` when its record was deleted, which the platform allows only after the end.
+        The execution; `Removed` when its record was deleted after the end.
+
+    Raises:
+        NotFoundError: The platform does not know it, which says nothing of its end: it may be one of another account
+            or platform.
     """
     try:
         return client.workflow(identifier)
-    except NotFoundError:
+    except NotFoundError as error:
+        if not _is_forgotten(error, identifier, over):
+            raise
         return Workflow(identifier=identifier, status=WorkflowStatus.REMOVED)
+
+
+def _is_forgotten(error: BiomedError, identifier: str, over: Collection[str]) -> bool:
+    """Whether an execution that the platform does not know has surely ended, and was deleted since."""
+    if not isinstance(error, NotFoundError):
+        return False
+    return error.code == DELETED or identifier in over
 
 
 def _await_end(client: VipClient, ids: Sequence[str], timeout_seconds: float) -> list[Workflow]:
@@ -588,7 +622,8 @@ def _await_end(client: VipClient, ids: Sequence[str], timeout_seconds: float) ->
     def look() -> list[Workflow]:
         for identifier in ids:
             if identifier not in states or not states[identifier].status.is_terminal:
-                states[identifier] = state(client, identifier)
+                # The platform knew them all, so one that it has forgotten meanwhile was deleted.
+                states[identifier] = state(client, identifier, ids)
         return [states[identifier] for identifier in ids]
 
     def nothing_runs(workflows: Sequence[Workflow]) -> bool:

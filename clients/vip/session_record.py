@@ -440,6 +440,11 @@ class SessionRecord(BaseModel):
                 launch.workflow_id = workflow.identifier
             self.note_workflow(workflow)
 
+    @property
+    def over(self) -> frozenset[str]:
+        """The executions that somebody has seen to have ended."""
+        return frozenset((*self.ledger.ended, *self.workflow_ids(WorkflowStatus.REMOVED)))
+
     def open_runs(self, token: str) -> list[str]:
         """List the executions of one intent whose outputs were not removed from the platform.
 
@@ -464,7 +469,7 @@ class SessionRecord(BaseModel):
         """
         if session.pipeline_id is None:
             return []
-        over = {*self.ledger.ended, *self.workflow_ids(WorkflowStatus.REMOVED)}
+        over = self.over
         wanted = []
         for repetition in range(1, session.nb_runs + 1):
             name = session.workflow_name(repetition)

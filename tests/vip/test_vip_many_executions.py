@@ -163,24 +163,38 @@ def test_kill_tells_of_a_launch_that_nobody_has_seen(
 def test_run_that_the_platform_does_not_know_is_not_taken_for_killed(
     client: VipClient, new_session: NewSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with an account that may not see it, or on another platform."""
-    session = new_session("EveryType/1.0", {"text": "x"})
+    """As with an account that may not see it, or on another platform; unless it is known to have ended."""
+    session = new_session("EveryType/1.0", {"text": "x"}, nb_runs=2)
     send(client, session)
-    (launched,) = start(client, session)
-    (ended,) = [one.identifier for one in wait(client, session)]
+    start(client, session)
+    lost, other = [one.identifier for one in wait(client, session)]
+    code: int | None = None
+    workflow = client.workflow
 
     def unknown(identifier: str) -> Workflow:
-        raise NotFoundError(f"no {identifier}", status=404)
+        if identifier == lost:
+            raise NotFoundError(f"no {identifier}", status=404, code=code)
+        return workflow(identifier)
 
     where: dict[str, Any] = {"session_name": session.session_name, "output_dir": session.output_dir}
     monkeypatch.setattr(client, "workflow", unknown)
-    assert [one.status for one in kill_session(client, **where)] == ["Removed"], "its end is on record"
+    assert [one.status for one in kill_session(client, **where)] == ["Removed", "Finished"], "its end is on record"
     with SessionFile(session).edit() as record:
-        del record.ledger.ended[ended]
-        record.workflows[ended].status = "Running"
-    with pytest.raises(LedgerError, match=f"does not know {launched.identifier} .* may run on"):
+        record.ledger.ended.clear()
+        record.workflows[lost].status = record.workflows[other].status = "Running"
+    intended: dict[str, Any] = {"folders": [session.output_dir], "session_name": session.session_name}
+    killed, (doubt,) = kill_intent(client, session.token, **intended)
+    assert killed == []
+    assert f"does not know {lost}, and nobody has seen it end" in doubt
+    with pytest.raises(NotFoundError, match=f"does not know {lost}, .* may run on"):
+        kill(client, [lost, other])
+    with pytest.raises(NotFoundError, match=f"does not know {lost}, .* The others were killed"):
         kill_session(client, **where)
-    assert SessionFile(session).read().workflows[ended].status == "Running"
+    statuses = {name: run.status for name, run in SessionFile(session).read().workflows.items()}
+    assert statuses == {lost: "Running", other: "Finished"}
+    code = 8015  # VIP says that it was deleted, which it allows only after the end.
+    assert [one.status for one in kill_session(client, **where)] == ["Removed", "Finished"]
+    assert kill_intent(client, session.token, **intended) == ([], [])
 
 
 @pytest.mark.parametrize("backup", ["local", None])
