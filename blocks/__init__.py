@@ -1,4 +1,4 @@
-"""Credentials blocks, one for each platform.
+"""Credentials blocks, one for each platform, and one of buckets that sources lie in.
 
 Each is imported when it is asked for, so that a flow of one platform imports nothing of another. `registered` imports
 all of them, for Prefect.
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefect_biomed.blocks.boss import BossCredentials
+    from prefect_biomed.blocks.storage import StorageCredentials
     from prefect_biomed.blocks.vantage6 import Vantage6Credentials
     from prefect_biomed.blocks.vip import VipCredentials
 
-__all__ = ["BossCredentials", "Vantage6Credentials", "VipCredentials"]
+__all__ = ["BossCredentials", "StorageCredentials", "Vantage6Credentials", "VipCredentials"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from prefect.logging.loggers import LoggingAdapter
 from pydantic import Field
 
 from prefect_biomed.blocks.boss import BossCredentials
+from prefect_biomed.blocks.storage import StorageCredentials
 from prefect_biomed.clients.boss import (
     Database,
     IngestConfig,
@@ -78,6 +79,7 @@ def boss_init(
     choices: SourceChoices | None = None,
     make: bool = True,
     replace: bool = False,
+    storage: StorageCredentials | None = None,
 ) -> Proposal:
     """Go from a folder, file or volume to an ingest that can begin: resources are made, the configuration is written.
 
@@ -93,6 +95,7 @@ def boss_init(
         choices: What is not left to the files: dtype, kind, voxel size, template, what is chosen in a volume.
         make: Turn this off to see the proposal and write the configuration without asking the Boss.
         replace: Whether a configuration that says something else is replaced.
+        storage: Keys of the bucket or web server that the sources lie in; those of the machine when empty.
 
     Returns:
         What was found, everything that was inferred from it, and an estimate of tiles, bytes and hours.
@@ -103,7 +106,7 @@ def boss_init(
         PermissionDeniedError: The role resource-manager is missing.
     """
     names = Database(collection=collection, experiment=experiment, channel=channel)
-    return steps.set_up_ingest(credentials, source, config_file, names, choices, replace, make)
+    return steps.set_up_ingest(credentials, source, config_file, names, choices, replace, make, storage)
 
 
 @checked_flow(name="boss-ingest", flow_run_name=flow_run_named("config"), on_cancellation=[cancel_remote_job])
@@ -117,6 +120,7 @@ def boss_ingest(
     waiting: IngestJobWaiting | None = None,
     idempotency_key: str | None = None,
     verification: VerifySettings | None = None,
+    storage: StorageCredentials | None = None,
 ) -> UploadReport:
     """Ingest images into the Boss: check, create a job, upload, complete, account for every tile.
 
@@ -135,6 +139,7 @@ def boss_ingest(
             not when empty.
         idempotency_key: Name of this ingest; needed only when the flow is called from inside a task.
         verification: How much of what arrived is compared with the source at the end: a sample when empty.
+        storage: Keys of the bucket or web server that the sources lie in; those of the machine when empty.
 
     Returns:
         What was done, with every hole named.
@@ -148,12 +153,16 @@ def boss_ingest(
     waiting = waiting or IngestJobWaiting()
     config = IngestConfig.load(config)
     token = intent_token("boss-ingest", explicit=idempotency_key)
-    job = steps.create_ingest_job(credentials, config, token, new_resources, settings=upload or UploadSettings())
+    job = steps.create_ingest_job(
+        credentials, config, token, new_resources, settings=upload or UploadSettings(), storage=storage
+    )
     if steps.ingest_status(credentials, job.id).status.is_success:
         # A retry of a run that was killed near its end.
-        return account_for_job(credentials, config, job.id, upload, verification)
+        return account_for_job(credentials, config, job.id, upload, verification, storage)
     steps.wait_until_ready(credentials, job.id, waiting.ready_timeout_seconds)
-    return work_on_job(credentials, config, job.id, processes, upload, waiting, verification, complete=complete)
+    return work_on_job(
+        credentials, config, job.id, processes, upload, waiting, verification, storage, complete=complete
+    )
 
 
 @checked_flow(name="boss-join-ingest", flow_run_name=flow_run_named("job_id"))
@@ -166,6 +175,7 @@ def boss_join_ingest(
     complete: bool = False,
     waiting: IngestWaiting | None = None,
     verification: VerifySettings | None = None,
+    storage: StorageCredentials | None = None,
 ) -> UploadReport:
     """Help with a job that exists, whoever made it: on a further machine, or after a crash.
 
@@ -178,6 +188,7 @@ def boss_join_ingest(
         complete: Whether to complete the job when nothing is left. Let one flow run do that.
         waiting: How long to wait for the queue and for the end.
         verification: How much is compared with the source when the job was completed: a sample when empty.
+        storage: Keys of the bucket or web server that the sources lie in; those of the machine when empty.
 
     Returns:
         What was done by this machine; with every hole named when the job was completed.
@@ -191,7 +202,9 @@ def boss_join_ingest(
     waiting = waiting or IngestWaiting()
     config = IngestConfig.load(config)
     steps.wait_until_ready(credentials, job_id, waiting.ready_timeout_seconds)
-    return work_on_job(credentials, config, job_id, processes, upload, waiting, verification, complete=complete)
+    return work_on_job(
+        credentials, config, job_id, processes, upload, waiting, verification, storage, complete=complete
+    )
 
 
 @checked_flow(name="boss-cancel-ingest", flow_run_name=flow_run_named("job_id"))
@@ -222,6 +235,7 @@ def boss_verify(
     upload: UploadSettings | None = None,
     heal: bool = False,
     waiting: IngestJobWaiting | None = None,
+    storage: StorageCredentials | None = None,
 ) -> Verification:
     """Compare what the Boss has with the sources, for a job or a region, also of data that were ingested years ago.
 
@@ -234,6 +248,7 @@ def boss_verify(
         upload: How tiles were made, and how they are made when they are healed.
         heal: Ingest the chunks that are wrong again, and prove each of them in every voxel.
         waiting: How long to wait for a job that heals.
+        storage: Keys of the bucket or web server that the sources lie in; those of the machine when empty.
 
     Returns:
         What was found; after healing, what was found then.
@@ -244,15 +259,17 @@ def boss_verify(
         IngestIncomplete: What was wrong could not be healed.
     """
     config = IngestConfig.load(config)
-    look = steps.verify_ingest(credentials, config, job_id, region, verification, upload)
+    look = steps.verify_ingest(credentials, config, job_id, region, verification, upload, storage)
     if look.wrong and heal:
         extents = extents_to_heal(config, look.wrong)
         if len(extents) > _MOST_HEALED:
             raise VerificationFailed.of(look)
         for extent in extents:
             part = config.of_extent(extent)
-            boss_ingest(credentials, part, upload=upload, waiting=waiting, verification=VerifySettings(share=1))
-        look = steps.verify_ingest(credentials, config, job_id, region, verification, upload)
+            boss_ingest(
+                credentials, part, upload=upload, waiting=waiting, verification=VerifySettings(share=1), storage=storage
+            )
+        look = steps.verify_ingest(credentials, config, job_id, region, verification, upload, storage)
     if not look.is_right:
         raise VerificationFailed.of(look)
     return look
@@ -265,6 +282,8 @@ def publish_volume(
     upload: UploadSettings | None = None,
     sample: Annotated[int, Field(ge=0)] | None = None,
     verification: VerifySettings | None = None,
+    storage: StorageCredentials | None = None,
+    target_storage: StorageCredentials | None = None,
 ) -> PublishReport:
     """Write the sources of an ingest into a Neuroglancer precomputed or OME-Zarr volume instead of the Boss.
 
@@ -276,6 +295,8 @@ def publish_volume(
         upload: How tiles are made, how many blocks at once, and what to do with sources that are missing or damaged.
         sample: Which time sample; the only one when empty.
         verification: How much of it is read back and compared with the source: a sample when empty.
+        storage: Keys of the bucket or web server that the sources lie in; those of the machine when empty.
+        target_storage: Keys of the bucket that the volume lies in; those of the machine when empty.
 
     Returns:
         What was written and proved.
@@ -285,7 +306,9 @@ def publish_volume(
         ConfigurationError: The place holds something else, or a plugin cannot be loaded.
         LocalStorageError: The volume cannot be written.
     """
-    return steps.publish_pixels(IngestConfig.load(config), target, upload, sample, verification)
+    return steps.publish_pixels(
+        IngestConfig.load(config), target, upload, sample, verification, storage, target_storage
+    )
 
 
 def work_on_job(
@@ -296,6 +319,7 @@ def work_on_job(
     upload: UploadSettings | None,
     waiting: IngestWaiting,
     verification: VerifySettings | None,
+    storage: StorageCredentials | None = None,
     *,
     complete: bool,
 ) -> UploadReport:
@@ -309,6 +333,7 @@ def work_on_job(
         upload: How to upload.
         waiting: How long to wait for the end.
         verification: How much is compared with the source at the end.
+        storage: Keys of the sources.
         complete: Whether the job is completed.
 
     Returns:
@@ -321,7 +346,7 @@ def work_on_job(
     idle_rounds = 0
     max_seconds = (upload and upload.max_seconds) or _SLICE_SECONDS
     while True:
-        report = steps.join_ingest_job(credentials, config, job_id, processes, max_seconds, upload)
+        report = steps.join_ingest_job(credentials, config, job_id, processes, max_seconds, upload, storage)
         if not report.exhausted:
             continue
         if not complete:
@@ -336,7 +361,7 @@ def work_on_job(
                 "The Boss asks again and again for tiles that were left out. It completes a job only when all sixteen "
                 "slices of a chunk are left out together. Supply them, or take the policy blank.",
             )
-    return account_for_job(credentials, config, job_id, upload, verification)
+    return account_for_job(credentials, config, job_id, upload, verification, storage)
 
 
 def account_for_job(
@@ -345,6 +370,7 @@ def account_for_job(
     job_id: int,
     upload: UploadSettings | None,
     verification: VerifySettings | None,
+    storage: StorageCredentials | None = None,
 ) -> UploadReport:
     """Make the report of a job that is complete. It only reads.
 
@@ -354,6 +380,7 @@ def account_for_job(
         job_id: Number of the job.
         upload: How it was uploaded.
         verification: How much is compared with the source.
+        storage: Keys of the sources.
 
     Returns:
         What was done, with every hole named.
@@ -361,7 +388,7 @@ def account_for_job(
     Raises:
         IngestIncomplete: Something is not in the Boss; the report is attached.
     """
-    final = steps.report_ingest_job(credentials, config, job_id, upload, verification)
+    final = steps.report_ingest_job(credentials, config, job_id, upload, verification, storage)
     if final.holes:
         raise IngestIncomplete.of(final, "The job is complete, but not everything is in the Boss.")
     return final

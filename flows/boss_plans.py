@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_biomed.blocks.boss import BossCredentials
+from prefect_biomed.blocks.storage import StorageCredentials
 from prefect_biomed.clients.boss import BossClient, IngestConfig, UploadSettings, preflight
 from prefect_biomed.clients.boss.launches import foresee_job
 from prefect_biomed.clients.boss.preflight import missing_resources
@@ -25,6 +26,7 @@ def plan_ingest(
     new_resources: NewResources | None,
     complete: bool,
     idempotency_key: str | None,
+    storage: StorageCredentials | None = None,
     **_: Any,
 ) -> Plan:
     """Plan `boss_ingest`; arguments as for it.
@@ -32,7 +34,7 @@ def plan_ingest(
     Returns:
         What it would do.
     """
-    config = IngestConfig.load(config)
+    config = IngestConfig.load(config).with_storage(storage.get_client() if storage else None)
     token = intent_token("boss-ingest", explicit=idempotency_key)
     with credentials.get_client() as client:
         missing = tuple(missing_resources(client, config)) if new_resources else ()

@@ -19,6 +19,7 @@ from prefect.blocks.abstract import JobBlock, JobRun
 from pydantic import Field, HttpUrl
 
 from prefect_biomed.blocks.boss import BossCredentials
+from prefect_biomed.blocks.storage import StorageCredentials
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.boss import (
@@ -355,6 +356,7 @@ class BossIngestRun(JobRun[UploadReport]):
             one.upload,
             one.waiting,
             one.verification,
+            one.storage,
             complete=True,
         )
 
@@ -371,7 +373,9 @@ class BossIngestRun(JobRun[UploadReport]):
         status = boss_steps.ingest_status(one.credentials, self.job.id).status
         if not status.is_success:
             raise IngestIncomplete(f"Ingest job {self.job.id} is {status.name}. Call wait_for_completion first.")
-        return boss_flows.account_for_job(one.credentials, self._config, self.job.id, one.upload, one.verification)
+        return boss_flows.account_for_job(
+            one.credentials, self._config, self.job.id, one.upload, one.verification, one.storage
+        )
 
 
 class BossIngest(JobBlock[UploadReport]):
@@ -385,6 +389,7 @@ class BossIngest(JobBlock[UploadReport]):
         new_resources: Makes collection, coordinate frame, experiment and channel where they are missing.
         waiting: How long to wait.
         verification: How much is compared with the source at the end.
+        storage: Keys of the sources.
 
     Example:
         ```python
@@ -408,6 +413,7 @@ class BossIngest(JobBlock[UploadReport]):
     new_resources: boss_steps.NewResources | None = None
     waiting: IngestJobWaiting = Field(default_factory=IngestJobWaiting)
     verification: VerifySettings = Field(default_factory=VerifySettings)
+    storage: StorageCredentials | None = None
 
     def trigger(self) -> BossIngestRun:  # type: ignore[override]
         """Check everything, and make the job, once and never twice.
@@ -421,5 +427,7 @@ class BossIngest(JobBlock[UploadReport]):
         """
         config = IngestConfig.load(self.config)
         token = intent_token("boss-ingest")
-        job = boss_steps.create_ingest_job(self.credentials, config, token, self.new_resources, settings=self.upload)
+        job = boss_steps.create_ingest_job(
+            self.credentials, config, token, self.new_resources, settings=self.upload, storage=self.storage
+        )
         return BossIngestRun(self, config, job)

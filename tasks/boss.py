@@ -11,6 +11,7 @@ from prefect import task
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_biomed.blocks.boss import BossCredentials
+from prefect_biomed.blocks.storage import StorageCredentials
 from prefect_biomed.clients.boss import (
     Completion,
     Database,
@@ -22,6 +23,7 @@ from prefect_biomed.clients.boss import (
     PublishReport,
     Region,
     SourceChoices,
+    StorageOptions,
     UploadProgress,
     UploadReport,
     UploadSettings,
@@ -98,6 +100,7 @@ def set_up_ingest(
     choices: SourceChoices | None = None,
     replace: bool = False,
     make: bool = True,
+    storage: StorageCredentials | None = None,
 ) -> Proposal:
     """Look at files, make what they are to lie in, check that they can be ingested, and write the configuration.
 
@@ -112,6 +115,7 @@ def set_up_ingest(
         choices: What is not left to the files.
         replace: Whether a file that says something else is replaced.
         make: Whether the resources are made and the preflight is run; otherwise the Boss is not asked.
+        storage: Keys of the sources; those of the machine when None.
 
     Returns:
         What was found, and what follows from it.
@@ -123,7 +127,7 @@ def set_up_ingest(
     """
     logger = run_logger()
     host, protocol = credentials.host, credentials.protocol
-    proposal = propose(source, database, host=host, protocol=protocol, choices=choices)
+    proposal = propose(source, database, host=host, protocol=protocol, choices=choices, storage=_keys(storage))
     logger.info("%s", proposal.summary())
     if make:
         x, y, z = proposal.bounds
@@ -141,7 +145,7 @@ def set_up_ingest(
             logger.info("Made %s", ", ".join(made) or "nothing: all is there")
             convert = choices.convert if choices else frozenset()
             settings = UploadSettings(convert=convert, on_bad_source="skip" if proposal.holes else "fail")
-            preflight(client, proposal.config, settings)
+            preflight(client, _with_keys(proposal.config, storage), settings)
     write_configuration(proposal, config_file, replace=replace)
     text = f"# {inline(proposal.config.channel_path)}\n\n" + "\n\n".join(map(inline, proposal.summary().splitlines()))
     markdown(artifact_key("boss-init", proposal.config.channel_path.replace("/", "-")), text, f"Ingest of {source}")
@@ -156,6 +160,7 @@ def create_ingest_job(
     new_resources: NewResources | None = None,
     settle_seconds: float | None = None,
     settings: UploadSettings | None = None,
+    storage: StorageCredentials | None = None,
 ) -> IngestJob:
     """Check everything that can be checked, then make an ingest job, once and never twice.
 
@@ -171,6 +176,7 @@ def create_ingest_job(
             than the read timeout when None.
         settings: How it will be uploaded. With the policy `fail` a source that is seen to be missing or bad is a
             problem; otherwise, and when None, only when none of them can be read.
+        storage: Keys of the sources; those of the machine when None.
 
     Returns:
         The job, PREPARING.
@@ -181,6 +187,7 @@ def create_ingest_job(
         PlatformError: The server refused.
     """
     logger = run_logger()
+    config = _with_keys(config, storage)
     with credentials.get_client() as client:
         if new_resources:
             made = create_resources(
@@ -238,6 +245,7 @@ def join_ingest_job(
     processes: int = 1,
     max_seconds: float | None = None,
     settings: UploadSettings | None = None,
+    storage: StorageCredentials | None = None,
 ) -> UploadReport:
     """Work on a job until its queue is empty or the time is over.
 
@@ -251,6 +259,7 @@ def join_ingest_job(
         processes: Processes at once on this machine.
         max_seconds: Stop after this time; what is in flight is finished. Another call goes on.
         settings: How to upload.
+        storage: Keys of the sources; those of the machine when None.
 
     Returns:
         What was done, counted exactly.
@@ -275,7 +284,7 @@ def join_ingest_job(
         progress(state.total - min(state.remaining, state.total), state.total, note)
 
     with credentials.get_client() as client:
-        report = upload(client, config, job_id, settings, processes=processes, on_progress=show)
+        report = upload(client, _with_keys(config, storage), job_id, settings, processes=processes, on_progress=show)
     logger.info("%s", report.summary())
     for warning in report.warnings:
         logger.warning("%s", warning)
@@ -319,6 +328,7 @@ def report_ingest_job(
     job_id: int,
     settings: UploadSettings | None = None,
     verification: VerifySettings | None = None,
+    storage: StorageCredentials | None = None,
 ) -> UploadReport:
     """Account for every tile of a job that is complete, compare what arrived, and show the middle slice.
 
@@ -330,6 +340,7 @@ def report_ingest_job(
         job_id: Number of the job.
         settings: How it was uploaded.
         verification: How much of it is compared with the source.
+        storage: Keys of the sources; those of the machine when None.
 
     Returns:
         A report of all runs of this machine, with every tile that is missing or different as far as was looked.
@@ -338,6 +349,7 @@ def report_ingest_job(
         NotFoundError: The channel is gone.
     """
     logger = run_logger()
+    config = _with_keys(config, storage)
     with credentials.get_client() as client:
         show = _looking(artifact_key("boss-account", job_id), f"ingest job {job_id}")
         report = account(client, config, job_id, settings, verification=verification, on_progress=show)
@@ -363,6 +375,7 @@ def verify_ingest(
     region: Region | None = None,
     verification: VerifySettings | None = None,
     upload: UploadSettings | None = None,
+    storage: StorageCredentials | None = None,
 ) -> Verification:
     """Compare what the Boss has with what the sources of a configuration say, whoever ingested it, and when.
 
@@ -375,6 +388,7 @@ def verify_ingest(
         region: Part of it; all of it when None.
         verification: How much is compared.
         upload: How tiles were made.
+        storage: Keys of the sources; those of the machine when None.
 
     Returns:
         What was found. Nothing is raised for tiles that are wrong.
@@ -389,7 +403,7 @@ def verify_ingest(
         treatments = {} if job_id is None else treatments_of(client, config, job_id)
         look = verify(
             client,
-            config,
+            _with_keys(config, storage),
             verification,
             upload=upload,
             region=region,
@@ -412,6 +426,8 @@ def publish_pixels(
     upload: UploadSettings | None = None,
     sample: int | None = None,
     verification: VerifySettings | None = None,
+    storage: StorageCredentials | None = None,
+    target_storage: StorageCredentials | None = None,
 ) -> PublishReport:
     """Write the sources of a configuration into a volume on disk or in a bucket, and prove what is there.
 
@@ -423,6 +439,8 @@ def publish_pixels(
         upload: How tiles are made, how many blocks at once, and what becomes of bad sources.
         sample: Which time sample; the only one when None.
         verification: How much is compared; a sample when None.
+        storage: Keys of the sources; those of the machine when None.
+        target_storage: Keys of the target.
 
     Returns:
         What was written and proved.
@@ -438,7 +456,15 @@ def publish_pixels(
     def show(done: int, total: int) -> None:
         progress(done, total, f"{done} of {total} blocks of {target.location}")
 
-    report = publish(config, target, upload, sample=sample, verification=verification, on_progress=show)
+    report = publish(
+        _with_keys(config, storage),
+        target,
+        upload,
+        sample=sample,
+        verification=verification,
+        storage=_keys(target_storage),
+        on_progress=show,
+    )
     run_logger().info("%s", report.summary())
     text = f"# {inline(report.location)}\n\n{inline(report.summary())}"
     markdown(f"{key}-report", text, f"Volume {report.location}")
@@ -491,6 +517,14 @@ def ingest_status(credentials: BossCredentials, job_id: int) -> JobCounts:
         counts = client.counts(job_id)
     run_logger().info("Ingest job %d is %s, %d messages wait", job_id, counts.status.name, counts.visible)
     return counts
+
+
+def _keys(storage: StorageCredentials | None) -> StorageOptions | None:
+    return storage.get_client() if storage else None
+
+
+def _with_keys(config: IngestConfig, storage: StorageCredentials | None) -> IngestConfig:
+    return config.with_storage(storage.get_client()) if storage else config
 
 
 def _state_of(look: Verification) -> str:

@@ -125,7 +125,7 @@ RETRY: dict[str, Any] = {
 }
 """For effects that may be repeated: look, wait, download, remove."""
 
-_WITHOUT_CREDENTIALS = INPUTS - "credentials"
+_WITHOUT_CREDENTIALS = INPUTS - "credentials" - "storage"
 
 ONCE: dict[str, Any] = RETRY | {
     "persist_result": True,

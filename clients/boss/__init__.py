@@ -25,6 +25,7 @@ from prefect_biomed.clients.boss.processes import upload
 from prefect_biomed.clients.boss.proofs import Region, Verification, VerifySettings, WrongTile
 from prefect_biomed.clients.boss.proposals import Proposal, SourceChoices, propose, write_configuration
 from prefect_biomed.clients.boss.publishing import PublishIncomplete, PublishReport, publish
+from prefect_biomed.clients.boss.storage import StorageOptions
 from prefect_biomed.clients.boss.tokens import find_token
 from prefect_biomed.clients.boss.uploader import Uploader
 from prefect_biomed.clients.boss.verification import extents_to_heal, verify
@@ -50,6 +51,7 @@ __all__ = [
     "PublishReport",
     "Region",
     "SourceChoices",
+    "StorageOptions",
     "UploadProgress",
     "UploadReport",
     "UploadSettings",

@@ -12,6 +12,7 @@ from typing import Any
 from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.boss.config import IngestConfig
 from prefect_biomed.clients.boss.models import UploadSettings
+from prefect_biomed.clients.boss.storage import StorageOptions
 from prefect_biomed.clients.boss.uploader import Uploader
 from prefect_biomed.clients.errors import BiomedError, is_transient
 
@@ -38,10 +39,11 @@ def main() -> int:
         print(json.dumps(line), file=channel, flush=True)
 
     client = BossClient.from_arguments(order["client"])
+    storage = StorageOptions(**order["storage"]) if order["storage"] else None
     try:
         uploader = Uploader(
             client,
-            IngestConfig.load(order["config"]),
+            IngestConfig.load(order["config"]).with_storage(storage),
             order["job_id"],
             UploadSettings.model_validate(order["settings"]),
             ledger_folder=Path(order["ledger_folder"]) if order["ledger_folder"] else None,

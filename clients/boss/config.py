@@ -18,12 +18,14 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    PrivateAttr,
     StrictInt,
     ValidationError,
     model_validator,
 )
 
 from prefect_biomed.clients.boss._keys import CUBOID_X, CUBOID_Y, CUBOID_Z, Position
+from prefect_biomed.clients.boss.storage import StorageOptions
 from prefect_biomed.clients.errors import ConfigurationError, PreflightFailed
 
 __all__ = ["Backend", "Extent", "IngestConfig", "IngestSection", "Plugin", "Size"]
@@ -31,8 +33,13 @@ __all__ = ["Backend", "Extent", "IngestConfig", "IngestSection", "Plugin", "Size
 Axis = Literal["x", "y", "z", "t"]
 _AXES: tuple[Axis, ...] = ("x", "y", "z", "t")
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,255}")
-_SECRET_NAME = re.compile(r"token|secret|passw|api_?key|access_?key|credential", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"[0-9a-f]{40}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{30,}")
+_SECRET_NAME = re.compile(
+    r"token|secret|passw|api_?key|access_?key|account_?key|private_?key|credential|authorization|connection_?string",
+    re.IGNORECASE,
+)
+# What drivers of fsspec call their keys.
+_SECRET_OPTION = re.compile(r"key|auth|user(name)?|sas_?\w*|cookies?|headers", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"[0-9a-f]{40}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{30,}|-----BEGIN [\s\S]*")
 _SECRET_URL = re.compile(
     r"://[^/?#\s]*:[^/?#\s@]+@|[?&#][^=&#]*(?:token|secret|passw|key|sig|signature|credential)[^=&#]*=[^&#]",
     re.IGNORECASE,
@@ -138,6 +145,7 @@ class IngestConfig(_Section):
     client: Client
     database: Database
     ingest_job: IngestSection
+    _storage: StorageOptions | None = PrivateAttr(default=None)
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any] | IngestConfig) -> Self:
@@ -178,6 +186,21 @@ class IngestConfig(_Section):
         if found:
             raise ValueError(f"{len(found)} problem{'s' * (len(found) > 1)}: " + " ".join(found))
         return handler(value)
+
+    @property
+    def storage(self) -> StorageOptions | None:
+        """Keys of the sources; no part of what is written, sent or compared."""
+        return self._storage
+
+    def with_storage(self, storage: StorageOptions | None) -> Self:
+        """Make the same configuration with keys of its sources.
+
+        Args:
+            storage: The keys; None for those of the machine.
+        """
+        copy = self.model_copy()
+        copy._storage = storage
+        return copy
 
     @property
     def volumetric(self) -> bool:
@@ -245,9 +268,10 @@ class IngestConfig(_Section):
             PreflightFailed: It is not aligned, or empty.
         """
         body = self.body()
-        return self.load(
+        part = self.load(
             body | {"ingest_job": body["ingest_job"] | {"extent": {a: list(r) for a, r in extent.items()}}}
         )
+        return part.with_storage(self.storage)
 
     def body(self) -> dict[str, Any]:
         """What is posted: the configuration as it was given."""
@@ -329,14 +353,17 @@ def _problems_of_client(client: Client | None, job: IngestSection | None) -> Ite
         for path in _secrets(plugin.params, f"client.{name}.params"):
             yield (
                 f"{path}: looks like a secret. The server stores the configuration where others can read it; take it "
-                "out and give it to the plugin by an environment variable."
+                "out and give it by storage credentials, or to a plugin of yours by an environment variable."
             )
 
 
 def _secrets(value: Any, path: str) -> Iterator[str]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            if isinstance(inner, str) and inner and _SECRET_NAME.search(str(key)):
+            is_option = path.endswith((".storage_options", ".client_kwargs"))
+            if (isinstance(inner, str) and inner and _SECRET_NAME.search(str(key))) or (
+                is_option and inner and _SECRET_OPTION.fullmatch(str(key))
+            ):
                 yield f"{path}.{key}"
             else:
                 yield from _secrets(inner, f"{path}.{key}")

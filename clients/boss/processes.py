@@ -97,6 +97,7 @@ def _upload_in_children(
     order = {
         "client": client.arguments(),
         "config": config.body(),
+        "storage": config.storage.as_order() if config.storage else None,
         "job_id": job_id,
         "settings": settings.model_dump(mode="json"),
         "ledger_folder": str(ledger_folder) if ledger_folder else None,
@@ -194,7 +195,7 @@ def _children(count: int, order: dict[str, Any]) -> Iterator[tuple[list[subproce
             children.append(child)
             threading.Thread(target=read, args=(number, child), daemon=True).start()
             assert child.stdin is not None
-            # The token goes through the pipe alone.
+            # Token and keys go through the pipe alone.
             child.stdin.write(json.dumps(order | {"retries_kept": number == 0}) + "\n")
             child.stdin.flush()
         yield children, lines

@@ -17,6 +17,7 @@ from prefect_biomed.clients.boss.config import Database, IngestConfig
 from prefect_biomed.clients.boss.decoding import opened
 from prefect_biomed.clients.boss.pictures import MAX_PIXELS, Conversion, Description
 from prefect_biomed.clients.boss.preflight import hierarchy_levels
+from prefect_biomed.clients.boss.storage import StorageOptions
 from prefect_biomed.clients.boss.volume_formats import kind_of, open_volume
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.files import atomic_write
@@ -128,7 +129,13 @@ class _Found:
 
 
 def propose(
-    source: Path | str, database: Database, *, host: str, protocol: str = "https", choices: SourceChoices | None = None
+    source: Path | str,
+    database: Database,
+    *,
+    host: str,
+    protocol: str = "https",
+    choices: SourceChoices | None = None,
+    storage: StorageOptions | None = None,
 ) -> Proposal:
     """Look at a folder of images, a file or a volume, and propose how to ingest it.
 
@@ -141,6 +148,7 @@ def propose(
         host: Host of the Boss.
         protocol: `https` or `http`.
         choices: What is not left to the files.
+        storage: Keys of the source, when it is no file.
 
     Returns:
         What was found and what follows from it.
@@ -152,7 +160,7 @@ def propose(
         PreflightFailed: The configuration that would follow breaks a rule of the Boss.
     """
     choices = choices or SourceChoices()
-    found = _found(source, choices)
+    found = _found(source, choices, storage)
     datatype = choices.datatype or found.datatype
     width, height = found.tile or (choices.tile or (_SMALL if max(found.shape[:2]) <= _LARGE else _LARGE),) * 2
     volumetric = datatype == "uint64"
@@ -233,13 +241,13 @@ def write_configuration(proposal: Proposal, path: Path, *, replace: bool = False
     return True
 
 
-def _found(source: Path | str, choices: SourceChoices) -> _Found:
+def _found(source: Path | str, choices: SourceChoices, storage: StorageOptions | None) -> _Found:
     text, folder = str(source), Path(source)
     if "://" not in text and not folder.exists():
         raise ConfigurationError(f"{source}: there is no such file or folder.")
     kind = choices.parameters.get("kind") or kind_of(text)
     if kind is not None:
-        return _volume(text, kind, choices)
+        return _volume(text, kind, choices, storage)
     if "://" in text or not folder.is_dir():
         if folder.suffix.lower().lstrip(".") in _IMAGES:
             return _one_image(folder.absolute(), choices)
@@ -250,10 +258,10 @@ def _found(source: Path | str, choices: SourceChoices) -> _Found:
     return _stack(folder, choices)
 
 
-def _volume(source: str, kind: str, choices: SourceChoices) -> _Found:
+def _volume(source: str, kind: str, choices: SourceChoices, storage: StorageOptions | None) -> _Found:
     parameters = {"source": source if "://" in source else str(Path(source).absolute()), "kind": kind}
     parameters |= choices.parameters
-    volume = open_volume(parameters)
+    volume = open_volume(parameters | ({"storage": storage} if storage else {}))
     try:
         sizes = dict(zip(volume.axes, volume.shape, strict=False))
         if len(volume.axes) != len(volume.shape) or not {"x", "y"} <= set(sizes):

@@ -23,6 +23,7 @@ from prefect_biomed.clients.boss.ledger import Ledger, TileState, default_folder
 from prefect_biomed.clients.boss.models import Channel, UploadSettings
 from prefect_biomed.clients.boss.pictures import Array
 from prefect_biomed.clients.boss.proofs import Region, Verification, VerifySettings
+from prefect_biomed.clients.boss.storage import StorageOptions
 from prefect_biomed.clients.boss.verification import verify
 from prefect_biomed.clients.boss.volumes import Triple, Volume, VolumeTarget, levels_of
 from prefect_biomed.clients.errors import ConfigurationError, JobFailed
@@ -141,6 +142,7 @@ def publish(
     *,
     sample: int | None = None,
     verification: VerifySettings | None = None,
+    storage: StorageOptions | None = None,
     ledger_folder: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> PublishReport:
@@ -159,6 +161,7 @@ def publish(
             zero; whatever was filled or left out is named and tried again by the next run.
         sample: Which time sample; the only one when None.
         verification: How much is compared; a sample when None.
+        storage: Keys of the target; those of the machine when None. Those of sources are with the configuration.
         ledger_folder: Folder of ledgers; `default_folder` by default.
         on_progress: Called with the blocks that were dealt with, and all.
 
@@ -179,7 +182,7 @@ def publish(
     lock = folder / f"volume-{hashlib.sha256(target.location.encode()).hexdigest()[:16]}.lock"
     with exclusive(lock, seconds=_LOCK_SECONDS, what=f"The volume {target.location}"):
         plan = _Plan(config, target, region)
-        volume = Volume(target, plan.levels, plan.content)
+        volume = Volume(target, plan.levels, plan.content, storage)
         identity: dict[str, str | int] = {"host": target.location, "job": volume.identity}
         with Ledger(folder, identity) as ledger:
             work = _Work(config, settings, plan, volume, ledger)

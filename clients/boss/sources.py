@@ -34,7 +34,7 @@ class _Paths:
     def __init__(self, config: IngestConfig) -> None:
         self.job = config.ingest_job.model_dump(mode="json", by_alias=True, exclude_none=True)
         plugin = config.client.path_processor
-        self._plugin = base.load(plugin.class_, plugin.params | {"ingest_job": self.job})
+        self._plugin = base.load(plugin.class_, plugin.params | {"ingest_job": self.job}, config.storage)
         self._guard = _guard(self._plugin)
 
     @property
@@ -71,7 +71,7 @@ class TileSource(_Paths):
             raise ConfigurationError("The configuration has no tile_processor.")
         self.format = tile
         self.cache = DecodeCache(cache_bytes, disk_bytes, home("boss"))
-        self._reader = base.load(plugin.class_, plugin.params | {"ingest_job": self.job})
+        self._reader = base.load(plugin.class_, plugin.params | {"ingest_job": self.job}, config.storage)
         self._reader_guard = _guard(self._reader)
 
     def read(self, position: Position, path: str | None = None) -> bytes:
@@ -137,7 +137,7 @@ class ChunkSource(_Paths):
         self.datatype = datatype
         self._dtype: Any = np.dtype(datatype)
         self._fill = fill
-        self._reader = base.load(plugin.class_, plugin.params | {"ingest_job": self.job})
+        self._reader = base.load(plugin.class_, plugin.params | {"ingest_job": self.job}, config.storage)
         self._reader_guard = _guard(self._reader)
 
     @property

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-import fsspec
 import numpy as np
 
 from prefect_biomed.clients.boss import dicom_series
 from prefect_biomed.clients.boss.pictures import Array
+from prefect_biomed.clients.boss.storage import filesystem, key_value_store
 from prefect_biomed.clients.errors import ConfigurationError
 
 __all__ = ["KINDS", "OpenVolume", "kind_of", "open_volume"]
@@ -99,7 +99,7 @@ def open_volume(parameters: Mapping[str, Any]) -> OpenVolume:
         raise
     except ImportError as error:
         raise ConfigurationError(
-            f"{source}: {kind} needs {error.name}: pip install 'prefect-biomed[volumetric]'."
+            f"{source}: {kind} needs {error.name or error}: pip install 'prefect-biomed[volumetric]'."
         ) from error
     except Exception as error:  # whatever the libraries of so many formats raise
         said = str(error).partition(" [tensorstore_spec")[0] or type(error).__name__
@@ -118,7 +118,8 @@ def _is_url(source: str) -> bool:
 def _file(source: str, parameters: Mapping[str, Any]) -> IO[bytes]:
     if not _is_url(source):
         return Path(source).open("rb")
-    file: IO[bytes] = fsspec.open(source, "rb", **(parameters.get("storage_options") or {})).open()
+    found, path = filesystem(source, parameters)
+    file: IO[bytes] = found.open(path, "rb")
     return file
 
 
@@ -158,21 +159,6 @@ def _tensorstore(spec: dict[str, Any], name: str, axes: str | Sequence[str]) -> 
     return OpenVolume(name, tuple(store.shape), found, np.dtype(store.dtype.numpy_dtype), read, origin)
 
 
-def _key_value_store(source: str, parameters: Mapping[str, Any]) -> Any:
-    """Where TensorStore finds a folder; of a bucket, with nobody's keys where that is asked for."""
-    if not _is_url(source):
-        return f"file://{Path(source).absolute()}/"
-    scheme, _, rest = source.partition("://")
-    options = parameters.get("storage_options") or {}
-    if scheme != "s3" or not options:
-        return f"{source.rstrip('/')}/"
-    bucket, _, path = rest.partition("/")
-    store = {"driver": "s3", "bucket": bucket, "path": f"{path.rstrip('/')}/"}
-    if endpoint := options.get("endpoint_url"):
-        store |= {"endpoint": endpoint, "aws_region": options.get("region", "us-east-1")}
-    return store | ({"aws_credentials": {"type": "anonymous"}} if options.get("anon") else {})
-
-
 def _n5(source: str, parameters: Mapping[str, Any]) -> OpenVolume:
     dataset, level = str(parameters.get("dataset") or "").strip("/"), int(parameters.get("level", 0))
     sample, setup = int(parameters.get("t", 0)), int(parameters.get("c", 0))
@@ -183,7 +169,7 @@ def _n5(source: str, parameters: Mapping[str, Any]) -> OpenVolume:
     for place in places:
         followed = () if place == dataset else ("level", "t", "c") if place == places[-1] else ("level",)
         root = f"{source.rstrip('/')}/{place.strip('/')}".rstrip("/")
-        spec = {"driver": "n5", "kvstore": _key_value_store(root, parameters)}
+        spec = {"driver": "n5", "kvstore": key_value_store(root, parameters)}
         spec["fill_missing_data_reads"] = parameters.get("missing_chunks", "fill") == "fill"
         try:
             return replace(_tensorstore(spec, root, parameters.get("axes") or "xyz"), followed=followed)
@@ -199,7 +185,7 @@ def _precomputed(source: str, parameters: Mapping[str, Any]) -> OpenVolume:
     source = source.removeprefix("precomputed://")
     spec = {
         "driver": "neuroglancer_precomputed",
-        "kvstore": _key_value_store(source, parameters),
+        "kvstore": key_value_store(source, parameters),
         "scale_index": int(parameters.get("level", 0)),
         # A chunk that is not there is no black one, unless somebody says so.
         "fill_missing_data_reads": parameters.get("missing_chunks", "refuse") == "fill",
@@ -302,10 +288,8 @@ def _nifti(source: str, parameters: Mapping[str, Any]) -> OpenVolume:
 
 
 def _dicom(source: str, parameters: Mapping[str, Any]) -> OpenVolume:
-    filesystem, root = fsspec.core.url_to_fs(source, **(parameters.get("storage_options") or {}))
-    series = dicom_series.opened(
-        filesystem, root, wanted=parameters.get("series"), stored=bool(parameters.get("stored"))
-    )
+    found, root = filesystem(source, parameters)
+    series = dicom_series.opened(found, root, wanted=parameters.get("series"), stored=bool(parameters.get("stored")))
     return OpenVolume(source, series.shape, ("z", "y", "x"), series.dtype, series.read)
 
 

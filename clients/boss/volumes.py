@@ -21,6 +21,7 @@ from prefect_biomed.clients.boss.cutouts import Cutout
 from prefect_biomed.clients.boss.errors import ChunkDamaged
 from prefect_biomed.clients.boss.models import Channel
 from prefect_biomed.clients.boss.pictures import Array
+from prefect_biomed.clients.boss.storage import StorageOptions, key_value_store
 from prefect_biomed.clients.errors import ConfigurationError, ConnectionFailed, LocalStorageError
 
 __all__ = ["Level", "Volume", "VolumeTarget", "levels_of"]
@@ -41,7 +42,7 @@ class VolumeTarget(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     location: str = Field(min_length=1, title="Folder or URL")
-    """A folder, `s3://bucket/path` or `gs://bucket/path`. Keys come from the environment of the worker."""
+    """A folder, `s3://bucket/path` or `gs://bucket/path`. Keys come from storage credentials, or from the worker."""
     format: Literal["precomputed", "ome-zarr"] = Field(default="precomputed", title="Format")
     """`precomputed` of Neuroglancer, or `ome-zarr` 0.5."""
     datatype: Literal["uint8", "uint16", "uint32", "uint64"] = Field(default="uint8", title="dtype")
@@ -65,7 +66,7 @@ class VolumeTarget(BaseModel):
     @classmethod
     def _without_secrets(cls, location: str) -> str:
         if "@" in location.partition("://")[2] or "?" in location:
-            raise ValueError("the location holds a user or a query, which might be a secret: use the environment")
+            raise ValueError("the location holds a user or a query, which might be a secret: use storage credentials")
         return location.rstrip("/") or "/"
 
     @field_validator("chunk")
@@ -157,6 +158,7 @@ class Volume:
         target: Which one.
         levels: Its resolutions.
         content: What belongs into it, for a volume that is there already.
+        storage: Keys of the place; those of the machine when None.
 
     Attributes:
         identity: Of this very volume; another one of the same place has another.
@@ -168,11 +170,17 @@ class Volume:
         ConnectionFailed: The store does not answer.
     """
 
-    def __init__(self, target: VolumeTarget, levels: tuple[Level, ...], content: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        target: VolumeTarget,
+        levels: tuple[Level, ...],
+        content: Mapping[str, Any],
+        storage: StorageOptions | None = None,
+    ) -> None:
         self.target, self.levels = target, levels
         self.host = target.location
         self._ts = _tensorstore()
-        self._place = _place(target)
+        self._place = _place(target, storage)
         with self._errors():
             store = self._ts.KvStore.open(self._place).result()
             self.identity = self._claimed(store, json.loads(json.dumps(dict(content))))
@@ -406,19 +414,20 @@ def _triple(values: Any) -> Triple:
     return z, y, x
 
 
-def _place(target: VolumeTarget) -> dict[str, Any]:
-    scheme, has_scheme, rest = target.location.partition("://")
-    if not has_scheme:
-        return {"driver": "file", "path": f"{target.location}/"}
-    if scheme not in ("s3", "gs"):
+def _place(target: VolumeTarget, storage: StorageOptions | None) -> dict[str, Any]:
+    scheme, has_scheme, _ = target.location.partition("://")
+    if has_scheme and scheme not in ("s3", "gs"):
         raise ConfigurationError(f"A volume cannot be written to {scheme}://. Give a folder, s3://… or gs://….")
-    bucket, _, path = rest.partition("/")
-    place: dict[str, Any] = {"driver": "gcs" if scheme == "gs" else "s3", "bucket": bucket, "path": f"{path}/"}
-    if scheme == "s3" and target.endpoint_url:
-        place["endpoint"] = target.endpoint_url
-    if scheme == "s3" and target.region:
-        place["aws_region"] = target.region
-    return place
+    told = {"endpoint_url": target.endpoint_url, "region": target.region} if scheme == "s3" else {}
+    if storage is None:
+        return key_value_store(target.location, {"storage_options": told})
+    differing = [name for name, value in told.items() if value and value != getattr(storage, name)]
+    if differing:
+        raise ConfigurationError(
+            f"{target.location}: {' and '.join(differing)} of the target and of its storage credentials differ. Say it "
+            "in the credentials."
+        )
+    return key_value_store(target.location, {"storage": storage})
 
 
 def _tensorstore() -> Any:

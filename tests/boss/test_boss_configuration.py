@@ -122,12 +122,19 @@ def test_an_unknown_channel_is_named_with_the_nearest_ones(lab: Lab) -> None:
 
 @pytest.mark.parametrize(
     "params",
-    [{"token": "x1"}, {"auth": {"api_key": "x1"}}, {"urls": ["0" * 40]}, {"id": "AKIA" + "A" * 16}, {"password": "p"}],
+    [{"token": "x1"}, {"auth": {"api_key": "x1"}}, {"urls": ["0" * 40]}, {"id": "AKIA" + "A" * 16}, {"password": "p"}]
+    + [{"storage_options": {name: "x1"}} for name in ("key", "secret", "sas_token", "account_key", "username")]
+    + [{"storage_options": {"client_kwargs": {"headers": {"X": "x1"}}}}, {"a": "-----BEGIN PRIVATE KEY-----x1"}],
 )
 def test_secrets_in_plugin_parameters_are_refused(params: dict[str, Any]) -> None:
     [problem] = problems(changed("client.tile_processor.params", params))
     assert "looks like a secret" in problem
     assert "x1" not in problem
+
+
+def test_options_that_are_no_keys_are_taken() -> None:
+    options = {"anon": True, "endpoint_url": "https://s3.example.org", "client_kwargs": {"region_name": "x"}, "key": ""}
+    assert IngestConfig.load(changed("client.tile_processor.params", {"storage_options": options})).storage is None
 
 
 @pytest.mark.parametrize(

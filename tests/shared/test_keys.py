@@ -12,7 +12,7 @@ import pytest
 from prefect import Flow
 from pydantic import SecretStr
 
-from prefect_biomed.blocks import BossCredentials, Vantage6Credentials, VipCredentials
+from prefect_biomed.blocks import BossCredentials, StorageCredentials, Vantage6Credentials, VipCredentials
 from prefect_biomed.blocks._keys import FOLDERS, VARIABLES, Keys, for_a_deployed_run
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.flows._checked import INLINE_KEYS
@@ -38,6 +38,9 @@ def flows() -> list[Flow[..., Any]]:
     return list({one.name: one for one in found}.values())
 
 
+STORAGE_KEYS = ("access_key_id", "secret_access_key", "session_token", "service_account", "authorization")
+
+
 def named(value: str) -> list[tuple[Keys, str]]:
     return [
         (VipCredentials(api_key=value, girder_api_key=value), "api_key"),
@@ -47,6 +50,7 @@ def named(value: str) -> list[tuple[Keys, str]]:
         (Vantage6Credentials(url=HOST, client_secret=value), "client_secret"),
         (Vantage6Credentials(url=HOST, private_key=value), "private_key"),
         (BossCredentials(host="h", token=value), "token"),
+        *((StorageCredentials(location="s3://lab", **{name: value}), name) for name in STORAGE_KEYS),
     ]
 
 
@@ -57,7 +61,7 @@ def test_every_secret_of_every_block_may_be_named(tmp_path: Path, monkeypatch: p
         assert {block.secret(field).get_secret_value() for block, field in named(value)} == {SECRET}
     secrets = {
         (type(block), field)
-        for kind in (VipCredentials, Vantage6Credentials, BossCredentials)
+        for kind in (VipCredentials, Vantage6Credentials, BossCredentials, StorageCredentials)
         for block, _ in named("x")
         if isinstance(block, kind)
         for field, about in kind.model_fields.items()
@@ -136,6 +140,7 @@ def accounts_of(flow: Flow[..., Any]) -> dict[str, dict[str, str]]:
         "VipCredentials": {"api_key": SECRET, "url": HOST},
         "Vantage6Credentials": {"url": HOST, "username": "u", "password": SECRET},
         "BossCredentials": {"host": "example.org", "token": SECRET},
+        "StorageCredentials": {"location": "s3://lab", "secret_access_key": SECRET},
     }
     return {name: given[kind.__name__] for name, kind in flow._blocks.items()}  # type: ignore[attr-defined]
 

@@ -14,6 +14,7 @@ from typing import IO, Any, ClassVar
 
 from prefect_biomed.clients.boss.images import ImageWindow
 from prefect_biomed.clients.boss.plugins.allowed import check_allowed
+from prefect_biomed.clients.boss.storage import StorageOptions
 from prefect_biomed.clients.errors import ConfigurationError, SourceUnreadable
 
 __all__ = [
@@ -229,13 +230,14 @@ def local_file(parameters: Mapping[str, Any], plugin: object) -> None:
         )
 
 
-def load(dotted_path: str, parameters: dict[str, Any]) -> Any:
+def load(dotted_path: str, parameters: dict[str, Any], storage: StorageOptions | None = None) -> Any:
     """Make the plugin that a configuration names.
 
     Args:
         dotted_path: Package, module and class. `ingestclient.plugins…` and `ingest.plugins…` mean the built-in class
             of that name where there is one. Other classes have to be allowed, see `check_allowed`.
         parameters: Handed to its `setup`.
+        storage: Keys of its source, handed on as the parameter `storage` to the classes of this package only.
 
     Returns:
         The plugin, set up.
@@ -263,7 +265,8 @@ def load(dotted_path: str, parameters: dict[str, Any]) -> Any:
             raise ConfigurationError(f"{dotted_path} is no plugin: a class with `setup` and `process` is needed.")
         try:
             plugin = plugin_class()
-            plugin.setup(parameters)
+            has_keys = storage is not None and _is_built_in(candidate)
+            plugin.setup(parameters | {"storage": storage} if has_keys else parameters)
         except (ConfigurationError, SourceUnreadable):
             raise
         except Exception as error:  # third-party code may raise anything

@@ -33,7 +33,12 @@ class CloudVolumeChunkProcessor(ChunkProcessor):
         """
         super().setup(parameters)
         parameter(parameters, "cloudpath", self)
-        arguments = {key: value for key, value in parameters.items() if key != "ingest_job"}
+        arguments = {key: value for key, value in parameters.items() if key not in ("ingest_job", "storage")}
+        if "storage" in parameters:
+            raise ConfigurationError(
+                "CloudVolume finds keys on the machine only. Give no storage credentials, or read a precomputed volume "
+                "with prefect_biomed.clients.boss.plugins.volume."
+            )
         try:
             from cloudvolume import CloudVolume
         except ImportError as error:

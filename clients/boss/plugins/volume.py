@@ -95,7 +95,7 @@ class VolumeChunkProcessor(ChunkProcessor):
     axes in their order, when the file does not tell), `origin` (where the first voxel lies in the Boss, by axis; what a
     precomputed volume says, else 0), `series` (of DICOM), `stored` (take values as they are stored, where a header
     says that they mean others), `missing_chunks` (`fill`, or `refuse`, which is so for precomputed volumes), and
-    `storage_options` of fsspec, such as `{"anon": true}`, never keys.
+    `storage_options`, such as `{"anon": true}`, never keys.
     """
 
     thread_safe: ClassVar[bool] = True

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import zarr
-from zarr.storage import ObjectStore
 
 from prefect_biomed.clients.boss.plugins.base import ZYX_ORDER, ChunkProcessor, PathProcessor, parameter
+from prefect_biomed.clients.boss.storage import bucket_store, driver_options
 from prefect_biomed.clients.errors import ConfigurationError, SourceUnreadable
 
-__all__ = ["ZarrChunkProcessor", "ZarrPathProcessor", "bucket_store"]
+__all__ = ["ZarrChunkProcessor", "ZarrPathProcessor"]
 
 _SPATIAL = "zyx"
 _BUCKETS = ("s3://", "gs://")
@@ -54,7 +54,6 @@ class ZarrChunkProcessor(ChunkProcessor):
         path = str(parameter(parameters, "cloud_path", self)).rstrip("/")
         name = str(parameters.get("volume_name") or "").strip("/")
         self.name = f"{path}/{name}".rstrip("/")
-        self._options: Mapping[str, Any] | None = parameters.get("storage_options")
         opened = self._open(path, name)
         named: Sequence[str]
         if isinstance(opened, zarr.Group):
@@ -94,9 +93,10 @@ class ZarrChunkProcessor(ChunkProcessor):
     def _open(self, path: str, name: str) -> Any:
         try:
             if path.startswith(_BUCKETS):
-                return zarr.open(bucket_store(path, self._options or {}), mode="r", path=name or None)
-            options: dict[str, Any] = {} if self._options is None else {"storage_options": dict(self._options)}
-            return zarr.open(path, mode="r", path=name or None, **options)
+                return zarr.open(bucket_store(path, self.parameters), mode="r", path=name or None)
+            options = driver_options(path, self.parameters)
+            given: dict[str, Any] = {"storage_options": options} if options else {}
+            return zarr.open(path, mode="r", path=name or None, **given)
         except ConfigurationError:
             raise
         except Exception as error:  # whatever the driver of the store raises
@@ -154,42 +154,6 @@ class ZarrChunkProcessor(ChunkProcessor):
                 f"Zarr array {self.name} has {size} indices on the axis {axis}, not one of {index}."
             )
         return index
-
-
-def bucket_store(path: str, options: Mapping[str, Any]) -> ObjectStore[Any]:
-    """Make the store of a folder in a bucket; keys are those of the machine.
-
-    Args:
-        path: `s3://bucket/folder` or `gs://bucket/folder`.
-        options: `anon` (nobody's keys), and for S3 `endpoint_url` and `region`, also within `client_kwargs`, as fsspec
-            has them.
-
-    Raises:
-        ConfigurationError: obstore is not installed, or an option is none of these.
-    """
-    try:
-        from obstore.store import GCSStore, S3Store
-    except ImportError:
-        raise ConfigurationError(f"{path} is read with obstore: pip install 'prefect-biomed[volumetric]'.") from None
-    given = {**options, **(options.get("client_kwargs") or {})}
-    given.pop("client_kwargs", None)
-    given["region"] = given.pop("region_name", None) or given.get("region")
-    unknown = sorted(given.keys() - {"anon", "endpoint_url", "region"})
-    if unknown:
-        raise ConfigurationError(
-            f"storage_options of {path}: {', '.join(unknown)} is none of anon, endpoint_url, region."
-        )
-    scheme, _, rest = path.partition("://")
-    bucket, _, prefix = rest.partition("/")
-    about: dict[str, Any] = {"skip_signature": True} if given.get("anon") else {}
-    if scheme == "gs":
-        return ObjectStore(GCSStore(bucket, prefix=prefix or None, **about), read_only=True)
-    endpoint = given.get("endpoint_url")
-    about |= {"region": given["region"]} if given["region"] else {}
-    if endpoint:
-        about |= {"endpoint": endpoint, "client_options": {"allow_http": endpoint.startswith("http://")}}
-        about.setdefault("region", "us-east-1")
-    return ObjectStore(S3Store(bucket, prefix=prefix or None, **about), read_only=True)
 
 
 def _images(group: Any) -> list[Any]:
