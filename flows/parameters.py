@@ -53,8 +53,8 @@ Runs = Annotated[int, Field(ge=1, le=1000, title="Number of runs")]
 
 
 def _folder_of_sessions(path: str) -> str:
-    if not path.startswith("/") or {".", ".."} & set(path.split("/")):
-        raise ValueError("must be an absolute path on the platform, without . or ..")
+    if not path.startswith("/") or {".", ".."} & set(path.split("/")) or not path.isprintable():
+        raise ValueError("must be an absolute path on the platform, without . or .. and control characters")
     if not path.strip("/"):
         raise ConfigurationError(
             f"vip_home is {path!r}, the root of the platform, where sessions cannot be: they are removed at the end. "

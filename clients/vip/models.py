@@ -541,14 +541,15 @@ class SessionOptions(BaseModel):
     delete_records: bool = False
 
 
-# The folder of the outputs and the one above are removed at the end; `/`, a home and a session come before.
+# Inputs, outputs and the folder above are removed at the end; `/`, a home and a session come before.
 _LEAST_PARTS = 4
 
 
 def _below_a_home(path: str) -> str:
     parts = PurePosixPath(path).parts
-    if len(parts) < _LEAST_PARTS or parts[0] != "/" or {".", ".."} & set(path.split("/")):
-        raise ValueError(f"{path!r} is not the whole path of a folder of outputs, as /vip/Home/API/name/OUTPUTS is")
+    is_whole = len(parts) >= _LEAST_PARTS and parts[0] == "/" and not {".", ".."} & set(path.split("/"))
+    if not is_whole or not path.isprintable():
+        raise ValueError(f"{path!r} is not the whole path of a folder of a session, as /vip/Home/API/name/OUTPUTS is")
     return path
 
 
@@ -580,7 +581,7 @@ class VipSession(BaseModel):
     input_settings: InputSettings = Field(default_factory=dict)
     input_dir: Path | None = None
     output_dir: Path
-    vip_input_dir: str
+    vip_input_dir: Annotated[str, AfterValidator(_below_a_home)]
     vip_output_dir: Annotated[str, AfterValidator(_below_a_home)]
     nb_runs: Annotated[int, Field(ge=1, le=1000)] = 1
     token: Annotated[str, Field(pattern=TOKEN)]

@@ -142,15 +142,8 @@ def preflight(
     if uses_girder:
         problems += check_outputs(client, session)
     if session.pipeline_id is not None:
-        try:
-            pipeline = client.pipeline(session.pipeline_id)
-        except AuthenticationError:
-            raise
-        except (PlatformError, PermissionDeniedError) as error:
-            if error.transient:
-                raise
-            problems.append(str(error))
-        else:
+        pipeline = _pipeline(client, session.pipeline_id, problems)
+        if pipeline is not None:
             check = _Settings(client, session, pipeline, folder, problems)
             values = check.resolve()
             jobs = check.jobs(max_jobs)
@@ -178,6 +171,26 @@ def preflight(
         undescribed,
         _without_record(session),
     )
+
+
+def _pipeline(client: VipClient, identifier: str, problems: list[str]) -> Pipeline | None:
+    """The pipeline that was asked for, and no other; None when there is a problem with it."""
+    if not identifier.strip():
+        problems.append(f"pipeline_id is {identifier!r}. Give the pipeline to run, as vip_show_pipeline lists it.")
+        return None
+    try:
+        pipeline = client.pipeline(identifier)
+    except AuthenticationError:
+        raise
+    except (PlatformError, PermissionDeniedError) as error:
+        if error.transient:
+            raise
+        problems.append(str(error))
+        return None
+    if pipeline.identifier != identifier:
+        problems.append(f"pipeline_id is {identifier!r}, which the platform calls {pipeline.identifier!r}. Write that.")
+        return None
+    return pipeline
 
 
 def _undescribed(client: VipClient, pipeline: Pipeline) -> str | None:

@@ -125,6 +125,7 @@ def test_every_run_says_what_it_is_about(member: Flow[..., object] | Task[..., o
         (VipHome, "/../x"),
         (VipHome, "/vip/./x"),
         (VipHome, "vip/Home"),
+        (VipHome, "/vip/Home\n"),
         (VipHome, ""),
     ],
 )

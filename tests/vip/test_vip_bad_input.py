@@ -212,6 +212,8 @@ def test_file_and_folder_without_permission(client: VipClient, new_session: NewS
     ("pipeline_id", "settings", "told"),
     [
         ("EveryType/1.0", {"text": "it's"}, "'text' has characters VIP refuses in \"it's\""),
+        ("", {"text": "x"}, "pipeline_id is ''. Give the pipeline to run"),
+        ("EveryType/1.0/", {"text": "x"}, "pipeline_id is 'EveryType/1.0/', which the platform calls 'EveryType/1.0'"),
         ("EveryType/1.0", {"text": None}, "'text' has no value (None)"),
         ("EveryType/1.0", {"text": ["x", None]}, "'text' has no value (None)"),
         ("EveryType/1.0", {"text": []}, "'text' is an empty list"),

@@ -266,6 +266,10 @@ def test_folder_that_no_session_may_remove_is_damage(tmp_path: Path, folder: str
     put(tmp_path, of_vip_client(tmp_path) | {"vip_output_dir": folder})
     with pytest.raises(LedgerError, match=r"damaged.*vip_output_dir: .*is not the whole path"):
         open_session(tmp_path)
+    if folder:
+        put(tmp_path, of_vip_client(tmp_path) | {"vip_input_dir": folder})
+        with pytest.raises(LedgerError, match=r"damaged.*vip_input_dir: .*is not the whole path"):
+            open_session(tmp_path)
 
 
 def test_bytes_that_are_no_text_are_damage(tmp_path: Path) -> None:
