@@ -50,7 +50,8 @@ class Labels:
     def __init__(self, runs: int, voters: int | None = None) -> None:
         self._voters = runs if voters is None else voters
         self._sizes = np.zeros((runs, _HIGHEST - _LOWEST), dtype=np.int64)
-        self._shared = np.zeros_like(self._sizes)
+        # Not of `zeros_like`, which touches all of it; most measures show at once that they are no label maps.
+        self._shared = np.zeros(self._sizes.shape, dtype=np.int64)
         self._agreed = np.zeros(_HIGHEST - _LOWEST, dtype=np.int64)
         self._pairs = self._alike = 0
         self._next_look = 1000
@@ -231,9 +232,9 @@ class EffectSize:
             self._points += int(np.count_nonzero(known))
             self._before += float(before[known].sum())
             self._now += float(now[known].sum())
-            spread_before = _spread(old)
+            spread_before = _spread(old, before)
             _count(self._noise_before, spread_before / np.abs(before))
-            _count(self._noise, _spread(new) / np.abs(now))
+            _count(self._noise, _spread(new, now) / np.abs(now))
             apart = known & (before != now)
             if not apart.any():
                 return
@@ -324,21 +325,26 @@ class EffectSize:
         return tuple(sorted(found, key=lambda region: -abs(region.relative or 0.0))[:_MAX_LISTED])
 
 
-def _spread(values: Floats) -> Floats:
-    """Standard deviation of the runs at each point; no number for a single run."""
+def _spread(values: Floats, mean: Floats) -> Floats:
+    """Standard deviation of the runs at each point, of which the mean is known; no number for a single run."""
     if len(values) < 2:
         return np.full(values.shape[1], np.nan)
-    result: Floats = values.std(axis=0, ddof=1)
+    centred = values - mean
+    result: Floats = np.sqrt(np.einsum("rp,rp->p", centred, centred) / (len(values) - 1))
     return result
 
 
 def _count(counts: NDArray[np.int64], sizes: Floats) -> float:
     """Add sizes to a histogram of their logarithms; the largest of them."""
-    usable = sizes[np.isfinite(sizes) & (sizes > 0.0)]
+    usable = sizes[(sizes > 0.0) & (sizes < np.inf)]
+    if not usable.size:
+        return 0.0
     # The place that a search would find, computed, which is several times faster.
     places = np.ceil((np.log10(usable) - _BINS[0]) / _BIN).clip(0.0, _BINS.size).astype(np.intp)
-    counts += np.bincount(places, minlength=_BINS.size + 1)
-    return float(usable.max(initial=0.0))
+    first = int(places.min())
+    found = np.bincount(places - first)
+    counts[first : first + found.size] += found
+    return float(usable.max())
 
 
 def _bits(counts: NDArray[np.int64]) -> float | None:

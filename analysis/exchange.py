@@ -16,6 +16,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -44,6 +45,8 @@ _SEED = 2307
 # Of no more ways than these all are listed before some are drawn.
 _LISTED = 1 << 18
 _TABLE_BITS = 18
+_WORD_BITS = 24
+_BITS = np.array([1 << bit for bit in range(_WORD_BITS)], dtype=np.float32)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _TINY = 1e-300
 # Distance from the middle to the lowest tenth, of a normal and of a Gumbel variable.
@@ -121,10 +124,10 @@ class Labellings:
         # Contrasts of length one.
         self.weights: Floats = size * (new / runs - (1.0 - new) / references)
         self.smallest_p = smallest_p(self.units - self.new_units, self.new_units) if self.is_exact else 1.0 / len(rows)
-        self._words = _words(self.is_new)
+        self._words = _words(self.is_new.T)
         self._order = np.argsort(self._words)
         # Most sets are found, or known to be none, at one look; few labellings share a place with another.
-        self._table = np.full(1 << _TABLE_BITS, -1, dtype=np.intp)
+        self._table = np.full(1 << _TABLE_BITS, -1, dtype=np.int32)
         self._table[_place(self._words)] = np.arange(len(rows))
 
     def _drawn(self, limit: int) -> list[tuple[int, ...]]:
@@ -144,14 +147,15 @@ class Labellings:
         """Find the labellings that call certain runs new.
 
         Args:
-            chosen: Which runs, shape (sets, runs).
+            chosen: Which runs, shape (runs, sets).
 
         Returns:
             Their numbers; -1 for sets that are no labelling or were not drawn.
         """
         words = _words(chosen)
-        found = self._table[_place(words)]
-        other = np.flatnonzero((found >= 0) & (self._words[found] != words))
+        found = self._table[_place(words)].astype(np.intp)
+        some = np.flatnonzero(found >= 0)
+        other = some[self._words[found[some]] != words[some]]
         place = np.searchsorted(self._words, words[other], sorter=self._order)
         there = self._order[np.minimum(place, len(self) - 1)]
         found[other] = np.where(self._words[there] == words[other], there, -1)
@@ -159,16 +163,23 @@ class Labellings:
 
 
 def _words(chosen: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Name sets of runs, one in each row, by one number: their bits, hashed where there are more than 64."""
-    packed = np.packbits(chosen, axis=1)
-    padded = np.zeros((len(packed), -(-packed.shape[1] // 8) * 8), dtype=np.uint8)
-    padded[:, : packed.shape[1]] = packed
-    words = padded.view(np.uint64)
-    if words.shape[1] == 1:
-        return words[:, 0]
-    factors = np.random.default_rng(_SEED).integers(2**63, size=words.shape[1], dtype=np.uint64) * 2 + 1
-    hashed: NDArray[np.uint64] = (words * factors).sum(axis=1)
-    return hashed
+    """Name sets of runs, one in each column, by one number: their bits, hashed where there are more than 48.
+
+    As products of matrices, which is the fastest there is; whole numbers below 2 ** 24 are exact in single precision.
+    """
+    parts = [chosen[first : first + _WORD_BITS] for first in range(0, len(chosen), _WORD_BITS)]
+    words = np.zeros(chosen.shape[1], dtype=np.uint64)
+    for part, factor in zip(parts, _factors(len(parts)), strict=True):
+        words += (_BITS[: len(part)] @ part.astype(np.float32)).astype(np.uint64) * factor
+    return words
+
+
+@cache
+def _factors(parts: int) -> NDArray[np.uint64]:
+    """What the parts of a word are multiplied by: places of their own for two, hashed for more."""
+    if parts <= 2:
+        return np.array([1, 1 << _WORD_BITS], dtype=np.uint64)[:parts]
+    return np.random.default_rng(_SEED).integers(2**63, size=parts, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 
 def _place(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -194,6 +205,7 @@ class Scan:
         self._labellings = labellings
         count = labellings.references + labellings.runs
         self.points = self.outside = 0
+        self._rooms: tuple[Floats, Floats] = (np.empty(0), np.empty(0))
         self._scatter = np.zeros((count, count))
         self._total = np.zeros(count)
         self._votes = np.zeros(len(labellings))
@@ -201,21 +213,28 @@ class Scan:
         self._typical = 0.0
         self._left_out = np.zeros(count)
         self._standing_out: list[tuple[float, int]] = []
-        self._critical = float(stats.t.isf(POINT_LEVEL / 2, max(count - 2, 1)))
+        # What the difference of the groups explains of the scatter of a point that stands out.
+        within = max(count - 2, 1)
+        critical = float(stats.t.isf(POINT_LEVEL / 2, within)) ** 2
+        self._critical = critical / (within + critical)
 
-    def add(self, values: Floats, start: int = 0) -> None:
+    def add(self, values: Floats, start: int = 0, total: Floats | None = None) -> None:
         """Take in some points.
 
         Args:
             values: Shape (runs, points), references first, all finite. Points that do not vary say nothing.
             start: Number of the first point.
+            total: The sum of the runs at each point, where that is known.
         """
-        varies = (values != values[0]).any(axis=0)
+        varies = _varies(values)
         if not varies.any():
             return
         if not varies.all():
-            values = values[:, varies]
-        scaled, spread = _standardised(values)
+            values, total = values[:, varies], None if total is None else total[varies]
+        if values.size > self._rooms[0].size:
+            # Got once, since to get memory from the system for each block takes longer than to compute with it.
+            self._rooms = np.empty(values.size), np.empty(values.size)
+        scaled, spread = _standardised(values, total, self._rooms[0][: values.size].reshape(values.shape))
         self.points += spread.size
         self._scatter += scaled @ scaled.T
         self._total += scaled.sum(axis=1)
@@ -230,38 +249,37 @@ class Scan:
         """Let each point vote for the labellings whose new runs it has above, or below, all others."""
         references, runs = self._labellings.references, self._labellings.runs
         # Short rows that lie together are sorted several times faster than long columns.
-        rows = np.ascontiguousarray(scaled.T)
-        ordered = np.sort(rows, axis=1)
+        ordered = self._rooms[1][: scaled.size].reshape(scaled.shape[::-1])
+        ordered[:] = scaled.T
+        ordered.sort(axis=1)
         place = np.arange(references + runs)
         for edge, highest in ((references, True), (runs, False)):
-            limit = ordered[:, edge]
-            apart = np.flatnonzero(limit > ordered[:, edge - 1])
-            # Often all are, and then nothing need be copied.
-            of_apart, limit = (rows, limit) if apart.size == len(rows) else (rows[apart], limit[apart])
-            limit = limit[:, np.newaxis]
-            labelling = self._labellings.find(of_apart >= limit if highest else of_apart < limit)
-            known = labelling >= 0
-            labelling, apart = labelling[known], apart[known]
-            if not apart.size:
+            limit = np.ascontiguousarray(ordered[:, edge])
+            labelling = self._labellings.find(scaled >= limit if highest else scaled < limit)
+            # Without runs that share the limit, of which some would be in the set and some not.
+            chosen = np.flatnonzero((limit > ordered[:, edge - 1]) & (labelling >= 0))
+            if not chosen.size:
                 continue
+            labelling = labelling[chosen]
             # In the order of their size, so that it does not matter which run has which value.
-            chosen = ordered if 2 * apart.size > len(rows) else ordered[apart]
-            sums = chosen @ ((place >= edge) == highest).astype(np.float64)
-            sums = sums[apart] if chosen is ordered else sums
+            values = ordered if 2 * chosen.size > len(ordered) else ordered[chosen]
+            sums = values @ ((place >= edge) == highest).astype(np.float64)
+            sums = sums[chosen] if values is ordered else sums
             explained = sums * sums * (1.0 / references + 1.0 / runs)
-            left = np.maximum(1.0 - explained, 0.0) + _GRID * (self._typical / spread[apart]) ** 2
+            left = np.maximum(1.0 - explained, 0.0) + _GRID * (self._typical / spread[chosen]) ** 2
             self._votes += np.bincount(labelling, minlength=self._votes.size)
             np.maximum.at(self._explained, labelling, explained / (explained + left))
 
     def _stand_out(self, scaled: Floats, positions: NDArray[np.intp]) -> None:
         """Note where the new runs differ most from the references; the test makes no use of it."""
-        count = len(scaled)
         sums = scaled[self._labellings.references :].sum(axis=0)
-        explained = sums**2 * count / (self._labellings.references * self._labellings.runs)
-        ratio = explained * max(count - 2, 1) / np.maximum(1.0 - explained, _FLOOR)
-        self.outside += int(np.count_nonzero(ratio > self._critical**2))
-        for index in np.argpartition(ratio, -min(MAX_WHERE, ratio.size))[-MAX_WHERE:]:
-            self._standing_out.append((float(ratio[index]), int(positions[index])))
+        explained = sums**2 * (1.0 / self._labellings.references + 1.0 / self._labellings.runs)
+        self.outside += int(np.count_nonzero(explained > self._critical))
+        if len(self._standing_out) == MAX_WHERE:
+            further = np.flatnonzero(explained > self._standing_out[-1][0])
+            explained, positions = explained[further], positions[further]
+        for index in np.argsort(-explained, kind="stable")[:MAX_WHERE]:
+            self._standing_out.append((float(explained[index]), int(positions[index])))
         self._standing_out = heapq.nlargest(MAX_WHERE, self._standing_out)
 
     @property
@@ -317,10 +335,22 @@ class Scan:
         return {name: values for name, values in found.items() if values is not None}
 
 
-def _standardised(values: Floats) -> tuple[Floats, Floats]:
-    """Centre points over the runs and scale them to length one; the lengths they had."""
+def _varies(values: Floats) -> NDArray[np.bool_]:
+    """Tell at which points runs differ; mostly the first and the last do, and the others need not be looked at."""
+    differs: NDArray[np.bool_] = values[0] != values[-1]
+    alike = np.flatnonzero(~differs)
+    if 4 * alike.size > differs.size:
+        differs = (values != values[0]).any(axis=0)
+    else:
+        differs[alike] = (values[:, alike] != values[0, alike]).any(axis=0)
+    return differs
+
+
+def _standardised(values: Floats, total: Floats | None, room: Floats) -> tuple[Floats, Floats]:
+    """Centre points over the runs and scale them to length one, in the room that is given; the lengths they had."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        centred = values - values.mean(axis=0)
+        total = values.sum(axis=0) if total is None else total
+        centred = np.subtract(values, total / len(values), out=room)
         squares = np.einsum("rp,rp->p", centred, centred)
     extreme = ~(np.isfinite(squares) & (squares > _TINY))
     lengths = np.sqrt(squares)

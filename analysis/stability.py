@@ -130,6 +130,7 @@ class Measured:
     Args:
         labellings: The labellings.
         tolerance: Points at which all runs agree within it do not count.
+        looks_far: Whether to count the points that are far away, which is wanted where no p value can tell.
 
     Attributes:
         numbers: The scan of its numbers.
@@ -141,8 +142,8 @@ class Measured:
         far: Of these, points at which all new runs lie on one side, more than `FAR` ranges of the references away.
     """
 
-    def __init__(self, labellings: Labellings, tolerance: Tolerance) -> None:
-        self.labellings, self._tolerance = labellings, tolerance
+    def __init__(self, labellings: Labellings, tolerance: Tolerance, *, looks_far: bool = True) -> None:
+        self.labellings, self._tolerance, self._looks_far = labellings, tolerance, looks_far
         self.varying = self.far = 0
         self.numbers, self._gaps = Scan(labellings), Scan(labellings)
         self.references_vary = False
@@ -162,8 +163,11 @@ class Measured:
             start: Number of the first point.
         """
         references = self.labellings.references
-        finite = np.isfinite(values)
-        if not finite.all():
+        with np.errstate(invalid="ignore", over="ignore"):
+            total: Floats = values.sum(axis=0)
+        given = values
+        # One look at a number for each point, and only where that is odd at all of them.
+        if not np.isfinite(total).all() and not (finite := np.isfinite(values)).all():
             self._add_gaps(values, finite, start)
             values = _filled(values, finite)
         values = self._within_tolerance(values)
@@ -171,8 +175,9 @@ class Measured:
             differs = values != values[0]
             self.references_vary = bool(differs[:references].any())
             self.runs_that_differ |= differs[references:].any(axis=1)
-        self.numbers.add(values, start)
-        self._add_distances(values[:references], values[references:])
+        self.numbers.add(values, start, total if values is given else None)
+        if self._looks_far:
+            self._add_distances(values[:references], values[references:])
 
     @property
     def is_far(self) -> bool:
@@ -609,7 +614,7 @@ def _leave_uncommon(file: str, measures: Sequence[Measure], findings: _Findings)
 
 
 def _judge_measure(file: str, measures: Sequence[Measure], tolerance: Tolerance, findings: _Findings) -> Measured:
-    measured = Measured(findings.labellings, tolerance)
+    measured = Measured(findings.labellings, tolerance, looks_far=findings.labellings.smallest_p > findings.level)
     if findings.variability is not None:
         values = np.stack([points_of(measure, findings.variability, findings.mask) for measure in measures])
         measured.add(values)

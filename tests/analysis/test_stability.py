@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import nibabel
@@ -117,14 +117,43 @@ def test_a_sample_of_labellings_counts_the_observed_one() -> None:
     assert p_of([values], labellings) == pytest.approx(1 / 201)
 
 
+@pytest.mark.parametrize(("references", "runs"), [(5, 4), (30, 25)])
+def test_a_scan_by_blocks_says_the_same_and_leaves_its_points_alone(references: int, runs: int) -> None:
+    generator = np.random.default_rng(8)
+    values = np.rint(8.0 * generator.standard_normal((references + runs, 600)))
+    values[:, 100:250] = 7.0
+    values[references:, 300:303] += 50.0
+    before = values.copy()
+    labellings = Labellings(references, runs, limit=500)
+    whole, parts = Scan(labellings), Scan(labellings)
+    whole.add(values)
+    for start, stop in pairwise((0, 90, 200, 310, 600)):
+        parts.add(values[:, start:stop], start, values[:, start:stop].sum(axis=0))
+    assert (values == before).all()
+    assert (whole.points, whole.outside) == (parts.points, parts.outside) and whole.points == 450
+    assert whole.where == parts.where and set(whole.where[:3]) == {300, 301, 302}
+    for name, numbers in whole.statistics().items():
+        # The scale of a typical point is that of the first block.
+        assert name == "largest" or parts.statistics()[name] == pytest.approx(numbers, abs=1e-9)
+    # The statistic grows with the votes that a loop over all labellings counts.
+    votes = np.array([_separated(values[is_new], values[~is_new]) for is_new in labellings.is_new])
+    by_votes = whole.statistics()["separated points"][np.argsort(votes, kind="stable")]
+    assert votes[0] >= 3 and (np.diff(by_votes) >= 0.0).all()
+    assert np.unique(by_votes).size == np.unique(votes).size
+
+
+def _separated(new: np.ndarray, old: np.ndarray) -> int:
+    return int(np.count_nonzero((new.min(axis=0) > old.max(axis=0)) | (new.max(axis=0) < old.min(axis=0))))
+
+
 @pytest.mark.parametrize(("references", "runs"), [(12, 6), (40, 40)])
 def test_drawn_labellings_are_different_and_each_is_found(references: int, runs: int) -> None:
     labellings = Labellings(references, runs)
     assert not labellings.is_exact
     assert len({row.tobytes() for row in labellings.is_new}) == len(labellings)
-    assert (labellings.find(labellings.is_new) == np.arange(len(labellings))).all()
+    assert (labellings.find(labellings.is_new.T) == np.arange(len(labellings))).all()
     unknown = np.random.default_rng(4).random((1000, references + runs)) < 0.01
-    assert (labellings.find(unknown) == -1).all()
+    assert (labellings.find(unknown.T) == -1).all()
 
 
 CHANGES: dict[str, Callable[[np.ndarray, np.random.Generator], None]] = {
