@@ -109,26 +109,34 @@ def _upload(
     settle_seconds: float,
     progress: Progress | None,
 ) -> UploadSummary:
-    expected = {item.name: item.size for item in plan.files}
+    begun = InputsRecord(
+        include=plan.include,
+        exclude=plan.exclude,
+        expected={item.name: item.size for item in plan.files},
+        is_complete=session.input_dir is None,
+    )
     with file.edit() as record:
         intent = record.note_intent(session, {**session.input_settings, **plan.settings})
         intent.required_outputs = plan.required_outputs
         was_broken_off = intent.inputs.is_complete is False
-        intent.inputs = InputsRecord(
-            include=plan.include, exclude=plan.exclude, expected=expected, is_complete=session.input_dir is None
-        )
+        if not intent.inputs.is_complete:
+            intent.inputs = begun
         sent_before = dict(record.ledger.uploads)
     if session.input_dir is None:
         return _NOTHING
     if not update_files and not was_broken_off and client.exists(session.vip_input_dir):
-        _note_complete(file, session)
+        _note_complete(file, session, begun)
         return _trusted(plan)
 
-    client.make_folder(session.vip_input_dir)
     there, to_make = _list_folders(client, session, plan)
+    todo = _compare(client, session, plan, there, sent_before)
+    if todo.missing or to_make:
+        # Not before: a launch that relies on inputs that are complete is not to wait for a twin that changes nothing.
+        with file.edit() as record:
+            record.note_intent(session).inputs = begun
+    client.make_folder(session.vip_input_dir)
     for folder in to_make:
         client.make_folder(f"{session.vip_input_dir}/{folder}")
-    todo = _compare(client, session, plan, there, sent_before)
     logger.info("%d files to send (%d bytes), %d are there already", len(todo.missing), todo.bytes, len(todo.done))
     summary = todo.summary  # what is done grows from here
     journal = _Journal(file, todo.done, todo.bytes, progress)
@@ -136,7 +144,7 @@ def _upload(
         _send_until_proven(client, session, plan, todo, journal, settle_seconds)
     finally:
         journal.save()
-    _note_complete(file, session)
+    _note_complete(file, session, begun)
     return summary
 
 
@@ -173,11 +181,12 @@ def _trusted(plan: Preflight) -> UploadSummary:
     return _NOTHING.model_copy(update={"skipped": len(plan.files)})
 
 
-def _note_complete(file: SessionFile, session: VipSession) -> None:
+def _note_complete(file: SessionFile, session: VipSession, begun: InputsRecord | None = None) -> None:
     with file.edit() as record:
-        inputs = record.note_intent(session).inputs
-        inputs.is_complete, inputs.digest = True, digest_of_inputs(inputs.expected, record.ledger.uploads)
-        inputs.expected = {}
+        intent = record.note_intent(session)
+        inputs = begun or intent.inputs
+        digest = digest_of_inputs(inputs.expected, record.ledger.uploads)
+        intent.inputs = inputs.model_copy(update={"is_complete": True, "digest": digest, "expected": {}})
 
 
 def complete_inputs(client: VipClient, session: VipSession, *, progress: Progress | None = None) -> UploadSummary:

@@ -31,6 +31,7 @@ from prefect_biomed.clients.vip import (
     outcome,
     preflight,
     share_inputs,
+    upload,
 )
 from prefect_biomed.clients.vip.models import PathEntry
 from prefect_biomed.clients.vip.session_record import EndedRecord
@@ -440,6 +441,28 @@ def test_nothing_is_launched_on_a_part_of_the_inputs(vip: Sandbox, client: VipCl
     inputs = SessionFile(session).read().ledger.intents["t0k3n"].inputs
     assert inputs.is_complete
     assert len(inputs.digest or "") == 64
+
+
+def test_a_second_upload_that_has_changed_nothing_yet_stops_no_launch(
+    vip: Sandbox, client: VipClient, new_session: NewSession
+) -> None:
+    session = new_session("FolderChecksums/1.0", {"folder": "sub"}, files={"sub/a.bin": b"a"})
+    send(client, session)
+    proven = SessionFile(session).read().ledger.intents["t0k3n"].inputs
+    plan = preflight(client, session)  # of a twin, or of a repetition, that goes no further than its first look
+    vip.vip.faults.add(Fault(method="GET", path="/INPUTS", status=401, times=9))
+    with pytest.raises(PlatformError):
+        upload(client, session, plan)
+    vip.vip.faults.clear()
+    assert SessionFile(session).read().ledger.intents["t0k3n"].inputs == proven
+    # One that has something to change is waited for.
+    assert session.input_dir is not None
+    (session.input_dir / "sub" / "c.bin").write_bytes(b"c")
+    half_uploaded(vip, client, session)
+    with pytest.raises(LedgerError, match=r"upload .* has not come to its end"):
+        start(client, session)
+    send(client, session)
+    start(client, session)
 
 
 @pytest.mark.parametrize("value", ["a.bin", "sub", ".", "/vip/Home/API/session/INPUTS/a.bin"])
