@@ -42,6 +42,7 @@ __all__ = [
     "boss_init",
     "boss_join_ingest",
     "boss_verify",
+    "boss_write_cutouts",
     "cancel_remote_job",
     "publish_volume",
     "work_on_job",
@@ -309,6 +310,37 @@ def publish_volume(
     return steps.publish_pixels(
         IngestConfig.load(config), target, upload, sample, verification, storage, target_storage
     )
+
+
+@checked_flow(name="boss-write-cutouts", flow_run_name=flow_run_named("config"))
+def boss_write_cutouts(
+    credentials: BossCredentials,
+    config: IngestConfig | Path,
+    upload: UploadSettings | None = None,
+    sample: Annotated[int, Field(ge=0)] | None = None,
+    verification: VerifySettings | None = None,
+    storage: StorageCredentials | None = None,
+) -> PublishReport:
+    """Write a small volume into a channel of the Boss by its cutout service, without an ingest job.
+
+    With the same sources and the same proof as an ingest. Run it again after anything: it goes on where it was.
+
+    Args:
+        credentials: An account that may write the channel.
+        config: What to write: a configuration of an ingest, or the path of its file.
+        upload: How tiles are made, how many blocks at once, and what to do with sources that are missing or damaged.
+        sample: Which time sample; the only one when empty.
+        verification: How much of it is read back and compared with the source: a sample when empty.
+        storage: Keys of the bucket or web server that the sources lie in; those of the machine when empty.
+
+    Returns:
+        What was written and proved.
+
+    Raises:
+        PreflightFailed: Channel, extent, dtype or sources do not fit; nothing was sent.
+        PublishIncomplete: Sources could not be read, or the channel does not keep what is written.
+    """
+    return steps.write_channel(credentials, IngestConfig.load(config), upload, sample, verification, storage)
 
 
 def work_on_job(

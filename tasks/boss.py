@@ -41,9 +41,12 @@ from prefect_biomed.clients.boss import (
     treatments_of,
     upload,
     verify,
+    write_array,
     write_configuration,
+    write_cutouts,
 )
 from prefect_biomed.clients.boss import wait_until_ready as wait_for_queue
+from prefect_biomed.clients.boss.pictures import Array
 from prefect_biomed.clients.errors import BiomedError
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.texts import inline
@@ -63,6 +66,8 @@ __all__ = [
     "set_up_ingest",
     "verify_ingest",
     "wait_until_ready",
+    "write_channel",
+    "write_channel_array",
 ]
 
 
@@ -470,6 +475,90 @@ def publish_pixels(
     markdown(f"{key}-report", text, f"Volume {report.location}")
     state_event("boss", "volume", report.location, "published", blocks=report.blocks, written=report.written)
     return report
+
+
+@task(task_run_name=task_run_named("Write cutouts", "config"), **RETRY)
+def write_channel(
+    credentials: BossCredentials,
+    config: IngestConfig,
+    upload: UploadSettings | None = None,
+    sample: int | None = None,
+    verification: VerifySettings | None = None,
+    storage: StorageCredentials | None = None,
+) -> PublishReport:
+    """Write the sources of a configuration into its channel by the cutout service, and prove what is there.
+
+    Safe to repeat at any time, also after a kill: the same values go to the same place (`POST /cutout/…`), and what
+    this machine has written of the same sources is not written again.
+
+    Args:
+        credentials: An account that may write the channel.
+        config: What to write, and into which channel.
+        upload: How tiles are made, how many blocks at once, and what becomes of bad sources.
+        sample: Which time sample; the only one when None.
+        verification: How much is compared; a sample when None.
+        storage: Keys of the sources; those of the machine when None.
+
+    Returns:
+        What was written and proved.
+
+    Raises:
+        PreflightFailed: Channel, extent, dtype or sources do not fit; nothing was sent.
+        PublishIncomplete: Sources could not be read, or the channel does not keep what is written.
+    """
+    key = artifact_key("boss-cutouts", config.channel_path.replace("/", "-"))
+    progress = Progress(f"{key}-progress", f"Cutouts into {config.channel_path}")
+
+    def show(done: int, total: int) -> None:
+        progress(done, total, f"{done} of {total} blocks of {config.channel_path}")
+
+    with credentials.get_client() as client:
+        report = write_cutouts(
+            client,
+            _with_keys(config, storage),
+            upload,
+            sample=sample,
+            verification=verification,
+            on_progress=show,
+        )
+    run_logger().info("%s", report.summary())
+    text = f"# {inline(report.location)}\n\n{inline(report.summary())}"
+    markdown(f"{key}-report", text, f"Cutouts into {config.channel_path}")
+    state_event("boss", "channel", config.channel_path, "written", blocks=report.blocks, written=report.written)
+    return report
+
+
+@task(task_run_name=task_run_named("Write array", "channel"), **RETRY)
+def write_channel_array(
+    credentials: BossCredentials,
+    channel: str,
+    values: Array,
+    first: tuple[int, int, int] = (0, 0, 0),
+    sample: int = 0,
+) -> int:
+    """Write an array into a channel by the cutout service, and read all of it back.
+
+    Safe to repeat: the same values go to the same place (`POST /cutout/…`); a block whose answer was lost is looked for
+    before it is sent again.
+
+    Args:
+        credentials: An account that may write the channel.
+        channel: `collection/experiment/channel`.
+        values: Array in z, y and x, of the dtype of the channel.
+        first: Where its first voxel goes, in x, y and z.
+        sample: Which time sample.
+
+    Returns:
+        Voxels written and compared.
+
+    Raises:
+        ConfigurationError: Its dtype is not that of the channel, or it does not fit into the channel.
+        JobFailed: What is read back is not what was written.
+    """
+    with credentials.get_client() as client:
+        voxels = write_array(client, channel, values, first=first, sample=sample)
+    run_logger().info("%s: %d voxels written and compared", channel, voxels)
+    return voxels
 
 
 @task(task_run_name=task_run_named("Cancel ingest job", "job_id"), **RETRY)

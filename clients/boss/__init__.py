@@ -1,6 +1,7 @@
 """The Boss: ingest jobs, from a configuration to pixels that can be read back."""
 
 from prefect_biomed.clients.boss.accounting import account, preview, treatments_of
+from prefect_biomed.clients.boss.channels import write_array
 from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.boss.config import Database, IngestConfig
 from prefect_biomed.clients.boss.cutouts import Cutout
@@ -24,7 +25,7 @@ from prefect_biomed.clients.boss.preflight import create_resources, preflight
 from prefect_biomed.clients.boss.processes import upload
 from prefect_biomed.clients.boss.proofs import Region, Verification, VerifySettings, WrongTile
 from prefect_biomed.clients.boss.proposals import Proposal, SourceChoices, propose, write_configuration
-from prefect_biomed.clients.boss.publishing import PublishIncomplete, PublishReport, publish
+from prefect_biomed.clients.boss.publishing import PublishIncomplete, PublishReport, publish, write_cutouts
 from prefect_biomed.clients.boss.storage import StorageOptions
 from prefect_biomed.clients.boss.tokens import find_token
 from prefect_biomed.clients.boss.uploader import Uploader
@@ -78,5 +79,7 @@ __all__ = [
     "upload",
     "verify",
     "wait_until_ready",
+    "write_array",
     "write_configuration",
+    "write_cutouts",
 ]

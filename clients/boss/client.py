@@ -425,6 +425,32 @@ class BossClient(RestClient):
         shape = (z[1] - z[0], y[1] - y[0], x[1] - x[0])
         return unpack(packed, shape)
 
+    def write_cutout(
+        self, channel_path: str, resolution: int, x: Range, y: Range, z: Range, frame: bytes, t: int = 0
+    ) -> None:
+        """Write a block of pixels. Never repeated here, though the same values in the same place do no harm.
+
+        The Boss writes what is not zero and leaves the rest as it is. Endpoint: `POST /cutout/…` as
+        `application/blosc`, as intern does.
+
+        Args:
+            channel_path: `collection/experiment/channel`.
+            resolution: Level to write.
+            x: Half-open range in voxels; `y` and `z` likewise.
+            y: See `x`.
+            z: See `x`.
+            frame: A blosc frame of the values in the order z, y, x, of the dtype of the channel.
+            t: Sample.
+
+        Raises:
+            PlatformError: The server refused the block, or failed.
+            NetworkError: No answer; the block may have been written.
+        """
+        names = "/".join(quote(name, safe="") for name in channel_path.split("/"))
+        ranges = (x, y, z, (t, t + 1)) if t else (x, y, z)
+        path = f"/cutout/{names}/{resolution}/{'/'.join(f'{low}:{high}' for low, high in ranges)}/"
+        self.tell("POST", path, body=frame, headers={"Content-Type": "application/blosc"}, about=channel_path)
+
     # -- inside --------------------------------------------------------------------------------------------------
 
     def _refusal(self, status: int, body: Any) -> Refusal | None:

@@ -16,12 +16,15 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from prefect_biomed.clients.boss._keys import Position
+from prefect_biomed.clients.boss.channels import ChannelTarget, ChannelVolume
+from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.boss.config import IngestConfig
 from prefect_biomed.clients.boss.errors import ChunkDamaged
 from prefect_biomed.clients.boss.expectation import Expectation, Grid, Treatment
 from prefect_biomed.clients.boss.ledger import Ledger, TileState, default_folder
 from prefect_biomed.clients.boss.models import Channel, UploadSettings
 from prefect_biomed.clients.boss.pictures import Array
+from prefect_biomed.clients.boss.preflight import preflight
 from prefect_biomed.clients.boss.proofs import Region, Verification, VerifySettings
 from prefect_biomed.clients.boss.storage import StorageOptions
 from prefect_biomed.clients.boss.verification import verify
@@ -29,7 +32,7 @@ from prefect_biomed.clients.boss.volumes import Triple, Volume, VolumeTarget, le
 from prefect_biomed.clients.errors import ConfigurationError, JobFailed
 from prefect_biomed.clients.files import exclusive
 
-__all__ = ["PublishIncomplete", "PublishReport", "publish"]
+__all__ = ["PublishIncomplete", "PublishReport", "publish", "write_cutouts"]
 
 _ROUNDS = 3
 T = TypeVar("T")
@@ -45,8 +48,8 @@ class PublishReport(BaseModel):
     """What became of a volume.
 
     Attributes:
-        location: Folder or URL.
-        format: `precomputed` or `ome-zarr`.
+        location: Folder or URL, or host and channel.
+        format: `precomputed`, `ome-zarr`, or `channel` of the Boss.
         shapes: Voxels in x, y and z of each resolution, the finest first.
         blocks: Blocks of all resolutions.
         written: Blocks written by this run, healed ones included.
@@ -176,13 +179,78 @@ def publish(
         LocalStorageError: The volume cannot be written.
         ConnectionFailed: The store does not answer.
     """
+
+    def opened(plan: _Plan) -> Volume:
+        return Volume(target, plan.levels, plan.content, storage)
+
+    return _published(config, target, opened, settings, sample, verification, ledger_folder, on_progress)
+
+
+def write_cutouts(
+    client: BossClient,
+    config: IngestConfig,
+    settings: UploadSettings | None = None,
+    *,
+    sample: int | None = None,
+    verification: VerifySettings | None = None,
+    ledger_folder: Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> PublishReport:
+    """Write the sources of a configuration into its channel by the cutout service, without an ingest job.
+
+    For small volumes: all goes through the web servers of the Boss. Safe to repeat as `publish`, with the same account
+    and the same proof. The Boss leaves as it is what a source has zeros for.
+
+    Args:
+        client: Client of the Boss.
+        config: Names the plugins, the extent, the size of tiles or chunks, and the channel.
+        settings: As for `publish`.
+        sample: Which time sample; the only one when None.
+        verification: How much is compared; a sample when None.
+        ledger_folder: Folder of ledgers; `default_folder` by default.
+        on_progress: Called with the blocks that were dealt with, and all.
+
+    Returns:
+        What was written and proved.
+
+    Raises:
+        PreflightFailed: Channel, extent, dtype or sources do not fit; nothing was sent.
+        PublishIncomplete: Sources could not be read, or what was written does not stay as it was written.
+        HeldElsewhere: Another process of this machine writes this channel.
+        BiomedError: As for `BossClient.write_cutout`.
+    """
+    preflight(client, config, settings or UploadSettings())
+    names = config.database
+    channel = client.channel(names.collection, names.experiment, names.channel)
+    target = ChannelTarget.model_validate(
+        {"location": f"{client.host}/{channel.path}", "datatype": channel.datatype, "kind": channel.type}
+    )
+
+    def opened(plan: _Plan) -> ChannelVolume:
+        identity = hashlib.sha256(repr(sorted(plan.content.items())).encode()).hexdigest()
+        return ChannelVolume(client, channel.path, target, plan.levels, sample=plan.grid.t[0], identity=identity)
+
+    return _published(config, target, opened, settings, sample, verification, ledger_folder, on_progress)
+
+
+def _published(
+    config: IngestConfig,
+    target: VolumeTarget | ChannelTarget,
+    opened: Callable[[_Plan], Volume | ChannelVolume],
+    settings: UploadSettings | None,
+    sample: int | None,
+    verification: VerifySettings | None,
+    ledger_folder: Path | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> PublishReport:
+    """Write and prove, whatever the destination is."""
     settings = (settings or UploadSettings()).model_copy(update={"encoding": "tiff"})  # it goes nowhere else
     begun, region = time.monotonic(), Region(t=_sample(config, sample))
     folder = ledger_folder or default_folder()
     lock = folder / f"volume-{hashlib.sha256(target.location.encode()).hexdigest()[:16]}.lock"
     with exclusive(lock, seconds=_LOCK_SECONDS, what=f"The volume {target.location}"):
         plan = _Plan(config, target, region)
-        volume = Volume(target, plan.levels, plan.content, storage)
+        volume = opened(plan)
         identity: dict[str, str | int] = {"host": target.location, "job": volume.identity}
         with Ledger(folder, identity) as ledger:
             work = _Work(config, settings, plan, volume, ledger)
@@ -211,7 +279,7 @@ def _sample(config: IngestConfig, sample: int | None) -> tuple[int, int]:
 class _Plan:
     """The blocks of a volume, and which ones are made of which."""
 
-    def __init__(self, config: IngestConfig, target: VolumeTarget, region: Region) -> None:
+    def __init__(self, config: IngestConfig, target: VolumeTarget | ChannelTarget, region: Region) -> None:
         extent = config.ingest_job.extent
         bounds = {"x": extent.x, "y": extent.y, "z": extent.z}
         channel = Channel(path=target.location, datatype=target.datatype, bounds=bounds, time_samples=extent.t[1])
@@ -298,7 +366,12 @@ class _Work:
     """Writes blocks and looks at them; used by all threads."""
 
     def __init__(
-        self, config: IngestConfig, settings: UploadSettings, plan: _Plan, volume: Volume, ledger: Ledger
+        self,
+        config: IngestConfig,
+        settings: UploadSettings,
+        plan: _Plan,
+        volume: Volume | ChannelVolume,
+        ledger: Ledger,
     ) -> None:
         self._config, self._settings, self._plan, self._volume, self._ledger = config, settings, plan, volume, ledger
         self._expectation = Expectation(config, plan.channel, settings, plan.grid)

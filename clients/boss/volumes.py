@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 from uuid import uuid4
 
 import numpy as np
@@ -77,6 +77,22 @@ class VolumeTarget(BaseModel):
         return chunk
 
 
+class Target(Protocol):
+    """What resolutions of a destination are told by."""
+
+    @property
+    def chunk(self) -> Triple:
+        """Longest sides of a chunk in x, y and z."""
+
+    @property
+    def levels(self) -> int | None:
+        """Number of resolutions."""
+
+    @property
+    def voxel_size(self) -> tuple[float, float, float]:
+        """Size of a voxel in x, y and z."""
+
+
 class Level(NamedTuple):
     """One resolution; everything in the order z, y, x.
 
@@ -95,7 +111,7 @@ class Level(NamedTuple):
     step: Triple
 
 
-def levels_of(target: VolumeTarget, ranges: tuple[Range, Range, Range], piece: Triple) -> tuple[Level, ...]:
+def levels_of(target: Target, ranges: tuple[Range, Range, Range], piece: Triple) -> tuple[Level, ...]:
     """Tell the resolutions of a volume.
 
     An axis is halved as long as its voxels are less than twice as long as the shortest ones.

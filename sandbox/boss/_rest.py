@@ -250,6 +250,21 @@ async def cutout(service: Service, request: Request, **path: str) -> Response:
     return Response(content, media_type="application/npygz")
 
 
+@routes.add(_VOLUME, "POST")
+@routes.add(_VOLUME + "/{t}", "POST")
+async def write_cutout(service: Service, request: Request, **path: str) -> Response:
+    user = _user_of(service, request)
+    if request.headers.get("content-type") != "application/blosc":
+        raise BossProblem(415, 1006, "Unsupported media type in request: the sandbox takes application/blosc.")
+    names = (path["collection"], path["experiment"], path["channel"])
+    low, high = _range(path.get("t", "0:1"))
+    if path["resolution"] != "0" or high - low != 1:
+        raise BossProblem(400, 1001, "The sandbox writes one sample of resolution 0 at a time.")
+    ranges = (_range(path["x"]), _range(path["y"]), _range(path["z"]))
+    service.write_cutout(user or "", names, ranges, low, await request.body())
+    return Response(status_code=201)
+
+
 def _range(text: str) -> Range:
     start, _, stop = text.partition(":")
     try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_biomed.sandbox._core import Switches
@@ -37,6 +38,7 @@ from prefect_biomed.sandbox.boss._volumes import (
     TileRef,
     Volumes,
     image_header,
+    unblosc,
 )
 
 TILE_BUCKET = "tiles.sandbox.boss"
@@ -576,6 +578,23 @@ class Service:
         """A block of a channel as an array of shape (t, z, y, x)."""
         datatype = self.resources.channel(*path)["datatype"]
         return self._volumes.read(self.resources.lookup_key(*path), datatype, x, y, z, t)
+
+    def write_cutout(
+        self, user: str, path: tuple[str, str, str], ranges: tuple[Range, Range, Range], t: int, frame: bytes
+    ) -> None:
+        """Write a block of a channel."""
+        datatype = self.resources.channel(*path)["datatype"]
+        frame_about = self.resources.frame(self.resources.experiment(*path[:2])["coord_frame"])
+        shape = tuple(high - low for low, high in reversed(ranges))
+        for axis, (low, high) in zip("xyz", ranges, strict=True):
+            if low < frame_about[f"{axis}_start"] or high > frame_about[f"{axis}_stop"]:
+                raise BossProblem(400, 1001, f"Incorrect cutout arguments {axis}: {low}:{high}")
+        try:
+            block = np.frombuffer(unblosc(frame), dtype=datatype).reshape(shape)
+        except ValueError as error:
+            raise BossProblem(400, 1001, f"Data dimensions in URL do not match POSTed data: {error}") from error
+        corner = (ranges[0][0], ranges[1][0], ranges[2][0])
+        self._volumes.write(self.resources.lookup_key(*path), datatype, block, corner, t)
 
     def _resource(self, collection: str, experiment: str, channel: str) -> dict[str, Any]:
         about = self.resources.experiment(collection, experiment)

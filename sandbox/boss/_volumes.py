@@ -8,6 +8,7 @@ and the cuboid store of the Boss do, their silent misplacements included.
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import threading
 import warnings
@@ -194,6 +195,31 @@ class Volumes:
         """Write one chunk or cuboid; what was there before is overwritten."""
         with self._lock:
             self._channels.setdefault(lookup_key, Volume(datatype)).pieces.append(piece)
+
+    def write(self, lookup_key: str, datatype: str, block: Array, corner: tuple[int, int, int], t: int) -> None:
+        """Write a block of any size into the cuboids that it touches, as the cutout service does: zeros change nothing.
+
+        Args:
+            lookup_key: `collection&experiment&channel` by number.
+            datatype: dtype of the channel.
+            block: Array of shape (z, y, x).
+            corner: Where it begins, in x, y and z.
+            t: Sample.
+        """
+        sizes, shape = (CUBOID_X, CUBOID_Y, CUBOID_Z), block.shape[::-1]
+        spans = (
+            range(low // size, -(-(low + length) // size))
+            for low, length, size in zip(corner, shape, sizes, strict=True)
+        )
+        for at in itertools.product(*spans):
+            origin = (at[0] * CUBOID_X, at[1] * CUBOID_Y, at[2] * CUBOID_Z)
+            x, y, z = ((low, low + size) for low, size in zip(origin, sizes, strict=True))
+            there = self.read(lookup_key, datatype, x, y, z, (t, t + 1))[0]
+            new = np.zeros_like(there)
+            _place(new, block, corner, origin)
+            content = np.where(new != 0, new, there).tobytes()
+            head = struct.pack("<BBBBIII", 2, 1, 0x02, new.itemsize, len(content), len(content), len(content) + 16)
+            self.add(lookup_key, datatype, Cuboid(at[0], at[1], at[2], t, self._blobs.put(head + content)))
 
     def read(self, lookup_key: str, datatype: str, x: Range, y: Range, z: Range, t: Range) -> Array:
         """Assemble a block.

@@ -23,6 +23,8 @@ from prefect_biomed.sandbox.vantage6 import Job
 # A sample begins with these words; it is a piece of one, or a test of its subject runs the same.
 ELSEWHERE = {
     "from prefect_biomed.flows.boss import publish_volume": "a bucket: tests/boss/test_boss_buckets.py",
+    "StorageCredentials(": "a bucket: tests/boss/test_boss_buckets.py",
+    "write_channel_array(": "an array of the reader: tests/boss/test_boss_cutouts.py",
     "with VipCredentials.load": "a Girder: tests/vip/test_vip_girder.py",
     'input_settings={"t1": "girder:': "a Girder: tests/vip/test_vip_girder.py",
     "vip_resume(credentials, girder=": "a Girder: tests/vip/test_vip_girder.py",
