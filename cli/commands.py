@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
@@ -243,20 +243,25 @@ def publish(
 
 @app.command(epilog="Example: prefect-biomed crate /data/outputs/sub-01 --check")
 def crate(
-    folder: Annotated[Path, typer.Argument(help="Output folder of a VIP session.")],
+    folder: Annotated[Path, typer.Argument(help="Output folder of a VIP session, or folder of an experiment.")],
     check: Annotated[
         bool, typer.Option("--check", help="Prove the files by the crate that is there; write nothing.")
     ] = False,
     licence: Annotated[str, typer.Option(help="Address of the licence of the outputs.")] = "",
     json: AsJson = False,
 ) -> None:
-    """Write how outputs came about as an RO-Crate, or prove them by it. Exit code 1 when a file is not as it was."""
+    """Write how outputs came about as an RO-Crate, or prove them by it. Exit code 1 when a file is not as it was.
+
+    Analyses with an output_dir and ingests have one; `--check` proves the files of these, too.
+    """
     from prefect_biomed.cli.running import as_json
     from prefect_biomed.clients.crates import METADATA, check_crate
     from prefect_biomed.clients.vip import open_session, write_session_crate
 
     folder = folder.absolute()
-    if not check:
+    if not check and (folder / "experiment.jsonl").is_file():
+        _or_exit(lambda: _write_experiment_crate(folder, licence))
+    elif not check:
         _or_exit(lambda: write_session_crate(open_session(folder), licence=licence))
     differences = _or_exit(lambda: check_crate(folder))
     if json:
@@ -266,6 +271,13 @@ def crate(
         lines = [f"{difference.path}: {difference.what}" for difference in differences]
         typer.echo("\n".join(lines) or f"All files are as {folder / METADATA} says.")
     raise typer.Exit(1 if differences else 0)
+
+
+def _write_experiment_crate(folder: Path, licence: str) -> None:
+    from prefect_biomed import analysis
+
+    analysis.require_extra()
+    importlib.import_module("prefect_biomed.analysis.crate").write_experiment_crate(folder, licence=licence)
 
 
 @app.command(epilog="Example: prefect-biomed doctor --pool biomed")
@@ -366,21 +378,39 @@ def diff(
 
 @app.command(epilog="Example: prefect-biomed report /data/experiment")
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of an experiment, or of a report.")],
+    folder: Annotated[Path | None, typer.Argument(help="Folder of an experiment, or of a report.")] = None,
     series: Annotated[str | None, typer.Option(help="Series of the experiment; the newest by default.")] = None,
+    ingest: Annotated[int | None, typer.Option(help="Number of a Boss ingest job, in place of a folder.")] = None,
     json: AsJson = False,
 ) -> None:
-    """Show what a repeatability experiment or a comparison has found. Nothing is computed again.
+    """Show what an experiment, a comparison or an ingest has found. Nothing is computed again.
 
-    Exit codes: 0 within, 1 changed, 3 not judged, 2 there is no report.
+    Exit codes: 0 within, or every tile is there, 1 changed, or tiles lack, 3 not judged, 2 there is no report.
     """
-    from prefect_biomed.cli.reports import exit_code, read_report
+    from prefect_biomed.cli.reports import exit_code, ingest_folder, is_of_ingest, read_report
+    from prefect_biomed.cli.running import REFUSED
 
-    file, found = _or_exit(lambda: read_report(folder, series))
+    if (folder is None) == (ingest is None):
+        typer.echo("Name a folder, or a job with --ingest; not both.", err=True)
+        raise typer.Exit(REFUSED)
+    place = folder if folder is not None else _or_exit(lambda: ingest_folder(ingest or 0))
+    if is_of_ingest(place):
+        _report_ingest(place, json=json)
+    file, found = _or_exit(lambda: read_report(place, series))
     typer.echo(
         found.model_dump_json(indent=2) if json else "\n".join([*found.sentences, str(file.with_suffix(".html"))])
     )
     raise typer.Exit(exit_code(found))
+
+
+def _report_ingest(folder: Path, *, json: bool) -> NoReturn:
+    from prefect_biomed.cli.reports import exit_code_of_ingest, lines_of_ingest
+    from prefect_biomed.clients import boss
+    from prefect_biomed.clients.texts import one_line
+
+    found = _or_exit(lambda: boss.read_report(folder / boss.REPORT))
+    typer.echo(found.model_dump_json(indent=2) if json else "\n".join(map(one_line, lines_of_ingest(found))))
+    raise typer.Exit(exit_code_of_ingest(found))
 
 
 @app.command(epilog="Example: prefect-biomed compare runs/ report/ --baseline references/")

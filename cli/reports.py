@@ -1,4 +1,4 @@
-"""Reports that experiments and comparisons have left in their folders."""
+"""Reports that experiments, comparisons and ingests have left in their folders."""
 
 from __future__ import annotations
 
@@ -8,14 +8,78 @@ from pydantic import ValidationError
 
 from prefect_biomed.analysis.models import Report
 from prefect_biomed.analysis.outcomes import Outcome
+from prefect_biomed.clients.boss import UploadReport, report_folder
 from prefect_biomed.clients.errors import ConfigurationError, LedgerError
 
-__all__ = ["exit_code", "read_report"]
+__all__ = ["exit_code", "exit_code_of_ingest", "ingest_folder", "is_of_ingest", "lines_of_ingest", "read_report"]
 
 # By the worst outcome, the worst first; 2 says that something that was given is wrong.
 _EXIT_CODES = {Outcome.CHANGED: 1, Outcome.NOT_JUDGED: 3}
 
 _FILE = "report.json"
+
+
+def ingest_folder(job_id: int) -> Path:
+    """Find the report of an ingest on this machine.
+
+    Args:
+        job_id: Number of the job.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        ConfigurationError: There is none, or jobs of several servers have this number.
+    """
+    folders = sorted(report_folder("*", job_id).parents[1].glob(f"*/job-{job_id}/{_FILE}"))
+    if len(folders) != 1:
+        found = ", ".join(str(file.parent) for file in folders) or "none"
+        raise ConfigurationError(
+            f"Reports of an ingest job {job_id} on this machine: {found}. One is kept when a job is complete; name its "
+            "folder where there are several."
+        )
+    return folders[0].parent
+
+
+def is_of_ingest(folder: Path) -> bool:
+    """Tell whether a folder holds the report of an ingest."""
+    try:
+        return b'"job_id"' in (folder / _FILE).read_bytes()[:200]
+    except OSError:
+        return False
+
+
+def lines_of_ingest(report: UploadReport) -> list[str]:
+    """Say what an ingest came to.
+
+    Args:
+        report: The report.
+
+    Returns:
+        A summary, and each tile that is not as it should be.
+    """
+    named = {
+        "not in the Boss": report.holes,
+        "filled": report.blank,
+        "skipped": report.skipped,
+        "quarantined": report.quarantined,
+        "failed": [f"{tile}: {reason}" for tile, reason in report.failed.items()],
+    }
+    return [report.summary(), *(f"{what}: {tile}" for what, tiles in named.items() for tile in tiles), *report.warnings]
+
+
+def exit_code_of_ingest(report: UploadReport) -> int:
+    """Put an ingest into an exit code.
+
+    Args:
+        report: The report.
+
+    Returns:
+        0 when no tile is known to lack, 1 when one is, 3 when nothing was compared with its source.
+    """
+    if report.holes or report.failed:
+        return 1
+    return 0 if report.verification is not None else 3
 
 
 def read_report(folder: Path, series: str | None = None) -> tuple[Path, Report]:

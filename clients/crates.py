@@ -23,7 +23,17 @@ from rocrate.rocrate import ROCrate
 from prefect_biomed.clients.errors import LedgerError
 from prefect_biomed.clients.files import atomic_write, digest, on_disk, safe_join
 
-__all__ = ["METADATA", "WORKFLOW", "CrateDifference", "Execution", "Provenance", "Source", "check_crate", "write_crate"]
+__all__ = [
+    "METADATA",
+    "WORKFLOW",
+    "CrateDifference",
+    "Execution",
+    "Provenance",
+    "Source",
+    "check_crate",
+    "names_of_runs",
+    "write_crate",
+]
 
 METADATA = "ro-crate-metadata.json"
 WORKFLOW = "ro-crate-workflow.json"
@@ -172,19 +182,44 @@ def check_crate(folder: Path) -> tuple[CrateDifference, ...]:
         LedgerError: There is no crate, it is damaged, or it has no digest to prove a file by.
     """
     path = folder / METADATA
-    try:
-        with path.open("rb") as file:
-            content = json.loads(file.read(_MAX_BYTES))
-        graph = [entity for entity in content["@graph"] if "File" in _types(entity)]
-    except FileNotFoundError:
-        raise LedgerError(f"There is no {path}: `prefect-biomed crate {folder}` writes one for a session.") from None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise LedgerError(f"{path} cannot be read as an RO-Crate ({type(error).__name__}).") from None
+    graph = [entity for entity in _graph(path) if "File" in _types(entity)]
     here = [entity for entity in graph if ":" not in str(entity.get("@id", ":"))]
     if without := [str(entity["@id"]) for entity in here if not isinstance(entity.get("sha256"), str)]:
         raise LedgerError(f"{path} has no digest of {', '.join(sorted(without)[:5])}: nothing proves these files.")
     found = (_difference(folder, entity) for entity in sorted(here, key=lambda entity: str(entity["@id"])))
     return tuple(difference for difference in found if difference is not None)
+
+
+def names_of_runs(folder: Path) -> set[str]:
+    """Tell which runs a crate is about.
+
+    Args:
+        folder: Folder of the crate.
+
+    Returns:
+        Their addresses; none when there is no crate.
+
+    Raises:
+        LedgerError: The crate is damaged.
+    """
+    path = folder / METADATA
+    graph = _graph(path) if path.is_file() else []
+    return {str(entity["@id"]) for entity in graph if "CreateAction" in _types(entity)}
+
+
+def _graph(path: Path) -> list[dict[str, Any]]:
+    """The entities of a crate."""
+    try:
+        with path.open("rb") as file:
+            content = json.loads(file.read(_MAX_BYTES))
+        graph = [(entity, _types(entity)) for entity in content["@graph"]]
+    except FileNotFoundError:
+        raise LedgerError(
+            f"There is no {path}: `prefect-biomed crate {path.parent}` writes one for a session."
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise LedgerError(f"{path} cannot be read as an RO-Crate ({type(error).__name__}).") from None
+    return [entity for entity, _ in graph]
 
 
 def _readme(provenance: Provenance) -> str:
@@ -290,7 +325,7 @@ class _Crate:
     def _file(self, place: str, kind: str | list[str] = "File", **properties: Any) -> Any:
         path = safe_join(self._folder, place)
         if not path.is_file():
-            raise LedgerError(f"{path} is not there, so no crate can tell of it. Fetch it again, with vip_resume.")
+            raise LedgerError(f"{path} is not there, so no crate can tell of it. Fetch it again.")
         known = {
             "name": PurePosixPath(place).name,
             "contentSize": str(path.stat().st_size),

@@ -264,7 +264,8 @@ def federated_analysis(
     """
     details, waiting = details or TaskDetails(), waiting or AnalysisWaiting()
     if task_id is not None:
-        return collect_results(credentials, task_id, refresh_time, outputs, waiting)
+        known = steps.Told(flow="federated-analysis", parameters={"task_id": task_id})
+        return collect_results(credentials, task_id, refresh_time, outputs, waiting, known)
     request = request_of(
         collaboration=collaboration,
         image=image,
@@ -278,7 +279,7 @@ def federated_analysis(
     task = _create(credentials, request, waiting, intent_token(ANALYSIS, explicit=idempotency_key))
     if not waiting.wait:
         return Analysis(task=task, results=())
-    return collect_results(credentials, task, refresh_time, outputs, waiting)
+    return collect_results(credentials, task, refresh_time, outputs, waiting, _told(request))
 
 
 @checked_flow(
@@ -349,7 +350,8 @@ def federated_session(
         session=session.id,
         **details.model_dump(exclude={"scope", "compute_at"}),
     )
-    return collect_results(credentials, _create(credentials, request, waiting, token), 0.5, outputs, waiting)
+    task = _create(credentials, request, waiting, token)
+    return collect_results(credentials, task, 0.5, outputs, waiting, _told(request))
 
 
 kill_remote_rounds = ending_remote_jobs(_ROUNDS, _kill_tasks, named_by="idempotency_key")
@@ -609,6 +611,7 @@ def collect_results(
     refresh_time: float,
     outputs: FederatedOutputs | None,
     waiting: FederatedWaiting,
+    told: steps.Told | None = None,
 ) -> Analysis:
     """Wait for the end of a task and fetch its results. Safe to repeat.
 
@@ -618,6 +621,7 @@ def collect_results(
         refresh_time: Seconds between the first looks at it.
         outputs: Which results are enough, and where large ones go.
         waiting: How long to wait.
+        told: What the crate in the folder of `outputs` tells of the flow; no crate is written when None.
 
     Returns:
         The task, its results and its failures.
@@ -643,7 +647,16 @@ def collect_results(
         for result in results
         if result.missing
     ]
+    if told is not None and outputs.output_dir is not None:
+        steps.write_crate(credentials, outcome, results, outputs.output_dir, told)
     return Analysis(task=outcome.task, results=tuple(results), failures=outcome.failures, warnings=tuple(warnings))
+
+
+def _told(request: TaskRequest) -> steps.Told:
+    """What was asked for, as parameters of the flow that computes the same once more."""
+    asked = request.model_dump(mode="json", exclude_defaults=True)
+    details = {name: asked.pop(name) for name in TaskDetails.model_fields if name in asked}
+    return steps.Told(flow="federated-analysis", parameters=asked | ({"details": details} if details else {}))
 
 
 def _inventory(federation: Federation) -> str:

@@ -34,6 +34,7 @@ from prefect_biomed.clients.boss import (
     complete,
     create_once,
     create_resources,
+    keep_report,
     preflight,
     preview,
     propose,
@@ -44,6 +45,7 @@ from prefect_biomed.clients.boss import (
     write_array,
     write_configuration,
     write_cutouts,
+    write_ingest_crate,
 )
 from prefect_biomed.clients.boss import wait_until_ready as wait_for_queue
 from prefect_biomed.clients.boss.pictures import Array
@@ -337,7 +339,8 @@ def report_ingest_job(
 ) -> UploadReport:
     """Account for every tile of a job that is complete, compare what arrived, and show the middle slice.
 
-    Safe to repeat: it only reads (`GET /cutout/…`).
+    The report is kept in `boss/reports` of the package's home, with an RO-Crate beside it. Safe to repeat: on the
+    platform it only reads (`GET /cutout/…`).
 
     Args:
         credentials: The account.
@@ -365,6 +368,9 @@ def report_ingest_job(
             picture = None
     if picture:
         image(artifact_key("boss-preview", job_id), picture, f"Middle slice of {config.channel_path}, read back")
+        keep_report(report, client.host)
+        crate = write_ingest_crate(client, config, job_id, settings or UploadSettings())
+    logger.info("The report and how the channel came about are in %s", crate.parent)
     markdown(artifact_key("boss-report", job_id), report_text(report), f"Report of ingest job {job_id}")
     logger.info("%s", report.summary())
     for tile in (report.verification.wrong if report.verification else ())[:20]:

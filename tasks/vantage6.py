@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
-from pydantic import JsonValue
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
-from prefect_biomed.clients.errors import BiomedError, DeadlineExceeded, NotFoundError
+from prefect_biomed.clients.errors import BiomedError, DeadlineExceeded, LedgerError, NotFoundError
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.texts import code_block, lines
 from prefect_biomed.clients.vantage6 import (
@@ -58,6 +58,7 @@ from prefect_biomed.clients.vantage6 import (
     task_failed,
     tasks_failed,
     watch,
+    write_analysis_crate,
 )
 from prefect_biomed.tasks._reporting import (
     Progress,
@@ -73,6 +74,7 @@ from prefect_biomed.tasks.policies import ONCE, RETRY, PlaceOfCall, circumstance
 from prefect_biomed.tasks.run_names import task_run_named
 
 __all__ = [
+    "Told",
     "create_collaboration",
     "create_dataframe",
     "create_organization",
@@ -88,6 +90,7 @@ __all__ = [
     "preprocess_dataframe",
     "register_node",
     "wait_for_results",
+    "write_crate",
 ]
 
 _KILLED_WITHIN_SECONDS = 120.0
@@ -337,6 +340,59 @@ def get_results(
         f"Results of vantage6 task {task_id}",
     )
     return results
+
+
+class Told(BaseModel):
+    """What the provenance of results tells of the flow that had them computed.
+
+    Attributes:
+        flow: Its name.
+        parameters: What was given to it, without credentials.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    flow: str
+    parameters: dict[str, JsonValue]
+
+
+@task(task_run_name="Write crate", **RETRY)
+def write_crate(
+    credentials: Vantage6Credentials,
+    outcome: TaskOutcome,
+    results: Sequence[Result],
+    output_dir: Path,
+    told: Told,
+) -> Path | None:
+    """Write the results of a task into files, and their provenance as an RO-Crate beside them.
+
+    Safe to repeat: the same task and results give the same bytes. Nothing is asked but the version (`GET /version`).
+
+    Args:
+        credentials: The account.
+        outcome: The task that has ended.
+        results: Its results.
+        output_dir: Folder of this analysis.
+        told: What it tells of the flow.
+
+    Returns:
+        `ro-crate-metadata.json`; None, with a warning, where the folder has the crate of another analysis.
+
+    Raises:
+        LocalStorageError: The folder cannot be written.
+    """
+    folder = output_dir.expanduser().absolute()
+    with credentials.get_client() as client:
+        url, version = client.url, client.version.text
+    try:
+        path = write_analysis_crate(
+            folder, url, outcome, results, flow=told.flow, parameters=told.parameters, version=version
+        )
+    except LedgerError as error:
+        run_logger().warning("%s", error)
+        return None
+    run_logger().info("How the results came about is in %s", path)
+    return path
 
 
 @task(task_run_name=task_run_named("Kill", "task"), **RETRY)

@@ -4,6 +4,7 @@ from prefect_biomed.clients.boss.accounting import account, preview, treatments_
 from prefect_biomed.clients.boss.channels import write_array
 from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.boss.config import Database, IngestConfig
+from prefect_biomed.clients.boss.crate import REPORT, keep_report, read_report, report_folder, write_ingest_crate
 from prefect_biomed.clients.boss.cutouts import Cutout
 from prefect_biomed.clients.boss.errors import IngestIncomplete, ProcessFailed, VerificationFailed
 from prefect_biomed.clients.boss.launches import create_once, job_of_intent, settled_job
@@ -33,6 +34,7 @@ from prefect_biomed.clients.boss.verification import extents_to_heal, verify
 from prefect_biomed.clients.boss.volumes import VolumeTarget
 
 __all__ = [
+    "REPORT",
     "BossClient",
     "Channel",
     "Completion",
@@ -70,10 +72,13 @@ __all__ = [
     "extents_to_heal",
     "find_token",
     "job_of_intent",
+    "keep_report",
     "preflight",
     "preview",
     "propose",
     "publish",
+    "read_report",
+    "report_folder",
     "settled_job",
     "treatments_of",
     "upload",
@@ -82,4 +87,5 @@ __all__ = [
     "write_array",
     "write_configuration",
     "write_cutouts",
+    "write_ingest_crate",
 ]

@@ -12,6 +12,7 @@ from prefect_biomed.clients.vantage6.accounts import (
 from prefect_biomed.clients.vantage6.client import Encryption, Vantage6Client
 from prefect_biomed.clients.vantage6.configuration_files import NodeDatabase
 from prefect_biomed.clients.vantage6.connection import connect
+from prefect_biomed.clients.vantage6.crate import write_analysis_crate
 from prefect_biomed.clients.vantage6.dataframes import description_of
 from prefect_biomed.clients.vantage6.encryption import PrivateKey, PublicKey
 from prefect_biomed.clients.vantage6.errors import (
@@ -217,5 +218,6 @@ __all__ = [
     "tasks_failed",
     "wait_for_dataframe",
     "watch",
+    "write_analysis_crate",
     "write_server_configuration",
 ]

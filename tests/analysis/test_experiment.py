@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.shell import typed
 from prefect_biomed.analysis import Experiment, Report, RunRecord, inventory, write_report
 from prefect_biomed.analysis.experiment import inputs_digest
+from prefect_biomed.clients.crates import METADATA
 from prefect_biomed.clients.errors import ConfigurationError, LedgerError
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "report.schema.json"
@@ -284,3 +286,23 @@ def test_the_json_report_has_the_published_schema(experiment: Experiment, tmp_pa
     found = json.loads(write_report(report, tmp_path).json_file.read_text())
     jsonschema.validate(found, schema)
     assert Report.model_validate(found) == report
+
+
+def test_one_crate_tells_of_all_series_and_proves_their_files(experiment: Experiment) -> None:
+    add_series(experiment, 0, repetitions=2)
+    add_series(experiment, 1, repetitions=2, failed=1)
+    folder = experiment.folder
+    assert typed("prefect-biomed", "crate", str(folder))[0] == 0
+    before = (folder / METADATA).read_bytes()
+    assert typed("prefect-biomed", "crate", str(folder))[0] == 0
+    assert (folder / METADATA).read_bytes() == before
+    told = json.loads(before)["@graph"]
+    runs = [one for one in told if one["@type"] == "CreateAction" and "#workflow-" in one["@id"]]
+    assert [run["actionStatus"].rpartition("/")[2] for run in runs].count("FailedActionStatus") == 1
+    assert len(runs) == 4
+    changed = next(folder.rglob("exact.csv"))
+    changed.write_text("a,b\nx,2\n")
+    assert typed("prefect-biomed", "crate", str(folder), "--check") == (
+        1,
+        f"{changed.relative_to(folder).as_posix()}: changed\n",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,20 @@ import numpy as np
 import pytest
 
 from harness.ingest_lab import QUICK, Lab, volume
-from prefect_biomed.clients.boss import IngestConfig, UploadReport, UploadSettings, account, upload
+from harness.shell import typed
+from prefect_biomed.clients.boss import (
+    REPORT,
+    IngestConfig,
+    UploadReport,
+    UploadSettings,
+    account,
+    keep_report,
+    report_folder,
+    upload,
+    write_ingest_crate,
+)
+from prefect_biomed.clients.crates import check_crate
+from prefect_biomed.clients.files import digest
 
 ONE = {"x": 64, "y": 64, "z": 1, "t": 1}
 
@@ -138,3 +152,32 @@ def test_what_a_killed_run_did_is_in_the_report_too(lab: Lab) -> None:
     lab.upload(config, job_id)
     assert lab.complete(job_id).outcome == "COMPLETE"
     assert final(lab, config, job_id).put == 48
+
+
+def test_the_report_is_kept_with_its_provenance_and_is_the_same_once_more(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_BIOMED_HOME", str(lab.folder / "home"))
+    config, job_id, root = stack(lab, 16, range(0))
+    lab.upload(config, job_id)
+    assert lab.complete(job_id).outcome == "COMPLETE"
+    told = []
+    for _ in range(2):
+        keep_report(final(lab, config, job_id), lab.client.host)
+        told.append(write_ingest_crate(lab.client, config, job_id, QUICK).read_bytes())
+    assert told[0] == told[1]
+    entities = json.loads(told[0])["@graph"]
+    sources = {one["sha256"] for one in entities if one["@id"].startswith("#input-")}
+    assert sources == {digest(path) for path in root.rglob("*.png")}
+    folder = report_folder(lab.client.host, job_id)
+    assert check_crate(folder) == ()
+    status, said = typed("prefect-biomed", "report", "--ingest", str(job_id))
+    assert status == 0, said
+    assert said == typed("prefect-biomed", "report", str(folder))[1]
+    assert f"Ingest job {job_id}: 16 of 16 tiles" in said
+    holey = final(lab, config, job_id).model_copy(update={"holes": ("x0y0z3t0",)})
+    keep_report(holey, lab.client.host)
+    status, said = typed("prefect-biomed", "report", "--ingest", str(job_id))
+    assert (status, "not in the Boss: x0y0z3t0" in said) == (1, True)
+    assert [one.path for one in check_crate(folder)] == [REPORT]
+    assert typed("prefect-biomed", "report", "--ingest", "999999")[0] == 2

@@ -23,6 +23,7 @@ from pydantic import SecretStr, ValidationError
 
 from harness.federation import CLINICAL, HOSPITALS, Federation, federation
 from prefect_biomed.blocks import Vantage6Credentials
+from prefect_biomed.clients.crates import check_crate
 from prefect_biomed.clients.errors import (
     BiomedError,
     ConfigurationError,
@@ -203,9 +204,10 @@ def test_a_federated_regression_equals_the_pooled_fit(federations: Callable[[int
                 arguments={"outcome": "progression", "predictors": ["bmi", "bp"]},
                 central=True,
             ),
-            outputs=FederatedOutputs(output_dir=tmp_path),
+            outputs=FederatedOutputs(output_dir=tmp_path / str(generation)),
         )
         (result,) = analysis.results
+        assert check_crate(tmp_path / str(generation)) == ()
         pooled = _pooled(here, "progression", ["bmi", "bp"])
         assert isinstance(result.value, dict)
         assert np.allclose(list(result.value["coefficients"].values()), pooled, rtol=1e-9)
