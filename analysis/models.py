@@ -362,14 +362,20 @@ class Effect(_Frozen):
         """The size in one sentence."""
         if not self.differing or self.absolute is None:
             return "no difference of means"
-        said = [f"{self.absolute:.3g} in the median and {self.absolute_largest or 0.0:.3g} at most"]
+        said = [f"{_figures(self.absolute, 3)} in the median and {_figures(self.absolute_largest or 0.0, 3)} at most"]
         if self.relative is not None:
-            said.append(f"{100 * self.relative:.2g} % and {100 * (self.relative_largest or 0.0):.2g} %")
+            said.append(f"{_figures(100 * self.relative)} % and {_figures(100 * (self.relative_largest or 0.0))} %")
         if self.spreads is not None:
-            said.append(f"{self.spreads:.2g} and {self.spreads_largest or 0.0:.2g} spreads of the references")
+            largest = _figures(self.spreads_largest or 0.0)
+            said.append(f"{_figures(self.spreads)} and {largest} spreads of the references")
         if self.dice and (least := min(self.dice, key=lambda label: (self.dice or {})[label])):
             said.append(f"Dice {self.dice[least]:.3f} for label {least}")
         return "differs by " + "; ".join(said)
+
+
+def _figures(value: float, digits: int = 2) -> str:
+    """So many significant digits, and no exponent for numbers of a usual size: 100, not 1e+02."""
+    return f"{float(f'{value:.{digits}g}'):g}"
 
 
 class Variability(_Frozen):
@@ -653,9 +659,9 @@ class Evidence(_Frozen):
     def sentence(self) -> str:
         """The evidence, and the alarm with its date."""
         if self.alarm is None or self.since is None or self.earliest is None or self.latest is None:
-            return f"Evidence since the baseline: {self.value:.2g}; {self.threshold:g} would be an alarm"
+            return f"Evidence since the baseline: {_figures(self.value)}; {self.threshold:g} would be an alarm"
         return (
-            f"Evidence since the baseline: {self.value:.3g}, above {self.threshold:g} with the series of "
+            f"Evidence since the baseline: {_figures(self.value, 3)}, above {self.threshold:g} with the series of "
             f"{self.alarm:%Y-%m-%d}. The change began with the series of {self.since:%Y-%m-%d %H:%M} (95 %: "
             f"{self.earliest:%Y-%m-%d} to {self.latest:%Y-%m-%d})"
         )
@@ -746,10 +752,9 @@ class Report(_Frozen):
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """What there is to say, one sentence for each finding."""
+        """What there is to say, one sentence for each finding: the verdict first, how the runs differ last."""
         found = []
         for part in self.pipelines:
-            found.append(f"{part.pipeline}: {part.comparison.sentence}")
             if part.against_baseline is not None:
                 evidence = f" {part.evidence.sentence}." if part.evidence else ""
                 found.append(f"{part.pipeline} against the baseline: {part.against_baseline.sentence}.{evidence}")
@@ -758,6 +763,7 @@ class Report(_Frozen):
             if part.against_version is not None:
                 first = self.pipelines[0].pipeline
                 found.append(f"{part.pipeline} against {first}: {part.against_version.sentence}.")
+            found.append(f"{part.pipeline}: {part.comparison.sentence}")
         return tuple(found)
 
 

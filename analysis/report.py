@@ -252,7 +252,7 @@ class _View:
             return "not judged"
         judgement = self._part.against_baseline
         if judgement is not None and not judgement.note and not file.agreement.is_agreement:
-            return "differs, within the noise" if judgement.smallest_p <= judgement.level else "differs"
+            return "within the noise" if judgement.smallest_p <= judgement.level else "differs"
         return file.agreement.value
 
     def _changes(self) -> list[_Change]:

@@ -91,7 +91,7 @@ def test_no_list_repeats_a_file_and_most_are_folded(page: str) -> None:
 
 
 def test_files_are_grouped_by_folder_with_what_is_said_of_them(page: str) -> None:
-    assert "<strong>folder0</strong>: 3 changed, 4 not judged, 43 differs, within the noise" in page
+    assert "<strong>folder0</strong>: 3 changed, 4 not judged, 43 within the noise" in page
     assert page.count("<strong>folder") == 10
 
 
@@ -110,7 +110,24 @@ def test_what_differs_as_the_references_do_is_not_shown_as_bad(tmp_path: Path) -
     html = write_report(report, tmp_path / "report").html.read_text()
     assert judgement.outcome is Outcome.WITHIN
     assert '<div class="verdict ">' in html
-    assert "differs, within the noise" in html
+    assert ">within the noise" in html
+    assert report.sentences[0] == f"P against the baseline: {judgement.sentence}."
+    assert report.sentences[-1] == f"P: {part.comparison.sentence}"
+
+
+def test_sizes_of_a_change_are_written_without_exponents() -> None:
+    effect = Effect(
+        points=1,
+        differing=1,
+        absolute=0.361,
+        absolute_largest=1234.0,
+        relative=1.03,
+        relative_largest=2e-8,
+        spreads=99.6,
+    )
+    assert effect.sentence == (
+        "differs by 0.361 in the median and 1230 at most; 100 % and 2e-06 %; 99 and 0 spreads of the references"
+    )
 
 
 def test_maps_say_where_an_image_has_changed(tmp_path: Path) -> None:
