@@ -6,14 +6,15 @@ of a group has its default too. A group has the same name on every flow that has
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.vantage6 import OfflineNodes, SessionScope
-from prefect_biomed.clients.vip import InputSettings, SessionOptions
+from prefect_biomed.clients.vip import InputSettings, Outcome, SessionOptions
 from prefect_biomed.clients.vip.session_file import VIP_HOME
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Upload",
     "VipHome",
     "Waiting",
+    "accepting",
     "chosen",
 ]
 
@@ -114,6 +116,9 @@ class Outputs(Group):
     """Whether archives stay beside that folder."""
     strict: bool = Field(default=False, title="Every job has to succeed")
     """Whether a run of which some jobs failed makes the session fail."""
+    accept_incomplete: bool = Field(default=False, title="Outputs may lack")
+    """Whether a run counts as success although it lacks outputs that the pipeline always has, as to take what there is
+    and remove the session."""
 
 
 class Removal(Group):
@@ -142,6 +147,29 @@ def chosen(options: SessionOptions, *groups: Outputs | Removal | None) -> Sessio
     """
     given = {name: getattr(group, name) for group in groups if group for name in group.model_fields_set}
     return options.model_copy(update=given)
+
+
+def accepting(failed: Sequence[Outcome], options: SessionOptions) -> dict[str, object] | None:
+    """Tell by which `outputs` runs that failed would count as success.
+
+    Args:
+        failed: What came of them.
+        options: By which they were judged.
+
+    Returns:
+        The fields to be given; None when no fields make it so.
+    """
+    accepted = (*options.get_status, *sorted({one.status.value for one in failed} - {*options.get_status}))
+    if any(one.unfetched for one in failed) or not {*accepted} <= {*get_args(Status)}:
+        return None
+    fields: dict[str, object] = {}
+    if accepted != options.get_status:
+        fields["get_status"] = list(accepted)
+    if options.strict and any(one.succeeded_jobs < max(one.jobs, 1) for one in failed):
+        fields["strict"] = False
+    if any(one.missing for one in failed):
+        fields["accept_incomplete"] = True
+    return fields
 
 
 class Girder(Group):

@@ -48,6 +48,7 @@ from prefect_biomed.flows.parameters import (
     Upload,
     VipHome,
     Waiting,
+    accepting,
     chosen,
 )
 from prefect_biomed.flows.suspension import prepare_suspension, resume_session, suspend_session
@@ -623,11 +624,17 @@ def _conclude(
                 for one in failed
             )
             + f". The logs above say why. What succeeded is in {session.output_dir}; nothing was removed from the "
-            "platform. Start a new run, or remove the rest with vip_resume and get_status of outputs set to accept "
-            "these.",
+            f"platform. {_what_helps(failed, session)}",
             [one.workflow for one in failed],
         )
     return result
+
+
+def _what_helps(failed: Sequence[Outcome], session: VipSession) -> str:
+    accepted = accepting(failed, session.options)
+    if accepted is None:
+        return "vip_resume looks again, and fetches what is missing. Or start a new run."
+    return f"Start a new run. vip_resume with outputs={accepted} takes these as they are, and removes the session."
 
 
 def _collect_each(

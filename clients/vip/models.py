@@ -521,6 +521,7 @@ class SessionOptions(BaseModel):
     Attributes:
         get_status: Statuses whose outputs are fetched and that count as success.
         strict: Whether a run of which some jobs failed counts as failed.
+        accept_incomplete: Whether a run counts as success although it lacks outputs that the pipeline always has.
         unzip: Whether archives are replaced by a folder of the same name with their content.
         keep_archives: Whether archives stay, beside a folder `<name>.content`.
         finish: Whether the session is removed from the platform at the end.
@@ -533,6 +534,7 @@ class SessionOptions(BaseModel):
 
     get_status: tuple[str, ...] = ("Finished",)
     strict: bool = False
+    accept_incomplete: bool = False
     unzip: bool = True
     keep_archives: bool = False
     finish: bool = True

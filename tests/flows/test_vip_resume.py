@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from harness.laboratory import wait_until
 from harness.vip_steps import launch_others
 from prefect_biomed.blocks import VipCredentials
 from prefect_biomed.clients.errors import AuthenticationError, ConfigurationError
-from prefect_biomed.clients.vip import SessionFile, VipSession, WorkflowFailed, open_intents
+from prefect_biomed.clients.vip import SessionFile, VipSession, WorkflowFailed, kill, open_intents
 from prefect_biomed.flows.parameters import Outputs, Removal, SessionUpload, SessionWaiting
 from prefect_biomed.flows.vip import vip_collect, vip_kill, vip_resume, vip_session
 from prefect_biomed.sandbox import Fault, Sandbox
@@ -151,12 +152,57 @@ def test_finished_without_a_required_output_is_no_success(carmin: Sandbox, tmp_p
             outputs=Outputs(strict=strict),
             **asked,
         )
-    with pytest.raises(WorkflowFailed, match="0 of at least 1 outputs"):
+    with pytest.raises(WorkflowFailed, match=r"0 of at least 1 outputs.*outputs=\{.*'accept_incomplete': True\} takes"):
         vip_resume(**asked)
     assert [entry for entry in carmin.vip.journal.entries("DELETE") if entry.effect] == []
     with credentials.get_client() as client:
         (left,) = client.workflows()
         assert "exit code" in client.log(left.identifier)
+        assert vip_resume(outputs=Outputs(accept_incomplete=True), **asked).is_finished
+        assert client.workflows() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("profile", "strict"), [("vip", True), ("carmin", False)])
+def test_one_of_three_runs_that_fails_keeps_the_session_until_it_is_accepted(
+    folder: Path, tmp_path: Path, profile: str, strict: bool
+) -> None:
+    with Sandbox("vip", vip={"profile": profile, "delete_seconds": 0}) as sandbox:
+        facts, switches = sandbox.ready()["vip"], sandbox.vip.switches
+        credentials = account(sandbox)
+        asked: dict[str, Any] = {"credentials": credentials, "output_dir": tmp_path / "all" / "s", "refresh_time": 0.1}
+        switches.job_seconds = 60
+        launched = vip_session(
+            pipeline_id="CopyFile/1.0" if profile == "vip" else "boutiques_CopyFile_1.0.json",
+            input_settings={"file": "sub/a.txt"},
+            input_dir=folder,
+            session_name="s",
+            nb_runs=3,
+            upload=SessionUpload(vip_home="/vip/Home/API" if profile == "vip" else facts["home"]),
+            outputs=Outputs(strict=strict),
+            waiting=SessionWaiting(wait=False),
+            **asked,
+        ).workflows
+        with credentials.get_client() as client:
+            kill(client, [launched[1].identifier])
+        switches.job_seconds = 0
+        with pytest.raises(WorkflowFailed) as caught:
+            vip_resume(**asked)
+        assert [one.identifier for one in caught.value.workflows] == [launched[1].identifier]
+        told = str(caught.value)
+        assert "1 of 3 runs of s failed" in told
+        accepted = ast.literal_eval(told.partition("vip_resume with outputs=")[2].partition(" takes")[0])
+        assert accepted == {"get_status": ["Finished", "Killed"], **({"strict": False} if strict else {})}
+        (collected,) = vip_collect(credentials, tmp_path / "all")
+        assert (list(collected.problems), collected.is_finished) == ([launched[1].identifier], False)
+        assert {name for name, files in collected.files.items() if files} == {
+            launched[0].identifier,
+            launched[2].identifier,
+        }
+        assert not [entry for entry in sandbox.vip.journal.entries("DELETE") if entry.effect]
+        result = vip_resume(outputs=Outputs(**accepted), **asked)
+        assert (result.problems, result.is_finished, len(result.workflows)) == ({}, True, 3)
+        assert [entry for entry in sandbox.vip.journal.entries("DELETE") if entry.effect]
 
 
 @pytest.mark.slow

@@ -71,6 +71,7 @@ def workflow(status: str = "Finished", jobs: str = "", outputs: tuple[str, ...] 
         (workflow("Hibernating"), Asked(options=SessionOptions(get_status=("Hibernating",))), None),
         (workflow(outputs=()), Asked(required_outputs=frozenset({"result"})), ("without result",)),
         (workflow(), Asked(required_outputs=frozenset({"result", "log"})), ("without log",)),
+        (workflow(), Asked(SessionOptions(accept_incomplete=True), required_outputs=frozenset({"result", "log"})), ()),
         (workflow(), Asked(required_outputs=frozenset({"other"})), ()),
         (workflow(), Asked(required_outputs=frozenset({"other", "names"})), ("1 of at least 2 outputs",)),
         (workflow(), Asked(unfetched=("/o/a",)), ("1 outputs are not here: /o/a",)),
