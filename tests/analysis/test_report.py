@@ -126,7 +126,7 @@ def test_sizes_of_a_change_are_written_without_exponents() -> None:
         spreads=99.6,
     )
     assert effect.sentence == (
-        "differs by 0.361 in the median and 1230 at most; 100 % and 2e-06 %; 99 and 0 spreads of the references"
+        "differs by 0.361 in the median and 1230 at most; 100 % and 2e-06 %; 100 and 0 spreads of the references"
     )
 
 
