@@ -49,6 +49,7 @@ _NOT_PLANNED = {
     "end-cancelled": _DEPENDS,
     "federated-rounds": _DEPENDS,
     "provision-collaboration": _DEPENDS,
+    "boss-downsample": _DEPENDS,
     "boss-write-cutouts": _DEPENDS,
     "publish-volume": _DEPENDS,
 }

@@ -38,6 +38,7 @@ from prefect_biomed.tasks.run_names import flow_run_named
 __all__ = [
     "account_for_job",
     "boss_cancel_ingest",
+    "boss_downsample",
     "boss_ingest",
     "boss_init",
     "boss_join_ingest",
@@ -274,6 +275,27 @@ def boss_verify(
     if not look.is_right:
         raise VerificationFailed.of(look)
     return look
+
+
+@checked_flow(name="boss-downsample", flow_run_name=flow_run_named("channel"))
+def boss_downsample(
+    credentials: BossCredentials, channel: str, timeout_seconds: Annotated[float, Field(gt=0)] = 24 * 3600.0
+) -> int:
+    """Have the Boss make the lower resolutions of a channel, and wait until it has. Run it again after anything.
+
+    Args:
+        credentials: An account that may write the channel.
+        channel: `collection/experiment/channel`.
+        timeout_seconds: How long to wait; the Boss goes on after it.
+
+    Returns:
+        Number of resolutions, the finest included; with 1 there is nothing to make.
+
+    Raises:
+        JobFailed: The Boss says that it has failed.
+        DeadlineExceeded: Not made in time; the Boss goes on.
+    """
+    return steps.downsample_channel(credentials, channel, timeout_seconds)
 
 
 @checked_flow(name="publish-volume", flow_run_name=flow_run_named("config"))

@@ -34,6 +34,7 @@ from prefect_biomed.clients.boss import (
     complete,
     create_once,
     create_resources,
+    downsample,
     keep_report,
     preflight,
     preview,
@@ -61,6 +62,7 @@ __all__ = [
     "cancel_ingest_job",
     "complete_ingest_job",
     "create_ingest_job",
+    "downsample_channel",
     "ingest_status",
     "join_ingest_job",
     "publish_pixels",
@@ -481,6 +483,32 @@ def publish_pixels(
     markdown(f"{key}-report", text, f"Volume {report.location}")
     state_event("boss", "volume", report.location, "published", blocks=report.blocks, written=report.written)
     return report
+
+
+@task(task_run_name=task_run_named("Downsample channel", "channel"), **RETRY)
+def downsample_channel(credentials: BossCredentials, channel: str, timeout_seconds: float = 24 * 3600.0) -> int:
+    """Ask the Boss for the lower resolutions of a channel, and wait until they are made.
+
+    Safe to repeat: what is being made is waited for, what is made is left alone (`GET` and `POST /downsample/…`).
+
+    Args:
+        credentials: An account that may write the channel.
+        channel: `collection/experiment/channel`.
+        timeout_seconds: Stop waiting after this time.
+
+    Returns:
+        Number of resolutions, the finest included; with 1 there is nothing to make.
+
+    Raises:
+        JobFailed: The Boss says that it has failed.
+        DeadlineExceeded: Not made in time; the Boss goes on.
+    """
+    settings = PollSettings(1, 1.3, 60, deadline_seconds=timeout_seconds, error_budget=20)
+    with credentials.get_client() as client:
+        levels = downsample(client, channel, settings)
+    run_logger().info("%s has %d resolutions", channel, levels)
+    state_event("boss", "channel", channel, "downsampled", levels=levels)
+    return levels
 
 
 @task(task_run_name=task_run_named("Write cutouts", "config"), **RETRY)

@@ -6,6 +6,7 @@ from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.boss.config import Database, IngestConfig
 from prefect_biomed.clients.boss.crate import REPORT, keep_report, read_report, report_folder, write_ingest_crate
 from prefect_biomed.clients.boss.cutouts import Cutout
+from prefect_biomed.clients.boss.downsampling import downsample
 from prefect_biomed.clients.boss.errors import IngestIncomplete, ProcessFailed, VerificationFailed
 from prefect_biomed.clients.boss.launches import create_once, job_of_intent, settled_job
 from prefect_biomed.clients.boss.ledger import Ledger, default_folder
@@ -69,6 +70,7 @@ __all__ = [
     "create_once",
     "create_resources",
     "default_folder",
+    "downsample",
     "extents_to_heal",
     "find_token",
     "job_of_intent",

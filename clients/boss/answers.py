@@ -26,6 +26,7 @@ __all__ = [
     "ChannelAnswer",
     "CompletionAnswer",
     "CountsAnswer",
+    "DownsampleAnswer",
     "ErrorAnswer",
     "ExperimentAnswer",
     "FrameAnswer",
@@ -214,6 +215,13 @@ class ChannelAnswer(NameAnswer):
     datatype: str
     type: str
     base_resolution: int = 0
+
+
+class DownsampleAnswer(Answered):
+    """Whether lower resolutions of a channel are made."""
+
+    status: str
+    num_hierarchy_levels: int = Field(ge=1)
 
 
 class FrameAnswer(NameAnswer):

@@ -12,6 +12,7 @@ from pydantic import SecretStr, TypeAdapter, ValidationError
 from prefect_biomed.clients.boss.answers import (
     ChannelAnswer,
     CompletionAnswer,
+    DownsampleAnswer,
     ErrorAnswer,
     ExperimentAnswer,
     FrameAnswer,
@@ -451,6 +452,31 @@ class BossClient(RestClient):
         path = f"/cutout/{names}/{resolution}/{'/'.join(f'{low}:{high}' for low, high in ranges)}/"
         self.tell("POST", path, body=frame, headers={"Content-Type": "application/blosc"}, about=channel_path)
 
+    def downsampling(self, channel_path: str) -> tuple[str, int]:
+        """Ask whether the lower resolutions of a channel are made. Endpoint: `GET /downsample/…`.
+
+        Args:
+            channel_path: `collection/experiment/channel`.
+
+        Returns:
+            State (`NOT_DOWNSAMPLED`, `IN_PROGRESS`, `DOWNSAMPLED`, `FAILED`, or another), and how many resolutions
+            there are to be.
+        """
+        answer = self.ask(DownsampleAnswer, "GET", _downsample(channel_path), about=channel_path)
+        return answer.status.upper(), answer.num_hierarchy_levels
+
+    def start_downsampling(self, channel_path: str) -> None:
+        """Ask for the lower resolutions of a channel. Never repeated here. Endpoint: `POST /downsample/…`.
+
+        Args:
+            channel_path: `collection/experiment/channel`.
+
+        Raises:
+            PlatformError: The server refused: they are made, or being made; or it failed.
+            NetworkError: No answer; it may have begun.
+        """
+        self.tell("POST", _downsample(channel_path), about=channel_path)
+
     # -- inside --------------------------------------------------------------------------------------------------
 
     def _refusal(self, status: int, body: Any) -> Refusal | None:
@@ -491,6 +517,10 @@ class BossClient(RestClient):
 def _resource(*names: str) -> str:
     """Address of a collection, of an experiment in it, or of a channel in that."""
     return "".join(f"/{kind}/{quote(name, safe='')}" for kind, name in zip(_KINDS, names, strict=False)) + "/"
+
+
+def _downsample(channel_path: str) -> str:
+    return f"/downsample/{'/'.join(quote(name, safe='') for name in channel_path.split('/'))}/"
 
 
 def _frame(name: str) -> str:

@@ -235,6 +235,26 @@ async def add_channel(service: Service, request: Request, collection: str, exper
     return JSONResponse(made, status_code=201)
 
 
+# -- lower resolutions ---------------------------------------------------------------------------
+
+
+@routes.add("/downsample/{collection}/{experiment}/{channel}", *_READS)
+async def downsampling(
+    service: Service, request: Request, collection: str, experiment: str, channel: str
+) -> dict[str, Any]:
+    _check_signed_in(service, request)
+    status = service.resources.channel(collection, experiment, channel)["downsample_status"]
+    levels = service.resources.experiment(collection, experiment)["num_hierarchy_levels"]
+    return {"status": status, "num_hierarchy_levels": levels}
+
+
+@routes.add("/downsample/{collection}/{experiment}/{channel}", "POST")
+async def downsample(service: Service, request: Request, collection: str, experiment: str, channel: str) -> Response:
+    _user_of(service, request)
+    service.downsample(collection, experiment, channel)
+    return Response(status_code=201)
+
+
 # -- reading back --------------------------------------------------------------------------------
 
 

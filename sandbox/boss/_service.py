@@ -92,6 +92,7 @@ class BossSwitches(Switches):
     fail_population: bool = Field(default=False, description="Filling the queue fails for good.")
     quiet_seconds: float = Field(default=2.0, description="180 in production.")
     completing_seconds: float = Field(default=0.3, description="Time that verification takes.")
+    downsampling_seconds: float = Field(default=0.3, description="Time that lower resolutions take; none are made.")
     visibility_seconds: float = Field(default=120.0, description="Default lease of a message.")
     key_seconds: float = Field(default=3600.0, description="Life of an issued key pair.")
     key_generation: int = Field(default=0, ge=0, description="Raising it invalidates all keys issued so far.")
@@ -595,6 +596,19 @@ class Service:
             raise BossProblem(400, 1001, f"Data dimensions in URL do not match POSTed data: {error}") from error
         corner = (ranges[0][0], ranges[1][0], ranges[2][0])
         self._volumes.write(self.resources.lookup_key(*path), datatype, block, corner, t)
+        about = self.resources.channel(*path)
+        if about["downsample_status"] == "DOWNSAMPLED":
+            about["downsample_status"] = "NOT_DOWNSAMPLED"
+
+    def downsample(self, collection: str, experiment: str, channel: str) -> None:
+        """Begin to make lower resolutions: the state of the channel says so, and later that they are made."""
+        about = self.resources.channel(collection, experiment, channel)
+        if about["downsample_status"] == "IN_PROGRESS":
+            raise BossProblem(400, 1010, "Channel is currently being downsampled. Invalid Request.")
+        if about["downsample_status"] == "DOWNSAMPLED":
+            raise BossProblem(400, 1010, "Channel is already downsampled. Invalid Request.")
+        about["downsample_status"] = "IN_PROGRESS"
+        self.call_later(self.switches.downsampling_seconds, about.update, {"downsample_status": "DOWNSAMPLED"})
 
     def _resource(self, collection: str, experiment: str, channel: str) -> dict[str, Any]:
         about = self.resources.experiment(collection, experiment)

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from harness.ingest_lab import Lab, lab, make_lab, volume
-from prefect_biomed.clients.boss import BossClient, IngestConfig, PublishIncomplete, VerifySettings, write_array
+from prefect_biomed.clients.boss import (
+    BossClient,
+    IngestConfig,
+    PublishIncomplete,
+    VerifySettings,
+    create_resources,
+    downsample,
+    write_array,
+)
 from prefect_biomed.clients.boss import write_cutouts as write
 from prefect_biomed.clients.errors import (
     ConfigurationError,
@@ -18,6 +26,7 @@ from prefect_biomed.clients.errors import (
     PreflightFailed,
     ServerUnavailable,
 )
+from prefect_biomed.clients.polling import PollSettings
 
 __all__ = ["lab", "make_lab"]
 
@@ -102,3 +111,28 @@ def test_the_sources_of_an_ingest_go_into_a_channel_without_a_job(lab: Lab, tmp_
     (lab.folder / "stack" / "7" / "0_0_0.png").unlink()
     with pytest.raises((PublishIncomplete, PreflightFailed), match="0_0_0"):
         write(lab.client, config, verification=ALL, ledger_folder=tmp_path)
+
+
+def test_lower_resolutions_are_asked_for_once_and_waited_for(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, settings = "lower/stack/uint8", PollSettings(0.05, deadline_seconds=20)
+    config = lab.config()
+    config["database"] = dict(zip(("collection", "experiment", "channel"), path.split("/"), strict=True))
+    create_resources(lab.client, IngestConfig.load(config), datatype="uint8", levels=3)
+    send, sent = BossClient.start_downsampling, []
+
+    def counted(self: BossClient, channel_path: str) -> None:
+        sent.append(channel_path)
+        send(self, channel_path)
+        raise ServerUnavailable("HTTP 502", status=502)  # the answer is lost
+
+    monkeypatch.setattr(BossClient, "start_downsampling", counted)
+    assert downsample(lab.client, path, settings) == 3
+    assert lab.client.downsampling(path) == ("DOWNSAMPLED", 3)
+    assert downsample(lab.client, path, settings) == 3
+    assert sent == [path]
+    write_array(lab.client, path, volume((2, 8, 8)))
+    assert lab.client.downsampling(path)[0] == "NOT_DOWNSAMPLED"
+    monkeypatch.undo()
+    lab.client.start_downsampling(path)  # by somebody else
+    assert downsample(lab.client, path, settings) == 3
+    assert downsample(lab.client, "sandbox/stack/uint8", settings) >= 1
