@@ -262,14 +262,9 @@ def test_what_was_intended_last_is_launched_elsewhere_and_not_what_was_done_befo
 
 
 @pytest.mark.slow
-def test_flows_find_sessions_that_are_among_the_oldest_of_an_account(
-    vip: Sandbox,
-    credentials: VipCredentials,
-    folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_flows_find_sessions_that_are_among_the_oldest_of_six_hundred_executions(
+    vip: Sandbox, credentials: VipCredentials, folder: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("prefect_biomed.clients.vip.client._LONGEST_LIST", 10)
     vip.vip.switches.max_running_user = vip.vip.switches.max_running_platform = 10_000
     vip.vip.switches.delete_seconds = 0
     sessions = tmp_path / "sessions"
@@ -281,16 +276,17 @@ def test_flows_find_sessions_that_are_among_the_oldest_of_an_account(
     slow: dict[str, Any] = {"pipeline_id": "SlowSegmentation/1.0", "input_settings": {"image": "sub/a.txt"}, **sent}
     (running,) = vip_session(**slow, output_dir=tmp_path / "killed", session_name="killed").workflows
     with credentials.get_client() as client:
-        launch_others(client, 12)
-        oldest = client.workflows()[-1].name
-        assert oldest.startswith("other"), "none of the sessions is listed"
+        launch_others(client, 600)
+        listed = client.workflows()
+        assert len(listed) == 500
+        assert all(one.name.startswith("other") for one in listed), "none of the sessions is listed"
     result = vip_resume(credentials, output_dir=tmp_path / "resumed", refresh_time=0.1)
     assert ([len(files) for files in result.files.values()], result.is_finished) == ([1], True)
     (collected,) = vip_collect(credentials, sessions)
     assert ([len(files) for files in collected.files.values()], collected.is_finished) == ([1], True)
     (killed,) = vip_kill(credentials, output_dir=tmp_path / "killed")
     assert (killed.identifier, killed.status) == (running.identifier, "Killed")
-    assert len(vip.vip.journal.entries("POST", "/rest/executions")) == 3 + 12
+    assert len(vip.vip.journal.entries("POST", "/rest/executions")) == 3 + 600
 
 
 def test_collecting_tells_what_is_not_there(

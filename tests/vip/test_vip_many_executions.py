@@ -32,18 +32,10 @@ from prefect_biomed.sandbox import Sandbox
 NewSession = Callable[..., VipSession]
 
 
-@pytest.mark.parametrize(
-    ("number", "listed"), [(12, 10), pytest.param(600, 500, marks=pytest.mark.slow)], ids=["few", "six hundred"]
-)
 def test_session_among_the_oldest_is_resumed_collected_and_killed(
-    vip: Sandbox,
-    client: VipClient,
-    new_session: NewSession,
-    monkeypatch: pytest.MonkeyPatch,
-    number: int,
-    listed: int,
+    vip: Sandbox, client: VipClient, new_session: NewSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefect_biomed.clients.vip.client._LONGEST_LIST", listed)
+    monkeypatch.setattr("prefect_biomed.clients.vip.client._LONGEST_LIST", 10)
     vip.vip.switches.max_running_user = vip.vip.switches.max_running_platform = 10_000
     ended = new_session("CopyFile/1.0", {"file": "a.bin"}, name="ended", files={"a.bin": b"a"}, nb_runs=2)
     run(client, ended)
@@ -51,8 +43,8 @@ def test_session_among_the_oldest_is_resumed_collected_and_killed(
     running = new_session("SlowSegmentation/1.0", {"image": "a.bin"}, name="running", files={"a.bin": b"a"}, nb_runs=2)
     send(client, running)
     ids = [workflow.identifier for workflow in start(client, running)]
-    launch_others(client, number)
-    assert len(client.workflows()) == listed
+    launch_others(client, 12)
+    assert len(client.workflows()) == 10
     assert find_all(client, running) == []
 
     assert [look[0].status for look in monitor(client, open_session(ended.output_dir), QUICK)] == ["Finished"]
