@@ -192,7 +192,7 @@ def resume(folder: Path, settings: Settings = None, credentials: Credentials = N
 @app.command(epilog="Example: prefect-biomed running --json")
 def running(settings: Settings = None, credentials: Credentials = None, json: AsJson = False) -> None:
     """Show what is running or was left on the platforms."""
-    _run("what-is-running", {}, settings, credentials, json=json)
+    _run("what-is-running", {}, settings, credentials, json=json, show=_leftover)
 
 
 @app.command(name="show-pipeline", epilog="Example: prefect-biomed show-pipeline GreyMatter")
@@ -202,7 +202,18 @@ def show_pipeline(
     json: AsJson = False,
 ) -> None:
     """List the pipelines of VIP, or describe one with settings to paste."""
-    _run("vip-show-pipeline", {"pipeline_id": pipeline}, None, credentials, json=json)
+    _run("vip-show-pipeline", {"pipeline_id": pipeline}, None, credentials, json=json, show=_pipeline)
+
+
+def _pipeline(one: Mapping[str, Any]) -> str:
+    return f"{one['identifier']}  {one['name']} {one['version']}".rstrip()
+
+
+def _leftover(one: Mapping[str, Any]) -> str:
+    """One line of what is there, and below it what to type."""
+    about = [one["platform"], one["kind"], one["identifier"], one["name"], one["status"], one["since"]]
+    commands = [f"    {does}: {one[does]}" for does in ("resume", "remove") if one[does]]
+    return "\n".join([" ".join(str(value) for value in about if value), *commands])
 
 
 @app.command(epilog="Example: prefect-biomed replay bundle.tar.gz replays/study --set input_dir=inputs")
@@ -573,6 +584,7 @@ def _run(
     outputs_json: Path | None = None,
     json: bool = False,
     exit_codes: Mapping[str, int] | None = None,
+    show: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> None:
     from prefect_biomed.cli.running import REFUSED, Outcome, as_json, read_parameters, run_flow
     from prefect_biomed.clients.errors import ConfigurationError
@@ -594,5 +606,6 @@ def _run(
         typer.echo(as_json(outcome))
     else:
         typer.echo(f"{outcome.flow}: {outcome.state}" + (f". {lines(outcome.message)}" if outcome.message else ""))
-        typer.echo("\n".join(map(one_line, outcome.files)))
+        shown = [show(one) for one in outcome.result or ()] if show is not None else outcome.files
+        typer.echo("\n".join(map(lines if show is not None else one_line, shown)))
     raise typer.Exit(outcome.exit_code)

@@ -92,8 +92,8 @@ def test_the_same_key_again_adopts_and_another_one_launches(
     status, said = typed("prefect-biomed", "resume", "2026")
     assert status == 0, said
     (tmp_path / "2026").rename(tmp_path / "out")
-    status, said = typed("prefect-biomed", "running", "--json")
-    assert status == 0, said
+    status, said = typed("prefect-biomed", "running")
+    assert (status, "\n" + "what-is-running: Completed" in "\n" + said) == (0, True), said
     assert launched(sandbox) == before + 1
     status, _ = typed(*words, "--key", "sample-2", "--set", f"output_dir={tmp_path / 'other'}")
     assert status == 0
@@ -105,6 +105,8 @@ def test_a_failure_has_an_exit_code(sandbox: Sandbox, tmp_path: Path) -> None:
     words = ("prefect-biomed", "run", "vip-session", "-f", str(parameter_file(tmp_path)))
     status, said = typed(*words, "-s", "pipeline_id=AlwaysFails/1.0", "-s", "input_settings={}")
     assert status == 1, said
+    status, said = typed("prefect-biomed", "running")
+    assert status == 0 and "vip session folder /vip/Home/API/" in said and "    remove: " in said, said
     refused = Fault(method="GET", path="/pipelines", status=403, body="{}", calls=range(1, 100))
     sandbox.vip.faults.add(refused)
     try:
@@ -195,6 +197,8 @@ def test_settings_go_before_the_file_and_into_groups(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("prefect_api", "account")
 def test_pipelines_are_shown_for_people_and_for_machines() -> None:
+    status, said = typed("prefect-biomed", "show-pipeline")
+    assert (status, "\nGreyMatter/1.0  " in said) == (0, True), said
     status, said = typed("prefect-biomed", "show-pipeline", "GreyMatter/1.0", "--json")
     assert status == 0
     (pipeline,) = json.loads(said[said.index("{") :])["result"]
