@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, HttpUrl, SecretStr, model_validator
 
 from prefect_biomed.blocks._keys import Keys
 from prefect_biomed.blocks._saved import with_saved_secrets
-from prefect_biomed.clients.vantage6 import Encryption, PrivateKey, Vantage6Client, connect
+from prefect_biomed.clients.vantage6 import Encryption, PrivateKey, Vantage6Client, reconnect
 
 __all__ = ["Vantage6Credentials"]
 
@@ -133,7 +133,8 @@ class Vantage6Credentials(Keys, CredentialsBlock):
     ) -> Vantage6Client:
         """Find out the generation of the server and make a client for it. Logs in with its first request.
 
-        Secrets of a saved block are read again, so that passwords and keys can be replaced during a run.
+        Secrets of a saved block are read again, so that passwords and keys can be replaced during a run. While they
+        are the same, a process goes on with its log-in.
 
         Args:
             mfa_code: A code of the second factor, for a single login.
@@ -150,7 +151,7 @@ class Vantage6Credentials(Keys, CredentialsBlock):
             NetworkError: The server cannot be reached.
         """
         now = with_saved_secrets(self)
-        return connect(
+        return reconnect(
             now.url,
             api_path=now.api_path,
             username=now.username,

@@ -257,12 +257,26 @@ def _facts(run: str) -> _Facts:
     platform, version = asked.pop("server", None) or asked.pop("host", None), asked.pop("image", None)
     for name in ("what", "known"):
         asked.pop(name, None)
+    inputs = _inputs_at_nodes(asked) if "method" in asked else None
     return _Facts(
-        inputs=None,
+        inputs=inputs,
         parameters=asked or None,
         version=None if version is None else str(version),
         platform=None if platform is None else str(platform),
     )
+
+
+def _inputs_at_nodes(asked: dict[str, Any]) -> dict[str, str | None]:
+    """Take the arguments of a function on vantage6 out of what was asked; nobody tells of the data there."""
+    if "collaboration" in asked:
+        # Written down since the arguments are, too: before, they are not known.
+        for name in ("study", "databases"):
+            asked.setdefault(name, None)
+            asked[name] = asked[name] if "arguments" not in asked or asked[name] is not None else "none"
+    if asked.get("session", "") is None:
+        asked["session"] = "none"
+    arguments = asked.pop("arguments", None)
+    return {"arguments": None if arguments is None else str(arguments), "the data at the organizations": None}
 
 
 def _facts_of_session(folder: Path, repetition: int) -> _Facts:

@@ -46,6 +46,8 @@ class PollSettings:
         max_interval_seconds: The interval never grows beyond this; None leaves it constant.
         deadline_seconds: Stop waiting after this time; None waits for ever.
         error_budget: So many looks in a row may fail for a transient reason; one more ends the wait.
+        part_of_wait: The interval is never shorter than this part of the time waited so far, up to `longest_seconds`.
+        longest_seconds: Bound of what `part_of_wait` makes of the interval.
     """
 
     interval_seconds: float = 30.0
@@ -53,6 +55,8 @@ class PollSettings:
     max_interval_seconds: float | None = None
     deadline_seconds: float | None = None
     error_budget: int = 10
+    part_of_wait: float = 0.0
+    longest_seconds: float = 30.0
 
     def __post_init__(self) -> None:
         """Refuse settings that would poll without a pause."""
@@ -69,6 +73,15 @@ class PollSettings:
             Seconds until the next but one.
         """
         return min(interval * self.growth, self.max_interval_seconds or self.interval_seconds)
+
+    def pause(self, interval: float, waited: float) -> float:
+        """Tell how long to wait before the next look.
+
+        Args:
+            interval: Seconds, as `after` makes them grow.
+            waited: Seconds since the first look.
+        """
+        return max(interval, min(self.part_of_wait * waited, self.longest_seconds))
 
 
 def now() -> datetime:
@@ -280,11 +293,12 @@ class _Watch:
         self.error = None
 
     def pause(self) -> None:
-        pause = self._interval * random.uniform(0.9, 1.1)
+        waited = time.monotonic() - self._start
+        pause = self._settings.pause(self._interval, waited) * random.uniform(0.9, 1.1)
         if self.failures:
             pause = min(pause * 2 ** min(self.failures, 6), max(pause, _LONGEST_PAUSE_SECONDS))
         if self._settings.deadline_seconds is not None:
-            left = self._settings.deadline_seconds - (time.monotonic() - self._start)
+            left = self._settings.deadline_seconds - waited
             pause = min(pause, max(left, 0.0))
         sleep(pause)
         self._interval = self._settings.after(self._interval)

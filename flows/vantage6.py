@@ -507,8 +507,9 @@ def _learn(
     asked = request.model_copy(update={"name": f"{base}-{number}", "arguments_file": str(kept.state_file(number - 1))})
     task = _create(credentials, asked, waiting, token)
     some = waiting.min_organizations is not None
+    ended = None
     try:
-        steps.wait_for_results(
+        (ended,) = steps.wait_for_results(
             credentials,
             task,
             partial=some,
@@ -519,12 +520,12 @@ def _learn(
     except DeadlineExceeded:
         if not some:
             raise
-    results = steps.get_results(credentials, task, partial=some, output_dir=kept.folder / "results")
+    results = steps.get_results(credentials, task, partial=some, output_dir=kept.folder / "results", ended=ended)
     answers, missing = answers_of(results, waiting.min_organizations)
     if missing:
         _end_late_runs(credentials, task)
     update = aggregated(aggregate, kept.state(), answers, settings)
-    ended = Round(
+    learned = Round(
         number=number,
         task_id=task.id,
         organizations=tuple(answers),
@@ -533,7 +534,7 @@ def _learn(
         converged=update.converged,
         seconds=time.monotonic() - began,
     )
-    kept.add(ended, update.state)
+    kept.add(learned, update.state)
     report_rounds(token, kept.rounds)
 
 
@@ -640,7 +641,9 @@ def collect_results(
         refresh_time=refresh_time,
         follow_logs=waiting.follow_logs,
     )
-    results = steps.get_results(credentials, task, partial=outputs.partial, output_dir=outputs.output_dir)
+    results = steps.get_results(
+        credentials, task, partial=outputs.partial, output_dir=outputs.output_dir, ended=outcome
+    )
     warnings = [f"In a subtask: {failure}" for failure in outcome.tolerated]
     warnings += [
         f"{result.organization} has no result yet; task_id={outcome.task.id} fetches it later: {result.unavailable}"

@@ -53,6 +53,7 @@ from prefect_biomed.clients.vantage6 import (
     make_user,
     outcome_of,
     outcomes_so_far,
+    polling_for,
     resource_named,
     rows_of,
     task_failed,
@@ -169,7 +170,7 @@ def wait_for_results(
     partial: bool = False,
     timeout_seconds: float | None = None,
     refresh_time: float = DEFAULT_POLLING.interval_seconds,
-    max_refresh_time: float = 30.0,
+    max_refresh_time: float = DEFAULT_POLLING.longest_seconds,
     follow_logs: bool = True,
     error_budget: int = 20,
 ) -> list[TaskOutcome]:
@@ -184,9 +185,10 @@ def wait_for_results(
         partial: Whether tasks with failures are returned rather than raised, and so is what there is when
             `timeout_seconds` have passed.
         timeout_seconds: Stop waiting after this time; never when None.
-        refresh_time: Seconds between the first looks; it stays near 1.5 % of the time waited.
-        max_refresh_time: The time between two looks never grows beyond this.
-        follow_logs: Whether to show what the algorithms print.
+        refresh_time: Seconds between the first looks; it grows to 2 s, and to 2 % of the time waited. Looks at more
+            than a hundred tasks are further apart, a minute at 500.
+        max_refresh_time: The time between two looks at up to a hundred tasks never grows beyond this.
+        follow_logs: Whether to show what the algorithms print, of up to a hundred tasks.
         error_budget: So many looks in a row may fail.
 
     Returns:
@@ -203,11 +205,11 @@ def wait_for_results(
     logger = run_logger()
     given = [tasks] if isinstance(tasks, Task | int) else list(tasks)
     ids = [one.id if isinstance(one, Task) else one for one in given]
-    settings = PollSettings(
-        interval_seconds=refresh_time,
-        growth=DEFAULT_POLLING.growth,
-        max_interval_seconds=max(refresh_time, max_refresh_time),
-        deadline_seconds=timeout_seconds,
+    settings = polling_for(
+        len(ids),
+        refresh_time=refresh_time,
+        max_refresh_time=max_refresh_time,
+        timeout_seconds=timeout_seconds,
         error_budget=error_budget,
     )
     listed = "-".join(map(str, ids[:10]))
@@ -295,6 +297,7 @@ def get_results(
     partial: bool = False,
     output_dir: Path | str | None = None,
     spill_bytes: int = SPILL_BYTES,
+    ended: TaskOutcome | None = None,
 ) -> list[Result]:
     """Fetch the results of a task that has ended: organization names joined, decrypted, JSON decoded.
 
@@ -307,6 +310,7 @@ def get_results(
         output_dir: Folder for results too large for memory; `vantage6_results` in the current folder when None,
             in the home folder for a run of a deployment.
         spill_bytes: Results above this size are written to files.
+        ended: What `wait_for_results` gave of the task, so that its runs need not be read again.
 
     Returns:
         One result for each organization.
@@ -320,7 +324,7 @@ def get_results(
     folder = Path(output_dir or lasting_folder() / "vantage6_results").expanduser().absolute()
     with credentials.get_client() as client:
         results = fetch_results(
-            client, task_id, output_dir=folder, partial=partial, spill_bytes=spill_bytes, asked=asked
+            client, task_id, output_dir=folder, partial=partial, spill_bytes=spill_bytes, asked=asked, ended=ended
         )
     logger = run_logger()
     logger.info("%d results of vantage6 task %d", len(results), task_id)

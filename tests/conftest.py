@@ -22,6 +22,7 @@ import pytest
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
+from prefect_biomed.clients.vantage6 import forget_connections
 from prefect_biomed.sandbox import Sandbox
 
 # A few examples of each property by default; the command line chooses the other one.
@@ -46,6 +47,12 @@ def prefect_api() -> Iterator[None]:
         temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
     ):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_connections_of_other_tests() -> None:
+    """Know no server from before: another one may have got its address."""
+    forget_connections()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from prefect_biomed.clients.vantage6.accounts import (
 )
 from prefect_biomed.clients.vantage6.client import Encryption, Vantage6Client
 from prefect_biomed.clients.vantage6.configuration_files import NodeDatabase
-from prefect_biomed.clients.vantage6.connection import connect
+from prefect_biomed.clients.vantage6.connection import connect, forget_connections, reconnect
 from prefect_biomed.clients.vantage6.crate import write_analysis_crate
 from prefect_biomed.clients.vantage6.dataframes import description_of
 from prefect_biomed.clients.vantage6.encryption import PrivateKey, PublicKey
@@ -81,6 +81,7 @@ from prefect_biomed.clients.vantage6.monitoring import (
     organization_names,
     outcome_of,
     outcomes_so_far,
+    polling_for,
     task_failed,
     tasks_failed,
     watch,
@@ -193,6 +194,7 @@ __all__ = [
     "failures_of",
     "federated_averaging",
     "fetch_results",
+    "forget_connections",
     "frame_of",
     "launch",
     "load_result",
@@ -206,6 +208,8 @@ __all__ = [
     "organization_names",
     "outcome_of",
     "outcomes_so_far",
+    "polling_for",
+    "reconnect",
     "recover_mfa",
     "recover_password",
     "reset_mfa",

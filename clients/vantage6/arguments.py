@@ -7,6 +7,7 @@ does not depend on its size.
 from __future__ import annotations
 
 import binascii
+import hashlib
 import json
 import shutil
 import tempfile
@@ -97,12 +98,18 @@ def written_call(
     start, end = _around(major, method, central=central)
     with tempfile.SpooledTemporaryFile(max_size=_MEMORY_BYTES) as file:
         file.write(start)
+        members = []
         for number, member in enumerate(_members(arguments, files)):
             file.write(b", " if number else b"")
+            content = hashlib.sha256()
             for piece in member:
                 file.write(piece)
+                content.update(piece)
+            members.append(content.digest())
         file.write(end)
-        yield Call(file, "arguments" if major == 5 else "input")
+        # In whatever order they were given, they are the same arguments.
+        digest = hashlib.sha256(b"".join(sorted(members))).hexdigest()
+        yield Call(file, "arguments" if major == 5 else "input", digest)
 
 
 class Call:
@@ -111,9 +118,14 @@ class Call:
     Args:
         file: The call.
         field: Name of a payload in a request.
+        digest: Of the arguments.
+
+    Attributes:
+        digest: SHA-256 of the arguments, the same whatever their order.
     """
 
-    def __init__(self, file: IO[bytes], field: str) -> None:
+    def __init__(self, file: IO[bytes], field: str, digest: str) -> None:
+        self.digest = digest
         self._file = file
         self._field = field
 

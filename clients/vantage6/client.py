@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from copy import copy
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import IO, Any, Literal, Self, TypeVar, overload
 from urllib.parse import urlsplit
@@ -93,6 +95,15 @@ class _NodeKey(Answered):
     api_key: SecretStr
 
 
+@dataclass
+class _Told:
+    """What a server has told of an account, and of what hardly ever changes."""
+
+    me: User | None = None
+    blob_store: bool | None = None
+    names: dict[int, dict[int, str]] = field(default_factory=dict)
+
+
 class Vantage6Client(Vantage6Rest):
     """One account on a vantage6 server, of whatever generation.
 
@@ -141,12 +152,9 @@ class Vantage6Client(Vantage6Rest):
         self.known_keys = KnownKeys(base_url, own_key, known_keys)
         self._authenticator = Authenticator(login)
         self._timeouts, self._verify_tls = timeouts, verify_tls
-        super().__init__(
-            HttpSession(base_url, auth_headers=self._authenticator.headers, timeouts=timeouts, verify_tls=verify_tls)
-        )
+        super().__init__(self._connected(base_url))
         self._lock = threading.Lock()
-        self._me: User | None = None
-        self._blob_store: bool | None = None
+        self._told = _Told()
 
     def __enter__(self) -> Self:
         """Return the client itself."""
@@ -163,6 +171,21 @@ class Vantage6Client(Vantage6Rest):
         """Close all connections."""
         self._http.close()
 
+    def again(self) -> Vantage6Client:
+        """Make a further client of the same account, with connections of its own.
+
+        It goes on with the log-in of this one, and does not ask again who the account is, how the members of a
+        collaboration are called, and whether there is a blob store.
+        """
+        twin = copy(self)
+        twin._session = self._connected(self.url)
+        return twin
+
+    def _connected(self, url: str) -> HttpSession:
+        return HttpSession(
+            url, auth_headers=self._authenticator.headers, timeouts=self._timeouts, verify_tls=self._verify_tls
+        )
+
     @property
     def url(self) -> str:
         """URL of the API."""
@@ -178,9 +201,9 @@ class Vantage6Client(Vantage6Rest):
             AuthenticationError: The login was refused.
         """
         with self._lock:
-            if self._me is None:
-                self._me = self.ask(User, "GET", f"/user/{self._my_id()}", about="the account")
-            return self._me
+            if self._told.me is None:
+                self._told.me = self.ask(User, "GET", f"/user/{self._my_id()}", about="the account")
+            return self._told.me
 
     @property
     def organization_id(self) -> int:
@@ -263,9 +286,10 @@ class Vantage6Client(Vantage6Rest):
         include: Sequence[str] = (),
         limit: int | None = None,
         max_bytes: int | None = None,
+        page_size: int | None = None,
         **filters: Any,
     ) -> Iterator[tuple[R, Texts]]:
-        """Read a list page after page; arguments and errors as for `records`.
+        """Read a list page after page, `page_size` objects at a time; arguments and errors as for `records`.
 
         A page above `max_bytes` is `TooLarge`; by default above 64 MiB, and above 16 GiB of runs and results. One too
         large for memory waits on disk: its long strings are given beside their records, good until the next
@@ -289,13 +313,14 @@ class Vantage6Client(Vantage6Rest):
         params = resource.query(self.version, filters)
         if include:
             params["include"] = list(include)
+        page_size = page_size or _PAGE_SIZE
         with ExitStack() as open_page:
 
             def page(number: int) -> tuple[Sequence[tuple[R, Texts]], bool]:
                 open_page.close()
                 # Generation 3 gives everything in a bare list when no page is asked for.
                 if self.version.major > 3:
-                    params.update(page=number, per_page=min(limit or _PAGE_SIZE, _PAGE_SIZE))
+                    params.update(page=number, per_page=min(limit or page_size, page_size))
                 records, more = open_page.enter_context(self._page(path, params, number, max_bytes))
                 return [self._entry(kind, record) for record in records], more
 
@@ -480,8 +505,29 @@ class Vantage6Client(Vantage6Rest):
         if self.version.major == 3:
             found = self._one_of(Collaboration, name_or_id, ())
             members = tuple(self.records(Organization, collaboration_id=found.id))
-            return found.model_copy(update={"organizations": members})
-        return self._one_of(Collaboration, name_or_id, ("organizations",))
+            found = found.model_copy(update={"organizations": members})
+        else:
+            found = self._one_of(Collaboration, name_or_id, ("organizations",))
+        self._told.names[found.id] = {member.id: member.name for member in found.organizations}
+        return found
+
+    def names_of_members(self, collaboration_id: int, *, including: Collection[int | None] = ()) -> dict[int, str]:
+        """Tell how the members of a collaboration are called, as far as the account may see them.
+
+        Read once, and again when one is asked for that was not there (``GET organization``). Safe to repeat.
+
+        Args:
+            collaboration_id: The collaboration.
+            including: Ids of those whose names are needed.
+
+        Raises:
+            PermissionDeniedError: The account may not see them.
+        """
+        known = self._told.names.get(collaboration_id, {})
+        if not known or set(including) - {None} - known.keys():
+            members = self.records(Organization, collaboration_id=collaboration_id)
+            known = self._told.names[collaboration_id] = {member.id: member.name for member in members}
+        return known
 
     def study(self, name_or_id: str | int, collaboration_id: int) -> Study:
         """Find a study with its members.
@@ -709,9 +755,9 @@ class Vantage6Client(Vantage6Rest):
     def has_blob_store(self) -> bool:
         """Whether large inputs and results go through a blob store (``GET blobstream/status``, 4.13), read once."""
         with self._lock:
-            if self._blob_store is None:
-                self._blob_store = (self.version.major, self.version.minor) >= (4, 13) and self._ask_blob_store()
-            return self._blob_store
+            if self._told.blob_store is None:
+                self._told.blob_store = (self.version.major, self.version.minor) >= (4, 13) and self._ask_blob_store()
+            return self._told.blob_store
 
     def _ask_blob_store(self) -> bool:
         try:
@@ -768,14 +814,9 @@ class Vantage6Client(Vantage6Rest):
         Raises:
             ConfigurationError: The URL is none.
         """
-        ours = urlsplit(url)[:2] == urlsplit(self.url)[:2]
-        session = HttpSession(
-            url,
-            auth_headers=self._authenticator.headers if ours else dict,
-            timeouts=self._timeouts,
-            verify_tls=self._verify_tls,
-        )
-        return _closing(session)
+        if urlsplit(url)[:2] == urlsplit(self.url)[:2]:
+            return _closing(self._connected(url))
+        return _closing(HttpSession(url, timeouts=self._timeouts, verify_tls=self._verify_tls))
 
     # -- the server's affairs ------------------------------------------------------------------------------------------
 

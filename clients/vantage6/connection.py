@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,14 +29,71 @@ from prefect_biomed.clients.vantage6.client import Encryption, Vantage6Client
 from prefect_biomed.clients.vantage6.encryption import PrivateKey
 from prefect_biomed.clients.vantage6.models import Version
 
-__all__ = ["connect"]
+__all__ = ["connect", "forget_connections", "reconnect"]
 
 # In this order, because the first is the default of generations 3 and 4 and the second that of 5.
 _API_PATHS = ("/api", "/hq", "")
 
 
+# So long a process goes on with what a server has told of itself and of an account.
+_FRESH_SECONDS = 600.0
+_connected: dict[bytes, tuple[float, Vantage6Client]] = {}
+_connecting = threading.Lock()
+
+
 class _VersionAnswer(Answered):
     version: str
+
+
+def reconnect(url: str, **settings: Any) -> Vantage6Client:
+    """Make a client as `connect` does, and go on with the log-in of an earlier one of this process.
+
+    For ten minutes the generation of the server is not asked again, nor who the account is, and the account does not
+    log in again. A log-in that has ended meanwhile is renewed as ever. With another URL, account, secret or key, and
+    with what a person has to give for each log-in, nothing is shared. Safe to repeat, and to use by many threads.
+
+    Args:
+        url: As for `connect`.
+        **settings: As for `connect`.
+
+    Returns:
+        A client.
+
+    Raises:
+        BiomedError: As for `connect`.
+    """
+    if settings.get("mfa_code") is not None or settings.get("device_prompt") is not None:
+        return connect(url, **settings)
+    digest = _digest(url, settings)
+    with _connecting:
+        for other, (since, _) in list(_connected.items()):
+            if time.monotonic() - since > _FRESH_SECONDS:
+                del _connected[other]
+        known = _connected.get(digest)
+    if known is None:
+        known = time.monotonic(), connect(url, **settings)
+        with _connecting:
+            known = _connected.setdefault(digest, known)
+    return known[1].again()
+
+
+def forget_connections() -> None:
+    """Let `reconnect` begin anew, as when another server has come to the same address."""
+    with _connecting:
+        _connected.clear()
+
+
+def _digest(url: str, settings: Mapping[str, Any]) -> bytes:
+    """Name settings without keeping them: equal ones are equal in all, secrets and keys included."""
+    plain: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, SecretStr):
+            plain[name] = value.get_secret_value()
+        elif isinstance(value, PrivateKey):
+            plain[name] = value.public_key.fingerprint
+        else:
+            plain[name] = value
+    return hashlib.sha256(json.dumps([url, plain], sort_keys=True).encode()).digest()
 
 
 def connect(

@@ -629,13 +629,16 @@ class _TaskCreation(_Creation[Task]):
     def prepare(self) -> Mapping[str, JsonValue]:
         plan = self.plan()
         wait_until_ready(self.client, plan, self._waiting, wait_for_nodes=self._offline_nodes == "wait")
-        self._body = _body(self.client, plan)
+        self._body, arguments = _body(self.client, plan)
         return {
             "collaboration": plan.collaboration.id,
             "organizations": [organization.id for organization in plan.organizations],
             "image": self._request.image,
             "method": self._request.method,
             "session": self._request.session,
+            "study": plan.study_id,
+            "databases": plan.databases,
+            "arguments": arguments,
         }
 
     def send(self) -> Task:
@@ -728,6 +731,7 @@ class _SessionTask:
         self._image = image
         self._method = method
         self._arguments = arguments
+        self._digest: str | None = None
         self._store = store
 
     def check(self, subject: str) -> None:
@@ -745,13 +749,14 @@ class _SessionTask:
         encrypted = self.collaboration.encrypted
         with written_call(self._client.version.major, self._method, self._arguments) as call:
             payloads = call.payloads(self._client, self.organizations, encrypted=encrypted, mark=mark)
+            self._digest = call.digest
         task: dict[str, Any] = {"image": self._image, "method": self._method, "organizations": payloads}
         return task | {"store_id": self._store} if self._store is not None else task
 
     def remembered(self) -> dict[str, JsonValue]:
         """What a record holds of it."""
         ids: list[JsonValue] = [organization.id for organization in self.organizations]
-        return {"image": self._image, "method": self._method, "organizations": ids}
+        return {"image": self._image, "method": self._method, "organizations": ids, "arguments": self._digest}
 
 
 class _DataframeCreation(_Creation[Dataframe]):
@@ -848,13 +853,14 @@ class _StepCreation(_Creation[Task]):
         raise _gone(self.what, number)
 
 
-def _body(client: Vantage6Client, plan: Plan) -> IO[bytes]:
+def _body(client: Vantage6Client, plan: Plan) -> tuple[IO[bytes], str]:
+    """Write the request, and tell the digest of its arguments."""
     request, major = plan.request, client.version.major
     encrypted = plan.collaboration.encrypted
     with written_call(
         major, request.method, request.arguments, request.arguments_file, central=plan.central is True
     ) as call:
-        return call.write_body(client, _fields(plan, major), plan.organizations, encrypted=encrypted)
+        return call.write_body(client, _fields(plan, major), plan.organizations, encrypted=encrypted), call.digest
 
 
 def _fields(plan: Plan, major: int) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 
 from prefect_biomed.clients.diagnosis import Category, diagnose
 from prefect_biomed.clients.errors import (
@@ -19,7 +19,7 @@ from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vantage6._long_json import TooLarge
 from prefect_biomed.clients.vantage6.client import Vantage6Client
 from prefect_biomed.clients.vantage6.errors import TaskFailed
-from prefect_biomed.clients.vantage6.models import Organization, Run, RunFailure, Task, TaskOutcome
+from prefect_biomed.clients.vantage6.models import Action, Organization, Run, RunFailure, Task, TaskOutcome
 
 __all__ = [
     "DEFAULT_POLLING",
@@ -30,6 +30,7 @@ __all__ = [
     "organization_names",
     "outcome_of",
     "outcomes_so_far",
+    "polling_for",
     "task_failed",
     "tasks_failed",
     "watch",
@@ -37,9 +38,16 @@ __all__ = [
 
 logger = logger_of(__name__)
 
-DEFAULT_POLLING = PollSettings(interval_seconds=0.5, growth=1.015, max_interval_seconds=30.0)
-"""The interval stays near 1.5 % of the time waited: the end of a minute is seen within 1.5 s, that of hours in 30 s."""
+DEFAULT_POLLING = PollSettings(
+    interval_seconds=0.5, growth=1.2, max_interval_seconds=1.8, part_of_wait=0.018, longest_seconds=27.0
+)
+"""Two looks a second at first; with the tenth that intervals vary by, soon one each 2 s, later one each 2 % of the time
+waited, and one each 30 s at most."""
 
+# So far apart are looks at many tasks for each of them: at 500, a minute.
+_SECONDS_FOR_EACH = 0.125
+_MANY = 100
+_MAX_PAGE = 1000
 _RUNS_EVERY_SECONDS = 5.0
 # Lists of runs carry the arguments of each; with large ones they are read at the end only.
 _FOLLOWED_BYTES = 1024**2
@@ -48,6 +56,35 @@ _LOG_LINE_CHARACTERS = 300
 _NEW_LINES_AT_ONCE = 200
 _SUBTASKS_EXPLAINED = 10
 _SIBLING_FAILED = "Marked as failed because sibling run"
+
+
+def polling_for(
+    tasks: int,
+    *,
+    refresh_time: float = DEFAULT_POLLING.interval_seconds,
+    max_refresh_time: float = DEFAULT_POLLING.longest_seconds,
+    timeout_seconds: float | None = None,
+    error_budget: int = DEFAULT_POLLING.error_budget,
+) -> PollSettings:
+    """Choose how to look at tasks: the end is noticed within 2 s or 2 %, and many tasks do not burden a server.
+
+    Args:
+        tasks: How many are watched together. Looks at more than a hundred are an eighth of a second apart for each.
+        refresh_time: Seconds between the first looks.
+        max_refresh_time: Looks at up to a hundred tasks are never further apart, in seconds.
+        timeout_seconds: Stop waiting after this time; never when None.
+        error_budget: So many looks in a row may fail.
+    """
+    first = max(refresh_time, _SECONDS_FOR_EACH * tasks) if tasks > _MANY else refresh_time
+    return PollSettings(
+        interval_seconds=first,
+        growth=DEFAULT_POLLING.growth,
+        max_interval_seconds=max(first, min(DEFAULT_POLLING.max_interval_seconds or first, max_refresh_time)),
+        deadline_seconds=timeout_seconds,
+        error_budget=error_budget,
+        part_of_wait=DEFAULT_POLLING.part_of_wait,
+        longest_seconds=max(first, max_refresh_time),
+    )
 
 
 @dataclass(frozen=True)
@@ -112,8 +149,9 @@ def watch(
 ) -> Iterator[Look]:
     """Watch tasks until every run of all of them has ended. Safe to repeat.
 
-    One request for each look whatever the number of tasks, and at most one more each five seconds for runs and logs.
-    Only what REST says counts: events may come before the result is there.
+    One request for each look whatever the number of tasks. Each five seconds the runs of one task are read for what
+    they print, in place of its status when it is the only one, and beside the list of several; those of more than a
+    hundred tasks at their ends only. Only what REST says counts: events may come before the result is there.
 
     Args:
         client: The account.
@@ -157,7 +195,7 @@ class _Watching:
     def __init__(self, client: Vantage6Client, task_ids: Sequence[int], follow_logs: bool) -> None:
         self._client = client
         self._ids = tuple(dict.fromkeys(task_ids))
-        self._follow_logs = follow_logs
+        self._follow_logs = follow_logs and len(self._ids) <= _MANY
         self._states: dict[int, TaskState] = {}
         self._runs_read: dict[int, float] = {}
         self._printed: dict[int, list[str]] = {}
@@ -166,23 +204,22 @@ class _Watching:
     def look(self) -> Look:
         """Look at everything that has not ended."""
         before = dict(self._states)
-        statuses = self._statuses([task_id for task_id in self._ids if not self._is_finished(task_id)])
+        open_ids = [task_id for task_id in self._ids if not self._is_finished(task_id)]
+        read = self._followed_runs(open_ids)
+        # While runs of it go on a task does not end, so its state need not be asked, too.
+        goes_on = [task_id for task_id, runs in read.items() if not _all_finished(runs)] if len(open_ids) == 1 else []
         lines: list[LogLine] = []
-        followed = self._log_due(statuses.values())
-        for task_id, task in statuses.items():
+        for task_id, task in self._statuses([one for one in open_ids if one not in goes_on]).items():
+            if task.status.is_terminal and not _all_finished(read.get(task_id, ())):
+                read[task_id] = tuple(self._client.runs(task_id))
             old = self._states.get(task_id)
-            runs = old.runs if old else ()
-            finished = False
-            if task.status.is_terminal:
-                runs = tuple(self._client.runs(task_id))
-            elif task_id == followed:
-                runs = self._followed_runs(task_id) or runs
-            if task.status.is_terminal or task_id == followed:
-                self._runs_read[task_id] = time.monotonic()
-                # A task of which no run is listed has not ended: it was made for somebody.
-                finished = task.status.is_terminal and bool(runs) and all(run.is_finished for run in runs)
-                lines += self._new_lines(runs) if self._follow_logs else ()
-            self._states[task_id] = TaskState(task, runs, finished)
+            runs = read.get(task_id, old.runs if old else ())
+            self._states[task_id] = TaskState(task, runs, task.status.is_terminal and _all_finished(runs))
+        for task_id in goes_on:
+            self._states[task_id] = replace(self._states[task_id], runs=read[task_id])
+        for task_id, runs in read.items():
+            self._runs_read[task_id] = time.monotonic()
+            lines += self._new_lines(runs) if self._follow_logs else ()
         states = tuple(self._states[task_id] for task_id in self._ids)
         changed = tuple(state for state in states if _summary(before.get(state.task.id)) != _summary(state))
         return Look(states, changed, tuple(lines))
@@ -231,28 +268,34 @@ class _Watching:
     def _is_finished(self, task_id: int) -> bool:
         return task_id in self._states and self._states[task_id].finished
 
-    def _log_due(self, tasks: Iterable[Task]) -> int | None:
+    def _log_due(self, open_ids: Iterable[int]) -> int | None:
         """Choose the task whose runs are read next; they carry their input, so they are read now and then only."""
         now = time.monotonic()
-        read = {task.id: self._runs_read.setdefault(task.id, now) for task in tasks if self._may_be_followed(task)}
+        followed = [one for one in open_ids if one in self._states and one not in self._too_large]
+        read = {task_id: self._runs_read.setdefault(task_id, now) for task_id in followed}
         if not self._follow_logs or not read or now - max(self._runs_read.values()) < _RUNS_EVERY_SECONDS:
             return None
         return min(read, key=lambda task_id: read[task_id])
 
-    def _may_be_followed(self, task: Task) -> bool:
-        return not task.status.is_terminal and task.id not in self._too_large
-
-    def _followed_runs(self, task_id: int) -> tuple[Run, ...] | None:
+    def _followed_runs(self, open_ids: Sequence[int]) -> dict[int, tuple[Run, ...]]:
+        """Read the runs of one task, when it is time to."""
+        task_id = self._log_due(open_ids)
+        if task_id is None:
+            return {}
         try:
-            return tuple(self._client.runs(task_id, max_bytes=_FOLLOWED_BYTES))
+            return {task_id: tuple(self._client.runs(task_id, max_bytes=_FOLLOWED_BYTES))}
         except TooLarge as error:
             logger.info("What task %d prints is shown at its end: %s", task_id, error)
             self._too_large.add(task_id)
-            return None
+            return {}
 
     def _statuses(self, open_ids: Sequence[int]) -> dict[int, Task]:
-        unread = [task_id for task_id in open_ids if task_id not in self._states]
-        tasks = {task_id: self._client.task(task_id) for task_id in unread}
+        tasks: dict[int, Task] = {}
+        for task_id in open_ids:
+            if task_id not in self._states and task_id not in tasks:
+                tasks[task_id] = task = self._client.task(task_id)
+                if len(open_ids) > _MANY:
+                    tasks |= self._neighbours(task, set(open_ids) - self._states.keys())
         known = [task_id for task_id in open_ids if task_id not in tasks]
         if len(known) == 1:
             (task_id,) = known
@@ -269,15 +312,27 @@ class _Watching:
         for task_id in task_ids:
             task = self._states[task_id].task
             by_collaboration.setdefault((task.collaboration_id, task.init_user_id), set()).add(task_id)
-        for (collaboration_id, user_id), wanted in by_collaboration.items():
-            for task, _ in self._client.pages(Task, collaboration_id=collaboration_id, init_user_id=user_id):
-                if task.id in wanted:
-                    found[task.id] = task
-                    # Newest first, so what is watched is usually on the first page.
-                    if wanted <= found.keys():
-                        break
+        for wanted in by_collaboration.values():
+            found |= self._neighbours(self._states[min(wanted)].task, wanted)
         # A deletion between two pages can hide a task that is there.
         return found | {task_id: self._client.task(task_id) for task_id in task_ids if task_id not in found}
+
+    def _neighbours(self, task: Task, wanted: Set[int]) -> dict[int, Task]:
+        """List those of the same user in the same collaboration, as far as they are wanted."""
+        found: dict[int, Task] = {}
+        listed = self._client.pages(
+            Task,
+            page_size=min(max(len(wanted), _MANY), _MAX_PAGE),
+            collaboration_id=task.collaboration_id,
+            init_user_id=task.init_user_id,
+        )
+        for one, _ in listed:
+            if one.id in wanted:
+                found[one.id] = one
+                # Newest first, so what is watched is usually on the first page.
+                if wanted <= found.keys():
+                    break
+        return found
 
     def _new_lines(self, runs: Iterable[Run]) -> Iterator[LogLine]:
         for run in runs:
@@ -293,26 +348,35 @@ class _Watching:
                 yield LogLine(run.task_id or 0, run.organization_id, run.node_name, text)
 
 
+def _all_finished(runs: Sequence[Run]) -> bool:
+    """Whether a task has ended; one of which no run is listed has not: it was made for somebody."""
+    return bool(runs) and all(run.is_finished for run in runs)
+
+
 def _summary(state: TaskState | None) -> object:
     return state and (state.task.status, [(run.id, run.status) for run in state.runs], state.finished)
 
 
-def organization_names(client: Vantage6Client, collaboration_id: int | None) -> Mapping[int | None, str]:
-    """Read the names of the members of a collaboration. Safe to repeat.
+def organization_names(
+    client: Vantage6Client, collaboration_id: int | None, including: Iterable[int | None] = ()
+) -> Mapping[int | None, str]:
+    """Tell the names of the members of a collaboration, which are read once. Safe to repeat.
 
     Args:
         client: The account.
         collaboration_id: The collaboration.
+        including: Ids of those whose names are needed.
 
     Returns:
         Names by id; empty when the account may not see them.
     """
     try:
-        members = client.records(Organization, collaboration_id=collaboration_id)
+        if collaboration_id is not None:
+            return dict(client.names_of_members(collaboration_id, including=tuple(including)).items())
+        return {member.id: member.name for member in client.records(Organization)}
     except PermissionDeniedError as error:
         logger.debug("No names of organizations: %s", error)
         return {}
-    return {member.id: member.name for member in members}
 
 
 def outcome_of(client: Vantage6Client, state: TaskState) -> TaskOutcome:
@@ -327,8 +391,7 @@ def outcome_of(client: Vantage6Client, state: TaskState) -> TaskOutcome:
     if state.task.status.is_failure or any(_has_failed(run) for run in state.runs):
         failures = failures_of(client, state.task, state.runs)
     else:
-        names = organization_names(client, state.task.collaboration_id) if state.task.job_id is not None else {}
-        tolerated = tuple(_failures_of_subtasks(client, state.task, names))
+        tolerated = tuple(_failures_of_subtasks(client, state.task))
     return TaskOutcome(
         task=state.task,
         runs=tuple(run.model_copy(update={"log": _tail(run.log)}) for run in state.runs),
@@ -365,9 +428,9 @@ def failures_of(client: Vantage6Client, task: Task, runs: Sequence[Run]) -> tupl
     Returns:
         The failures, those that caused others first.
     """
-    names = organization_names(client, task.collaboration_id)
-    own = [_failure(task.id, run, names, in_subtask=False) for run in runs if _has_failed(run)]
-    deeper = _failures_of_subtasks(client, task, names)
+    failed = [run for run in runs if _has_failed(run)]
+    own = _failures(client, task, [(task.id, run) for run in failed], in_subtask=False)
+    deeper = _failures_of_subtasks(client, task)
     return tuple(sorted([*deeper, *own], key=lambda failure: (failure.not_run, not failure.in_subtask)))
 
 
@@ -375,30 +438,41 @@ def _has_failed(run: Run) -> bool:
     return run.is_finished and not run.status.is_success
 
 
-def _failures_of_subtasks(client: Vantage6Client, task: Task, names: Mapping[int | None, str]) -> list[RunFailure]:
+def _failures_of_subtasks(client: Vantage6Client, task: Task) -> list[RunFailure]:
     found: list[RunFailure] = []
+    # Generation 5 lets no other function make tasks.
+    if task.action is not None and task.action is not Action.CENTRAL_COMPUTE:
+        return found
     try:
         job = client.records(Task, job_id=task.job_id) if task.job_id is not None else []
         subtasks = [one for one in job if one.id > task.id and one.status.is_failure]
         for subtask in sorted(subtasks, key=lambda one: one.id)[:_SUBTASKS_EXPLAINED]:
             failed = [run for run in client.runs(subtask.id) if run.status.is_failure]
-            found.extend(_failure(subtask.id, run, names, in_subtask=True) for run in failed)
+            found += _failures(client, task, [(subtask.id, run) for run in failed], in_subtask=True)
     except (PermissionDeniedError, NotFoundError) as error:
         logger.warning("The subtasks of task %d cannot be looked at: %s", task.id, error)
     return found
 
 
-def _failure(task_id: int, run: Run, names: Mapping[int | None, str], *, in_subtask: bool) -> RunFailure:
-    return RunFailure(
-        task_id=task_id,
-        run_id=run.id,
-        organization=names.get(run.organization_id, f"organization {run.organization_id}"),
-        node=run.node_name or "unknown",
-        status=run.status,
-        log=_tail(run.log),
-        in_subtask=in_subtask,
-        not_run=run.log.startswith(_SIBLING_FAILED),
-    )
+def _failures(
+    client: Vantage6Client, task: Task, failed: Sequence[tuple[int, Run]], *, in_subtask: bool
+) -> list[RunFailure]:
+    if not failed:
+        return []
+    names = organization_names(client, task.collaboration_id, [run.organization_id for _, run in failed])
+    return [
+        RunFailure(
+            task_id=task_id,
+            run_id=run.id,
+            organization=names.get(run.organization_id, f"organization {run.organization_id}"),
+            node=run.node_name or "unknown",
+            status=run.status,
+            log=_tail(run.log),
+            in_subtask=in_subtask,
+            not_run=run.log.startswith(_SIBLING_FAILED),
+        )
+        for task_id, run in failed
+    ]
 
 
 def _tail(log: str) -> str:

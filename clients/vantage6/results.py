@@ -30,7 +30,7 @@ from prefect_biomed.clients.vantage6.errors import (
     ResultNotReadable,
     ResultUnavailable,
 )
-from prefect_biomed.clients.vantage6.models import Action, EncodedResult, Organization, Result, Run, Task
+from prefect_biomed.clients.vantage6.models import Action, EncodedResult, Organization, Result, Run, Task, TaskOutcome
 from prefect_biomed.clients.vantage6.monitoring import organization_names
 from prefect_biomed.clients.vantage6.payloads import START_BYTES, decode_json, is_whole_json, recognise
 
@@ -57,10 +57,12 @@ def fetch_results(
     partial: bool = False,
     spill_bytes: int = SPILL_BYTES,
     asked: Sequence[int] = (),
+    ended: TaskOutcome | None = None,
 ) -> list[Result]:
     """Fetch the results of a task, one for each organization. Safe to repeat.
 
-    Four requests for up to a hundred organizations, one more for each result that is kept in a blob store.
+    Four requests for up to a hundred organizations, one more for each result that is kept in a blob store. Two less
+    where the end of the task is given, and one less where the names of the organizations were read before.
 
     Args:
         client: The account.
@@ -70,6 +72,7 @@ def fetch_results(
         spill_bytes: Results above this size are written to ``task-<id>-run-<id>`` with the extension of their format.
         asked: Ids of the organizations that were asked, such as `Task.asked`. One of which no run is listed, because it
             has left or the account may not see it, is missing too; without them nothing tells that it was asked.
+        ended: The task and its runs, as they were seen. Those of a task that had not ended then are read again.
 
     Returns:
         The results in the order of the runs, then those of organizations without a run.
@@ -81,9 +84,12 @@ def fetch_results(
         DecryptionFailed: The private key is missing or another one, or a result is damaged.
         TaskGone: The task was deleted.
     """
-    task = client.task(task_id)
-    runs = {run.id: run for run in client.runs(task_id)}
-    names = organization_names(client, task.collaboration_id)
+    if ended is None or ended.task.id != task_id or not (ended.task.status.is_terminal and ended.is_finished):
+        task, listed = client.task(task_id), client.runs(task_id)
+    else:
+        task, listed = ended.task, list(ended.runs)
+    runs = {run.id: run for run in listed}
+    names = organization_names(client, task.collaboration_id, [*asked, *(run.organization_id for run in listed)])
     results: dict[int, Result] = {}
     for record, texts in client.pages(EncodedResult, task_id=task_id):
         # A result has the id of its run; in generation 3 it is the run.

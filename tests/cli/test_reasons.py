@@ -109,6 +109,18 @@ def test_what_was_launched_elsewhere_is_told_by_its_token(tmp_path: Path, monkey
     (reason,) = reasons("tok7")
     assert reason.what == "task mean-tok7" and "carried the name already" in reason.why
     look = compare("7", "tok8")
-    assert (look.cause, look.unknown, look.results) == ("version", ("inputs",), Results.UNKNOWN)
-    status, said = typed("prefect-biomed", "why", "tok9")
-    assert status == 2 and "no record of tok9" in said
+    data = "the digest of the data at the organizations"
+    assert (look.cause, look.unknown, look.results) == ("version", ("the digest of arguments", data), Results.UNKNOWN)
+    intents().write(Intent(token="task-mean-tok9-0123", id="9", asked=asked | {"arguments": "b"}))
+    intents().write(Intent(token="task-mean-tok10-0123", id="10", asked=asked | {"arguments": "c"}))
+    assert compare("8", "9").unknown == ("the digest of arguments", data), "of an earlier release"
+    assert (compare("9", "10").cause, compare("9", "10").unknown) == ("input digest", (data,))
+    assert compare("9", "10").differences == ("arguments: b, and c",)
+    old, new = asked | {"collaboration": 1, "session": None}, {"study": None, "databases": [{"label": "d"}]}
+    for number, more in ((11, {}), (12, new | {"arguments": "b"}), (13, new | {"arguments": "b"})):
+        intents().write(Intent(token=f"task-mean-tok{number}-0123", id=f"{number}", asked=old | more))
+    assert compare("12", "13").unknown == (data,) and not compare("12", "13").differences
+    untold = ("the digest of arguments", data, "the digest of databases", "the digest of study")
+    assert compare("11", "12").unknown == untold and not compare("11", "12").differences
+    status, said = typed("prefect-biomed", "why", "tok14")
+    assert status == 2 and "no record of tok14" in said

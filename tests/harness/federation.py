@@ -21,6 +21,7 @@ from prefect_biomed.clients.vantage6 import (
     TaskRequest,
     Vantage6Client,
     connect,
+    forget_connections,
     launch,
     make_dataframe,
     make_session,
@@ -64,7 +65,8 @@ class Federation:
         return Vantage6Credentials(**fields | changes)
 
     def client(self, account: str = "north-researcher", *, key: str | None = "north", **changes: Any) -> Vantage6Client:
-        """A client of an account; a context manager."""
+        """A client of an account, which logs in for itself; a context manager."""
+        forget_connections()
         return self.credentials(account, key=key, **changes).get_client()
 
     def key_file(self, organization: str) -> Path:
