@@ -31,6 +31,7 @@ __all__ = [
     "Provenance",
     "Source",
     "check_crate",
+    "files_of_crate",
     "names_of_runs",
     "write_crate",
 ]
@@ -50,6 +51,8 @@ _TERMS = {"sha256": "https://w3id.org/ro/terms/workflow-run#sha256"}
 _ENGINE = "https://www.prefect.io/"
 _WORKFLOW_PROFILE = "https://bioschemas.org/profiles/ComputationalWorkflow/1.0-RELEASE"
 _README = "README.md"
+_MARK = "`prefect-biomed crate --check` proves the files against it"
+_MAX_README_BYTES = 4096
 
 
 class Source(BaseModel):
@@ -169,6 +172,24 @@ def write_crate(folder: Path, provenance: Provenance, *, licence: str = "") -> P
     return folder / METADATA
 
 
+def files_of_crate(folder: Path) -> frozenset[str]:
+    """Name the files that `write_crate` has put into a folder, or would replace in it.
+
+    Args:
+        folder: Folder of a crate.
+
+    Returns:
+        Their names; that of the README only when it is ours.
+
+    Raises:
+        LocalStorageError: The folder cannot be read.
+    """
+    readme = folder / _README
+    with on_disk(folder):
+        is_ours = readme.is_file() and _MARK.encode() in readme.read_bytes()[:_MAX_README_BYTES]
+    return frozenset({METADATA, WORKFLOW, *([_README] if is_ours else [])})
+
+
 def check_crate(folder: Path) -> tuple[CrateDifference, ...]:
     """Prove the files of a crate against the sizes and digests that it has of them.
 
@@ -225,8 +246,8 @@ def _graph(path: Path) -> list[dict[str, Any]]:
 def _readme(provenance: Provenance) -> str:
     return (
         f"# {provenance.name}\n\nResults of {provenance.program} on {provenance.platform}. How they came about is in "
-        f"`{METADATA}`; `prefect-biomed crate --check` proves the files against it, and `prefect-biomed run "
-        f"{provenance.flow} -f {WORKFLOW}` runs the same once more.\n"
+        f"`{METADATA}`; {_MARK}, and `prefect-biomed run {provenance.flow} -f {WORKFLOW}` runs the same "
+        "once more.\n"
     )
 
 

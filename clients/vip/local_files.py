@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from prefect_biomed.clients.crates import METADATA, WORKFLOW, files_of_crate
 from prefect_biomed.clients.vip.profiles import VIP, Profile
 from prefect_biomed.clients.vip.session_file import FILE_NAME, LOCKS
 
@@ -231,17 +233,31 @@ class InputFolder:
     def _is_ours(self, folder: Path) -> bool:
         if folder.name == LOCKS or folder.resolve() == self._output_dir:
             return True
-        if (folder / LOCKS).is_dir() or _is_session_file(folder / FILE_NAME):
+        if (folder / LOCKS).is_dir() or _session_file(folder / FILE_NAME) is not None:
             return True
         # Inputs and outputs in one folder: the outputs of earlier runs lie among the inputs.
-        return folder.parent.resolve() == self._output_dir and _RUN_FOLDER.fullmatch(folder.name) is not None
+        is_output = _RUN_FOLDER.fullmatch(folder.name) is not None or folder.name in self._outputs
+        return is_output and folder.parent.resolve() == self._output_dir
+
+    @cached_property
+    def _outputs(self) -> frozenset[str]:
+        """What is in the output folder because of the sessions of its records; empty without a record."""
+        places = [self._output_dir / FILE_NAME, self._output_dir / LOCKS / FILE_NAME]
+        records = [record for place in places if (record := _session_file(place)) is not None]
+        if not records:
+            return frozenset()
+        return files_of_crate(self._output_dir).union(*map(_names_of_outputs, records))
 
     def _take(self, path: Path) -> None:
         local_name = path.relative_to(self.path).as_posix()
         if not _selected(local_name, self._include, self._exclude):
             return
-        if path.name in {FILE_NAME, f".{FILE_NAME}.vip"}:
+        is_beside_outputs = path.parent.resolve() == self._output_dir
+        if path.name in {FILE_NAME, f".{FILE_NAME}.vip"} or (is_beside_outputs and path.name in self._outputs):
             self.left_out.append(local_name)
+            return
+        if is_beside_outputs and path.name in {METADATA, WORKFLOW}:
+            self.problems.append(f"{local_name!r} would be replaced by that of the session. Give another output_dir.")
             return
         stored = _stored_path(local_name, self._profile)
         if not self._claim(local_name, stored):
@@ -287,15 +303,29 @@ class InputFolder:
         return False
 
 
-def _is_session_file(path: Path) -> bool:
-    """Whether it is a session file and not another file of that name."""
+def _session_file(path: Path) -> dict[str, Any] | None:
+    """The content of a session file; None of another file of that name."""
     try:
         if path.stat().st_size > _MAX_SESSION_FILE_BYTES:
-            return False
+            return None
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and {"session_name", "workflows"} <= content.keys()
+        return None
+    return content if isinstance(content, dict) and {"session_name", "workflows"} <= content.keys() else None
+
+
+def _names_of_outputs(record: dict[str, Any]) -> set[str]:
+    """What outputs, and archives among them that were unpacked, are called in the output folder of a session."""
+    workflows = record["workflows"] if isinstance(record["workflows"], dict) else {}
+    names = set(workflows)
+    for run in workflows.values():
+        outputs = run.get("outputs") if isinstance(run, dict) else None
+        for output in outputs if isinstance(outputs, list) else ():
+            path = PurePosixPath(str(output.get("path") if isinstance(output, dict) else ""))
+            if path.is_relative_to(str(record.get("vip_output_dir"))):
+                top = path.relative_to(str(record["vip_output_dir"])).parts[:1]
+                names.update(top, (f"{name}.content" for name in top))
+    return names
 
 
 def _unreadable(error: OSError) -> str:

@@ -1,17 +1,21 @@
 """From what a user types to what the platform understands."""
 
+import json
 import os
 import re
 import socket
 import unicodedata
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prefect_biomed.clients.crates import Execution, Provenance, write_crate
 from prefect_biomed.clients.errors import AuthenticationError, PreflightFailed, ServerUnavailable
 from prefect_biomed.clients.vip import InputValue, Preflight, VipClient, VipSession, describe, preflight
+from prefect_biomed.clients.vip.local_files import InputFolder
 from prefect_biomed.clients.vip.models import Parameter, ParameterType, Pipeline
 from prefect_biomed.clients.vip.preflight import stored_name
 from prefect_biomed.clients.vip.profiles import CARMIN
@@ -293,6 +297,47 @@ def test_inputs_and_outputs_in_one_folder(client: VipClient, inputs: Path, tmp_p
     plan = preflight(client, session)
     assert plan.left_out == ("r001-t0k3n", "session_data.json")
     assert len(plan.files) == 6
+
+
+@pytest.mark.parametrize("place", ["session_data.json", ".locks/session_data.json"])
+def test_what_sessions_have_left_in_the_input_folder_is_known_by_their_record(tmp_path: Path, place: str) -> None:
+    """Outputs lie where platforms and vip-client have put them, and their provenance beside them."""
+    outputs = [{"path": f"{HOME}/OUTPUTS/2026-01-02_030506/b.tgz"}, {"path": f"{HOME}/OUTPUTS/top.tgz"}, {"path": "x"}]
+    record = {
+        "session_name": "s",
+        "pipeline_id": "CopyFile/1.0",
+        "input_settings": {},
+        "vip_output_dir": f"{HOME}/OUTPUTS",
+        "workflows": {"3f2a-77": {"status": "Finished", "start": "2026/01/02 03:04:05", "outputs": outputs}},
+    }
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text(json.dumps(record))
+    ended = Execution(
+        address="https://vip.example/3f2a-77", name="s", error=None, began=datetime.now(UTC), ended=datetime.now(UTC)
+    )
+    provenance = Provenance(
+        name="s",
+        flow="vip-session",
+        parameters={},
+        platform="VIP",
+        platform_url="https://vip.example",
+        program="CopyFile/1.0",
+        program_version="1.0",
+        program_address="https://vip.example/pipelines/CopyFile",
+        executions=(ended,),
+    )
+    write_crate(tmp_path, provenance)
+    ours = ["3f2a-77/a.txt", "2026-01-02_030506/b.tgz", "top.tgz", "top.tgz.content/c"]
+    mine = ["2026-01-02_030507/a.txt", "a.txt", "sub/README.md", "sub/top.tgz"]
+    for name in (*ours, *mine):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert sorted(file.name for file in InputFolder(tmp_path, tmp_path, CARMIN).files) == mine
+    (tmp_path / "README.md").write_text("Of the user.")
+    assert sorted(file.name for file in InputFolder(tmp_path, tmp_path, CARMIN).files) == sorted(["README.md", *mine])
+    # Before there is a record, a crate is the user's, and would be replaced.
+    (tmp_path / place).unlink()
+    assert [one for one in InputFolder(tmp_path, tmp_path, CARMIN).problems if "ro-crate-metadata.json" in one]
 
 
 # -- what is a file and what is a text ---------------------------------------------------------------------------------
