@@ -326,32 +326,39 @@ class Volume:
             ) from None
 
     def _claimed(self, store: Any, content: dict[str, Any]) -> str:
-        """The identity of the volume that is there, or of the one that is begun."""
+        """The identity of the volume that is there, or of the one that is begun; of two that begin, the first's."""
         found = store.read(_MARKER).result()
-        if found.state == "value":
-            try:
-                known = json.loads(found.value)
-                identity, had = str(known["identity"]), known["content"]
-            except (KeyError, TypeError, ValueError):
+        if found.state == "missing":
+            foreign = [
+                name
+                for name in ("info", "zarr.json", ".zgroup", ".zarray", ".zattrs")
+                if store.read(name).result().state != "missing"
+            ]
+            marker = json.dumps({"identity": uuid4().hex, "content": content}, indent=1).encode()
+            if not foreign:
+                store.write(_MARKER, marker, if_equal=found.stamp.generation).result()
+            found = store.read(_MARKER).result()
+            if found.state == "missing":
                 raise ConfigurationError(
-                    f"{self.target.location}: its {_MARKER} cannot be read. Move the volume away."
-                ) from None
-            differing = sorted(name for name in content.keys() | had.keys() if content.get(name) != had.get(name))
-            if differing:
-                raise ConfigurationError(
-                    f"{self.target.location} holds another volume: {', '.join(differing)} of it "
-                    f"{'are' if len(differing) > 1 else 'is'} not what is to be published. Choose another location."
+                    f"{self.target.location} holds a volume that this package has not written "
+                    f"({', '.join(foreign) or 'nothing of what was just written there'}). Choose another location."
                 )
-            return identity
-        for name in ("info", "zarr.json", ".zgroup", ".zarray", ".zattrs"):
-            if store.read(name).result().state != "missing":
-                raise ConfigurationError(
-                    f"{self.target.location} holds a volume that this package has not written ({name}). Choose another "
-                    "location."
-                )
-        identity = uuid4().hex
-        marker = {"identity": identity, "content": content}
-        store.write(_MARKER, json.dumps(marker, indent=1).encode()).result()
+        return self._known(found.value, content)
+
+    def _known(self, marker: bytes, content: dict[str, Any]) -> str:
+        try:
+            known = json.loads(marker)
+            identity, had = str(known["identity"]), known["content"]
+        except (KeyError, TypeError, ValueError):
+            raise ConfigurationError(
+                f"{self.target.location}: its {_MARKER} cannot be read. Move the volume away."
+            ) from None
+        differing = sorted(name for name in content.keys() | had.keys() if content.get(name) != had.get(name))
+        if differing:
+            raise ConfigurationError(
+                f"{self.target.location} holds another volume: {', '.join(differing)} of it "
+                f"{'are' if len(differing) > 1 else 'is'} not what is to be published. Choose another location."
+            )
         return identity
 
     def _describe(self, store: Any) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -340,3 +341,34 @@ def test_a_run_that_is_killed_goes_on(tmp_path: Path) -> None:
     assert np.array_equal(stored(place, 2), halved(halved(pixels)))
     scales = {scale["key"] for scale in json.loads((root / "info").read_bytes())["scales"]}
     assert {path.name for path in root.iterdir() if path.is_dir()} == scales
+
+
+def test_two_machines_at_once_make_one_volume(tmp_path: Path) -> None:
+    """Each has a ledger of its own; what the other writes at the same time is the same, and whole."""
+    pixels = volume((17, 100, 300))
+    config, levels = load(stack(tmp_path / "source", pixels)), 2
+    for form in ("precomputed", "ome-zarr"):
+        place = target(tmp_path, form, levels=levels, location=str(tmp_path / form))
+        ledgers = [tmp_path / f"{form}-{machine}" for machine in "ab"]
+        with ThreadPoolExecutor() as pool:
+            both = [pool.submit(publish, config, place, verification=ALL, ledger_folder=ledger) for ledger in ledgers]
+        assert all(one.result().verification.is_right for one in both)
+        assert np.array_equal(stored(place), pixels)
+        assert np.array_equal(stored(place, 1), halved(pixels))
+        for ledger in ledgers:
+            again = publish(config, place, verification=ALL, ledger_folder=ledger)
+            assert (again.written, again.written_before) == (0, again.blocks)
+
+
+def test_of_two_volumes_that_are_begun_in_one_place_at_once_one_is_refused(tmp_path: Path) -> None:
+    configs = [load(stack(tmp_path / name, volume((2, 64, 64), seed=seed))) for seed, name in enumerate("ab")]
+    for attempt in range(5):
+        place = target(tmp_path, location=str(tmp_path / f"volume-{attempt}"))
+        with ThreadPoolExecutor() as pool:
+            both = [
+                pool.submit(publish, config, place, verification=ALL, ledger_folder=tmp_path / f"{attempt}-{number}")
+                for number, config in enumerate(configs)
+            ]
+        errors = [one.exception() for one in both]
+        assert [type(error) for error in errors if error] == [ConfigurationError]
+        assert np.array_equal(stored(place), volume((2, 64, 64), seed=errors.index(None)))
