@@ -120,7 +120,10 @@ class ResearchResult(BaseModel):
         seconds: Time each stage took.
     """
 
-    model_config = ConfigDict(frozen=True)
+    # What the outermost model says holds for all in it, such as values that are no numbers.
+    model_config = ConfigDict(
+        frozen=True, ser_json_inf_nan="constants", ser_json_bytes="base64", val_json_bytes="base64"
+    )
 
     session: SessionResult | None = None
     analysis: Analysis | None = None

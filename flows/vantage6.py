@@ -103,7 +103,10 @@ class Analysis(BaseModel):
             that failed although the task itself ended well.
     """
 
-    model_config = ConfigDict(frozen=True)
+    # What the outermost model says holds for all in it.
+    model_config = ConfigDict(
+        frozen=True, ser_json_inf_nan="constants", ser_json_bytes="base64", val_json_bytes="base64"
+    )
 
     task: Task
     results: tuple[Result, ...]

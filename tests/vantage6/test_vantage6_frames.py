@@ -138,3 +138,17 @@ def test_an_analysis_gives_one_organization_one_value_or_all() -> None:
     assert Analysis(task=task, results=(south,)).value == b"age,sex\n1,f\n2,m\n"
     assert both.to_frame().columns.tolist() == ["organization", "sum", "age", "sex"]
     assert Analysis.model_validate_json(both.model_dump_json()) == both
+
+
+def test_an_analysis_that_is_stored_and_loaded_keeps_every_value() -> None:
+    values = {"none": math.nan, "most": [math.inf, -math.inf], "nothing": None}
+    picture = b"\x89PNG\r\n\x1a\n\xff\xfe"
+    kept = Analysis(
+        task=Task(id=1, status=Status.COMPLETED), results=(result("north", values), result("south", picture, 2))
+    )
+    for loaded in (
+        Analysis.model_validate_json(kept.model_dump_json()),
+        Analysis.model_validate(json.loads(json.dumps(kept.model_dump(mode="json")))),
+    ):
+        assert repr(loaded["north"].value) == repr(values)
+        assert loaded["south"].content == picture
