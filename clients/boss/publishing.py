@@ -215,10 +215,15 @@ def write_cutouts(
 
     Raises:
         PreflightFailed: Channel, extent, dtype or sources do not fit; nothing was sent.
+        ConfigurationError: There are several samples and none was chosen.
         PublishIncomplete: Sources could not be read, or what was written does not stay as it was written.
         HeldElsewhere: Another process of this machine writes this channel.
         BiomedError: As for `BossClient.write_cutout`.
     """
+    extent = config.ingest_job.extent
+    chosen = _sample(config, sample)
+    if chosen != extent.t:
+        config = config.of_extent({"x": extent.x, "y": extent.y, "z": extent.z, "t": chosen})
     preflight(client, config, settings or UploadSettings())
     names = config.database
     channel = client.channel(names.collection, names.experiment, names.channel)
@@ -230,7 +235,7 @@ def write_cutouts(
         identity = hashlib.sha256(repr(sorted(plan.content.items())).encode()).hexdigest()
         return ChannelVolume(client, channel.path, target, plan.levels, sample=plan.grid.t[0], identity=identity)
 
-    return _published(config, target, opened, settings, sample, verification, ledger_folder, on_progress)
+    return _published(config, target, opened, settings, None, verification, ledger_folder, on_progress)
 
 
 def _published(

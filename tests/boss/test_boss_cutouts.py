@@ -103,6 +103,11 @@ def test_the_sources_of_an_ingest_go_into_a_channel_without_a_job(lab: Lab, tmp_
     again = write(lab.client, config, verification=ALL, ledger_folder=tmp_path)
     assert (again.written, again.written_before) == (0, report.blocks)
     assert lab.client.list_jobs() == []
+    several = IngestConfig.load(lab.config(extent=extent | {"t": [0, 3]}))
+    with pytest.raises(ConfigurationError, match="choose one"):
+        write(lab.client, several, ledger_folder=tmp_path)
+    with pytest.raises(PreflightFailed, match="no sample 2"):  # of a stack that is no series
+        write(lab.client, several, sample=2, ledger_folder=tmp_path)
     # Somebody else changes the channel: named, and written again.
     write_array(lab.client, "sandbox/stack/uint8", np.full((1, 4, 4), 77, "uint8"), first=(520, 3, 5))
     healed = write(lab.client, config, verification=ALL, ledger_folder=tmp_path)
