@@ -150,8 +150,14 @@ def test_the_week_in_which_a_library_changed(
     html = Path(parameters["experiment_dir"], "reports", second.series, "report.html").read_text()
     assert f"The change began with the series of {since:%Y-%m-%d %H:%M} (95 %: " in html
     body = {"filter": {"event": {"name": ["biomed.repeatability.drift"]}}, "limit": 10}
-    events = requests.post(f"{laboratory.api_url}/events/filter", json=body, timeout=30).json()["events"]
-    assert [event["payload"]["pipeline"] for event in events] == ["SkullStripNoisy/1.0"]
+
+    def told() -> list[str]:
+        found = requests.post(f"{laboratory.api_url}/events/filter", json=body, timeout=30).json()["events"]
+        return [event["payload"]["pipeline"] for event in found]
+
+    # An automation acts on an event before the server has stored it.
+    wait_until(lambda: len(told()) > 0, 60, "the event in the store")
+    assert told() == ["SkullStripNoisy/1.0"]
 
 
 def test_two_versions_through_their_deployment(laboratory: Laboratory, parameters: dict[str, Any]) -> None:
