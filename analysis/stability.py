@@ -44,6 +44,8 @@ LEAST_REFERENCES = 3
 FAR = 1000.0
 """Ranges of the references. With too few runs for a p value, nothing closer is called changed."""
 _LEAST_FOR_FAR = 5
+# Of the points of a measure, so many may have a number in one reference only, as along the edge of a mask.
+_WITHOUT_YARDSTICK = 0.01
 _MAX_LISTED = 200
 _MAX_WORDS = 5
 
@@ -136,7 +138,7 @@ class Measured:
         numbers: The scan of its numbers.
         references_vary: Whether the references differ anywhere.
         runs_that_differ: Which new runs differ from the first reference.
-        with_numbers: Points that have a number in some run, and none in another.
+        with_numbers: Points that have a number in some run.
         without_yardstick: Of these, points that have a number in one reference only.
         varying: Points at which the references differ.
         far: Of these, points at which all new runs lie on one side, more than `FAR` ranges of the references away.
@@ -170,6 +172,8 @@ class Measured:
         if not np.isfinite(total).all() and not (finite := np.isfinite(values)).all():
             self._add_gaps(values, finite, start)
             values = _filled(values, finite)
+        else:
+            self.with_numbers += values.shape[1]
         values = self._within_tolerance(values)
         if not self.references_vary:
             differs = values != values[0]
@@ -628,7 +632,7 @@ def _judge_measure(file: str, measures: Sequence[Measure], tolerance: Tolerance,
         measured.add(values, start)
         effect.add(values, start)
     findings.add(file, measured, measures, effect)
-    if measured.without_yardstick * 2 > measured.with_numbers:
+    if measured.without_yardstick > _WITHOUT_YARDSTICK * measured.with_numbers:
         detail = f"{measured.without_yardstick} of {measured.with_numbers} points"
         findings.leave(file, measures[0].name, Reason.NOT_FINITE, detail)
     return measured

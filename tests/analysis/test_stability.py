@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
-from itertools import combinations, pairwise
+from itertools import combinations, count, pairwise
 from pathlib import Path
 
 import nibabel
@@ -115,6 +116,28 @@ def test_a_sample_of_labellings_counts_the_observed_one() -> None:
     values = generator.standard_normal((40, 100))
     values[20:] += 1.0
     assert p_of([values], labellings) == pytest.approx(1 / 201)
+
+
+@pytest.mark.parametrize(("hidden", "outcome"), [(20, Outcome.NOT_JUDGED), (2, Outcome.WITHIN)])
+def test_a_change_where_only_one_reference_has_numbers_is_not_within(
+    make: Maker, hidden: int, outcome: Outcome
+) -> None:
+    def content(factor: float) -> Callable[[np.random.Generator], bytes]:
+        number = count()
+
+        def written(generator: np.random.Generator) -> bytes:
+            values = 5.0 + NOISE * generator.standard_normal(1000)
+            values[:hidden] = factor if next(number) == 0 else np.nan
+            file = io.BytesIO()
+            np.save(file, values)
+            return file.getvalue()
+
+        return written
+
+    judgement = judge_runs(make("a.npy", 5, content(5.0)), make("a.npy", 5, content(35.0)))
+    assert judgement.outcome is outcome
+    # Along an edge that moves there are always some, and they are few.
+    assert [left.reason for left in judgement.not_judged] == [Reason.NOT_FINITE] * (hidden > 10)
 
 
 @pytest.mark.parametrize(("references", "runs"), [(5, 4), (30, 25)])
