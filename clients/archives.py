@@ -35,7 +35,9 @@ _DAMAGED = (
     EOFError,
     zlib.error,
     lzma.LZMAError,
-    OverflowError,
+    ArithmeticError,
+    # A hard link to what is not there, and a member without a name.
+    LookupError,
     ValueError,
     struct.error,
 )

@@ -17,6 +17,7 @@ from typing import Any
 from prefect_biomed.clients.crates import METADATA, WORKFLOW, files_of_crate
 from prefect_biomed.clients.vip.profiles import VIP, Profile
 from prefect_biomed.clients.vip.session_file import FILE_NAME, LOCKS
+from prefect_biomed.clients.vip.values import is_text
 
 __all__ = ["InputFolder", "LocalFile", "stored_name"]
 
@@ -284,7 +285,10 @@ class InputFolder:
         if not all(parts):
             self.problems.append(f"{local_name!r} has no character the platform can store. Rename it.")
             return False
-        if any(len(part.encode(errors="surrogateescape")) > _LONGEST_NAME for part in parts):
+        if not is_text(stored):
+            self.problems.append(f"{local_name!r} has bytes in its name that are no text. Rename it.")
+            return False
+        if any(len(part.encode()) > _LONGEST_NAME for part in parts):
             self.problems.append(f"{local_name!r} would be stored under a name of more than 255 bytes. Rename it.")
             return False
         if not self._claim_one(local_name, stored):

@@ -28,7 +28,7 @@ from pydantic.alias_generators import to_camel
 from prefect_biomed.clients.errors import ConfigurationError, invalid_fields
 from prefect_biomed.clients.rest import Answered, OpenEnum
 from prefect_biomed.clients.vip.profiles import CARMIN, VIP, Profile
-from prefect_biomed.clients.vip.values import as_written, named_values
+from prefect_biomed.clients.vip.values import as_written, is_text, named_values
 
 __all__ = [
     "TOKEN",
@@ -555,6 +555,12 @@ def _below_a_home(path: str) -> str:
     return path
 
 
+def _named_in_text(folder: Path | None) -> Path | None:
+    if folder is not None and not is_text(str(folder)):
+        raise ValueError(f"{str(folder)!r} has bytes in it that are no text, which no record can carry; rename it")
+    return folder
+
+
 class VipSession(BaseModel):
     """What one session is: names, folders, pipeline and settings. What has happened to it is in its session file.
 
@@ -581,8 +587,8 @@ class VipSession(BaseModel):
     session_name: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+$", max_length=200)]
     pipeline_id: str | None = None
     input_settings: InputSettings = Field(default_factory=dict)
-    input_dir: Path | None = None
-    output_dir: Path
+    input_dir: Annotated[Path | None, AfterValidator(_named_in_text)] = None
+    output_dir: Annotated[Path, AfterValidator(_named_in_text)]
     vip_input_dir: Annotated[str, AfterValidator(_below_a_home)]
     vip_output_dir: Annotated[str, AfterValidator(_below_a_home)]
     nb_runs: Annotated[int, Field(ge=1, le=1000)] = 1

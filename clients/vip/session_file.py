@@ -149,6 +149,8 @@ class SessionFile:
 
     def _write(self, record: SessionRecord) -> None:
         content = json.dumps(record.model_dump(mode="json", exclude_none=False), indent=4).encode()
+        if b"\\ud" in content:
+            _refuse_halves(content, record.session_name)
         # What is kept on the platform or nowhere has a working copy here: the platform's goes with the outputs.
         path = self.path if self.session.backup == "local" else self._working
         with atomic_write(path, mode=0o600) as file:
@@ -191,6 +193,17 @@ class SessionFile:
         if self._client is None:
             raise LedgerError("Without a local session file, a client is needed to look at the platform.")
         return self._client
+
+
+def _refuse_halves(content: bytes, session_name: str) -> None:
+    """Refuse halves of characters, which are how Python keeps bytes that are no text: no reader takes them."""
+    try:
+        json.dumps(json.loads(content), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise LedgerError(
+            f"The record of session {session_name!r} would hold a text that is no Unicode, and could not be read "
+            "again. Look for it among values, metadata and names. Nothing was written."
+        ) from None
 
 
 def _read_local(path: Path) -> bytes | None:

@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
-__all__ = ["INT64", "as_written", "named_values", "shown"]
+__all__ = ["INT64", "as_written", "is_text", "named_values", "shown"]
 
 INT64 = range(-(2**63), 2**63)
 """The whole numbers that platforms know."""
@@ -49,6 +49,8 @@ def as_written(value: Any) -> Any:
     Raises:
         ValueError: It is of another kind, says nothing, or would become another number; the message says where.
     """
+    if isinstance(value, memoryview):
+        value = value.tobytes()
     if hasattr(value, "to_numpy") and hasattr(value, "__len__"):
         value = value.to_numpy()
     if isinstance(value, list | tuple | range) or len(getattr(value, "shape", ())) > 0:
@@ -88,6 +90,22 @@ def _typed(value: object) -> str:
     return f"{shown(value)} of type {type(value).__name__}"
 
 
+def is_text(text: str) -> bool:
+    """Tell whether a text is one that files and requests can carry.
+
+    Args:
+        text: Any text; names of files may hold bytes that are none, which Python keeps as halves of characters.
+
+    Returns:
+        False when there is no Unicode for it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _element(element: object, index: int) -> Any:
     try:
         if isinstance(element, list | tuple | range) or len(getattr(element, "shape", ())) > 0:
@@ -99,14 +117,14 @@ def _element(element: object, index: int) -> Any:
 
 def _single(value: object) -> Any:
     kind = getattr(getattr(value, "dtype", None), "kind", None)
-    if kind is not None:
+    if kind is not None and not getattr(value, "mask", False):
         value = _of_numpy(value, kind)
     match value:
         case Enum():
             return as_written(value.value)
         case None | bool():
             return value
-        case str():
+        case str() if is_text(value):
             return str(value)
         case int():
             return int(value)
@@ -114,6 +132,8 @@ def _single(value: object) -> Any:
             return float(value)
         case Decimal():
             return _of_decimal(value)
+        case str() | PurePath() if not is_text(str(value)):
+            raise ValueError(f"{_typed(value)} has bytes in it that are no text; {_ACCEPTED}")
         case PurePath():
             return value.as_posix() if value.is_absolute() else f"./{value.as_posix()}"
         case datetime() | date() | time() if value == value:

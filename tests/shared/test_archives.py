@@ -200,6 +200,13 @@ def broken_inside() -> bytes:
     return bytes(content)
 
 
+def link_to_nothing() -> bytes:
+    """A tar of a hard link to a member that it does not have."""
+    link = tarfile.TarInfo("link")
+    link.type, link.linkname = tarfile.LNKTYPE, "nowhere"
+    return link.tobuf() + bytes(2 * tarfile.BLOCKSIZE)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -217,6 +224,8 @@ def broken_inside() -> bytes:
         (plain_tar("a" * 300), "more than 255 bytes"),
         (broken_inside(), "it is damaged"),
         (bytes(plain_tar("a", "b"))[: 2 * tarfile.BLOCKSIZE + 100], "it is damaged"),
+        (link_to_nothing(), "it is damaged"),
+        (zip_with("q").replace(b"q", b"\0"), "it is damaged"),
     ],
     ids=[
         "zip with a password",
@@ -233,6 +242,8 @@ def broken_inside() -> bytes:
         "tar name too long",
         "tar broken inside",
         "tar cut off",
+        "tar hard link to nothing",
+        "zip member without a name",
     ],
 )
 def test_archive_that_cannot_be_unpacked_whole_stays_as_it_is(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from prefect_biomed.clients.crates import Execution, Provenance, write_crate
@@ -18,7 +19,8 @@ from prefect_biomed.clients.vip import InputValue, Preflight, VipClient, VipSess
 from prefect_biomed.clients.vip.local_files import InputFolder
 from prefect_biomed.clients.vip.models import Parameter, ParameterType, Pipeline
 from prefect_biomed.clients.vip.preflight import stored_name
-from prefect_biomed.clients.vip.profiles import CARMIN
+from prefect_biomed.clients.vip.profiles import CARMIN, VIP
+from prefect_biomed.clients.vip.values import named_values
 from prefect_biomed.sandbox import Fault, Sandbox
 
 HOME = "/vip/Home/API/s"
@@ -338,6 +340,29 @@ def test_what_sessions_have_left_in_the_input_folder_is_known_by_their_record(tm
     # Before there is a record, a crate is the user's, and would be replaced.
     (tmp_path / place).unlink()
     assert [one for one in InputFolder(tmp_path, tmp_path, CARMIN).problems if "ro-crate-metadata.json" in one]
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("a\udcff.txt", "'a\\udcff.txt' of type str has bytes in it that are no text"),
+        (["x", Path("a\udcff")], "element 1: PosixPath('a\\udcff') of type PosixPath has bytes in it"),
+        (numpy.ma.masked, "masked of type MaskedConstant is no value"),
+        (memoryview(b"x"), "b'x' of type bytes is no value"),
+    ],
+)
+def test_what_is_no_value_is_told_with_its_type(value: object, told: str) -> None:
+    with pytest.raises(ValueError, match="'x': ") as caught:
+        named_values({"x": value})
+    assert told in str(caught.value)
+    assert "expected is" in str(caught.value)
+
+
+def test_name_that_is_no_text_is_refused_where_names_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "a\udcff.txt").write_text("x")
+    (problem,) = InputFolder(tmp_path, tmp_path / "out", CARMIN).problems
+    assert "has bytes in its name that are no text" in problem
+    assert [file.name for file in InputFolder(tmp_path, tmp_path / "out", VIP).files] == ["a.txt"]
 
 
 # -- what is a file and what is a text ---------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_biomed.clients.errors import LedgerError, LocalStorageError, is_transient
+from prefect_biomed.clients.errors import ConfigurationError, LedgerError, LocalStorageError, is_transient
 from prefect_biomed.clients.vip.models import PathEntry, SessionOptions, VipSession, Workflow
 from prefect_biomed.clients.vip.session_file import SessionFile, SessionLocked, open_intents, open_session
 from prefect_biomed.clients.vip.session_record import LaunchRecord, SessionRecord, UploadedFile
@@ -270,6 +270,21 @@ def test_folder_that_no_session_may_remove_is_damage(tmp_path: Path, folder: str
         put(tmp_path, of_vip_client(tmp_path) | {"vip_input_dir": folder})
         with pytest.raises(LedgerError, match=r"damaged.*vip_input_dir: .*is not the whole path"):
             open_session(tmp_path)
+
+
+def test_text_that_is_no_unicode_is_never_written(session: VipSession, tmp_path: Path) -> None:
+    """Python keeps bytes of names so; a file that held them could not be read again."""
+    file = SessionFile(session)
+    with file.edit() as record:
+        record.ledger.resume = "\U0001f600"
+    before = file.path.read_bytes()
+    for text in ("\udcff", "\U0001f600\ud83d"):
+        with pytest.raises(LedgerError, match="no Unicode"), file.edit() as record:
+            record.ledger.resume = text
+    assert file.path.read_bytes() == before
+    for name in ("input_dir", "output_dir"):
+        with pytest.raises(ConfigurationError, match=f"{name}: .*bytes in it that are no text"):
+            VipSession.planned(**{**dict(session), name: tmp_path / "in\udcff"})
 
 
 def test_bytes_that_are_no_text_are_damage(tmp_path: Path) -> None:
