@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 
+from prefect.client.base import ServerType
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.asyncio import AcquireConcurrencySlotTimeoutError, ConcurrencySlotAcquisitionError
@@ -32,8 +33,10 @@ def lease(token: str, *, attempted_since: datetime | None = None) -> Iterator[da
     """Hold the lease of an intent: a global concurrency limit of one slot, named by the token.
 
     The limit is there from the first attempt until one ends without an error, so it also tells other machines that
-    somebody has begun. A server that does not let this key make such limits gives no lease: then only the lock of this
-    machine keeps others out, and a warning says so.
+    somebody has begun. Without a server, when Prefect starts one for this process alone, its slot is not taken: no
+    other machine could see it, and nothing would free the slot of a process that was killed. A server that does not let
+    this key make such limits gives no lease: then only the lock of this machine keeps others out, and a warning says
+    so.
 
     Args:
         token: The intent.
@@ -79,6 +82,8 @@ def lease(token: str, *, attempted_since: datetime | None = None) -> Iterator[da
 def _entered(held: ExitStack, name: str) -> datetime | None:
     for last in [False] * (_TRIES - 1) + [True]:
         open_since = _begun(name)
+        if _is_for_this_process_alone():
+            return open_since
         slot = concurrency(
             name,
             timeout_seconds=_PATIENCE_SECONDS,
@@ -99,6 +104,12 @@ def _entered(held: ExitStack, name: str) -> datetime | None:
         f"Another machine holds the lease {name} for more than {_PATIENCE_SECONDS:.0f} s. Wait for its flow run to "
         f"end. When none is alive, free it with: prefect gcl delete {name}"
     )
+
+
+def _is_for_this_process_alone() -> bool:
+    """Whether the Prefect server ends with this process. Services that free what the dead hold are no part of it."""
+    with get_client(sync_client=True) as client:
+        return client.server_type == ServerType.EPHEMERAL
 
 
 def _begun(name: str) -> datetime | None:

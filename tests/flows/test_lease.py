@@ -66,6 +66,17 @@ def test_second_machine_waits_for_the_first_and_begins_anew() -> None:
     assert "biomed-intent-tok-two" not in limits()
 
 
+def test_slot_that_the_dead_hold_is_not_waited_for_without_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_lease, "_PATIENCE_SECONDS", 2.0)
+    with lease("tok-alone"):  # as one that was killed leaves it, which nothing but a server frees
+        monkeypatch.setattr(_lease, "_is_for_this_process_alone", lambda: True)
+        with pytest.raises(ZeroDivisionError), lease("tok-alone") as open_since:
+            assert open_since is not None
+            raise ZeroDivisionError
+        monkeypatch.undo()
+    assert not _lease._is_for_this_process_alone()
+
+
 def test_lease_that_is_never_free_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_lease, "_PATIENCE_SECONDS", 2.0)
     held, free = threading.Event(), threading.Event()
