@@ -12,7 +12,7 @@ from prefect import task
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
-from prefect_biomed.clients.errors import BiomedError, DeadlineExceeded, LedgerError, NotFoundError
+from prefect_biomed.clients.errors import BiomedError, ConfigurationError, DeadlineExceeded, LedgerError, NotFoundError
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.texts import code_block, lines
 from prefect_biomed.clients.vantage6 import (
@@ -820,7 +820,7 @@ def list_resources(
     found: list[Record | Column | dict[str, JsonValue]]
     with credentials.get_client() as client:
         if resource == Column.resource:
-            columns = client.columns(**(filters or {}))[:limit]
+            columns = _columns(client, filters or {}, limit)
             found = list(columns if fields is None else rows_of(Column, columns, fields))
         else:
             model = resource_named(resource).model
@@ -830,6 +830,15 @@ def list_resources(
             )
     run_logger().info("%d of resource %s", len(found), resource)
     return found
+
+
+def _columns(client: Vantage6Client, filters: dict[str, Any], limit: int | None) -> list[Column]:
+    known = ("dataframe_id", "label", "collaboration_id", "organization_ids")
+    if unknown := [name for name in filters if name not in known]:
+        raise ConfigurationError(f"column: there is no filter {unknown[0]!r}. Known: {', '.join(known)}.")
+    if limit is not None and limit < 1:
+        raise ConfigurationError(f"limit is {limit}; leave it out to list all of them.")
+    return client.columns(**filters)[:limit]
 
 
 def _rows(look: Look) -> list[dict[str, object]]:

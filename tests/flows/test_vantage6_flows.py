@@ -766,6 +766,10 @@ def test_resources_are_listed(federations: Callable[[int], Federation], generati
     assert all(isinstance(node, Node) for node in nodes)
     with pytest.raises(ConfigurationError, match="cannot filter by 'nonsense'"):
         listing("node", {"nonsense": 1})
+    with pytest.raises(ConfigurationError, match="no filter 'nonsense'"):
+        listing("column", {"nonsense": 1})
+    with pytest.raises(ConfigurationError, match="limit is 0"):
+        listing("column", {"dataframe_id": 1}, (), 0)
 
 
 def _until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
