@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-PLATFORMS = ("vip", "vantage6", "vantage6_payloads", "vantage6_tutorials", "boss")
+PLATFORMS = ("vip", "vantage6", "vantage6_payloads", "vantage6_rounds", "vantage6_tutorials", "boss")
 
 
 def main() -> None:

@@ -71,6 +71,9 @@ UNTRIED = {
     "an experiment of each kind",
     "python -m benchmarks.vantage6_payloads results --kinds json parquet pickle": "takes half an hour; "
     "tests/vantage6/test_vantage6_payloads.py takes small results by the same path",
+    "python -m benchmarks.vantage6_payloads arguments": "takes minutes; "
+    "tests/flows/test_vantage6_flows.py sends arguments from a file",
+    "python -m benchmarks.vantage6_rounds": "tests/flows/test_federated_rounds.py learns in rounds",
     "python -m benchmarks.vantage6_tutorials": "tests/conformance/test_vantage6_tutorials.py runs its programs",
     "python tests/harness/drawing.py": "draws a picture of the documentation",
 }
