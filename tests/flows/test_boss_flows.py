@@ -7,12 +7,16 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from uuid import UUID
 
 import numpy as np
 import pytest
+import zarr
 from PIL import Image
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -22,7 +26,7 @@ from prefect.settings import get_current_settings
 from pydantic import SecretStr
 
 from harness.ingest_lab import QUICK, Lab, lab, make_lab, volume
-from prefect_biomed.blocks import BossCredentials
+from prefect_biomed.blocks import BossCredentials, StorageCredentials
 from prefect_biomed.clients.boss import (
     IngestConfig,
     IngestIncomplete,
@@ -42,10 +46,12 @@ from prefect_biomed.clients.errors import (
 )
 from prefect_biomed.flows.boss import (
     boss_cancel_ingest,
+    boss_downsample,
     boss_ingest,
     boss_init,
     boss_join_ingest,
     boss_verify,
+    boss_write_cutouts,
     cancel_remote_job,
 )
 from prefect_biomed.flows.parameters import IngestJobWaiting
@@ -164,6 +170,39 @@ def test_a_folder_becomes_a_channel_with_its_pixels(lab: Lab, credentials: BossC
     assert np.array_equal(lab.boss.cutout("mouse/em/raw", x=(0, 600), y=(0, 300), z=(0, 5))[0], pixels)
     with pytest.raises(PreflightFailed, match="its datatype is 'uint16', not 'uint32'"):
         boss_init(*given, choices={"datatype": "uint32"})
+
+
+@pytest.mark.slow
+def test_a_small_volume_of_a_web_server_goes_into_a_channel_without_a_job(
+    lab: Lab, credentials: BossCredentials, caplog: pytest.LogCaptureFixture
+) -> None:
+    pixels = volume((16, 40, 50))
+    served = lab.folder / "served"
+    group = zarr.open_group(served / "image.zarr", mode="w", zarr_format=2)
+    group.create_array("0", data=pixels, chunks=(16, 32, 32))
+    axes = [{"name": axis} for axis in "zyx"]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": [{"path": "0"}]}]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(served)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    storage = StorageCredentials(location=url, authorization=SecretStr("Bearer of-the-lab"))
+    extent = {"x": [0, 50], "y": [0, 40], "z": [0, 16], "t": [0, 1]}
+    size = {"x": 512, "y": 512, "z": 16}
+    params = {"cloud_path": f"{url}/image.zarr"}
+    config = IngestConfig.load(
+        lab.volumetric("ingestclient.plugins.zarr.Zarr", params, extent, channel="uint8", chunk_size=size)
+    )
+    try:
+        report = boss_write_cutouts(credentials, config, verification=VerifySettings(share=1), storage=storage)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert report.verification
+    assert report.verification.is_complete
+    assert np.array_equal(lab.read(pixels.shape), pixels)
+    assert posts(lab) == 0
+    assert "of-the-lab" not in caplog.text
+    assert boss_downsample(credentials, config.channel_path) == lab.client.downsampling(config.channel_path)[1]
 
 
 @pytest.mark.slow
