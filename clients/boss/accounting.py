@@ -75,7 +75,9 @@ def account(
     )
     holes = [str(tile.position) for tile in look.wrong]
     unchecked = len(chunks) - max_checks
-    note = f"Of {unchecked} chunks that others did no cuboid was compared with the source for certain."
+    warnings = [config.padding(settings.fill)]
+    if unchecked > 0:
+        warnings.append(f"Of {unchecked} chunks that others did no cuboid was compared with the source for certain.")
     return UploadReport(
         job_id=job_id,
         tile_count=config.tile_count,
@@ -91,7 +93,7 @@ def account(
         verified=look.verified_tiles,
         verification=look,
         exhausted=True,
-        warnings=(note,) if unchecked > 0 else (),
+        warnings=tuple(filter(None, warnings)),
     )
 
 

@@ -247,6 +247,23 @@ class IngestConfig(_Section):
             notes.append("The last tiles in x or y are not full; they are padded with the fill value.")
         return tuple(notes)
 
+    def padding(self, fill: int) -> str | None:
+        """Name the rule by which tiles (chunks) that the extent does not fill are made whole; None where all are full.
+
+        Args:
+            fill: Value that tiles are padded with.
+        """
+        size, extent = self.piece_size, self.ingest_job.extent
+        flat: tuple[Axis, ...] = ("x", "y")
+        open_ends = [axis for axis in flat if getattr(extent, axis)[1] % size[axis]]
+        if self.volumetric and extent.z[1] % size["z"]:
+            open_ends.append("z")
+        if not open_ends:
+            return None
+        what, value = ("chunks", 0) if self.volumetric else ("tiles", fill)
+        last = ", ".join(f"{getattr(extent, axis)[1] % size[axis]} of {size[axis]} in {axis}" for axis in open_ends)
+        return f"The last {what} are not full ({last}); the rest of each is {value}."
+
     def positions(self) -> Iterator[Position]:
         """All tiles (chunks) of the job, in the order in which the Boss queues them."""
         size, extent = self.piece_size, self.ingest_job.extent

@@ -132,6 +132,14 @@ def test_secrets_in_plugin_parameters_are_refused(params: dict[str, Any]) -> Non
     assert "x1" not in problem
 
 
+def test_the_rule_of_padding_is_named() -> None:
+    assert IngestConfig.load(CATMAID).padding(7) is None
+    odd = IngestConfig.load(changed("ingest_job.extent.x", [0, 2000]))
+    assert odd.padding(7) == "The last tiles are not full (464 of 512 in x); the rest of each is 7."
+    chunks = IngestConfig.load(volumetric(extent={"x": [0, 1000], "y": [0, 1024], "z": [0, 60], "t": [0, 1]}))
+    assert str(chunks.padding(7)).endswith("the rest of each is 0.")
+
+
 def test_options_that_are_no_keys_are_taken() -> None:
     options = {"anon": True, "endpoint_url": "https://s3.example.org", "client_kwargs": {"region_name": "x"}, "key": ""}
     assert IngestConfig.load(changed("client.tile_processor.params", {"storage_options": options})).storage is None
