@@ -114,7 +114,7 @@ def check_versions(requirements: Iterable[str], version_of: Versions = installed
         problem = _problem(requirement, version_of(requirement.name))
         if extra is None and problem:
             base.append(problem)
-        elif extra is not None and extra not in {"dev", "all"} and requirement.name != DISTRIBUTION:
+        elif extra is not None and extra not in {"dev", "all", "docs"} and requirement.name != DISTRIBUTION:
             extras.setdefault(extra, []).extend([problem] if problem else [])
     findings = [
         broken("installation", "; ".join(base), f"pip install --upgrade {DISTRIBUTION}")
