@@ -40,12 +40,16 @@ def pytest_unconfigure() -> None:
 def prefect_api() -> Iterator[None]:
     """A Prefect API of its own, for tests that run flows or tasks.
 
-    Without heartbeats: the end of each flow run waits for their thread, which sleeps by the second.
+    Without heartbeats: the end of each flow run waits for their thread, which sleeps by the second. And without the
+    two seconds that Prefect waits whenever SQLite is busy, which it is for a moment after each run with tasks.
     """
+    sooner = SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 20))
     with (
+        pytest.MonkeyPatch.context() as patch,
         prefect_test_harness(server_startup_timeout=120),
         temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
     ):
+        patch.setattr("prefect.client.base.time", sooner)
         yield
 
 
