@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from harness.vip_steps import QUICK, start
+from harness.vip_steps import QUICK, start, until
 from prefect_biomed.blocks import VipCredentials
 from prefect_biomed.cli.planning import plan_flow
 from prefect_biomed.cli.running import run_flow
@@ -109,7 +109,9 @@ class State:
     def _sent(self, client: VipClient, session: VipSession) -> None:
         upload(client, session, preflight(client, session), settle_seconds=5)
         if self.deed == "a part":
-            client.delete(f"{session.vip_input_dir}/{self.names[0]}")
+            lost = f"{session.vip_input_dir}/{self.names[0]}"
+            client.delete(lost)
+            until(lambda: not client.exists(lost))  # or the run would begin on what is about to vanish
 
     def plan(self) -> Plan:
         """Plan the run."""
