@@ -21,7 +21,7 @@ def session(name: str, folder: Path) -> VipSession:
     return VipSession(
         session_name=name,
         output_dir=folder,
-        vip_input_dir="/vip/in",
+        vip_input_dir="/vip/Home/API/brains/INPUTS",
         vip_output_dir="/vip/Home/out",
         token="abcdefghij",
     )
