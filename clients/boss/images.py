@@ -55,6 +55,7 @@ class TileFormat:
         encoding: Format of tiles that have to be encoded: `png` is smaller, `tiff` faster.
         convert: What may be done to values that do not fit; everything else is refused. See `UploadSettings.convert`.
         max_pixels: Refuse images that have more.
+        least: Columns and rows that the source has to give; what lies beyond them is filled.
     """
 
     width: int
@@ -65,6 +66,7 @@ class TileFormat:
     encoding: Literal["png", "tiff"] = "png"
     convert: frozenset[Conversion] = frozenset()
     max_pixels: int = MAX_PIXELS
+    least: tuple[int, int] = (1, 1)
 
     @property
     def conversions(self) -> frozenset[Conversion]:
@@ -148,7 +150,7 @@ def from_window(window: ImageWindow, tile: TileFormat, cache: DecodeCache) -> by
         with named(window.path):
             content = Path(window.path).read_bytes()
         return from_bytes(content, tile, window.path, page=window.page)
-    return _encode(_padded(_cut(picture, window, tile, cache), tile), tile, window.path)
+    return _encode(_padded(_cut(picture, window, tile, cache), tile, window.path), tile, window.path)
 
 
 def values(window: ImageWindow, tile: TileFormat, cache: DecodeCache) -> Array:
@@ -202,7 +204,7 @@ def from_bytes(content: bytes, tile: TileFormat, name: str, *, whole: bool = Tru
     array = picture.read(cache, 0, 0, min(about.height, tile.height), min(about.width, tile.width))
     if right:
         return content
-    return _encode(_padded(fitted(array, about, tile.datatype, tile.conversions, name), tile), tile, name)
+    return _encode(_padded(fitted(array, about, tile.datatype, tile.conversions, name), tile, name), tile, name)
 
 
 def from_array(pixels: Array, tile: TileFormat, name: str) -> bytes:
@@ -228,7 +230,7 @@ def from_array(pixels: Array, tile: TileFormat, name: str) -> bytes:
     bits = pixels.dtype.itemsize * 8
     kind = kinds.get(pixels.dtype.kind, "float")
     about = Description("array", pixels.shape[1], pixels.shape[0], bits=bits, kind=kind)
-    return _encode(_padded(fitted(pixels, about, tile.datatype, tile.conversions, name), tile), tile, name)
+    return _encode(_padded(fitted(pixels, about, tile.datatype, tile.conversions, name), tile, name), tile, name)
 
 
 def blank(tile: TileFormat) -> bytes:
@@ -307,9 +309,16 @@ def _is_right(about: Description, tile: TileFormat) -> bool:
     return about.format in ("PNG", "JPEG")
 
 
-def _padded(array: Array, tile: TileFormat) -> Array:
+def _padded(array: Array, tile: TileFormat, name: str) -> Array:
     if array.shape == (tile.height, tile.width):
         return array
+    height, width = array.shape
+    if (width < tile.least[0] or height < tile.least[1]) and "pad" not in tile.convert:
+        raise SourceUnreadable(
+            f"{name}: ends early: it gives {width} x {height} pixels of a tile of which {tile.least[0]} x "
+            f"{tile.least[1]} lie within the extent. Correct the extent, or allow the conversion 'pad', which fills up "
+            "the rest."
+        )
     padded = np.full((tile.height, tile.width), tile.fill, dtype=array.dtype)
     padded[: array.shape[0], : array.shape[1]] = array
     return padded

@@ -189,7 +189,8 @@ class UploadSettings(BaseModel):
     `grey`: colour, palette and black and white become one value (ITU-R 601 luma; 0 and 255); `scale`: of values that
     are too deep the upper bits are kept; `clip`: values outside become the nearest that fits; `shift`: half the range
     is added to signed values, which keeps their order; `first_page`: the first of several pages is taken; `stored`:
-    images that are to be turned before they are shown are taken as they are stored."""
+    images that are to be turned before they are shown are taken as they are stored; `pad`: what a source lacks of its
+    part of the extent is filled up."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1, title="Most pixels of one source image")
     """Images whose header speaks of more are bad sources: damaged, or made to exhaust the memory."""
     fill: int = Field(default=0, ge=0, title="Fill value")

@@ -17,7 +17,7 @@ from prefect_biomed.clients.errors import BiomedError, SourceUnreadable
 __all__ = ["MAX_PIXELS", "Array", "Conversion", "Description", "Picture", "check_density", "named"]
 
 Array: TypeAlias = npt.NDArray[Any]
-Conversion: TypeAlias = Literal["grey", "scale", "clip", "shift", "first_page", "stored"]
+Conversion: TypeAlias = Literal["grey", "scale", "clip", "shift", "first_page", "stored", "pad"]
 
 MAX_PIXELS = 2**32
 """Most pixels of one page: a section of 65,536 x 65,536."""

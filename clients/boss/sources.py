@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from prefect_biomed.clients.boss import images
@@ -13,6 +14,7 @@ from prefect_biomed.clients.boss._keys import CUBOID_X, CUBOID_Y, CUBOID_Z, Posi
 from prefect_biomed.clients.boss.config import IngestConfig
 from prefect_biomed.clients.boss.images import DecodeCache, ImageWindow, TileFormat
 from prefect_biomed.clients.boss.models import UploadSettings
+from prefect_biomed.clients.boss.pictures import Conversion
 from prefect_biomed.clients.boss.plugins import base
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError, SourceUnreadable
 from prefect_biomed.clients.files import home
@@ -98,13 +100,19 @@ class TileSource(_Paths):
                     file.seek(0)
                     result = file.read()
         name = path or f"tile {position}"
+        tile = replace(self.format, least=self._within_extent(position))
         if isinstance(result, ImageWindow):
-            return images.from_window(result, self.format, self.cache)
+            return images.from_window(result, tile, self.cache)
         if isinstance(result, bytes | bytearray | memoryview):
-            return images.from_bytes(bytes(result), self.format, name)
+            return images.from_bytes(bytes(result), tile, name)
         if hasattr(result, "ndim"):
-            return images.from_array(result, self.format, name)
+            return images.from_array(result, tile, name)
         raise SourceUnreadable(f"{name}: the plugin returned {type(result).__name__}, which is no image.")
+
+    def _within_extent(self, position: Position) -> tuple[int, int]:
+        """Columns and rows of a tile that lie within the extent of the job."""
+        width = _part(position.x, self.format.width, self.job["extent"]["x"])
+        return width, _part(position.y, self.format.height, self.job["extent"]["y"])
 
     def blank(self) -> bytes:
         """Make a tile of the fill value."""
@@ -118,12 +126,15 @@ class ChunkSource(_Paths):
         config: Names the plugins and the size of a chunk.
         datatype: dtype of the channel.
         fill: Value of chunks that are filled because their source is missing.
+        convert: What may be done to sources that do not fit; see `UploadSettings.convert`.
 
     Raises:
         ConfigurationError: A plugin cannot be loaded, or NumPy is not installed.
     """
 
-    def __init__(self, config: IngestConfig, datatype: str, fill: int = 0) -> None:
+    def __init__(
+        self, config: IngestConfig, datatype: str, fill: int = 0, convert: Collection[Conversion] = ()
+    ) -> None:
         super().__init__(config)
         plugin = config.client.chunk_processor
         if plugin is None or config.ingest_job.chunk_size is None:
@@ -137,6 +148,7 @@ class ChunkSource(_Paths):
         self.datatype = datatype
         self._dtype: Any = np.dtype(datatype)
         self._fill = fill
+        self._may_end_early = "pad" in convert
         self._reader = base.load(plugin.class_, plugin.params | {"ingest_job": self.job}, config.storage)
         self._reader_guard = _guard(self._reader)
 
@@ -177,11 +189,27 @@ class ChunkSource(_Paths):
             block = block.transpose(2, 1, 0)
         if any(have > most for have, most in zip(block.shape, self.shape, strict=True)):
             raise SourceUnreadable(f"{name}: shape {block.shape} (z, y, x) is larger than a chunk {self.shape}.")
+        least = self._within_extent(position)
+        if not self._may_end_early and any(have < some for have, some in zip(block.shape, least, strict=True)):
+            raise SourceUnreadable(
+                f"{name}: ends early: it gives {block.shape} (z, y, x) of a chunk of which {least} lie within the "
+                "extent. Correct the extent, or allow the conversion 'pad', which fills up the rest."
+            )
         if block.dtype != self._dtype:
             if not np.can_cast(block.dtype, self._dtype, "safe"):
                 raise SourceUnreadable(f"{name}: is {block.dtype}, the channel is {self.datatype}; values would wrap.")
             block = block.astype(self._dtype)
         return block
+
+    def _within_extent(self, position: Position) -> tuple[int, int, int]:
+        """Slices, rows and columns of a chunk that lie within the extent of the job."""
+        depth, height, width = self.shape
+        extent = self.job["extent"]
+        return (
+            _part(position.z, depth, extent["z"]),
+            _part(position.y, height, extent["y"]),
+            _part(position.x, width, extent["x"]),
+        )
 
     def blank(self) -> Array:
         """Make a chunk of the fill value."""
@@ -205,6 +233,11 @@ class ChunkSource(_Paths):
         return compress(padded(part, (CUBOID_Z, CUBOID_Y, CUBOID_X)).tobytes(), int(chunk.dtype.itemsize))
 
 
+def _part(index: int, size: int, extent: Sequence[int]) -> int:
+    """How much of a piece, counted from its beginning, lies before the end of the extent."""
+    return max(1, min(size, extent[1] - index * size))
+
+
 def open_source(config: IngestConfig, datatype: str, settings: UploadSettings) -> TileSource | ChunkSource:
     """Open the source of a job.
 
@@ -220,7 +253,7 @@ def open_source(config: IngestConfig, datatype: str, settings: UploadSettings) -
         ConfigurationError: The channel cannot hold tiles or the fill value, or a plugin cannot be loaded.
     """
     if config.volumetric:
-        return ChunkSource(config, datatype, settings.fill)
+        return ChunkSource(config, datatype, settings.fill, settings.convert)
     reason = images.check_datatype(datatype)
     if reason:
         raise ConfigurationError(f"{config.channel_path}: {reason}.")

@@ -22,7 +22,7 @@ from prefect_biomed.clients.boss.images import DecodeCache, ImageWindow, TileFor
 from prefect_biomed.clients.boss.inspection import Inspection, inspect_sources
 from prefect_biomed.clients.boss.plugins import base
 from prefect_biomed.clients.boss.plugins.allowed import ENTRY_POINTS, VARIABLE
-from prefect_biomed.clients.boss.sources import TileSource, compress
+from prefect_biomed.clients.boss.sources import ChunkSource, TileSource, compress
 from prefect_biomed.clients.errors import ConfigurationError, SourceUnreadable
 
 BUILT_IN = "prefect_biomed.clients.boss.plugins"
@@ -483,6 +483,47 @@ def test_a_stack_may_begin_where_the_extent_does(shape: tuple[int, int], tmp_pat
         start = left + (x - 2) * 512
         read = pixels_of(source.read(Position(x, 1, 0, 0)))
         assert np.array_equal(read, pixels[top : top + 512, start : start + 512])
+
+
+PADDING = frozenset({"pad"})
+
+
+def test_a_slice_that_ends_before_the_extent_is_refused_unless_padding_is_allowed(tmp_path: Path) -> None:
+    pixels = volume((600, 700))
+    Image.fromarray(pixels).save(tmp_path / "s_0.png")
+    config = IngestConfig.load(stack_config(tmp_path, "s_<>", {"x": [0, 700], "y": [0, 650]}))
+    source = TileSource(config, TileFormat(512, 512, "uint8", fill=9), 1 << 22)
+    assert np.array_equal(pixels_of(source.read(Position(0, 0, 0, 0))), pixels[:512, :512])
+    with pytest.raises(SourceUnreadable, match=r"gives 188 x 88 pixels of a tile of which 188 x 138 lie .* 'pad'"):
+        source.read(Position(1, 1, 0, 0))
+    source = TileSource(config, TileFormat(512, 512, "uint8", fill=9, convert=PADDING), 1 << 22)
+    read = pixels_of(source.read(Position(1, 1, 0, 0)))
+    assert np.array_equal(read[:88, :188], pixels[512:, 512:])
+    assert (read[88:] == 9).all()
+
+
+@pytest.mark.parametrize("kind", ["file", "array"])
+def test_a_tile_that_is_too_small_is_refused_where_it_is_not_the_last(tmp_path: Path, kind: str) -> None:
+    small = volume((512, 400))
+    config = stack_config(tmp_path, "t_<x>_<y>", {"x": [0, 912], "y": [0, 512]})
+    for x in (0, 1):
+        Image.fromarray(small).save(tmp_path / f"t_{x}_0.png")
+    source = TileSource(IngestConfig.load(config), TileFormat(512, 512, "uint8"), 1 << 22)
+    if kind == "array":
+        source._reader.process = lambda *_: small  # as a plugin of one's own gives it
+    assert np.array_equal(pixels_of(source.read(Position(1, 0, 0, 0)))[:, :400], small)
+    with pytest.raises(SourceUnreadable, match="ends early"):
+        source.read(Position(0, 0, 0, 0))
+
+
+def test_a_volume_that_ends_before_the_extent_is_refused_unless_padding_is_allowed(lab: Lab) -> None:
+    pixels = volume((16, 512, 600))
+    np.save(lab.folder / "v.npy", pixels)
+    parameters = {"filename": str(lab.folder / "v.npy")}
+    config = IngestConfig.load(lab.volumetric(f"{BUILT_IN}.arrays.Array", parameters, whole((16, 512, 700))))
+    with pytest.raises(SourceUnreadable, match=r"gives \(16, 512, 600\) .* which \(16, 512, 700\) lie .* 'pad'"):
+        ChunkSource(config, "uint8").read(Position(0, 0, 0, 0))
+    assert np.array_equal(ChunkSource(config, "uint8", convert=PADDING).read(Position(0, 0, 0, 0)), pixels)
 
 
 def test_fail_gracefully_makes_a_black_tile_of_a_file_that_is_not_there(tmp_path: Path) -> None:
