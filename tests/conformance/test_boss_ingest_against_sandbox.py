@@ -380,7 +380,7 @@ assert plugin.process("", 9, 9, 9)[0].size == 0
 
 
 def test_a_cloudvolume_is_read(official_environment: Callable[..., Path], tmp_path: Path) -> None:
-    needed = ["cloud-volume", "boto3", "filelock", "fsspec", "pillow", "pydantic", "requests"]
+    needed = ["cloud-volume", "boto3", "filelock", "fsspec", "pillow", "pydantic", "requests", "rocrate"]
     python = official_environment("cloud-volume", needed)
     done = subprocess.run(
         [str(python), "-W", "ignore", "-c", CLOUDVOLUME, str(tmp_path)],
