@@ -417,9 +417,7 @@ class BossClient(RestClient):
             UnexpectedResponse: The answer is no such block.
             BiomedError: As for `counts`.
         """
-        names = "/".join(quote(name, safe="") for name in channel_path.split("/"))
-        spans = "/".join(f"{low}:{high}" for low, high in (x, y, z, (t, t + 1)))
-        path = f"/cutout/{names}/{resolution}/{spans}/"
+        path = _cutout(channel_path, resolution, x, y, z, (t, t + 1))
         headers, params = {"Accept": "application/npygz"}, {"no-cache": "true"} if fresh else None
         with self.opened("GET", path, headers=headers, params=params, about=channel_path) as response:
             packed = b"".join(self._http.chunks(response))
@@ -447,9 +445,7 @@ class BossClient(RestClient):
             PlatformError: The server refused the block, or failed.
             NetworkError: No answer; the block may have been written.
         """
-        names = "/".join(quote(name, safe="") for name in channel_path.split("/"))
-        ranges = (x, y, z, (t, t + 1)) if t else (x, y, z)
-        path = f"/cutout/{names}/{resolution}/{'/'.join(f'{low}:{high}' for low, high in ranges)}/"
+        path = _cutout(channel_path, resolution, x, y, z, *([(t, t + 1)] if t else []))
         self.tell("POST", path, body=frame, headers={"Content-Type": "application/blosc"}, about=channel_path)
 
     def downsampling(self, channel_path: str) -> tuple[str, int]:
@@ -519,8 +515,18 @@ def _resource(*names: str) -> str:
     return "".join(f"/{kind}/{quote(name, safe='')}" for kind, name in zip(_KINDS, names, strict=False)) + "/"
 
 
+def _channel(service: str, channel_path: str) -> str:
+    """Where a service is asked about a channel."""
+    return f"/{service}/{'/'.join(quote(name, safe='') for name in channel_path.split('/'))}/"
+
+
 def _downsample(channel_path: str) -> str:
-    return f"/downsample/{'/'.join(quote(name, safe='') for name in channel_path.split('/'))}/"
+    return _channel("downsample", channel_path)
+
+
+def _cutout(channel_path: str, resolution: int, *ranges: Range) -> str:
+    spans = "/".join(f"{low}:{high}" for low, high in ranges)
+    return f"{_channel('cutout', channel_path)}{resolution}/{spans}/"
 
 
 def _frame(name: str) -> str:
