@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -59,10 +60,10 @@ def write_analysis_crate(
     with on_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
         executions = [
-            _execution(folder, url, task, run, result, parameters)
+            _execution(folder, url, task, run, began, result, parameters)
             for result in results
             if result.run_id is not None and (run := runs.get(result.run_id)) is not None
-            if run.started_at or task.created_at
+            if (began := run.started_at or task.created_at) is not None
         ]
     provenance = Provenance(
         name=task.name or f"task {task.id}",
@@ -79,10 +80,14 @@ def write_analysis_crate(
 
 
 def _execution(
-    folder: Path, url: str, task: Task, run: Run, result: Result, parameters: Mapping[str, JsonValue]
+    folder: Path,
+    url: str,
+    task: Task,
+    run: Run,
+    began: datetime,
+    result: Result,
+    parameters: Mapping[str, JsonValue],
 ) -> Execution:
-    began = run.started_at or task.created_at
-    assert began is not None  # noqa: S101 - those without are left out before
     ended = run.finished_at or task.finished_at
     return Execution(
         address=f"{url}/run/{run.id}",
