@@ -148,10 +148,14 @@ def finish(
         if not keep_output:
             left_to += _unfetched_of_others(client, session, workflows)
             left_to += _unknown_runs_of_others(client, session, file)
+        if left_to or keep_output:
+            # Nobody has looked whether the outputs of the others were fetched, for which their records are needed.
+            record = file.read()
+            workflows = [one for one in workflows if record.intent_of(one.identifier) == session.token]
+        if not keep_output:
             # First, because a record that is kept on the platform goes with the outputs.
             with file.edit() as record:
                 if left_to:
-                    workflows = [one for one in workflows if record.intent_of(one.identifier) == session.token]
                     begun = {workflow.identifier for workflow in workflows}
                     record.ledger.removing = sorted(begun.union(record.ledger.removing))
                 else:

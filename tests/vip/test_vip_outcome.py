@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.vip_steps import QUICK, effects, run, send, start, until, wait
-from prefect_biomed.clients.errors import LedgerError, PlatformError, PreflightFailed
+from prefect_biomed.clients.errors import LedgerError, NotFoundError, PlatformError, PreflightFailed
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.vip import (
     Asked,
@@ -20,6 +20,7 @@ from prefect_biomed.clients.vip import (
     VipClient,
     VipSession,
     Workflow,
+    WorkflowStatus,
     complete_inputs,
     download,
     finish,
@@ -348,6 +349,26 @@ def test_inputs_stay_for_a_twin_that_has_not_launched_yet(
     assert download(client, twin, workflow_ids=[launched.identifier]).fetched == 1
     finish(client, twin)
     assert not client.exists(first.vip_dir)
+
+
+def test_the_records_of_a_twin_are_not_deleted_with_those_of_the_first(
+    vip: Sandbox, client: VipClient, new_session: NewSession
+) -> None:
+    first = new_session(*COPY, files={"a.bin": b"a", "b.bin": b"b"}, token="first1")
+    (ended,) = run(client, first)
+    download(client, first, workflow_ids=[ended.identifier])
+    twin = first.model_copy(update={"input_settings": {"file": "b.bin"}, "token": "second", "nb_runs": 2})
+    send(client, twin)
+    done = launch(client, twin, 1)
+    wait(client, twin, workflow_ids=[done.identifier])
+    assert finish(client, first, keep_input=True, keep_output=True, delete_records=True).left_to == ()
+    with pytest.raises(NotFoundError):
+        client.workflow(ended.identifier)
+    assert client.workflow(done.identifier).status == WorkflowStatus.FINISHED, "nobody has fetched it"
+    vip.vip.switches.job_seconds = 30
+    going_on = launch(client, twin, 2)
+    assert finish(client, first, keep_output=True, delete_records=True).left_to == (going_on.identifier,)
+    assert client.workflow(done.identifier).status == WorkflowStatus.FINISHED
 
 
 def test_who_ends_first_leaves_to_a_twin_what_is_not_its_own(
