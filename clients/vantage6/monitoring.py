@@ -56,6 +56,8 @@ _LOG_LINE_CHARACTERS = 300
 _NEW_LINES_AT_ONCE = 200
 _SUBTASKS_EXPLAINED = 10
 _SIBLING_FAILED = "Marked as failed because sibling run"
+# Generation 5 lets these make no tasks; of an action that is not known here nobody can say that.
+_WITHOUT_SUBTASKS = frozenset(Action) - {Action.CENTRAL_COMPUTE}
 
 
 def polling_for(
@@ -440,8 +442,7 @@ def _has_failed(run: Run) -> bool:
 
 def _failures_of_subtasks(client: Vantage6Client, task: Task) -> list[RunFailure]:
     found: list[RunFailure] = []
-    # Generation 5 lets no other function make tasks.
-    if task.action is not None and task.action is not Action.CENTRAL_COMPUTE:
+    if task.action in _WITHOUT_SUBTASKS:
         return found
     try:
         job = client.records(Task, job_id=task.job_id) if task.job_id is not None else []
