@@ -75,9 +75,10 @@ def exit_code_of_ingest(report: UploadReport) -> int:
         report: The report.
 
     Returns:
-        0 when no tile is known to lack, 1 when one is, 3 when nothing was compared with its source.
+        0 when no tile is known to lack, 1 when one is, for whatever reason, 3 when nothing was compared with its
+        source.
     """
-    if report.holes or report.failed:
+    if report.holes or report.failed or report.skipped or report.quarantined:
         return 1
     return 0 if report.verification is not None else 3
 

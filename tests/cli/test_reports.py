@@ -12,8 +12,9 @@ from harness.shell import typed
 from prefect_biomed.analysis import Report
 from prefect_biomed.analysis.models import Judgement, PipelineReport
 from prefect_biomed.analysis.outcomes import Outcome
-from prefect_biomed.cli.reports import exit_code
+from prefect_biomed.cli.reports import exit_code, exit_code_of_ingest
 from prefect_biomed.cli.running import REFUSED
+from prefect_biomed.clients.boss import UploadReport, Verification
 
 
 def left(experiment: Path, series: str, day: int) -> None:
@@ -76,3 +77,21 @@ def test_the_exit_code_is_that_of_the_worst_and_nothing_judged_is_not_within(
         for one, other in zip(against_baseline, versions, strict=True)
     ]
     assert exit_code(Report.model_construct(pipelines=tuple(parts))) == code
+
+
+@pytest.mark.parametrize(
+    ("told", "code"),
+    [
+        ({}, 0),
+        ({"blank": ("z=1",)}, 0),
+        ({"verification": None}, 3),
+        ({"holes": ("z=1",)}, 1),
+        ({"failed": {"z=1": "damaged"}}, 1),
+        ({"skipped": ("z=1",)}, 1),
+        ({"quarantined": ("z=1",)}, 1),
+        ({"quarantined": ("z=1",), "verification": None}, 1),
+    ],
+)
+def test_tiles_that_lack_are_in_the_exit_code_of_an_ingest(told: dict[str, object], code: int) -> None:
+    whole = UploadReport(job_id=1, tile_count=16, verification=Verification.model_construct())
+    assert exit_code_of_ingest(whole.model_copy(update=told)) == code
