@@ -24,6 +24,8 @@ __all__ = ["InputFolder", "LocalFile", "stored_name"]
 # What the platform trims; it does so before it drops what is not ASCII.
 _TRIMMED = "".join(map(chr, range(ord(" ") + 1)))
 _LONGEST_NAME = 255
+# No address can carry a line break everywhere, and no list of files shows the others.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _RUN_FOLDER = re.compile(r"r\d{3,}-[0-9a-z]{4,32}")
 _MAX_SESSION_FILE_BYTES = 64 * 1024 * 1024
 
@@ -287,6 +289,9 @@ class InputFolder:
             return False
         if not is_text(stored):
             self.problems.append(f"{local_name!r} has bytes in its name that are no text. Rename it.")
+            return False
+        if _CONTROL.search(stored):
+            self.problems.append(f"{local_name!r} has a control character in its name, or a line break. Rename it.")
             return False
         if any(len(part.encode()) > _LONGEST_NAME for part in parts):
             self.problems.append(f"{local_name!r} would be stored under a name of more than 255 bytes. Rename it.")

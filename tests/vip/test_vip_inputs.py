@@ -248,6 +248,14 @@ def test_name_that_grows_too_long_is_told(check: Check, inputs: Path) -> None:
     assert "more than 255 bytes" in problem
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\tb", "a\x7fb", "d\re/f"])
+def test_control_characters_in_names_are_told(check: Check, inputs: Path, name: str) -> None:
+    (inputs / name).parent.mkdir(exist_ok=True)
+    (inputs / name).write_text("x")
+    (problem,) = problems(check, text="x")
+    assert f"{name!r} has a control character in its name" in problem
+
+
 def test_what_will_be_renamed_is_shown(check: Check) -> None:
     assert check(text="x").renamed == {"with space.txt": "with_space.txt"}
 
