@@ -675,7 +675,11 @@ def _pass(credentials: VipCredentials, folder: Path, outputs: Outputs | None, re
             return _Passed()
         workflows = []
         if record.workflow_ids():
-            workflows = steps.monitor_workflows(credentials, session, wait=False, raise_on_failure=False)
+            # Who fetches them looks again, and tells of failures then.
+            silent = steps.WatchSettings(report=False)
+            workflows = steps.monitor_workflows(
+                credentials, session, wait=False, raise_on_failure=False, settings=silent
+            )
         running = [workflow.identifier for workflow in workflows if not workflow.status.is_terminal]
         # Only a session whose file is here can have been suspended.
         goes_on = bool(running or unlaunched)
@@ -693,10 +697,14 @@ def _pass(credentials: VipCredentials, folder: Path, outputs: Outputs | None, re
         "runs": len(workflows),
         "still running": len(running),
         "not launched": len(unlaunched),
-        "failed": len(result.problems) if result else 0,
+        "failed": len(result.problems) if result else sum(map(_has_failed, workflows)),
         "flow run": "" if outlook == "over" else outlook,
     }
     return _Passed(row=row, result=result)
+
+
+def _has_failed(workflow: Workflow) -> bool:
+    return workflow.status.is_terminal and not workflow.status.is_success
 
 
 def _summary(result: SessionResult, outcomes: Sequence[Outcome]) -> str:

@@ -76,6 +76,7 @@ class WatchSettings(BaseModel):
         kill_at_deadline: Whether runs that have not ended in time are killed.
         unknown_grace_seconds: How long the platform may have no trace of a run.
         error_budget: So many looks in a row may fail.
+        report: Whether failures are told in the log and in an artifact; not for who looks again before they count.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,6 +85,7 @@ class WatchSettings(BaseModel):
     kill_at_deadline: bool = False
     unknown_grace_seconds: float = Field(default=900.0, ge=0)
     error_budget: int = Field(default=20, ge=0)
+    report: bool = True
 
 
 @task(task_run_name=task_run_named("Show pipelines", "pipeline_id"), **RETRY)
@@ -402,7 +404,7 @@ def monitor_workflows(
                 break
         ended = [workflow for workflow in workflows if workflow.status.is_terminal]
         texts, failed = failures(client, session, ended)
-    if texts:
+    if texts and settings.report:
         report = "\n".join(texts)
         logger.error("Not everything succeeded:\n%s", lines(report))
         markdown(

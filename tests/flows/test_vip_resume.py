@@ -165,7 +165,7 @@ def test_finished_without_a_required_output_is_no_success(carmin: Sandbox, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize(("profile", "strict"), [("vip", True), ("carmin", False)])
 def test_one_of_three_runs_that_fails_keeps_the_session_until_it_is_accepted(
-    folder: Path, tmp_path: Path, profile: str, strict: bool
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str, strict: bool
 ) -> None:
     with Sandbox("vip", vip={"profile": profile, "delete_seconds": 0}) as sandbox:
         facts, switches = sandbox.ready()["vip"], sandbox.vip.switches
@@ -193,7 +193,10 @@ def test_one_of_three_runs_that_fails_keeps_the_session_until_it_is_accepted(
         assert "1 of 3 runs of s failed" in told
         accepted = ast.literal_eval(told.partition("vip_resume with outputs=")[2].partition(" takes")[0])
         assert accepted == {"get_status": ["Finished", "Killed"], **({"strict": False} if strict else {})}
+        reported: list[str] = []
+        monkeypatch.setattr("prefect_biomed.tasks.vip.markdown", lambda key, *_: reported.append(key))
         (collected,) = vip_collect(credentials, tmp_path / "all")
+        assert [key.startswith("vip-failures") for key in reported] == [True], "once"
         assert (list(collected.problems), collected.is_finished) == ([launched[1].identifier], False)
         assert {name for name, files in collected.files.items() if files} == {
             launched[0].identifier,
