@@ -33,7 +33,8 @@ class Asked:
         required_outputs: Names of the outputs that every successful run has.
         ended: How it ended, as it was written down; None when it was not.
         unfetched: Outputs that were to be fetched and are not here whole; None before the download.
-        tells_jobs: Whether the platform tells the jobs of an execution, so that telling none is no success of all.
+        tells_jobs: Whether the platform tells the jobs of an execution, so that telling none is no success of all. No
+            platform tells how many jobs it has planned: one that leaves some out is not found out, unless outputs lack.
     """
 
     options: SessionOptions = field(default_factory=SessionOptions)
@@ -249,8 +250,8 @@ def _problems_of_jobs(end: _End, asked: Asked) -> Iterator[str]:
 
 
 def _missing(end: _End, required: frozenset[str]) -> tuple[str, ...]:
-    """Names of required outputs without a file; by their number where the platform names them otherwise or not."""
-    if required & end.output_names:
+    """Names of required outputs without a file; by their number where the platform tells no names."""
+    if end.output_names:
         return tuple(sorted(required - end.output_names))
     return tuple(sorted(required))[end.outputs :]
 
