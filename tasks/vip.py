@@ -10,7 +10,7 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_biomed.blocks.vip import VipCredentials
-from prefect_biomed.clients.errors import ConfigurationError, PreflightFailed
+from prefect_biomed.clients.errors import ConfigurationError, LedgerError, PreflightFailed
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.texts import code_block, inline, lines
 from prefect_biomed.clients.vip import (
@@ -570,6 +570,7 @@ def kill_workflows(
 
     Raises:
         LaunchInDoubt: It is not known whether some were launched; the others were killed.
+        LedgerError: Nothing is written down of the session, and the platform lists no run of it.
         NotFoundError: The platform does not know some of which nobody has seen the end.
         DeadlineExceeded: Some have not ended in time.
     """
@@ -578,6 +579,11 @@ def kill_workflows(
         if workflow_ids is None:
             found = [workflow.identifier for workflow in find_all(client, session)]
             workflow_ids = list(dict.fromkeys(file.read().workflow_ids() + found))
+            if not workflow_ids and not file.exists:
+                raise LedgerError(
+                    f"It is not known which runs session {session.session_name!r} has: nothing is written down in "
+                    f"{session.output_dir}, and the platform lists none. Give workflow_ids, or its folder."
+                )
         workflows = kill(client, workflow_ids, session=session, timeout_seconds=timeout_seconds)
     for workflow in workflows:
         state_event("vip", "execution", workflow.identifier, workflow.status.value, name=workflow.name)

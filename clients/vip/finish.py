@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from prefect_biomed.clients.errors import LedgerError
 from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip.client import VipClient
-from prefect_biomed.clients.vip.errors import NotFetched, SessionLocked, StillNeeded, StillRunning
+from prefect_biomed.clients.vip.errors import ListUnavailable, NotFetched, SessionLocked, StillNeeded, StillRunning
 from prefect_biomed.clients.vip.models import VipSession, Workflow, WorkflowStatus
 from prefect_biomed.clients.vip.monitoring import details, find_all, list_by_id
 from prefect_biomed.clients.vip.outcome import judge
@@ -131,7 +131,8 @@ def finish(
         What was removed and what was kept for whom.
 
     Raises:
-        StillRunning: Some executions have not ended, or may have been launched; nothing was removed.
+        StillRunning: Some executions have not ended, or may have been launched, or are neither written down nor listed;
+            nothing was removed.
         NotFetched: Some have wanted outputs that were not fetched, or there are outputs of runs of which nothing is
             written down; nothing was removed.
         DeadlineExceeded: A deletion takes longer. Finishing again goes on with it.
@@ -232,6 +233,8 @@ def _ended(client: VipClient, session: VipSession, file: SessionFile) -> tuple[l
     # Nobody has written down what these have come to, so their names tell.
     found = find_all(client, session, begun) if begun or not file.exists else []
     lost = [name for name in begun if name not in {workflow.name for workflow in found}]
+    if session.pipeline_id is not None and not file.exists and len(found) < session.nb_runs:
+        _refuse_unlisted(client, session)
     if found:
         with file.edit() as record:
             record.adopt(found)
@@ -248,6 +251,22 @@ def _ended(client: VipClient, session: VipSession, file: SessionFile) -> tuple[l
             for workflow in known:
                 record.note_workflow(workflow)
     return [one for one in workflows if one.status.is_terminal], (*running, *lost)
+
+
+def _refuse_unlisted(client: VipClient, session: VipSession) -> None:
+    """Refuse to take runs that neither a record nor a list tells of for runs that there never were."""
+    try:
+        listed = client.workflows()
+    except ListUnavailable as error:
+        why = str(error)
+    else:
+        if not client.is_cut_off(listed):
+            return
+        why = f"the platform lists only its {len(listed)} newest executions."
+    raise StillRunning(
+        f"Session {session.session_name!r} is not finished: nothing is written down of it here, and not all its runs "
+        f"are listed, so some may go on. Nothing was removed. Finish it where its record is. ({why})"
+    )
 
 
 def _refuse_going_on(session: VipSession, running: Sequence[str], lost: Sequence[str]) -> None:

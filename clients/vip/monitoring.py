@@ -503,7 +503,8 @@ def kill_intent(
     doubts: list[str] = []
     ids: list[str] = []
     over: set[str] = set()
-    for session in _sessions_on_file(client, token, folders, session_name, vip_home, doubts):
+    sessions = _sessions_on_file(client, token, folders, session_name, vip_home, doubts)
+    for session in sessions:
         record = SessionFile(session, client).read()
         over |= record.over
         for name, one in record.ledger.launched(token).items():
@@ -512,7 +513,13 @@ def kill_intent(
             elif one.workflow_id not in record.workflow_ids(WorkflowStatus.REMOVED):
                 ids.append(one.workflow_id)
     try:
-        ids += [workflow.identifier for workflow in client.workflows() if workflow.name.endswith(f"-{token}")]
+        listed = client.workflows()
+        ids += [workflow.identifier for workflow in listed if workflow.name.endswith(f"-{token}")]
+        if not sessions and client.is_cut_off(listed):
+            doubts.append(
+                f"Nothing is written down here of {session_name!r}, and the platform lists only its {len(listed)} "
+                "newest executions: an older one may run on. Look on the portal."
+            )
     except ListUnavailable as error:
         doubts.append(f"Only what is written down of {session_name!r} was killed, {len(set(ids))} runs: {error}")
     running = [identifier for identifier in dict.fromkeys(ids) if not _has_surely_ended(client, identifier, over)]

@@ -25,7 +25,7 @@ from prefect_biomed.clients.vip import (
     monitor,
     open_session,
 )
-from prefect_biomed.clients.vip.errors import ListUnavailable, NotFetched
+from prefect_biomed.clients.vip.errors import ListUnavailable, NotFetched, StillRunning
 from prefect_biomed.clients.vip.monitoring import kill_intent
 from prefect_biomed.sandbox import Sandbox
 
@@ -124,6 +124,11 @@ def test_cancellation_ends_what_the_platform_lists_no_more(
     assert len(doubts) == 1
     assert "Only what is written down" in doubts[0]
     assert kill_intent(client, "an0ther", [session.output_dir.parent], session_name="nobody")[0] == []
+    # Where nothing is written down, and older executions than those listed there may be.
+    monkeypatch.setattr(client, "workflows", lambda: everything)
+    monkeypatch.setattr(client, "is_cut_off", lambda listed: True)
+    killed, (doubt,) = kill_intent(client, "an0ther", [session.output_dir / "none"], session_name="nobody")
+    assert "an older one may run on" in doubt
 
 
 def test_kill_tells_of_a_launch_that_nobody_has_seen(
@@ -203,6 +208,12 @@ def test_outputs_of_a_run_that_no_list_has_are_not_removed_with_those_of_the_oth
     assert download(client, elsewhere, workflow_ids=[everything[0].identifier]).fetched == 1
     with pytest.raises(NotFetched, match="r001-t0k3n"):
         finish(client, elsewhere)
+    nowhere = session.model_copy(update={"output_dir": tmp_path / "nowhere"})
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "is_cut_off", lambda listed: True)
+        with pytest.raises(StillRunning, match="not all its runs are listed, so some may go on"):
+            finish(client, nowhere, keep_output=True)
+    assert client.exists(session.vip_input_dir)
     assert client.exists(f"{session.run_dir(1)}/copies/a.bin")
     assert download(client, session).fetched == 2
     assert session.vip_output_dir in finish(client, session).removed
