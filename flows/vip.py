@@ -495,6 +495,8 @@ def _complete(credentials: VipCredentials, session: VipSession, waiting: Waiting
         record = SessionFile(session, client).read()
     if record.is_adopted(session.token):
         return
+    if not is_newest and (refused := record.left_alone(session)):
+        run_logger().warning("%s: refused, and something else was begun since, so it is left alone", ", ".join(refused))
     steps.complete_inputs(credentials, session)
     for repetition in record.repetitions_to_launch(session, is_newest=is_newest):
         steps.launch_pipeline(credentials, session, repetition, queue_timeout_seconds=waiting.queue_timeout_seconds)

@@ -17,6 +17,7 @@ from prefect_biomed.clients.vip.errors import ListUnavailable, NotFetched, Sessi
 from prefect_biomed.clients.vip.models import VipSession, Workflow, WorkflowStatus
 from prefect_biomed.clients.vip.monitoring import details, find_all, list_by_id
 from prefect_biomed.clients.vip.outcome import judge
+from prefect_biomed.clients.vip.preflight import preflight
 from prefect_biomed.clients.vip.remote_files import delete_and_wait, list_folder_or_nothing, put_and_verify
 from prefect_biomed.clients.vip.session_file import SessionFile
 from prefect_biomed.clients.vip.session_record import SessionRecord
@@ -58,7 +59,8 @@ def share_inputs(client: VipClient, session: VipSession, owner: VipSession) -> V
     """Let a session use the inputs of another one, and count it among those who hold them. Safe to repeat.
 
     Each holder has a small file in the folder `HOLDERS` beside the inputs, so that the count is known on every machine
-    and survives crashes.
+    and survives crashes. What the inputs are is taken over into the record of the session, so that a launch can tell
+    when some of them are gone.
 
     Args:
         client: The account.
@@ -70,13 +72,28 @@ def share_inputs(client: VipClient, session: VipSession, owner: VipSession) -> V
 
     Raises:
         LedgerError: The owner's inputs are not on the platform or not complete, or the session has inputs of its own.
+        PreflightFailed: The settings of the session do not fit its pipeline; it holds nothing then.
     """
     borrower = on_inputs_of(client, session, owner)
+    preflight(client, borrower, inputs_uploaded=True)
     for holder in (owner, session):
         _hold(client, owner.vip_input_dir, holder.session_name)
     if not client.exists(owner.vip_input_dir):
         raise LedgerError(f"{owner.vip_input_dir} was removed just now. Upload the inputs of the owner again.")
+    _take_over_inputs(client, borrower, owner)
     return borrower
+
+
+def _take_over_inputs(client: VipClient, borrower: VipSession, owner: VipSession) -> None:
+    """Write down in the record of a borrower what the inputs are, where the record of their owner tells."""
+    lent = SessionFile(owner, client).read()
+    intent = lent.ledger.intents.get(owner.token)
+    if intent is None or not intent.inputs.is_complete:
+        return
+    with SessionFile(borrower, client).edit() as record:
+        record.note_intent(borrower).inputs = intent.inputs
+        names = intent.inputs.expected or lent.ledger.uploads
+        record.ledger.uploads |= {name: sent for name, sent in lent.ledger.uploads.items() if name in names}
 
 
 def on_inputs_of(client: VipClient, session: VipSession, owner: VipSession) -> VipSession:

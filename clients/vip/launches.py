@@ -18,6 +18,7 @@ from prefect_biomed.clients.vip.models import InputValue, VipSession, Workflow, 
 from prefect_biomed.clients.vip.preflight import preflight
 from prefect_biomed.clients.vip.session_file import LOCKS, SessionFile
 from prefect_biomed.clients.vip.session_record import LaunchRecord, SessionRecord
+from prefect_biomed.clients.vip.upload import restore_inputs
 
 __all__ = ["foresee_launch", "launch"]
 
@@ -215,6 +216,7 @@ class _Run:
         client, session = self._client, self._session
         record = self._file.read()
         record.refuse_incomplete_inputs(session)
+        restore_inputs(client, session)
         pinned = _with_files_of_first_run(session, record)
         plan = preflight(client, pinned, max_jobs=self._max_jobs, inputs_uploaded=True)
         if pinned is session:

@@ -27,7 +27,6 @@ from prefect_biomed.clients.errors import LedgerError, invalid_fields
 from prefect_biomed.clients.files import is_later_version
 from prefect_biomed.clients.once import Origin
 from prefect_biomed.clients.polling import Uptime, now
-from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip.models import (
     TOKEN,
     InputValue,
@@ -52,8 +51,6 @@ __all__ = [
     "digest_of_inputs",
     "parse",
 ]
-
-logger = logger_of(__name__)
 
 VERSION = 2
 """Version of the layout of our part of a session file."""
@@ -105,8 +102,10 @@ class InputsRecord(BaseModel):
     Attributes:
         include: Patterns of the files to send; all when empty.
         exclude: Patterns of files not to send.
-        expected: Sizes of the files by path below the input folder, until all are there.
+        expected: Sizes of the files by path below the input folder. Empty for what was trusted without a look, and in
+            files of earlier releases once all were there.
         is_complete: Whether all are on the platform; None when nobody has written it down.
+        proven: When the platform was last seen to have them all; None when nobody has looked.
         digest: SHA-256 over names and digests of all files, once they are complete.
     """
 
@@ -114,6 +113,7 @@ class InputsRecord(BaseModel):
     exclude: tuple[str, ...] = ()
     expected: dict[str, int] = Field(default_factory=dict)
     is_complete: bool | None = None
+    proven: AwareDatetime | None = None
     digest: str | None = None
 
 
@@ -474,11 +474,22 @@ class SessionRecord(BaseModel):
         for repetition in range(1, session.nb_runs + 1):
             name = session.workflow_name(repetition)
             launch = self.ledger.launches.get(name)
-            if launch is None and name in self.ledger.begun and not is_newest:
-                logger.warning("%s was refused, and something else was begun since; it is left alone", name)
-            elif launch is None or launch.workflow_id not in over:
+            was_refused = launch is None and name in self.ledger.begun
+            if (is_newest or not was_refused) and (launch is None or launch.workflow_id not in over):
                 wanted.append(repetition)
         return wanted
+
+    def left_alone(self, session: VipSession) -> list[str]:
+        """Name the runs of an intent that were refused, and so are not launched once something else was begun.
+
+        Args:
+            session: The session, as one of its older intents has it.
+
+        Returns:
+            Names of executions.
+        """
+        names = map(session.workflow_name, range(1, session.nb_runs + 1))
+        return [name for name in names if name in self.ledger.begun and name not in self.ledger.launches]
 
     def not_launched(self, session: VipSession, *, is_newest: bool) -> list[str]:
         """Name the runs of an intent that were not launched, as far as anybody has written down.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +17,7 @@ from prefect_biomed.clients.errors import (
     UnexpectedResponse,
 )
 from prefect_biomed.clients.files import digest
+from prefect_biomed.clients.polling import now
 from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.transfer import transfer_all
 from prefect_biomed.clients.vip.carmin import compare_digest
@@ -25,14 +26,17 @@ from prefect_biomed.clients.vip.models import VipSession
 from prefect_biomed.clients.vip.preflight import LocalFile, Preflight, preflight
 from prefect_biomed.clients.vip.remote_files import delete_and_wait, list_folder_or_nothing, put_and_verify
 from prefect_biomed.clients.vip.session_file import SessionFile
-from prefect_biomed.clients.vip.session_record import InputsRecord, UploadedFile, digest_of_inputs
+from prefect_biomed.clients.vip.session_record import InputsRecord, SessionRecord, UploadedFile, digest_of_inputs
 
-__all__ = ["UploadSummary", "complete_inputs", "foresee_inputs", "foresee_upload", "upload"]
+__all__ = ["UploadSummary", "complete_inputs", "foresee_inputs", "foresee_upload", "restore_inputs", "upload"]
 
 logger = logger_of(__name__)
 
 _SAVE_EVERY_SECONDS = 5.0
 _DELETE_SECONDS = 300.0
+_SETTLE_SECONDS = 90.0
+# So long after a look nobody looks again.
+_PROOF_SECONDS = 600.0
 
 Progress = Callable[[int, int], None]
 """Called with the bytes transferred so far and the bytes in all."""
@@ -65,7 +69,7 @@ def upload(
     plan: Preflight,
     *,
     update_files: bool = True,
-    settle_seconds: float = 90.0,
+    settle_seconds: float = _SETTLE_SECONDS,
     progress: Progress | None = None,
 ) -> UploadSummary:
     """Bring the files of a session to the platform.
@@ -121,15 +125,26 @@ def _upload(
         was_broken_off = intent.inputs.is_complete is False
         if not intent.inputs.is_complete:
             intent.inputs = begun
-        sent_before = dict(record.ledger.uploads)
     if session.input_dir is None:
         return _NOTHING
     if not update_files and not was_broken_off and client.exists(session.vip_input_dir):
-        _note_complete(file, session, begun)
+        _note_trusted(file, session, begun)
         return _trusted(plan)
+    return _bring(client, session, plan, begun, file, settle_seconds, progress)
 
+
+def _bring(
+    client: VipClient,
+    session: VipSession,
+    plan: Preflight,
+    begun: InputsRecord,
+    file: SessionFile,
+    settle_seconds: float,
+    progress: Progress | None,
+) -> UploadSummary:
+    """Send what is missing or differs, until the platform is seen to have it all."""
     there, to_make = _list_folders(client, session, plan)
-    todo = _compare(client, session, plan, there, sent_before)
+    todo = _compare(client, session, plan, there, file.read().ledger.uploads)
     if todo.missing or to_make:
         # Not before: a launch that relies on inputs that are complete is not to wait for a twin that changes nothing.
         with file.edit() as record:
@@ -181,18 +196,27 @@ def _trusted(plan: Preflight) -> UploadSummary:
     return _NOTHING.model_copy(update={"skipped": len(plan.files)})
 
 
-def _note_complete(file: SessionFile, session: VipSession, begun: InputsRecord | None = None) -> None:
+def _note_complete(file: SessionFile, session: VipSession, inputs: InputsRecord) -> None:
+    with file.edit() as record:
+        digest = digest_of_inputs(inputs.expected, record.ledger.uploads)
+        proof = {"is_complete": True, "proven": now(), "digest": digest}
+        record.note_intent(session).inputs = inputs.model_copy(update=proof)
+
+
+def _note_trusted(file: SessionFile, session: VipSession, begun: InputsRecord) -> None:
+    """Write down that inputs count as complete, of which nobody has looked what they are."""
     with file.edit() as record:
         intent = record.note_intent(session)
-        inputs = begun or intent.inputs
-        digest = digest_of_inputs(inputs.expected, record.ledger.uploads)
-        intent.inputs = inputs.model_copy(update={"is_complete": True, "digest": digest, "expected": {}})
+        if not intent.inputs.is_complete:
+            intent.inputs = begun.model_copy(update={"is_complete": True, "expected": {}})
 
 
 def complete_inputs(client: VipClient, session: VipSession, *, progress: Progress | None = None) -> UploadSummary:
     """Send what is missing of the inputs of a session that was broken off. Safe to repeat.
 
-    Where the input folder is not on this machine, the platform is compared with the record of what was to be sent.
+    Inputs that were complete are looked at again while a run of the session is still to be launched, as
+    `restore_inputs` does. Where the input folder is not on this machine, the platform is compared with the record of
+    what was to be sent.
 
     Args:
         client: The account.
@@ -203,14 +227,38 @@ def complete_inputs(client: VipClient, session: VipSession, *, progress: Progres
         What was done.
 
     Raises:
-        LedgerError: Inputs are missing, or it is not known whether they are, and their folder is not here.
+        LedgerError: Inputs are missing, or it is not known whether they are, and their folder is not here; or some that
+            were there are missing, and the files here are others by now.
         PreflightFailed: The input folder has changed, so that it cannot be sent.
         TransferFailed: Some files could not be sent; the others were.
     """
-    summary, is_proven = _completed(client, session, lambda plan: upload(client, session, plan, progress=progress))
-    if is_proven:
-        _note_complete(SessionFile(session, client), session)
-    return summary
+    return _completed(client, session, _Sending(client, session, progress))
+
+
+def restore_inputs(client: VipClient, session: VipSession, *, progress: Progress | None = None) -> UploadSummary:
+    """See that inputs that were complete are still on the platform, before something is launched on them.
+
+    Somebody may have deleted some since. One listing for each folder is compared with the record, names and sizes; what
+    is missing is sent again, as it was. Not looked at again within ten minutes. Safe to repeat.
+
+    Args:
+        client: The account.
+        session: The session.
+        progress: Told the bytes done and in all.
+
+    Returns:
+        What was done.
+
+    Raises:
+        LedgerError: Some are missing, and their folder is not here, or the files in it are others by now.
+        PreflightFailed: The input folder has changed, so that it cannot be sent.
+        TransferFailed: Some files could not be sent; the others were.
+    """
+    record = SessionFile(session, client).read()
+    proven = _inputs_of(record, session).proven
+    if session.input_dir is None or (proven and 0 <= (now() - proven).total_seconds() <= _PROOF_SECONDS):
+        return _NOTHING
+    return _restored(client, session, record, _Sending(client, session, progress))
 
 
 def foresee_inputs(client: VipClient, session: VipSession) -> UploadSummary:
@@ -227,21 +275,61 @@ def foresee_inputs(client: VipClient, session: VipSession) -> UploadSummary:
         LedgerError: As for `complete_inputs`.
         PreflightFailed: As for `complete_inputs`.
     """
-    return _completed(client, session, lambda plan: foresee_upload(client, session, plan))[0]
+    return _completed(client, session, _Foreseeing(client, session))
 
 
-def _completed(
-    client: VipClient, session: VipSession, send: Callable[[Preflight], UploadSummary]
-) -> tuple[UploadSummary, bool]:
-    """What comes of the inputs, and whether a look at the platform has proven that they are complete."""
-    record = SessionFile(session, client).read()
+class _Foreseeing:
+    """What would be done about inputs."""
+
+    def __init__(self, client: VipClient, session: VipSession) -> None:
+        self._client = client
+        self._session = session
+
+    def send(self, plan: Preflight, inputs: InputsRecord | None = None) -> UploadSummary:
+        """Bring files to the platform; with the record of inputs that were complete these files are a part of them."""
+        return foresee_upload(self._client, self._session, plan)
+
+    def note(self, inputs: InputsRecord) -> None:
+        """Take note that all of them were seen on the platform."""
+
+
+class _Sending(_Foreseeing):
+    """What is done about inputs."""
+
+    def __init__(self, client: VipClient, session: VipSession, progress: Progress | None) -> None:
+        super().__init__(client, session)
+        self._progress = progress
+
+    def send(self, plan: Preflight, inputs: InputsRecord | None = None) -> UploadSummary:
+        """Bring files to the platform; with the record of inputs that were complete these files are a part of them."""
+        client, session, progress = self._client, self._session, self._progress
+        if inputs is None:
+            return upload(client, session, plan, progress=progress)
+        file = SessionFile(session, client)
+        with file.exclusive("upload"):
+            return _bring(client, session, plan, inputs, file, _SETTLE_SECONDS, progress)
+
+    def note(self, inputs: InputsRecord) -> None:
+        """Take note that all of them were seen on the platform."""
+        _note_complete(SessionFile(self._session, self._client), self._session, inputs)
+
+
+def _inputs_of(record: SessionRecord, session: VipSession) -> InputsRecord:
     intent = record.ledger.intents.get(session.token)
-    inputs = intent.inputs if intent is not None else InputsRecord()
-    launched = record.is_adopted(session.token) or bool(record.ledger.launched(session.token))
-    if session.input_dir is None or inputs.is_complete or (inputs.is_complete is None and launched):
-        return _NOTHING, False
+    return intent.inputs if intent is not None else InputsRecord()
+
+
+def _completed(client: VipClient, session: VipSession, hands: _Foreseeing) -> UploadSummary:
+    """What comes of the inputs."""
+    record = SessionFile(session, client).read()
+    inputs = _inputs_of(record, session)
+    if session.input_dir is None or record.is_adopted(session.token):
+        return _NOTHING
+    if inputs.is_complete or (inputs.is_complete is None and record.ledger.launched(session.token)):
+        is_needed = record.not_launched(session, is_newest=session.token == record.ledger.newest)
+        return _restored(client, session, record, hands) if is_needed else _NOTHING
     if session.input_dir.is_dir():
-        return send(preflight(client, session, include=inputs.include, exclude=inputs.exclude)), False
+        return hands.send(preflight(client, session, include=inputs.include, exclude=inputs.exclude))
     missing = _missing(client, session, inputs.expected)
     if missing or not inputs.expected:
         told = f"{len(missing)} are missing, among them {', '.join(missing[:3])}" if missing else "nobody wrote it down"
@@ -249,7 +337,53 @@ def _completed(
             f"It is not known that all inputs of session {session.session_name!r} are on the platform ({told}), and "
             f"{session.input_dir} is not on this machine. Run this where that folder is."
         )
-    return _NOTHING.model_copy(update={"skipped": len(inputs.expected)}), True
+    hands.note(inputs)
+    return _NOTHING.model_copy(update={"skipped": len(inputs.expected)})
+
+
+def _restored(client: VipClient, session: VipSession, record: SessionRecord, hands: _Foreseeing) -> UploadSummary:
+    """What comes of inputs that were complete; those of which nobody knows what they were are trusted."""
+    inputs, uploads = _inputs_of(record, session), record.ledger.uploads
+    expected = inputs.expected or {name: sent.size for name, sent in uploads.items()}
+    if not expected:
+        return _NOTHING
+    inputs = inputs.model_copy(update={"expected": expected, "is_complete": True})
+    lost = _missing(client, session, expected)
+    if not lost:
+        hands.note(inputs)
+        return _NOTHING.model_copy(update={"skipped": len(expected)})
+    logger.warning("%d inputs that were on the platform are not there any more: %s", len(lost), ", ".join(lost[:20]))
+    plan = _plan_of_lost(client, session, inputs, uploads, lost)
+    return hands.send(plan, inputs).model_copy(update={"skipped": len(expected) - len(lost)})
+
+
+def _plan_of_lost(
+    client: VipClient,
+    session: VipSession,
+    inputs: InputsRecord,
+    uploads: Mapping[str, UploadedFile],
+    lost: Sequence[str],
+) -> Preflight:
+    """What is to be sent again: the very files that were there, or nothing."""
+    told = (
+        f"{len(lost)} inputs of session {session.session_name!r} are not on the platform any more, among them "
+        f"{', '.join(lost[:3])}: they were removed or replaced since the upload."
+    )
+    if session.input_dir is None or not session.input_dir.is_dir():
+        raise LedgerError(f"{told} {session.input_dir} is not on this machine. Run this where that folder is.")
+    plan = preflight(client, session, include=inputs.include, exclude=inputs.exclude)
+    files = {item.name: item for item in plan.files if item.name in set(lost)}
+    others = [
+        name
+        for name in lost
+        if name not in files or _unchanged(files[name], inputs.expected[name], uploads.get(name)) is None
+    ]
+    if others:
+        raise LedgerError(
+            f"{told} {session.input_dir} does not hold any more what was sent as {', '.join(others[:3])}. Put it back, "
+            "or start a new session."
+        )
+    return replace(plan, files=tuple(files.values()))
 
 
 def _missing(client: VipClient, session: VipSession, expected: dict[str, int]) -> list[str]:

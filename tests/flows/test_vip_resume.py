@@ -77,6 +77,36 @@ def test_half_uploaded_folder_is_completed_before_the_launch(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("profile", ["vip", "carmin"])
+@pytest.mark.parametrize("backup", ["local", "vip"])
+def test_inputs_that_somebody_deleted_are_sent_again_before_the_launch(
+    folder: Path, tmp_path: Path, profile: str, backup: Any
+) -> None:
+    with Sandbox("vip", vip={"profile": profile, "delete_seconds": 0}) as sandbox:
+        credentials, home = account(sandbox), "/vip/Home/API" if profile == "vip" else "/alice"
+        sandbox.vip.faults.add(Fault(method="POST", path="/executions$", **BAD_KEY))
+        with pytest.raises(AuthenticationError):
+            vip_session(
+                credentials,
+                "FolderChecksums/1.0" if profile == "vip" else "boutiques_CopyFile_1.0.json",
+                {"folder": "sub"} if profile == "vip" else {"file": "sub/b.txt"},
+                input_dir=folder,
+                output_dir=tmp_path / "out",
+                session_name="holes",
+                upload=SessionUpload(backup_location=backup, vip_home=home),
+            )
+        sandbox.vip.faults.clear()
+        with credentials.get_client() as client:
+            client.delete(f"{home}/holes/INPUTS/sub/b.txt")
+        result = vip_resume(
+            credentials, session_name="holes", output_dir=tmp_path / "out", vip_home=home, refresh_time=0.1
+        )
+        (files,) = result.files.values()
+        assert len(files) == (3 if profile == "vip" else 1)
+        assert len(sandbox.vip.journal.entries("PUT", "b.txt$")) > 1
+
+
+@pytest.mark.slow
 def test_options_of_the_beginning_decide_unless_others_are_given(
     vip: Sandbox, credentials: VipCredentials, input_dir: Path, tmp_path: Path
 ) -> None:

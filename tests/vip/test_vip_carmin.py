@@ -28,6 +28,7 @@ from prefect_biomed.clients.vip import (
     VipSession,
     Workflow,
     WorkflowStatus,
+    complete_inputs,
     describe,
     download,
     failures,
@@ -414,6 +415,26 @@ def test_inputs_are_named_by_their_keys(client: VipClient) -> None:
     text = describe(client.pipeline(GREY_MATTER))
     assert "`t1`" in text
     assert "'threshold': " in text
+
+
+def test_inputs_that_vanish_before_a_launch_are_sent_again(client: VipClient, new_session: NewSession) -> None:
+    """A file is deleted, and one cut short; the hidden one, which no list shows, is there."""
+    files = {"a.bin": bytes(range(256)), "b.bin": b"abc", ".hidden": b"h"}
+    session = new_session("boutiques_CopyFile_1.0.json", {"file": "b.bin"}, files=files)
+    send(client, session)
+    client.delete(f"{session.vip_input_dir}/a.bin")
+    put_short = session.output_dir / "short"
+    put_short.write_bytes(b"a")
+    client.put_file(put_short, f"{session.vip_input_dir}/b.bin")
+    assert complete_inputs(client, open_session(session.output_dir)).sent == 2
+    assert client.read_file(f"{session.vip_input_dir}/a.bin", max_bytes=999) == bytes(range(256))
+    assert client.entry(f"{session.vip_input_dir}/b.bin").size == 3
+
+
+def test_name_with_a_line_break_is_refused(client: VipClient, new_session: NewSession) -> None:
+    """The server finds no such page, and every try of the upload would fail."""
+    with pytest.raises(PreflightFailed, match=r"a\\nb' has a control character in its name"):
+        send(client, new_session(files={"a\nb": b"x"}))
 
 
 def test_all_steps_of_a_plain_session(client: VipClient, new_session: NewSession) -> None:

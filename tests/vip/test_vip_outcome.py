@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from prefect_biomed.clients.vip import (
 )
 from prefect_biomed.clients.vip.models import PathEntry
 from prefect_biomed.clients.vip.session_record import EndedRecord
+from prefect_biomed.clients.vip.upload import foresee_inputs
 from prefect_biomed.sandbox import Fault, Sandbox
 
 NewSession = Callable[..., VipSession]
@@ -530,6 +532,58 @@ def test_inputs_that_had_arrived_are_found_complete_without_their_folder(
     there = session.model_copy(update={"input_dir": tmp_path / "not-here"})
     assert complete_inputs(client, there).skipped == 2
     assert launch(client, there, 1)
+
+
+@pytest.mark.parametrize("backup", ["local", "vip"])
+def test_inputs_that_vanish_before_a_launch_are_sent_again_or_named(
+    vip: Sandbox, client: VipClient, new_session: NewSession, tmp_path: Path, backup: Any
+) -> None:
+    vip.vip.switches.delete_seconds = 0
+    files = {f"sub/{name}.bin": name.encode() for name in "abc"}
+    session = new_session("FolderChecksums/1.0", {"folder": "sub"}, files=files, backup=backup)
+    upload(client, session, preflight(client, session, exclude=["*a.bin"]))
+    assert session.input_dir is not None
+    (session.input_dir / "sub" / "new.bin").write_bytes(b"not there when it was begun")
+    client.delete(f"{session.vip_input_dir}/sub")
+    there = session.model_copy(update={"input_dir": tmp_path / "not-here"})
+    with pytest.raises(LedgerError, match=r"2 inputs .* among them sub/b\.bin, sub/c\.bin.*Run this where that folder"):
+        complete_inputs(client, there)
+    lost = session.input_dir / "sub" / "b.bin"
+    lost.write_bytes(b"B")
+    with pytest.raises(LedgerError, match=r"does not hold any more what was sent as sub/b\.bin\. Put it back"):
+        complete_inputs(client, session)
+    lost.write_bytes(b"b")
+    assert foresee_inputs(client, session).sent == 2
+    assert complete_inputs(client, session).sent == 2
+    assert {entry.name for entry in client.list_folder(f"{session.vip_input_dir}/sub")} == {"b.bin", "c.bin"}
+    # Whoever launches later than that looks by himself.
+    client.delete(f"{session.vip_input_dir}/sub/c.bin")
+    with SessionFile(session, client).edit() as record:
+        proven = record.ledger.intents["t0k3n"].inputs.proven
+        assert proven is not None
+        record.ledger.intents["t0k3n"].inputs.proven = proven - timedelta(hours=1)
+    start(client, session)
+    assert client.exists(f"{session.vip_input_dir}/sub/c.bin")
+    # And once all is launched the inputs are not needed.
+    client.delete(session.vip_input_dir)
+    assert complete_inputs(client, session).sent == 0
+
+
+def test_borrowed_inputs_that_vanish_are_sent_again_as_their_owner_has_sent_them(
+    vip: Sandbox, client: VipClient, new_session: NewSession
+) -> None:
+    vip.vip.switches.delete_seconds = 0
+    owner = new_session(name="owner", files={"sub/a.bin": b"a", "sub/b.bin": b"b"})
+    upload(client, owner, preflight(client, owner, exclude=["*a.bin"]))
+    guest = new_session("FolderChecksums/1.0", {"folder": "sub"}, name="guest")
+    with pytest.raises(PreflightFailed):
+        share_inputs(client, guest.model_copy(update={"input_settings": {"folder": "sub/a.bin"}}), owner)
+    assert not client.exists("/vip/Home/API/owner/HOLDERS")
+    guest = share_inputs(client, guest, owner)
+    send(client, guest, update_files=False)
+    client.delete(f"{owner.vip_input_dir}/sub/b.bin")
+    assert complete_inputs(client, open_session(guest.output_dir)).sent == 1
+    assert [entry.name for entry in client.list_folder(f"{owner.vip_input_dir}/sub")] == ["b.bin"]
 
 
 def test_watch_that_outlives_the_records_of_the_platform(client: VipClient, new_session: NewSession) -> None:
