@@ -36,14 +36,20 @@ _KEY = re.compile(
     r"|label|roi|index|struct_?name|seg_?id|hemi(?:sphere)?|name|metabolite|measure:.*"
 )
 _SNAKE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9:]+")
+_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 _MAX_ROWS_OF_WORDS = 2_000_000
 
 
-def _number(cell: str) -> float | None:
+def _number(cell: str, *, has_decimal_commas: bool = False) -> float | None:
     """Read a cell as a number; empty cells and those that say so are not a number but belong to a column of numbers.
 
-    Whole numbers of more digits than a double has are names.
+    Whole numbers of more digits than a double has are names. A comma is that of a fraction, or else of thousands.
     """
+    if has_decimal_commas and _DECIMAL_COMMA.fullmatch(cell.strip()):
+        return float(cell.replace(",", "."))
+    if not has_decimal_commas and _THOUSANDS.fullmatch(cell.strip()):
+        cell = cell.replace(",", "")
     if cell.strip().lower() in _NO_NUMBER:
         return math.nan
     digits = cell.strip().lstrip("+-0")
@@ -84,25 +90,30 @@ def table(source: Source) -> Content:
     rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
     width = max(map(len, rows))
     rows = [row + [""] * (width - len(row)) for row in rows]
-    has_header = not any(cell.strip() and _number(cell) is not None for cell in rows[0])
+    # Where commas do not separate the cells, they are those of fractions.
+    commas = delimiter != ","
+    has_header = not any(cell.strip() and _number(cell, has_decimal_commas=commas) is not None for cell in rows[0])
     columns = [cell.strip() or str(number) for number, cell in enumerate(rows[0], start=1)] if has_header else []
     columns = columns or [str(number) for number in range(1, width + 1)]
     parts = Parts(source.volatile)
-    rows_to_parts(parts, columns, rows[1:] if has_header else rows)
+    rows_to_parts(parts, columns, rows[1:] if has_header else rows, has_decimal_commas=commas)
     return parts.content("table")
 
 
-def rows_to_parts(parts: Parts, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def rows_to_parts(
+    parts: Parts, columns: Sequence[str], rows: Sequence[Sequence[str]], *, has_decimal_commas: bool = False
+) -> None:
     """Collect what a table says.
 
     Args:
         parts: What is filled.
         columns: Names of the columns.
         rows: Cells, as many in each row as there are columns.
+        has_decimal_commas: Whether fractions are written with a comma.
     """
     columns = [f"{title} ({i + 1})" if columns.count(title) > 1 else title for i, title in enumerate(columns)]
     cells = [[row[position] for row in rows] for position in range(len(columns))]
-    numbers = [[_number(cell) for cell in column] for column in cells]
+    numbers = [[_number(cell, has_decimal_commas=has_decimal_commas) for cell in column] for column in cells]
     is_number = [
         all(n is not None for n in column) and not all(math.isnan(n or 0.0) for n in column) for column in numbers
     ]

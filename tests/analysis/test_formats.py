@@ -91,6 +91,17 @@ def test_rows_are_found_by_name_in_any_order(tmp_path: Path) -> None:
     assert changed.measures[0].where == ("row hip, column volume",)
 
 
+def test_commas_of_fractions_and_of_thousands_are_read_as_such(tmp_path: Path) -> None:
+    fractions = only(
+        run_of(tmp_path / "de", "a.csv", b"region;volume\nhip;1,5\namy;-2\n", b"region;volume\nhip;1,75\namy;-2\n")
+    )
+    assert (fractions.measures[0].name, fractions.measures[0].max_difference) == ("column volume", 0.25)
+    thousands = only(
+        run_of(tmp_path / "en", "a.csv", b'region,volume\nhip,"1,500.5"\n', b'region,volume\nhip,"2,500.5"\n')
+    )
+    assert (thousands.measures[0].name, thousands.measures[0].max_difference) == ("column volume", 1000.0)
+
+
 def test_rows_that_one_run_lacks_leave_the_others_comparable(tmp_path: Path) -> None:
     file = only(run_of(tmp_path, "a.tsv", b"name\tv\na\t1\nb\t2\nc\t3\n", b"name\tv\nc\t3.5\na\t1\n"))
     assert [fact.field for fact in file.facts] == ["rows", "row b, column name"]
