@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.colors import to_rgb
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from prefect_biomed.analysis.comparators import Content, Measure
@@ -50,6 +50,7 @@ _MAX_SLICES = 9
 _MAX_MAPS = 4
 _MAX_ROWS = 40
 _MAX_SHOWN = 10
+_MAX_LETTERS = 20
 # One slice more than this is shown only in part.
 _MAX_SLICE_POINTS = 16 * 1024**2
 
@@ -331,15 +332,20 @@ def _png(figure: Figure) -> bytes:
 def _matrix(part: PipelineReport, name: str) -> Plot:
     files = _View(part).rows[:_MAX_ROWS]
     runs = part.comparison.runs
-    figure = Figure(figsize=(2.6 + 0.55 * len(runs), 0.9 + 0.34 * len(files)), dpi=110, layout="constrained")
+    # Of many runs the letters would be too small to be read, and take most of the time.
+    has_letters = len(runs) <= _MAX_LETTERS
+    width = 0.55 if has_letters else 0.2
+    figure = Figure(figsize=(2.6 + width * len(runs), 0.9 + 0.34 * len(files)), dpi=110, layout="constrained")
     axes = figure.add_subplot()
-    for row, file in enumerate(files):
+    axes.imshow([[to_rgb(_colours(file, run)) for run in runs] for file in files], aspect="auto")
+    for row, file in enumerate(files if has_letters else ()):
         for column, run in enumerate(runs):
-            axes.add_patch(_rectangle(column, row, _colours(file, run)))
             axes.text(column, row, file.groups.get(run, "-"), ha="center", va="center", fontsize=9, color="#111111")
-    axes.set_xlim(-0.5, len(runs) - 0.5)
-    axes.set_ylim(len(files) - 0.5, -0.5)
-    axes.set_xticks(range(len(runs)), [run.removeprefix("run ") for run in runs])
+    for edge in range(1, len(runs)):
+        axes.axvline(edge - 0.5, color="white", linewidth=2 if has_letters else 1)
+    for edge in range(1, len(files)):
+        axes.axhline(edge - 0.5, color="white", linewidth=2)
+    axes.set_xticks(range(len(runs)), [run.removeprefix("run ") for run in runs], rotation=0 if has_letters else 90)
     axes.set_yticks(range(len(files)), [_shortened(file.name) for file in files], fontsize=8)
     axes.set_xlabel("run")
     axes.tick_params(length=0)
@@ -347,10 +353,6 @@ def _matrix(part: PipelineReport, name: str) -> Plot:
         spine.set_visible(False)
     text = f"Matrix of {len(files)} files and {len(runs)} runs of {part.pipeline}. {part.comparison.sentence}"
     return Plot(name, "Files and runs", text, _png(figure))
-
-
-def _rectangle(column: int, row: int, colour: str) -> Any:
-    return Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=2)
 
 
 def _shortened(name: str) -> str:
