@@ -6,6 +6,7 @@ import re
 from datetime import datetime
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -77,6 +78,12 @@ class Tolerance(_Frozen):
     relative: Annotated[float, Field(ge=0)] = 0.0
 
 
+@lru_cache(maxsize=1 << 14)
+def _matches(field: str, patterns: tuple[str, ...]) -> bool:
+    """Tell whether a field is among those of patterns; asked anew for the same file of each run."""
+    return any(fnmatchcase(field, pattern.lower()) for pattern in patterns)
+
+
 class Rules(_Frozen):
     """What is compared and how.
 
@@ -124,7 +131,7 @@ class Rules(_Frozen):
         Returns:
             Whether a pattern matches.
         """
-        return any(fnmatchcase(field.lower(), pattern.lower()) for pattern in self.ignore_fields)
+        return _matches(field.lower(), self.ignore_fields)
 
     def tolerance(self, name: str) -> Tolerance:
         """Find the tolerance of a file.

@@ -241,7 +241,7 @@ class Volatile:
         Returns:
             What it says. Only the last name can make a value volatile; each can make it part of the environment.
         """
-        names = [_snake(name) for name in re.split(r"[./]|\[\d*\*?\]", path) if name]
+        names = _names(path)
         if names and self._fields.fullmatch(names[-1]):
             return FieldKind.VOLATILE
         if any(self._environment.fullmatch(name) for name in names):
@@ -260,8 +260,14 @@ class Volatile:
             Whether the field is named like a time and the value lies between 2001 and 2103, in seconds, milli-, micro-
             or nanoseconds.
         """
-        names = [_snake(name) for name in re.split(r"[./]|\[\d*\*?\]", path) if name]
+        names = _names(path)
         return bool(names and _TIME_FIELD.search(names[-1])) and any(low <= value <= high for low, high in _EPOCHS)
+
+
+@lru_cache(maxsize=1 << 14)
+def _names(path: str) -> tuple[str, ...]:
+    """The names from the top down to a field; asked anew for the same file of each run."""
+    return tuple(_snake(name) for name in re.split(r"[./]|\[\d*\*?\]", path) if name)
 
 
 def _snake(name: str) -> str:
