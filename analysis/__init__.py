@@ -70,7 +70,7 @@ __all__ = [
     "write_report",
 ]
 
-_NEEDED = ("jinja2", "matplotlib", "nibabel", "numpy", "scipy", "significantdigits")
+_NEEDED = ("jinja2", "matplotlib", "nibabel", "numpy", "scipy", "significantdigits", "threadpoolctl")
 _COMPUTING = {
     name: module
     for module, names in {

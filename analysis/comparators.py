@@ -35,7 +35,7 @@ __all__ = [
     "without_packing",
 ]
 
-BLOCK = 1 << 19
+BLOCK = 1 << 18
 """Values that are held in memory at once, of all runs together; with more, little stays in a processor's cache."""
 _LEAST_POINTS = 1024
 

@@ -20,6 +20,7 @@ import numpy as np
 import significantdigits
 from numpy.typing import NDArray
 from scipy import stats
+from threadpoolctl import threadpool_limits
 
 from prefect_biomed.analysis.comparators import (
     Content,
@@ -205,6 +206,8 @@ def for_each_file(runs: Runs, rules: Rules, work: Callable[[FileGroup], Result])
     """
     pending: deque[Future[Result]] = deque()
     with (
+        # Threads of BLAS inside of threads would wait for each other on the same processors.
+        threadpool_limits(1, user_api="blas"),
         ThreadPoolExecutor(_WORKERS) as pool,
         file_groups(runs, rules, before_removal=lambda: wait(pending)) as groups,
     ):
@@ -487,6 +490,7 @@ class _Spread:
         squares: The same of squared differences.
         digits: Histogram of the digits in common.
         furthest: Where the differences are largest.
+        room: Where points are sorted, got once: to get memory from the system for each block takes longer.
     """
 
     differing: int = 0
@@ -496,6 +500,7 @@ class _Spread:
     total: float = 0.0
     squares: float = 0.0
     digits: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_DIGITS.size + 1, dtype=np.int64))
+    room: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     furthest: list[tuple[float, int]] = field(default_factory=list)
 
     def add(self, block: NDArray[np.float64], start: int, tolerance: Tolerance) -> None:
@@ -515,7 +520,11 @@ class _Spread:
         if not apart.size:
             return
         # Short rows that lie together are sorted several times faster than long columns.
-        ordered = np.sort(np.ascontiguousarray(block.T if apart.size == block.shape[1] else block[:, apart].T), axis=1)
+        if self.room.size < block.size:
+            self.room = np.empty(block.size)
+        ordered = self.room[: apart.size * count].reshape(apart.size, count)
+        ordered[:] = block.T if apart.size == block.shape[1] else block[:, apart].T
+        ordered.sort(axis=1)
         low, high = ordered[:, 0], ordered[:, -1]
         spans = high - low
         allowed = tolerance.absolute + tolerance.relative * np.maximum(np.abs(low), np.abs(high))

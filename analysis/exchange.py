@@ -116,9 +116,9 @@ class Labellings:
         observed = tuple(new_units)
         rows = [observed, *(labelling for labelling in chosen if labelling != observed)]
         self.is_new = np.zeros((len(rows), references + runs), dtype=np.bool_)
-        for row, labelling in enumerate(rows):
-            for unit in labelling:
-                self.is_new[row, members[unit]] = True
+        # Units are of one size, so the runs of all labellings are one array.
+        runs_of = np.array(members)[np.array(rows)].reshape(len(rows), -1)
+        self.is_new[np.arange(len(rows))[:, np.newaxis], runs_of] = True
         new = self.is_new.astype(np.float64)
         size = math.sqrt(references * runs / (references + runs))
         # Contrasts of length one.
@@ -129,6 +129,11 @@ class Labellings:
         # Most sets are found, or known to be none, at one look; few labellings share a place with another.
         self._table = np.full(1 << _TABLE_BITS, -1, dtype=np.int32)
         self._table[_place(self._words)] = np.arange(len(rows))
+        # Sums of these are whole numbers that single precision holds, in whatever order they are added.
+        most = (1 << _WORD_BITS) // (references + runs)
+        self._weights = np.random.default_rng(_SEED).integers(most, size=references + runs).astype(np.float32)
+        self._sums = np.zeros(1 << _TABLE_BITS, dtype=np.bool_)
+        self._sums[self._sum(self.is_new.T)] = True
 
     def _drawn(self, limit: int) -> list[tuple[int, ...]]:
         """Different ones: of two that are the same only one would be found by the points that vote for it."""
@@ -152,6 +157,19 @@ class Labellings:
         Returns:
             Their numbers; -1 for sets that are no labelling or were not drawn.
         """
+        if self.is_exact:
+            return self._find(chosen)
+        # Where labellings are drawn most sets are none of them, and one sum tells.
+        likely = np.flatnonzero(self._sums[self._sum(chosen)])
+        found = np.full(chosen.shape[1], -1, dtype=np.intp)
+        found[likely] = self._find(chosen[:, likely])
+        return found
+
+    def _sum(self, chosen: NDArray[np.bool_]) -> NDArray[np.int32]:
+        sums = self._weights @ chosen.astype(np.float32)
+        return sums.astype(np.int32) & np.int32((1 << _TABLE_BITS) - 1)
+
+    def _find(self, chosen: NDArray[np.bool_]) -> NDArray[np.intp]:
         words = _words(chosen)
         found = self._table[_place(words)].astype(np.intp)
         some = np.flatnonzero(found >= 0)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import significantdigits
 from PIL import Image
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from prefect_biomed.analysis import (
     Agreement,
@@ -209,6 +210,18 @@ def test_files_are_worked_on_at_the_same_time_while_they_are_there(tmp_path: Pat
 
     found = list(comparison.for_each_file({run: tmp_path / run for run in ("1", "2")}, Rules(), work))
     assert found == [(f"{name}.tar.gz/{member}", content) for name in "ab" for member, content in members.items()]
+
+
+def test_blas_has_one_thread_while_files_are_worked_on_in_threads(tmp_path: Path) -> None:
+    for run in ("1", "2"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "a.txt").write_text(run)
+
+    def threads(_group: FileGroup) -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    with threadpool_limits(2, user_api="blas"):
+        assert list(comparison.for_each_file({run: tmp_path / run for run in ("1", "2")}, Rules(), threads)) == [{1}]
 
 
 def test_scaled_voxels_are_compared_as_values(compare: Maker) -> None:
