@@ -61,6 +61,7 @@ def lines_of_ingest(report: UploadReport) -> list[str]:
     named = {
         "not in the Boss": report.holes,
         "filled": report.blank,
+        "padded": report.padded,
         "skipped": report.skipped,
         "quarantined": report.quarantined,
         "failed": [f"{tile}: {reason}" for tile, reason in report.failed.items()],

@@ -695,6 +695,7 @@ def report_text(report: UploadReport) -> str:
         "Holes": [str(tile) for tile in wrong] or list(report.holes),
         "Failed": [f"{tile}: {reason}" for tile, reason in report.failed.items()],
         "Filled": list(report.blank),
+        "Padded": list(report.padded),
         "Skipped": list(report.skipped),
         "Quarantined": list(report.quarantined),
         "Warnings": list(report.warnings),

@@ -56,7 +56,7 @@ def account(
     with open_ledger(client, job_id, config.tile_count, ledger_folder) as ledger:
         # Of a complete job no message is left, so that what was indexed was also deleted, if only by a killed run.
         finished = ledger.tiles(TileState.FINISHED) | ledger.tiles(TileState.INDEXED)
-        skipped, blank = ledger.tiles(TileState.SKIPPED), ledger.blank()
+        skipped, blank, padded = ledger.tiles(TileState.SKIPPED), ledger.blank(), ledger.padded()
         totals, kept, failed = ledger.totals(), ledger.quarantined(), ledger.failed()
     treatments: dict[str, Treatment] = dict.fromkeys(blank, "blank")
     aside = {item.tile for item in kept if item.tile}
@@ -75,7 +75,7 @@ def account(
     )
     holes = [str(tile.position) for tile in look.wrong]
     unchecked = len(chunks) - max_checks
-    warnings = [config.padding(settings.fill)]
+    warnings = [*config.padding(settings.fill, padded)]
     if unchecked > 0:
         warnings.append(f"Of {unchecked} chunks that others did no cuboid was compared with the source for certain.")
     return UploadReport(
@@ -84,6 +84,7 @@ def account(
         **(totals.counts | {"deleted": len(finished - failed.keys())}),
         seconds=totals.seconds,
         blank=tuple(sorted(blank)),
+        padded=tuple(sorted(padded)),
         skipped=tuple(sorted(skipped)),
         quarantined=tuple(f"{item.tile or item.message}: {item.reason}" for item in kept),
         failed=failed,
@@ -93,7 +94,7 @@ def account(
         verified=look.verified_tiles,
         verification=look,
         exhausted=True,
-        warnings=tuple(filter(None, warnings)),
+        warnings=tuple(warnings),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -247,22 +247,30 @@ class IngestConfig(_Section):
             notes.append("The last tiles in x or y are not full; they are padded with the fill value.")
         return tuple(notes)
 
-    def padding(self, fill: int) -> str | None:
-        """Name the rule by which tiles (chunks) that the extent does not fill are made whole; None where all are full.
+    def padding(self, fill: int, padded: Collection[str] = ()) -> tuple[str, ...]:
+        """Count the tiles (chunks) that are padded, and name the rules; nothing where all are full.
 
         Args:
             fill: Value that tiles are padded with.
+            padded: Those whose source lacks a part that lies within the extent.
         """
         size, extent = self.piece_size, self.ingest_job.extent
-        flat: tuple[Axis, ...] = ("x", "y")
-        open_ends = [axis for axis in flat if getattr(extent, axis)[1] % size[axis]]
-        if self.volumetric and extent.z[1] % size["z"]:
-            open_ends.append("z")
-        if not open_ends:
-            return None
+        bounds: dict[Axis, tuple[int, int]] = {"x": extent.x, "y": extent.y, "z": extent.z, "t": extent.t}
+        open_ends = [axis for axis, (_, end) in bounds.items() if end % size[axis]]
         what, value = ("chunks", 0) if self.volumetric else ("tiles", fill)
-        last = ", ".join(f"{getattr(extent, axis)[1] % size[axis]} of {size[axis]} in {axis}" for axis in open_ends)
-        return f"The last {what} are not full ({last}); the rest of each is {value}."
+        rules = []
+        if open_ends:
+            full = math.prod(len(range(*bounds[axis], size[axis])) - (axis in open_ends) for axis in _AXES)
+            last = ", ".join(f"{bounds[axis][1] % size[axis]} of {size[axis]} in {axis}" for axis in open_ends)
+            rules.append(
+                f"The last {what} are not full ({last}): {self.tile_count - full} of {self.tile_count}; the rest of "
+                f"each is {value}."
+            )
+        if padded:
+            rules.append(
+                f"Of {len(padded)} {what} the source lacks a part that lies within the extent; 'pad' made it {value}."
+            )
+        return tuple(rules)
 
     def positions(self) -> Iterator[Position]:
         """All tiles (chunks) of the job, in the order in which the Boss queues them."""

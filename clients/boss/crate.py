@@ -124,6 +124,7 @@ def write_ingest_crate(client: BossClient, config: IngestConfig, job_id: int, se
             "channel": config.channel_path,
             "tiles": report.tile_count,
             "filled": len(report.blank),
+            "padded": len(report.padded),
             "left out": len(report.skipped) + len(report.quarantined),
             "verified": report.verified,
         },

@@ -6,7 +6,14 @@ from typing import Any
 
 from prefect_biomed.clients.boss.models import JobStatus, UploadReport
 from prefect_biomed.clients.boss.proofs import Verification
-from prefect_biomed.clients.errors import BiomedError, ConfigurationError, JobFailed, LocalStorageError, PlatformError
+from prefect_biomed.clients.errors import (
+    BiomedError,
+    ConfigurationError,
+    JobFailed,
+    LocalStorageError,
+    PlatformError,
+    SourceUnreadable,
+)
 
 __all__ = [
     "ChunkDamaged",
@@ -16,6 +23,7 @@ __all__ = [
     "NotYetComplete",
     "ProcessFailed",
     "QueueGone",
+    "SourceTooSmall",
     "VerificationFailed",
     "refuse_over",
 ]
@@ -31,6 +39,10 @@ class ClockOff(ConfigurationError):
 
 class ChunkDamaged(LocalStorageError):
     """A chunk of a volume is there and cannot be decoded."""
+
+
+class SourceTooSmall(SourceUnreadable):
+    """A source does not cover its part of the extent. The conversion `pad` allows to fill up the rest."""
 
 
 class ChunkFailed(BiomedError):

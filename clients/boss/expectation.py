@@ -13,7 +13,7 @@ from prefect_biomed.clients.boss._keys import CUBOID_X, CUBOID_Y, CUBOID_Z, Posi
 from prefect_biomed.clients.boss.config import IngestConfig
 from prefect_biomed.clients.boss.models import Channel, UploadSettings
 from prefect_biomed.clients.boss.proofs import Box, Range, Region
-from prefect_biomed.clients.boss.sources import TileSource, open_source, padded
+from prefect_biomed.clients.boss.sources import Piece, TileSource, open_source, padded
 from prefect_biomed.clients.errors import ConfigurationError, SourceUnreadable
 
 __all__ = ["Expectation", "Grid", "Plane", "Treatment", "crop"]
@@ -31,12 +31,14 @@ class Plane(NamedTuple):
     Attributes:
         content: Values in C order, little endian; None where they cannot be told.
         tolerance: By so much the Boss's decoder may differ.
+        made: Whether all of it is from the source, see `sources.Piece`.
         reason: Why they cannot be told; empty where the tile was left out on purpose.
     """
 
     content: bytes | None
     tolerance: int = 0
     reason: str = ""
+    made: Literal["whole", "padded", "blank"] = "whole"
 
 
 class Grid:
@@ -186,16 +188,17 @@ class Expectation:
         if self._treatments.get(tile) == "left out":
             return [[Plane(None)] * box.shape[0] for box in boxes]
         try:
-            block = self._source.blank() if tile in self._treatments else self._source.read(chunk)
+            is_blank = tile in self._treatments
+            whole, made = Piece(self._source.blank(), "blank") if is_blank else self._source.read(chunk)
         except SourceUnreadable as error:
             return [[Plane(None, reason=str(error))] * box.shape[0] for box in boxes]
-        whole, (sx, sy, sz) = block, self._grid.piece
+        sx, sy, sz = self._grid.piece
         planes = []
         for box in boxes:
             x0, y0, z0 = box.x[0] - chunk.x * sx, box.y[0] - chunk.y * sy, box.z[0] - chunk.z * sz
             depth, height, width = box.shape
             part = whole[z0 : z0 + depth, y0 : y0 + height, x0 : x0 + width]
-            planes.append([Plane(plane.tobytes()) for plane in padded(part, box.shape)])
+            planes.append([Plane(plane.tobytes(), made=made) for plane in padded(part, box.shape)])
         return planes
 
     def _planes_of_tiles(
@@ -221,11 +224,11 @@ class Expectation:
         if treatment == "left out":
             return Plane(None)
         try:
-            encoded = source.blank() if treatment == "blank" else source.read(tile)
+            encoded, made = Piece(source.blank(), "blank") if treatment == "blank" else source.read(tile)
             content = images.pixels(encoded, source.format, str(tile))
         except SourceUnreadable as error:
             return Plane(None, reason=str(error))
-        return Plane(content, _JPEG_TOLERANCE if encoded.startswith(_JPEG) else 0)
+        return Plane(content, _JPEG_TOLERANCE if encoded.startswith(_JPEG) else 0, made=made)
 
 
 def crop(content: bytes | memoryview, frame: Box, box: Box, item_bytes: int) -> bytes:

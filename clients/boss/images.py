@@ -20,6 +20,7 @@ from PIL import Image, PngImagePlugin
 
 from prefect_biomed.clients.boss.caching import DecodeCache
 from prefect_biomed.clients.boss.decoding import fitted, opened
+from prefect_biomed.clients.boss.errors import SourceTooSmall
 from prefect_biomed.clients.boss.pictures import MAX_PIXELS, Array, Conversion, Description, Picture, named
 from prefect_biomed.clients.errors import SourceUnreadable
 
@@ -56,7 +57,8 @@ class TileFormat:
         encoding: Format of tiles that have to be encoded: `png` is smaller, `tiff` faster.
         convert: What may be done to values that do not fit; everything else is refused. See `UploadSettings.convert`.
         max_pixels: Refuse images that have more.
-        least: Columns and rows that the source has to give; what lies beyond them is filled.
+        least: Columns and rows that the source has to give from the beginning of the tile on; what lies beyond them is
+            filled. None where all that it lacks may be.
     """
 
     width: int
@@ -67,7 +69,7 @@ class TileFormat:
     encoding: Literal["png", "tiff"] = "png"
     convert: frozenset[Conversion] = frozenset()
     max_pixels: int = MAX_PIXELS
-    least: tuple[int, int] = (1, 1)
+    least: tuple[int, int] | None = None
 
     @property
     def conversions(self) -> frozenset[Conversion]:
@@ -208,13 +210,14 @@ def from_bytes(content: bytes, tile: TileFormat, name: str, *, whole: bool = Tru
     return _encode(_padded(fitted(array, about, tile.datatype, tile.conversions, name), tile, name), tile, name)
 
 
-def from_array(pixels: Array, tile: TileFormat, name: str) -> bytes:
+def from_array(pixels: Array, tile: TileFormat, name: str, before: tuple[int, ...] = (0, 0)) -> bytes:
     """Make a tile of an array.
 
     Args:
         pixels: Shape (y, x), at most the tile's size; of any integer dtype whose values fit the channel.
         tile: What it has to be.
         name: Of the source, for errors.
+        before: Rows and columns of the tile before the first of the array.
 
     Returns:
         The encoded tile.
@@ -223,7 +226,8 @@ def from_array(pixels: Array, tile: TileFormat, name: str) -> bytes:
         SourceUnreadable: Wrong shape, or values that the channel cannot hold.
     """
     _check_tile(tile, name)
-    if pixels.ndim != 2 or pixels.shape[0] > tile.height or pixels.shape[1] > tile.width:
+    ends = [lead + length for lead, length in zip(before, pixels.shape, strict=False)]
+    if pixels.ndim != 2 or min(before) < 0 or ends[0] > tile.height or ends[1] > tile.width:
         raise SourceUnreadable(
             f"{name}: an array of shape {pixels.shape} is not a tile of {tile.height} x {tile.width} (y, x)."
         )
@@ -231,7 +235,8 @@ def from_array(pixels: Array, tile: TileFormat, name: str) -> bytes:
     bits = pixels.dtype.itemsize * 8
     kind = kinds.get(pixels.dtype.kind, "float")
     about = Description("array", pixels.shape[1], pixels.shape[0], bits=bits, kind=kind)
-    return _encode(_padded(fitted(pixels, about, tile.datatype, tile.conversions, name), tile, name), tile, name)
+    exact = fitted(pixels, about, tile.datatype, tile.conversions, name)
+    return _encode(_padded(exact, tile, name, before), tile, name)
 
 
 def blank(tile: TileFormat) -> bytes:
@@ -310,18 +315,27 @@ def _is_right(about: Description, tile: TileFormat) -> bool:
     return about.format in ("PNG", "JPEG")
 
 
-def _padded(array: Array, tile: TileFormat, name: str) -> Array:
+def _padded(array: Array, tile: TileFormat, name: str, before: tuple[int, ...] = (0, 0)) -> Array:
+    """Bring values to the size of a tile.
+
+    Raises:
+        SourceTooSmall: They do not cover what the source has to give.
+        SourceUnreadable: There are none.
+    """
     if array.shape == (tile.height, tile.width):
         return array
-    height, width = array.shape
-    if (width < tile.least[0] or height < tile.least[1]) and "pad" not in tile.convert:
-        raise SourceUnreadable(
-            f"{name}: ends early: it gives {width} x {height} pixels of a tile of which {tile.least[0]} x "
+    (height, width), (top, left) = array.shape, before
+    if not array.size:
+        raise SourceUnreadable(f"{name}: has nothing of this tile. Correct the extent.")
+    if tile.least and (top or left or left + width < tile.least[0] or top + height < tile.least[1]):
+        begins = f"begins late, at ({left}, {top})" if top or left else "ends early"
+        raise SourceTooSmall(
+            f"{name}: {begins}: it gives {width} x {height} pixels of a tile of which {tile.least[0]} x "
             f"{tile.least[1]} lie within the extent. Correct the extent, or allow the conversion 'pad', which fills up "
             "the rest."
         )
     padded = np.full((tile.height, tile.width), tile.fill, dtype=array.dtype)
-    padded[: array.shape[0], : array.shape[1]] = array
+    padded[top : top + height, left : left + width] = array
     return padded
 
 

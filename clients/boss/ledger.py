@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from prefect_biomed.clients.boss.client import BossClient
 from prefect_biomed.clients.errors import BiomedError, HeldElsewhere, LedgerError, LocalStorageError
@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS quarantine (
 );
 CREATE INDEX IF NOT EXISTS quarantine_of_tile ON quarantine (tile);
 CREATE TABLE IF NOT EXISTS blank (tile TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS padded (tile TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS unanswered (
     request TEXT NOT NULL, chunk TEXT NOT NULL, since TEXT NOT NULL, is_lost INTEGER NOT NULL,
     PRIMARY KEY (request, chunk)
@@ -210,6 +211,7 @@ class Ledger:
                 connection.executemany("DELETE FROM quarantine WHERE tile = ?", names)
             if state == TileState.SKIPPED:
                 connection.executemany("DELETE FROM blank WHERE tile = ?", names)
+                connection.executemany("DELETE FROM padded WHERE tile = ?", names)
 
     def entries(self, tiles: Sequence[str]) -> dict[str, LedgerEntry]:
         """Read the state of tiles; those that are unknown are left out."""
@@ -281,16 +283,22 @@ class Ledger:
         Args:
             among: Only of these; of all when None.
         """
-        if among is None:
-            return {row[0] for row in self._query("SELECT tile FROM blank", ())}
-        marks = ",".join("?" * len(among))
-        return {row[0] for row in self._query(f"SELECT tile FROM blank WHERE tile IN ({marks})", among)}
+        return self._listed("blank", among)
 
-    def fill(self, tile: str, *, is_blank: bool) -> None:
-        """Note whether what is sent of a tile is the fill value or its source."""
-        statement = "INSERT OR IGNORE INTO blank VALUES (?)" if is_blank else "DELETE FROM blank WHERE tile = ?"
+    def padded(self, among: Sequence[str] | None = None) -> set[str]:
+        """The tiles whose source lacked a part of them, which was filled up.
+
+        Args:
+            among: Only of these; of all when None.
+        """
+        return self._listed("padded", among)
+
+    def note_made(self, tile: str, made: Literal["whole", "padded", "blank"]) -> None:
+        """Note whether what is sent of a tile is its source, its source filled up, or the fill value."""
         with self._transaction() as connection:
-            connection.execute(statement, (tile,))
+            for table in ("padded", "blank"):
+                statement = f"INSERT OR IGNORE INTO {table} VALUES (?)"
+                connection.execute(statement if made == table else f"DELETE FROM {table} WHERE tile = ?", (tile,))
 
     def note_run(self, run: str, begun: float, ended: float, counts: Mapping[str, int]) -> None:
         """Write down what a run has done so far, so that it counts also when the run is killed.
@@ -341,7 +349,7 @@ class Ledger:
         """
         with self._transaction() as connection:
             if tile is not None:
-                for table in ("quarantine", "tiles", "failed", "blank"):
+                for table in ("quarantine", "tiles", "failed", "blank", "padded"):
                     connection.execute(f"DELETE FROM {table} WHERE tile = ?", (tile,))
             row = (message, tile, body, reason, int(poison))
             connection.execute("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?, ?)", row)
@@ -350,6 +358,12 @@ class Ledger:
         """The messages that were kept."""
         rows = self._query("SELECT message, tile, body, reason, poison FROM quarantine ORDER BY message", ())
         return [Quarantined(message, tile, body, reason, bool(poison)) for message, tile, body, reason, poison in rows]
+
+    def _listed(self, table: str, among: Sequence[str] | None) -> set[str]:
+        if among is None:
+            return {row[0] for row in self._query(f"SELECT tile FROM {table}", ())}
+        marks = ",".join("?" * len(among))
+        return {row[0] for row in self._query(f"SELECT tile FROM {table} WHERE tile IN ({marks})", among)}
 
     def _query(self, statement: str, values: Sequence[object]) -> list[Any]:
         with self._lock:

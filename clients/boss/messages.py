@@ -31,7 +31,7 @@ class Work:
         body: What the message says.
         entry: What the ledger knew of the tile when the message came.
         path: Name of the source.
-        was_blank: Whether the fill value was sent in its place before.
+        was_patched: Whether the fill value was sent before in its place, or in that of a part of it.
     """
 
     message: UploadMessage
@@ -41,7 +41,7 @@ class Work:
     body: dict[str, Any]
     entry: LedgerEntry | None = None
     path: str = ""
-    was_blank: bool = False
+    was_patched: bool = False
 
     @property
     def row(self) -> tuple[str, str, str]:

@@ -263,6 +263,7 @@ class UploadReport(_Frozen):
         duplicates: Messages of tiles that were finished already; only deleted again.
         abandoned: Messages received and not worked on: their lease was near its end, or the upload was.
         blank: Tiles filled because their source was missing or damaged.
+        padded: Tiles of which the source lacked a part that lies within the extent, and that part was filled.
         skipped: Tiles left out for the same reason.
         quarantined: Messages that cannot be right, or whose source is missing or damaged, taken off the queue and kept.
         failed: Tiles that could not be read, by name, with the reason; their messages stay in the queue.
@@ -290,6 +291,7 @@ class UploadReport(_Frozen):
     duplicates: int = 0
     abandoned: int = 0
     blank: tuple[str, ...] = ()
+    padded: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     quarantined: tuple[str, ...] = ()
     failed: dict[str, str] = {}
@@ -337,7 +339,8 @@ class UploadReport(_Frozen):
             parts.append(f"{self.by_others} by other clients")
         elif self.unaccounted and self.exhausted and not self.verification:
             parts.append(f"{self.unaccounted} by other clients or lost")
-        lists = {name: len(getattr(self, name)) for name in ("blank", "skipped", "quarantined", "failed", "holes")}
+        named = ("blank", "padded", "skipped", "quarantined", "failed", "holes")
+        lists = {name: len(getattr(self, name)) for name in named}
         counts = {"asked for again": self.requeued, "duplicates": self.duplicates, "abandoned": self.abandoned, **lists}
         parts += [f"{count} {name}" for name, count in counts.items() if count]
         if self.stopped:

@@ -28,7 +28,7 @@ __all__ = ["upload"]
 logger = logger_of(__name__)
 
 _SUMMED = ("received", "put", "put_bytes", "indexed", "deleted", "requeued", "duplicates", "abandoned", "joins")
-_LISTED = ("blank", "skipped", "quarantined")
+_LISTED = ("blank", "padded", "skipped", "quarantined")
 
 _Lines: TypeAlias = queue.SimpleQueue[tuple[int, dict[str, Any] | None]]
 """Number of the process and what it told; None at its end."""

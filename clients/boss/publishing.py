@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -58,6 +58,8 @@ class PublishReport(BaseModel):
         mended: Tiles, and blocks of lower resolutions, that a look found wrong before they were written again, and how.
         reduced_compared: Blocks of lower resolutions that were made again and compared in each voxel.
         blank: Tiles filled because their source is missing or damaged.
+        padded: Tiles of which the source lacked a part that lies within the extent, and that part was filled.
+        padding: How many tiles are not all from their source, and by which rule they were made whole.
         skipped: Tiles left out for the same reason; zeros stand for them.
         failed: Tiles that could not be read, with reasons: their blocks are missing.
         verification: The look at the finest resolution; None where blocks are missing.
@@ -77,6 +79,8 @@ class PublishReport(BaseModel):
     mended: dict[str, str] = {}
     reduced_compared: int = 0
     blank: tuple[str, ...] = ()
+    padded: tuple[str, ...] = ()
+    padding: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     failed: dict[str, str] = {}
     verification: Verification | None = None
@@ -91,12 +95,13 @@ class PublishReport(BaseModel):
         ]
         if self.written_before:
             parts.append(f"{self.written_before} by earlier runs")
-        counts = {name: len(getattr(self, name)) for name in ("blank", "skipped", "failed", "unsettled")}
+        counts = {name: len(getattr(self, name)) for name in ("blank", "padded", "skipped", "failed", "unsettled")}
         counts |= {"healed": self.healed}
         parts += [f"{count} {name}" for name, count in counts.items() if count]
         if self.reduced_compared:
             parts.append(f"{self.reduced_compared} blocks of lower resolutions compared")
-        return ", ".join(parts) + "." + (f" {self.verification.summary()}" if self.verification else "")
+        told = [", ".join(parts) + ".", *self.padding, self.verification.summary() if self.verification else ""]
+        return " ".join(filter(None, told))
 
 
 class PublishIncomplete(JobFailed):
@@ -441,6 +446,8 @@ class _Work:
             mended=dict(itertools.islice(self._mended.items(), _NAMED_LIMIT)),
             reduced_compared=self._compared,
             blank=tuple(sorted(self._ledger.blank())),
+            padded=tuple(sorted(self._ledger.padded())),
+            padding=self._config.padding(self._settings.fill, self._ledger.padded()),
             skipped=tuple(sorted(self._ledger.tiles(TileState.SKIPPED))),
             failed=self._ledger.failed(),
             unsettled=tuple(self._unsettled),
@@ -493,7 +500,7 @@ class _Work:
             tile = str(self._plan.grid.tile(chunk, z))
             if plane.content is not None:
                 values[number] = np.frombuffer(plane.content, little).reshape(box.shape[1:])
-                self._note(tile, None)
+                self._note(tile, plane.made)
             elif policy == "fail":
                 self._ledger.fail(tile, plane.reason)
                 is_whole = False
@@ -504,15 +511,16 @@ class _Work:
                 self._note(tile, "left out")
         return values if is_whole else None
 
-    def _note(self, tile: str, treatment: Treatment | None) -> None:
+    def _note(self, tile: str, made: Literal["whole", "padded", "blank", "left out"]) -> None:
         """Keep one account of a tile."""
         known = self._ledger.entries([tile]).get(tile)
-        if treatment == "left out":
+        if made == "left out":
             self._ledger.mark([(tile, "", "")], TileState.SKIPPED)
-        elif known:
+            return
+        if known:
             self._ledger.mark([(tile, "", "")], TileState.FINISHED)
-        if treatment == "blank" or tile in self._ledger.blank([tile]):
-            self._ledger.fill(tile, is_blank=treatment == "blank")
+        if made != "whole" or tile in self._ledger.blank([tile]) | self._ledger.padded([tile]):
+            self._ledger.note_made(tile, made)
 
     def _is_patched(self, block: _Block) -> bool:
         """Whether a tile of a block was filled or left out, which the next run tries again."""

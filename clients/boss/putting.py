@@ -15,7 +15,7 @@ from prefect_biomed.clients.boss.errors import ChunkFailed, QueueGone
 from prefect_biomed.clients.boss.ledger import Ledger, TileState
 from prefect_biomed.clients.boss.messages import Messages, Work
 from prefect_biomed.clients.boss.models import UploadSettings
-from prefect_biomed.clients.boss.sources import ChunkSource, TileSource
+from prefect_biomed.clients.boss.sources import ChunkSource, Piece, TileSource
 from prefect_biomed.clients.boss.tally import Course, Setbacks, Tally
 from prefect_biomed.clients.errors import (
     AuthenticationError,
@@ -60,7 +60,7 @@ class Putting(Protocol):
     def shortest_lease(self) -> float:
         """Seconds of the shortest lease."""
 
-    def read(self, item: Work) -> Content:
+    def read(self, item: Work) -> Piece:
         """Read a piece.
 
         Raises:
@@ -92,7 +92,7 @@ class TilePutting:
         self._messages = messages
         self._tally = tally
 
-    def read(self, item: Work) -> bytes:
+    def read(self, item: Work) -> Piece:
         """Read a tile; see `Putting`."""
         return self.source.read(item.position, item.path)
 
@@ -122,7 +122,7 @@ class ChunkPutting:
         self._messages = messages
         self._tally = tally
 
-    def read(self, item: Work) -> Content:
+    def read(self, item: Work) -> Piece:
         """Read a chunk; see `Putting`."""
         return self.source.read(item.position, item.path)
 
@@ -243,7 +243,7 @@ class Pieces:
             if self._policy == "fail":
                 self._setbacks.give_up(item.tile, str(error))
             elif self._policy == "blank":
-                self._ledger.fill(item.tile, is_blank=True)
+                self._ledger.note_made(item.tile, "blank")
                 self.putting.put(item, self.putting.blank())
                 self._tally.name("blank", item.tile)
                 self._forward(item)
@@ -288,7 +288,7 @@ class Pieces:
                 item.entry = self._ledger.entries([item.tile]).get(item.tile)
                 item.path = self.putting.source.path(item.position)
                 if not item.is_done:
-                    self.putting.put(item, self.putting.read(item))
+                    self._put_source(item)
             except (PoisonMessage, SourceUnreadable) as error:
                 self._tally.name("quarantined", f"{kept.tile}: {error}")
                 continue
@@ -300,15 +300,22 @@ class Pieces:
 
     def _brought(self, item: Work) -> bool:
         try:
-            content = self.putting.read(item)
-            self.putting.put(item, content)
+            self._put_source(item)
         except SourceUnreadable as error:
             self.bad_source(item, error)
             return False
-        if item.was_blank:
-            self._ledger.fill(item.tile, is_blank=False)
         self._forward(item)
         return True
+
+    def _put_source(self, item: Work) -> None:
+        content, made = self.putting.read(item)
+        if made != "whole":  # noted before: a kill from here on leaves a tile that is named, never one that is believed
+            self._ledger.note_made(item.tile, made)
+        self.putting.put(item, content)
+        if made != "whole":
+            self._tally.name(made, item.tile)
+        elif item.was_patched:
+            self._ledger.note_made(item.tile, made)
 
 
 def _until(item: Work) -> float:

@@ -156,10 +156,10 @@ class Receiving:
                 fresh += 1
                 self._pieces.quarantine(message, None, f"{error}", poison=True)
         names = [item.tile for item in work]
-        entries, blank = self._ledger.entries(names), self._ledger.blank(names)
+        entries, patched = self._ledger.entries(names), self._ledger.blank(names) | self._ledger.padded(names)
         ready: list[Work] = []
         for item in work:
-            item.entry, item.was_blank = entries.get(item.tile), item.tile in blank
+            item.entry, item.was_patched = entries.get(item.tile), item.tile in patched
             if item.tile in self._tally.failed:
                 continue  # left in the queue, under the policy `fail`
             fresh += 1

@@ -7,11 +7,12 @@ import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from prefect_biomed.clients.boss import images
 from prefect_biomed.clients.boss._keys import CUBOID_X, CUBOID_Y, CUBOID_Z, Position
 from prefect_biomed.clients.boss.config import IngestConfig
+from prefect_biomed.clients.boss.errors import SourceTooSmall
 from prefect_biomed.clients.boss.images import DecodeCache, ImageWindow, TileFormat
 from prefect_biomed.clients.boss.models import UploadSettings
 from prefect_biomed.clients.boss.pictures import Conversion
@@ -25,9 +26,22 @@ if TYPE_CHECKING:
 
     Array: TypeAlias = npt.NDArray[np.generic]
 
-__all__ = ["ChunkSource", "TileSource", "open_source", "padded"]
+__all__ = ["ChunkSource", "Piece", "TileSource", "open_source", "padded"]
 
 _BLOSC_MAX = 2**31 - 17
+
+
+class Piece(NamedTuple):
+    """A tile or a chunk, and how much of it its source gave.
+
+    Attributes:
+        content: The encoded tile, or the array of a chunk.
+        made: `whole`: all that lies within the extent is from the source; `padded`: the source lacks some of that,
+            which is filled up; `blank`: it is not there, and the plugin was told to take the fill value.
+    """
+
+    content: Any
+    made: Literal["whole", "padded", "blank"] = "whole"
 
 
 class _Paths:
@@ -76,7 +90,7 @@ class TileSource(_Paths):
         self._reader = base.load(plugin.class_, plugin.params | {"ingest_job": self.job}, config.storage)
         self._reader_guard = _guard(self._reader)
 
-    def read(self, position: Position, path: str | None = None) -> bytes:
+    def read(self, position: Position, path: str | None = None) -> Piece:
         """Make one tile.
 
         Args:
@@ -88,6 +102,7 @@ class TileSource(_Paths):
 
         Raises:
             SourceUnreadable: The source is missing, damaged, or of a kind that does not fit.
+            SourceTooSmall: It lacks some of what lies within the extent, and `pad` is not allowed.
         """
         path = self.path(position) if path is None else path
         with self._reader_guard, _plugin_errors(self._reader, position):
@@ -99,15 +114,26 @@ class TileSource(_Paths):
                 with closing(result) as file:
                     file.seek(0)
                     result = file.read()
+        if isinstance(result, base.Missing):
+            return Piece(self.blank(), "blank")
         name = path or f"tile {position}"
-        tile = replace(self.format, least=self._within_extent(position))
+        try:
+            return Piece(self._encoded(result, replace(self.format, least=self._within_extent(position)), name))
+        except SourceTooSmall:
+            if "pad" not in self.format.convert:
+                raise
+            return Piece(self._encoded(result, self.format, name), "padded")
+
+    def _encoded(self, result: Any, tile: TileFormat, name: str) -> bytes:
+        """What a plugin returned, as a tile."""
         if isinstance(result, ImageWindow):
             return images.from_window(result, tile, self.cache)
         if isinstance(result, bytes | bytearray | memoryview):
             return images.from_bytes(bytes(result), tile, name)
-        if hasattr(result, "ndim"):
-            return images.from_array(result, tile, name)
-        raise SourceUnreadable(f"{name}: the plugin returned {type(result).__name__}, which is no image.")
+        values, before = result if isinstance(result, base.Placed) else (result, (0, 0))
+        if hasattr(values, "ndim"):
+            return images.from_array(values, tile, name, before)
+        raise SourceUnreadable(f"{name}: the plugin returned {type(values).__name__}, which is no image.")
 
     def _within_extent(self, position: Position) -> tuple[int, int]:
         """Columns and rows of a tile that lie within the extent of the job."""
@@ -148,7 +174,7 @@ class ChunkSource(_Paths):
         self.datatype = datatype
         self._dtype: Any = np.dtype(datatype)
         self._fill = fill
-        self._may_end_early = "pad" in convert
+        self._may_pad = "pad" in convert
         self._reader = base.load(plugin.class_, plugin.params | {"ingest_job": self.job}, config.storage)
         self._reader_guard = _guard(self._reader)
 
@@ -158,7 +184,7 @@ class ChunkSource(_Paths):
         depth, height, width = self.shape
         return depth * height * width * int(self._dtype.itemsize)
 
-    def read(self, position: Position, path: str | None = None) -> Array:
+    def read(self, position: Position, path: str | None = None) -> Piece:
         """Make one chunk.
 
         Args:
@@ -170,36 +196,38 @@ class ChunkSource(_Paths):
 
         Raises:
             SourceUnreadable: The source is missing, damaged, or does not fit.
+            SourceTooSmall: It lacks some of what lies within the extent, and `pad` is not allowed.
         """
         import numpy as np
 
         path = self.path(position) if path is None else path
         name = path or f"chunk {position}"
         with self._reader_guard, _plugin_errors(self._reader, position):
-            block, order = self._reader.process(path, position.x, position.y, position.z)
-            block = np.asarray(block)
-        if order in (base.XYZT_ORDER, base.TZYX_ORDER):
-            axis = 3 if order == base.XYZT_ORDER else 0
-            if block.ndim != 4 or block.shape[axis] != 1:
-                raise SourceUnreadable(f"{name}: shape {block.shape} has not exactly one sample.")
-            block = block.squeeze(axis)
-        if block.ndim != 3 or order not in range(4):
-            raise SourceUnreadable(f"{name}: shape {block.shape} with axis order {order} is no chunk.")
-        if order in (base.XYZ_ORDER, base.XYZT_ORDER):
-            block = block.transpose(2, 1, 0)
-        if any(have > most for have, most in zip(block.shape, self.shape, strict=True)):
-            raise SourceUnreadable(f"{name}: shape {block.shape} (z, y, x) is larger than a chunk {self.shape}.")
-        least = self._within_extent(position)
-        if not self._may_end_early and any(have < some for have, some in zip(block.shape, least, strict=True)):
-            raise SourceUnreadable(
-                f"{name}: ends early: it gives {block.shape} (z, y, x) of a chunk of which {least} lie within the "
-                "extent. Correct the extent, or allow the conversion 'pad', which fills up the rest."
-            )
+            result, order = self._reader.process(path, position.x, position.y, position.z)
+            values, placed = result if isinstance(result, base.Placed) else (result, None)
+            block = np.asarray(values)
+        axes = _spatial(block.shape, order, name)
+        before = tuple(placed[axis] for axis in axes) if placed else (0, 0, 0)
+        block = block.transpose(*axes, *set(range(block.ndim)).difference(axes)).reshape([block.shape[n] for n in axes])
+        shape = tuple(lead + length for lead, length in zip(before, block.shape, strict=True))
+        if any(have > most for have, most in zip(shape, self.shape, strict=True)):
+            raise SourceUnreadable(f"{name}: shape {shape} (z, y, x) is larger than a chunk {self.shape}.")
+        if not block.size:
+            raise SourceUnreadable(f"{name}: has nothing of this chunk. Correct the extent.")
         if block.dtype != self._dtype:
             if not np.can_cast(block.dtype, self._dtype, "safe"):
                 raise SourceUnreadable(f"{name}: is {block.dtype}, the channel is {self.datatype}; values would wrap.")
             block = block.astype(self._dtype)
-        return block
+        least = self._within_extent(position)
+        if not any(before) and all(have >= some for have, some in zip(shape, least, strict=True)):
+            return Piece(block)
+        if not self._may_pad:
+            begins = f"begins late, at {before}" if any(before) else "ends early"
+            raise SourceTooSmall(
+                f"{name}: {begins}: it gives {block.shape} (z, y, x) of a chunk of which {least} lie within the "
+                "extent. Correct the extent, or allow the conversion 'pad', which fills up the rest."
+            )
+        return Piece(np.pad(block, [(lead, 0) for lead in before]), "padded")
 
     def _within_extent(self, position: Position) -> tuple[int, int, int]:
         """Slices, rows and columns of a chunk that lie within the extent of the job."""
@@ -231,6 +259,20 @@ class ChunkSource(_Paths):
         """
         part = chunk[z : z + CUBOID_Z, y : y + CUBOID_Y, x : x + CUBOID_X]
         return compress(padded(part, (CUBOID_Z, CUBOID_Y, CUBOID_X)).tobytes(), int(chunk.dtype.itemsize))
+
+
+def _spatial(shape: Sequence[int], order: int, name: str) -> list[int]:
+    """Which axes of an array that a plugin gave are z, y and x.
+
+    Raises:
+        SourceUnreadable: It is no chunk, or has several samples.
+    """
+    named = base.AXES.get(order, "")
+    if len(named) != len(shape):
+        raise SourceUnreadable(f"{name}: shape {tuple(shape)} with axis order {order} is no chunk.")
+    if "t" in named and shape[named.index("t")] != 1:
+        raise SourceUnreadable(f"{name}: shape {tuple(shape)} has not exactly one sample.")
+    return [named.index(axis) for axis in "zyx"]
 
 
 def _part(index: int, size: int, extent: Sequence[int]) -> int:

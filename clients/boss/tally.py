@@ -140,7 +140,7 @@ class Tally:
         self._tile_count = tile_count
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
-        self._names: dict[str, list[str]] = {"blank": [], "skipped": [], "quarantined": []}
+        self._names: dict[str, list[str]] = {"blank": [], "padded": [], "skipped": [], "quarantined": []}
         self._run, self._begun = uuid.uuid4().hex, time.time()
         self._finish_times: deque[tuple[float, int]] = deque()
 
@@ -153,7 +153,7 @@ class Tally:
         """Add a name to a list of the report, which is bounded.
 
         Args:
-            kind: `blank`, `skipped` or `quarantined`.
+            kind: `blank`, `padded`, `skipped` or `quarantined`.
             name: Of the tile.
         """
         with self._lock:

@@ -133,11 +133,14 @@ def test_secrets_in_plugin_parameters_are_refused(params: dict[str, Any]) -> Non
 
 
 def test_the_rule_of_padding_is_named() -> None:
-    assert IngestConfig.load(CATMAID).padding(7) is None
+    assert IngestConfig.load(CATMAID).padding(7) == ()
     odd = IngestConfig.load(changed("ingest_job.extent.x", [0, 2000]))
-    assert odd.padding(7) == "The last tiles are not full (464 of 512 in x); the rest of each is 7."
+    count = odd.tile_count // 4
+    told = f"The last tiles are not full (464 of 512 in x): {count} of {odd.tile_count}; the rest of each is 7."
+    assert odd.padding(7) == (told,)
+    assert "Of 2 tiles the source lacks a part" in odd.padding(7, {"a", "b"})[1]
     chunks = IngestConfig.load(volumetric(extent={"x": [0, 1000], "y": [0, 1024], "z": [0, 60], "t": [0, 1]}))
-    assert str(chunks.padding(7)).endswith("the rest of each is 0.")
+    assert "".join(chunks.padding(7)).endswith("the rest of each is 0.")
 
 
 def test_options_that_are_no_keys_are_taken() -> None:

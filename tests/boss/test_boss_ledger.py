@@ -97,7 +97,7 @@ def test_a_tile_is_in_one_place_only(tmp_path: Path) -> None:
     row = ("a", "c", "m")
     with Ledger(tmp_path, IDENTITY) as ledger:
         ledger.mark([row], TileState.FINISHED)
-        ledger.fill("a", is_blank=True)
+        ledger.note_made("a", "blank")
         ledger.quarantine("m2", "a", "{}", "gone", poison=False)
         ledger.quarantine("m3", "a", "{}", "gone", poison=False)
         assert (ledger.count(TileState.FINISHED), ledger.blank(), len(ledger.quarantined())) == (0, set(), 1)

@@ -16,7 +16,7 @@ import zarr
 from PIL import Image
 
 from harness.ingest_lab import QUICK, Lab, volume
-from prefect_biomed.clients.boss import IngestConfig, images
+from prefect_biomed.clients.boss import IngestConfig, UploadSettings, account, images
 from prefect_biomed.clients.boss._keys import Position
 from prefect_biomed.clients.boss.images import DecodeCache, ImageWindow, TileFormat
 from prefect_biomed.clients.boss.inspection import Inspection, inspect_sources
@@ -24,6 +24,7 @@ from prefect_biomed.clients.boss.plugins import base
 from prefect_biomed.clients.boss.plugins.allowed import ENTRY_POINTS, VARIABLE
 from prefect_biomed.clients.boss.sources import ChunkSource, TileSource, compress
 from prefect_biomed.clients.errors import ConfigurationError, SourceUnreadable
+from prefect_biomed.tasks.boss import report_text
 
 BUILT_IN = "prefect_biomed.clients.boss.plugins"
 WIDE = {"x": [0, 700], "y": [0, 600], "z": [0, 18], "t": [0, 1]}
@@ -31,6 +32,8 @@ SHAPE = (18, 600, 700)
 # Cut off at the edge in each axis; the large one has several messages besides several cuboids.
 VOLUMES = [(20, 512, 600), pytest.param((40, 600, 1100), marks=pytest.mark.slow)]
 SAME_UNDER_ANOTHER_NAME = [pytest.param(name, marks=pytest.mark.slow) for name in ("tiff", "jpeg")]
+
+PADDING = frozenset({"pad"})
 
 
 def plugins(module: str, name: str, params: dict[str, Any], path: str | None = None) -> dict[str, Any]:
@@ -212,7 +215,16 @@ def test_hdf5_slices_at_an_offset(lab: Lab) -> None:
     }
     chosen = plugins("ingestclient.plugins.hdf5", "Hdf5Slice", params)
     extent = {"x": [0, 1024], "y": [0, 1024], "z": [0, 16], "t": [0, 1]}
-    lab.ingest(lab.config(extent=extent, **chosen))
+    config = lab.config(extent=extent, **chosen)
+    settings = UploadSettings(threads=8, convert=PADDING, on_bad_source="blank")
+    report, job = lab.ingest(config, settings)
+    told = account(lab.client, IngestConfig.load(config), job.id, settings, ledger_folder=lab.folder / "ledgers")
+    for found in (report, told):  # that of this run, and that of all runs
+        assert (len(found.padded), len(found.blank), found.delivered) == (32, 32, 32)
+    assert told.padded[0] == "x=0 y=0 z=0 t=0"
+    assert "Of 32 tiles the source lacks a part that lies within the extent; 'pad' made it 0." in told.warnings
+    assert "32 blank, 32 padded" in told.summary()
+    assert "## Padded (32)" in report_text(told)
     read = lab.read((16, 1024, 1024))
     assert np.array_equal(read[:, 470:770, 110:510], pixels)
     assert int(read.astype("int64").sum()) == int(pixels.astype("int64").sum())
@@ -441,7 +453,7 @@ def test_classes_that_build_on_those_of_boss_ingest_load_without_it(
     for key in ("path_processor", "tile_processor"):
         config["client"][key]["class"] = f"built_on_theirs.{key.title().replace('_', '')}"
     source = TileSource(IngestConfig.load(config), TILE, 1 << 20)
-    assert np.array_equal(pixels_of(source.read(Position(0, 0, 0, 0))), 255 - pixels)
+    assert np.array_equal(pixels_of(source.read(Position(0, 0, 0, 0)).content), 255 - pixels)
     assert not source.names_files  # it makes paths of its own, and says nothing of them
     assert "ingestclient" not in sys.modules
 
@@ -468,7 +480,7 @@ def test_a_template_with_columns_and_rows_names_one_file_for_each_tile(tmp_path:
     config = stack_config(tmp_path, "t_<p:3>_<y>_<x>", {"x": [0, 1024], "y": [0, 1024]})
     source = TileSource(IngestConfig.load(config), TileFormat(512, 512, "uint8"), 1 << 20)
     for y, x in np.ndindex(2, 2):
-        read = pixels_of(source.read(Position(x, y, 0, 0)))
+        read = pixels_of(source.read(Position(x, y, 0, 0)).content)
         assert np.array_equal(read, pixels[0, y * 512 : (y + 1) * 512, x * 512 : (x + 1) * 512])
 
 
@@ -481,11 +493,8 @@ def test_a_stack_may_begin_where_the_extent_does(shape: tuple[int, int], tmp_pat
     top, left = (0, 0) if shape == (512, 1024) else (512, 1024)
     for x in (2, 3):
         start = left + (x - 2) * 512
-        read = pixels_of(source.read(Position(x, 1, 0, 0)))
+        read = pixels_of(source.read(Position(x, 1, 0, 0)).content)
         assert np.array_equal(read, pixels[top : top + 512, start : start + 512])
-
-
-PADDING = frozenset({"pad"})
 
 
 def test_a_slice_that_ends_before_the_extent_is_refused_unless_padding_is_allowed(tmp_path: Path) -> None:
@@ -493,11 +502,11 @@ def test_a_slice_that_ends_before_the_extent_is_refused_unless_padding_is_allowe
     Image.fromarray(pixels).save(tmp_path / "s_0.png")
     config = IngestConfig.load(stack_config(tmp_path, "s_<>", {"x": [0, 700], "y": [0, 650]}))
     source = TileSource(config, TileFormat(512, 512, "uint8", fill=9), 1 << 22)
-    assert np.array_equal(pixels_of(source.read(Position(0, 0, 0, 0))), pixels[:512, :512])
+    assert np.array_equal(pixels_of(source.read(Position(0, 0, 0, 0)).content), pixels[:512, :512])
     with pytest.raises(SourceUnreadable, match=r"gives 188 x 88 pixels of a tile of which 188 x 138 lie .* 'pad'"):
         source.read(Position(1, 1, 0, 0))
     source = TileSource(config, TileFormat(512, 512, "uint8", fill=9, convert=PADDING), 1 << 22)
-    read = pixels_of(source.read(Position(1, 1, 0, 0)))
+    read = pixels_of(source.read(Position(1, 1, 0, 0)).content)
     assert np.array_equal(read[:88, :188], pixels[512:, 512:])
     assert (read[88:] == 9).all()
 
@@ -511,7 +520,7 @@ def test_a_tile_that_is_too_small_is_refused_where_it_is_not_the_last(tmp_path: 
     source = TileSource(IngestConfig.load(config), TileFormat(512, 512, "uint8"), 1 << 22)
     if kind == "array":
         source._reader.process = lambda *_: small  # as a plugin of one's own gives it
-    assert np.array_equal(pixels_of(source.read(Position(1, 0, 0, 0)))[:, :400], small)
+    assert np.array_equal(pixels_of(source.read(Position(1, 0, 0, 0)).content)[:, :400], small)
     with pytest.raises(SourceUnreadable, match="ends early"):
         source.read(Position(0, 0, 0, 0))
 
@@ -523,13 +532,14 @@ def test_a_volume_that_ends_before_the_extent_is_refused_unless_padding_is_allow
     config = IngestConfig.load(lab.volumetric(f"{BUILT_IN}.arrays.Array", parameters, whole((16, 512, 700))))
     with pytest.raises(SourceUnreadable, match=r"gives \(16, 512, 600\) .* which \(16, 512, 700\) lie .* 'pad'"):
         ChunkSource(config, "uint8").read(Position(0, 0, 0, 0))
-    assert np.array_equal(ChunkSource(config, "uint8", convert=PADDING).read(Position(0, 0, 0, 0)), pixels)
+    assert np.array_equal(ChunkSource(config, "uint8", convert=PADDING).read(Position(0, 0, 0, 0)).content, pixels)
 
 
 def test_fail_gracefully_makes_a_black_tile_of_a_file_that_is_not_there(tmp_path: Path) -> None:
     config = stack_config(tmp_path, "s_<>", {"x": [0, 64], "y": [0, 48]}, fail_gracefully=True)
     source = TileSource(IngestConfig.load(config), TILE, 1 << 20)
-    assert not pixels_of(source.read(Position(0, 0, 0, 0))).any()
+    content, made = source.read(Position(0, 0, 0, 0))
+    assert (made, pixels_of(content).any()) == ("blank", False)
     (tmp_path / "s_0.png").write_bytes(b"")
     with pytest.raises(SourceUnreadable, match="not an image"):
         source.read(Position(0, 0, 0, 0))

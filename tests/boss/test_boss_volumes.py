@@ -20,8 +20,12 @@ import zarr
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from harness.ingest_lab import Lab, lab, make_lab, volume
-from prefect_biomed.clients.boss import IngestConfig, preflight
+from prefect_biomed.clients.boss import IngestConfig, images, preflight
+from prefect_biomed.clients.boss._keys import Position
+from prefect_biomed.clients.boss.errors import SourceTooSmall
+from prefect_biomed.clients.boss.images import TileFormat
 from prefect_biomed.clients.boss.plugins import base
+from prefect_biomed.clients.boss.sources import ChunkSource, TileSource
 from prefect_biomed.clients.errors import ConfigurationError, SourceUnreadable
 
 __all__ = ["lab", "make_lab"]
@@ -130,9 +134,10 @@ def assembled(plugin: Any) -> np.ndarray:
     """All chunks, put together as the Boss does."""
     made = np.zeros((32, 64, 64), "uint16")
     for z, y, x in itertools.product(range(2), repeat=3):
-        block, order = plugin.process("", x, y, z)
+        (block, before), order = plugin.process("", x, y, z)
         assert order == base.ZYX_ORDER
-        made[16 * z :, 32 * y :, 32 * x :][tuple(map(slice, block.shape))] = block
+        first = [16 * z + before[0], 32 * y + before[1], 32 * x + before[2]]
+        made[tuple(slice(low, low + length) for low, length in zip(first, block.shape, strict=True))] = block
     return made
 
 
@@ -157,7 +162,7 @@ def test_chunks_and_tiles_hold_what_the_files_hold(write: Write, tmp_path: Path)
     made = assembled(load(params))
     assert np.array_equal(made[:20, :40, :48], pixels)
     assert not made[20:].any()
-    assert np.array_equal(load(params, "TileProcessor").process("", 1, 1, 19), pixels[19, 32:, 32:])
+    assert np.array_equal(load(params, "TileProcessor").process("", 1, 1, 19).values, pixels[19, 32:, 32:])
     with pytest.raises(SourceUnreadable, match="nothing at z 32 to 48"):
         load(params).process("", 0, 0, 2)
 
@@ -170,12 +175,49 @@ def test_a_volume_lies_where_it_says_or_where_one_says(tmp_path: Path) -> None:
     assert np.array_equal(assembled(load(given))[3:23, :40, :48], pixels)
 
 
+@pytest.mark.parametrize("axis", "xyz")
+def test_a_volume_that_begins_behind_the_extent_is_refused_unless_padding_is_allowed(axis: str, lab: Lab) -> None:
+    pixels = volume((16, 512, 512))
+    written = write_pages(lab.folder, pixels) | {"origin": {axis: 3}}
+    config = IngestConfig.load(
+        lab.volumetric(PLUGIN, written, {"x": [0, 512], "y": [0, 512], "z": [0, 16], "t": [0, 1]})
+    )
+    number = "zyx".index(axis)
+    with pytest.raises(SourceTooSmall, match=r"begins late, at .*3.* of which \(16, 512, 512\) lie .* 'pad'"):
+        ChunkSource(config, "uint8").read(Position(0, 0, 0, 0))
+    source = ChunkSource(config, "uint8", convert={"pad"})
+    content, made = source.read(Position(0, 0, 0, 0))
+    read = np.moveaxis(content, number, 0)
+    assert made == "padded"
+    assert np.array_equal(read[3:], np.moveaxis(pixels, number, 0)[: len(read) - 3])
+    assert not read[:3].any()
+
+
+def test_tiles_of_a_volume_that_begins_late_are_filled_in_front_and_samples_it_lacks_are_refused(lab: Lab) -> None:
+    pixels = volume((1, 512, 512))
+    written = write_pages(lab.folder, pixels) | {"origin": {"x": 100}}
+    config = lab.config(extent={"x": [0, 512], "y": [0, 512], "z": [0, 1], "t": [0, 2]})
+    for kind in ("path", "tile"):
+        config["client"][f"{kind}_processor"] = {"class": f"{PLUGIN}{kind.title()}Processor", "params": written}
+    form = TileFormat(512, 512, "uint8", fill=7, convert=frozenset({"pad"}))
+    source = TileSource(IngestConfig.load(config), form, 1 << 20)
+    content, made = source.read(Position(0, 0, 0, 0))
+    read = np.frombuffer(images.pixels(content, form, "tile"), "uint8").reshape(512, 512)
+    assert made == "padded"
+    assert np.array_equal(read[:, 100:], pixels[0, :, :412])
+    assert (read[:, :100] == 7).all()
+    with pytest.raises(SourceTooSmall, match=r"begins late, at \(100, 0\)"):
+        TileSource(IngestConfig.load(config), TileFormat(512, 512, "uint8"), 1 << 20).read(Position(0, 0, 0, 0))
+    with pytest.raises(SourceUnreadable, match="has no sample 1"):
+        source.read(Position(0, 0, 0, 1))
+
+
 def test_a_chunk_that_is_missing_is_no_black_one(tmp_path: Path) -> None:
     params = write_precomputed(tmp_path, volume(SHAPE, "uint16"))
     (tmp_path / "a.precomputed" / "1" / "32-48_32-40_16-20").unlink()
     with pytest.raises(SourceUnreadable, match="cannot be read at x 32, y 32, z 16"):
         load(params).process("", 1, 1, 1)
-    assert not load(params, missing_chunks="fill").process("", 1, 1, 1)[0].any()
+    assert not load(params, missing_chunks="fill").process("", 1, 1, 1)[0].values.any()
 
 
 def test_slices_that_make_no_volume_are_refused_by_name(tmp_path: Path) -> None:

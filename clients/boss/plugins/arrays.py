@@ -15,6 +15,7 @@ from prefect_biomed.clients.boss.plugins.base import (
     ChunkProcessor,
     PathProcessor,
     TileProcessor,
+    only_sample,
     parameter,
 )
 from prefect_biomed.clients.errors import ConfigurationError, SourceUnreadable
@@ -68,6 +69,8 @@ class ArrayTileProcessor(TileProcessor):
 
     def process(self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0) -> Array:
         """Cut one tile, smaller at the far ends of the array."""
+        if self._array.ndim == 3:
+            only_sample(t_index, self)
         try:
             volume = self._array[t_index] if self._array.ndim == 4 else self._array
             plane = volume[z_index]

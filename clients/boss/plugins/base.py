@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, NamedTuple
 
 from prefect_biomed.clients.boss.images import ImageWindow
 from prefect_biomed.clients.boss.plugins.allowed import check_allowed
@@ -18,26 +18,54 @@ from prefect_biomed.clients.boss.storage import StorageOptions
 from prefect_biomed.clients.errors import ConfigurationError, SourceUnreadable
 
 __all__ = [
+    "AXES",
     "TZYX_ORDER",
     "XYZT_ORDER",
     "XYZ_ORDER",
     "ZYX_ORDER",
     "ChunkProcessor",
+    "Missing",
     "PathProcessor",
+    "Placed",
     "TileProcessor",
     "filled_in",
     "load",
+    "only_sample",
     "parameter",
     "window",
 ]
 
 XYZ_ORDER, ZYX_ORDER, XYZT_ORDER, TZYX_ORDER = range(4)
+AXES = {XYZ_ORDER: "xyz", ZYX_ORDER: "zyx", XYZT_ORDER: "xyzt", TZYX_ORDER: "tzyx"}
+"""Axes of what a chunk processor gives, by the order that it says."""
 
 _BUILT_IN = "prefect_biomed.clients.boss.plugins"
 _OFFICIAL = ("ingestclient.plugins.", "ingest.plugins.")
 _TEMPLATE = re.compile(r"<(?:o:(\d+))?(?:p:(\d+))?>")
 _SHARED = ("catmaid", "stack", "multipage_tiff", "hdf5", "zarr", "cloudvolume")
 _import_lock = threading.Lock()
+
+
+class Placed(NamedTuple):
+    """An array that does not begin where its tile or chunk does.
+
+    Attributes:
+        values: The array.
+        before: How much of the tile or chunk lies before it, by the axes of the array.
+    """
+
+    values: Any
+    before: tuple[int, ...]
+
+
+class Missing(NamedTuple):
+    """A source that is not there, and for which a parameter of the plugin wants the fill value.
+
+    Attributes:
+        name: Of the source.
+    """
+
+    name: str
 
 
 class PathProcessor(ABC):
@@ -114,7 +142,8 @@ class TileProcessor(ABC):
             t_index: Sample.
 
         Returns:
-            An encoded image as bytes or as an open file, an `ImageWindow` to be read, or an array of shape (y, x).
+            An encoded image as bytes or as an open file, an `ImageWindow` to be read, an array of shape (y, x), which
+            may be `Placed`, or `Missing`.
 
         Raises:
             SourceUnreadable: The source is missing or damaged.
@@ -147,7 +176,7 @@ class ChunkProcessor(ABC):
             z_index: Index of the chunk in z.
 
         Returns:
-            An array, at most as large as a chunk, and the order of its axes.
+            An array, at most as large as a chunk, which may be `Placed`, and the order of its axes.
 
         Raises:
             SourceUnreadable: The source is missing or damaged.
@@ -175,6 +204,18 @@ def parameter(parameters: Mapping[str, Any], name: str, plugin: object, default:
             f"{', '.join(given) or 'none'}."
         )
     return value
+
+
+def only_sample(t_index: int | None, plugin: object) -> None:
+    """Refuse samples but the first, for sources that are no time series.
+
+    Raises:
+        SourceUnreadable: It is another one.
+    """
+    if t_index:
+        raise SourceUnreadable(
+            f"{type(plugin).__name__} has no sample {t_index}: its source is not a time series. Correct the extent."
+        )
 
 
 def filled_in(template: str, index: int, x_index: int, y_index: int, z_index: int) -> str:

@@ -9,7 +9,7 @@ import os
 from typing import Any, ClassVar
 
 from prefect_biomed.clients.boss.images import ImageWindow
-from prefect_biomed.clients.boss.plugins.base import PathProcessor, TileProcessor, parameter
+from prefect_biomed.clients.boss.plugins.base import PathProcessor, TileProcessor, only_sample, parameter
 from prefect_biomed.clients.errors import ConfigurationError, SourceUnreadable
 from prefect_biomed.clients.http import HttpSession, Timeouts
 
@@ -43,8 +43,7 @@ class _Stack(PathProcessor):
 
     def process(self, x_index: int, y_index: int, z_index: int, t_index: int | None = None) -> str:
         """Name the file of a tile."""
-        if t_index:
-            raise SourceUnreadable(f"A CATMAID stack has no sample {t_index}: it is not a time series.")
+        only_sample(t_index, self)
         name = self.layout.format(x=x_index, y=y_index, z=z_index, zoom=self._zoom, type=self._filetype)
         return os.path.join(self._root, *name.split("/"))  # noqa: PTH118  # a hundred thousand times
 
@@ -127,6 +126,7 @@ class CatmaidURLTileProcessor(TileProcessor):
             SourceUnreadable: The server does not have it.
             NetworkError: The server cannot be reached; the tile stays in the queue.
         """
+        only_sample(t_index, self)
         path = f"/{z_index + self._z_offset}/{y_index}/{x_index}.{self._filetype}"
         with self._http.open("GET", path) as response:
             if response.status_code != 200:

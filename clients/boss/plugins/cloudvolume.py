@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from prefect_biomed.clients.boss.plugins.base import XYZT_ORDER, ChunkProcessor, PathProcessor, parameter
+from prefect_biomed.clients.boss.plugins.base import XYZT_ORDER, ChunkProcessor, PathProcessor, Placed, parameter
 from prefect_biomed.clients.errors import ConfigurationError, SourceUnreadable
 
 __all__ = ["CloudVolumeChunkProcessor", "CloudVolumePathProcessor"]
@@ -49,17 +49,18 @@ class CloudVolumeChunkProcessor(ChunkProcessor):
             raise ConfigurationError(f"CloudVolume {arguments['cloudpath']} cannot be opened: {error!r}.") from error
 
     def process(self, file_path: str, x_index: int, y_index: int, z_index: int) -> tuple[Any, int]:
-        """Read one chunk, smaller at the far ends of the volume."""
+        """Read one chunk, smaller at the ends of the volume."""
         low, high = self._volume.bounds.minpt, self._volume.bounds.maxpt
         spans = self.bounds(x_index, y_index, z_index)
         clipped = [slice(max(s.start, int(a)), min(s.stop, int(b))) for s, a, b in zip(spans, low, high, strict=True)]
         if any(span.start >= span.stop for span in clipped):
-            return np.zeros((0, 0, 0, 1), dtype=self._volume.dtype), XYZT_ORDER
+            raise SourceUnreadable(
+                f"{self._volume.cloudpath}: has nothing of chunk {x_index} {y_index} {z_index}; it lies from "
+                f"{tuple(low)} to {tuple(high)}."
+            )
         try:
             block = np.asarray(self._volume[clipped[0], clipped[1], clipped[2]])
         except Exception as error:  # whatever its many drivers raise
             raise SourceUnreadable(f"Chunk {x_index} {y_index} {z_index} cannot be read: {error!r}.") from error
-        before = [clip.start - span.start for clip, span in zip(clipped, spans, strict=True)]
-        if any(before):
-            block = np.pad(block, [(count, 0) for count in before] + [(0, 0)])
-        return block, XYZT_ORDER
+        before = (clip.start - span.start for clip, span in zip(clipped, spans, strict=True))
+        return Placed(block, (*before, 0)), XYZT_ORDER

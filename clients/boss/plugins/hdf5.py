@@ -17,9 +17,11 @@ from prefect_biomed.clients.boss.plugins.base import (
     ZYX_ORDER,
     ChunkProcessor,
     PathProcessor,
+    Placed,
     TileProcessor,
     filled_in,
     local_file,
+    only_sample,
     parameter,
 )
 from prefect_biomed.clients.errors import SourceUnreadable
@@ -142,14 +144,15 @@ class _Dataset(TileProcessor):
 
 
 class Hdf5SingleFileTileProcessor(_Dataset):
-    """Reads a dataset of shape (z, y, x); what lies outside is filled.
+    """Reads a dataset of shape (z, y, x).
 
     Parameters: `data_name`, `offset_x`, `offset_y`, `offset_z` (added to positions; 0). `datatype` is accepted and
     ignored: the channel decides.
     """
 
-    def process(self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0) -> Array:
+    def process(self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0) -> Placed:
         """Read one tile."""
+        only_sample(t_index, self)
         offset = {axis: int(self.parameters.get(f"offset_{axis}", 0)) for axis in "xyz"}
         left, top = x_index * self._width + offset["x"], y_index * self._height + offset["y"]
         with self._files.dataset(file_path, self._dataset) as data:
@@ -161,11 +164,7 @@ class Hdf5SingleFileTileProcessor(_Dataset):
             if right <= x0 or bottom <= y0:
                 raise SourceUnreadable(f"{file_path}: has no pixels at ({left}, {top}).")
             part: Array = np.asarray(data[z, y0:bottom, x0:right])
-        if (left, top) == (x0, y0):
-            return part
-        tile = np.zeros((self._height, self._width), dtype=part.dtype)
-        tile[y0 - top : bottom - top, x0 - left : right - left] = part
-        return tile
+        return Placed(part, (y0 - top, x0 - left))
 
 
 class Hdf5TimeSeriesTileProcessor(_Dataset):
@@ -194,6 +193,7 @@ class Hdf5TimeSeriesLabelTileProcessor(_Dataset):
 
     def process(self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0) -> Array:
         """Read one tile."""
+        only_sample(t_index, self)
         x, y = x_index * self._width, y_index * self._height
         with self._files.dataset(file_path, self._dataset) as data:
             part: Array = np.asarray(data[x : x + self._width, y : y + self._height]).T
@@ -207,27 +207,24 @@ class Hdf5SliceTileProcessor(_Dataset):
     `offset_origin_y` (added to the offset; 0).
     """
 
-    def process(self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0) -> Array:
-        """Read one tile; what the slice does not cover is 0."""
+    def process(self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0) -> Placed:
+        """Read what the slice has of one tile."""
+        only_sample(t_index, self)
         corner = []
         with self._files.dataset(file_path, str(parameter(self.parameters, "offset_name", self))) as offset:
             for position, axis in enumerate("yx"):
                 corner.append(int(offset[position]) + int(self.parameters.get(f"offset_origin_{axis}", 0)))
         tops = (y_index * self._height, x_index * self._width)
-        sizes = (self._height, self._width)
         with self._files.dataset(file_path, self._dataset) as data:
-            tile = np.zeros(sizes, dtype=data.dtype)
             spans = [
                 (max(top, start), min(top + size, start + length))
-                for top, size, start, length in zip(tops, sizes, corner, data.shape, strict=True)
+                for top, size, start, length in zip(tops, (self._height, self._width), corner, data.shape, strict=True)
             ]
-            if all(low < high for low, high in spans):
-                source = tuple(
-                    slice(low - start, high - start) for (low, high), start in zip(spans, corner, strict=True)
-                )
-                target = tuple(slice(low - top, high - top) for (low, high), top in zip(spans, tops, strict=True))
-                tile[target] = data[source]
-        return tile
+            if any(low >= high for low, high in spans):
+                raise SourceUnreadable(f"{file_path}: its slice begins at {corner} (y, x) and has nothing of the tile.")
+            part = tuple(slice(low - start, high - start) for (low, high), start in zip(spans, corner, strict=True))
+            before = tuple(low - top for (low, _), top in zip(spans, tops, strict=True))
+            return Placed(np.asarray(data[part]), before)
 
 
 class Hdf5ChunkTileProcessor(_Dataset):
@@ -238,6 +235,7 @@ class Hdf5ChunkTileProcessor(_Dataset):
 
     def process(self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0) -> Array:
         """Read one tile."""
+        only_sample(t_index, self)
         depth = int(parameter(self.parameters, "z_chunk_size", self))
         with self._files.dataset(file_path, self._dataset) as data:
             part: Array = np.asarray(data[z_index % depth])

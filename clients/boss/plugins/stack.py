@@ -6,15 +6,14 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
 from prefect_biomed.clients.boss.images import ImageWindow
-from prefect_biomed.clients.boss.pictures import Array
 from prefect_biomed.clients.boss.plugins.base import (
+    Missing,
     PathProcessor,
     TileProcessor,
     filled_in,
     local_file,
+    only_sample,
     parameter,
     window,
 )
@@ -55,8 +54,7 @@ class ZindexStackPathProcessor(PathProcessor):
 
     def process(self, x_index: int, y_index: int, z_index: int, t_index: int | None = None) -> str:
         """Name the file of a slice."""
-        if t_index:
-            raise SourceUnreadable(f"A stack of slices has no sample {t_index}: it is not a time series.")
+        only_sample(t_index, self)
         name = filled_in(self._name, z_index, x_index, y_index, z_index)
         return os.path.join(self._root, name)  # noqa: PTH118  # a hundred thousand times
 
@@ -67,15 +65,13 @@ class _Window(TileProcessor):
     thread_safe: ClassVar[bool] = True
 
     def setup(self, parameters: dict[str, Any]) -> None:
-        """Take the size of a tile."""
+        """Refuse other file systems."""
         super().setup(parameters)
         local_file(parameters, self)
-        size = parameters["ingest_job"]["tile_size"]
-        self._size: tuple[int, int] = size["x"], size["y"]
 
     def process(
         self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0
-    ) -> ImageWindow | Array:
+    ) -> ImageWindow | Missing:
         """Name the window of the tile."""
         return window(self.parameters, file_path, x_index, y_index)
 
@@ -85,11 +81,11 @@ class ZindexStackTileProcessor(_Window):
 
     A template with `<x>` or `<y>` names one file per tile, and then the file is the tile; `one_file_per_tile` says the
     same of a path processor of one's own. With `fail_gracefully`, a file that is not there although its folder is
-    becomes a tile of the value 0.
+    becomes a tile of the fill value (0), and the report names it among those that were filled.
     """
 
     def setup(self, parameters: dict[str, Any]) -> None:
-        """Take the size of a tile."""
+        """Take what is done with files that are not there."""
         super().setup(parameters)
         self.fs = DynamicFilesystem(str(parameters.get("filesystem", "local")), parameters)
         self._gracefully = bool(parameters.get("fail_gracefully", False))
@@ -97,12 +93,12 @@ class ZindexStackTileProcessor(_Window):
 
     def process(
         self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0
-    ) -> ImageWindow | Array:
+    ) -> ImageWindow | Missing:
         """Name the window of the tile."""
         path = Path(file_path)
         if self._gracefully and not path.exists() and path.parent.is_dir():
-            logger.warning("%s: there is no such file; the tile is black, as fail_gracefully says", file_path)
-            return np.zeros((self._size[1], self._size[0]), np.uint8)
+            logger.warning("%s: there is no such file; the tile is filled, as fail_gracefully says", file_path)
+            return Missing(file_path)
         if self._whole:
             return ImageWindow(file_path, whole=True)
         return super().process(file_path, x_index, y_index, z_index, t_index)
@@ -121,6 +117,7 @@ class SingleImagePathProcessor(PathProcessor):
 
     def process(self, x_index: int, y_index: int, z_index: int, t_index: int | None = None) -> str:
         """Name the file."""
+        only_sample(t_index, self)
         return self._filename
 
 
@@ -134,4 +131,6 @@ class SingleImageTileProcessor(_Window):
 
     def process(self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0) -> ImageWindow:
         """Name the window of the tile."""
+        if z_index < self._first:
+            raise SourceUnreadable(f"{file_path}: its first page is slice {self._first}, and {z_index} is asked for.")
         return window(self.parameters, file_path, x_index, y_index, page=z_index - self._first)

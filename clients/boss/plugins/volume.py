@@ -7,8 +7,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from prefect_biomed.clients.boss.pictures import Array
-from prefect_biomed.clients.boss.plugins.base import ZYX_ORDER, ChunkProcessor, PathProcessor, TileProcessor
+from prefect_biomed.clients.boss.plugins.base import (
+    ZYX_ORDER,
+    ChunkProcessor,
+    PathProcessor,
+    Placed,
+    TileProcessor,
+    only_sample,
+)
 from prefect_biomed.clients.boss.volume_formats import open_volume
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError, SourceUnreadable
 
@@ -42,8 +48,8 @@ class _Parts:
         self._origin = {**dict.fromkeys(_SPATIAL, 0), **volume.origin, **(parameters.get("origin") or {})}
         self._chosen = {axis: self._choice(axis, parameters) for axis in volume.axes if axis not in _SPATIAL}
 
-    def read(self, spans: dict[str, slice]) -> Array:
-        """Read what the volume has of a box: of shape (z, y, x), smaller where the volume ends.
+    def read(self, spans: dict[str, slice]) -> Placed:
+        """Read what the volume has of a box: of shape (z, y, x), smaller where the volume begins late or ends.
 
         Raises:
             SourceUnreadable: It has nothing of it, or is damaged there.
@@ -53,7 +59,7 @@ class _Parts:
         for axis in _SPATIAL:
             low, high = (bound - self._origin[axis] for bound in (spans[axis].start, spans[axis].stop))
             where[axis] = slice(max(low, 0), min(high, self._sizes.get(axis, 1)))
-            before.append((max(-low, 0), 0))
+            before.append(max(-low, 0))
             if max(low, 0) >= min(high, self._sizes.get(axis, 1)):
                 raise SourceUnreadable(
                     f"{self.volume.name}: has nothing at {axis} {spans[axis].start} to {spans[axis].stop}; it lies at "
@@ -71,8 +77,7 @@ class _Parts:
         block = block.transpose([left.index(axis) for axis in _SPATIAL if axis in left])
         if "z" not in left:
             block = block[np.newaxis]
-        block = block.astype(block.dtype.newbyteorder("="), copy=False)
-        return np.pad(block, before) if any(count for count, _ in before) else block
+        return Placed(block.astype(block.dtype.newbyteorder("="), copy=False), tuple(before))
 
     def _choice(self, axis: str, parameters: dict[str, Any]) -> int:
         size = self._sizes[axis]
@@ -110,7 +115,7 @@ class VolumeChunkProcessor(ChunkProcessor):
         self._parts = _Parts(parameters)
 
     def process(self, file_path: str, x_index: int, y_index: int, z_index: int) -> tuple[Any, int]:
-        """Read one chunk, smaller at the far ends of the volume."""
+        """Read one chunk, smaller at the ends of the volume."""
         x, y, z = self.bounds(x_index, y_index, z_index)
         return self._parts.read({"x": x, "y": y, "z": z}), ZYX_ORDER
 
@@ -125,9 +130,10 @@ class VolumeTileProcessor(TileProcessor):
         super().setup(parameters)
         self._parts = _Parts(parameters)
 
-    def process(self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0) -> Array:
-        """Cut one tile, smaller at the far ends of the volume."""
+    def process(self, file_path: str, x_index: int, y_index: int, z_index: int, t_index: int = 0) -> Placed:
+        """Cut one tile, smaller at the ends of the volume."""
+        only_sample(t_index, self)
         size = self.parameters["ingest_job"]["tile_size"]
         x, y = (slice(index * size[axis], (index + 1) * size[axis]) for axis, index in (("x", x_index), ("y", y_index)))
-        tile: Array = self._parts.read({"x": x, "y": y, "z": slice(z_index, z_index + 1)})[0]
-        return tile
+        block, before = self._parts.read({"x": x, "y": y, "z": slice(z_index, z_index + 1)})
+        return Placed(block[0], before[1:])
