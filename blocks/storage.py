@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 from prefect.blocks.abstract import CredentialsBlock
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, ValidationError
 
 from prefect_biomed.blocks._keys import Keys
 from prefect_biomed.blocks._saved import with_saved_secrets
 from prefect_biomed.clients.boss.storage import StorageOptions
+from prefect_biomed.clients.errors import ConfigurationError
 
 __all__ = ["StorageCredentials"]
 
@@ -79,14 +80,19 @@ class StorageCredentials(Keys, CredentialsBlock):
             Keys and address.
 
         Raises:
-            ConfigurationError: What the block names is not there, or may not be read here.
+            ConfigurationError: What the block names is not there, may not be read here, or is of no use for its place.
         """
         now = with_saved_secrets(self)
         secrets = ("access_key_id", "secret_access_key", "session_token", "service_account", "authorization")
-        return StorageOptions(
-            location=now.location,
-            anonymous=now.anonymous,
-            endpoint_url=now.endpoint_url,
-            region=now.region,
-            **{name: now.secret(name) for name in secrets},
-        )
+        try:
+            return StorageOptions(
+                location=now.location,
+                anonymous=now.anonymous,
+                endpoint_url=now.endpoint_url,
+                region=now.region,
+                **{name: now.secret(name) for name in secrets},
+            )
+        except ValidationError as error:  # it shows no values
+            raise ConfigurationError(
+                f"The storage credentials of {now.location}: {error.errors()[0]['msg']}."
+            ) from None

@@ -12,9 +12,9 @@ import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, ConfigDict, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, SecretStr, field_validator, model_validator
 
 from prefect_biomed.clients.errors import ConfigurationError
 
@@ -25,6 +25,16 @@ __all__ = ["StorageOptions", "bucket_store", "driver_options", "filesystem", "ke
 
 _BUCKETS = ("s3", "gs")
 _SCHEMES = (*_BUCKETS, "http", "https")
+_GOOGLE = "https://storage.googleapis.com"
+_GOOGLE_ADDRESS = "TENSORSTORE_GCS_HTTP_URL"
+_S3_KEYS = ("access_key_id", "secret_access_key")
+# What is of use where; the rest is refused rather than left aside.
+_OF_USE: dict[str, tuple[str, ...]] = {
+    "s3": ("endpoint_url", "region", *_S3_KEYS, "session_token"),
+    "gs": ("endpoint_url", "service_account"),
+    "http": ("authorization",),
+    "https": ("authorization",),
+}
 
 
 class StorageOptions(BaseModel):
@@ -34,7 +44,7 @@ class StorageOptions(BaseModel):
         location: Where they belong: `s3://bucket`, `gs://bucket/folder`, `https://host/folder`. They are used for what
             lies there, and for nothing else.
         anonymous: Nobody's keys are used, not even those of the machine.
-        endpoint_url: Address of a server like S3; Amazon's when None.
+        endpoint_url: Address of a server like S3, or like GCS; that of Amazon or Google when None.
         region: Region of S3.
         access_key_id: Key of S3.
         secret_access_key: Its secret.
@@ -65,6 +75,17 @@ class StorageOptions(BaseModel):
             raise ValueError("a location has no user and no query, which might be a secret")
         return location.rstrip("/")
 
+    @model_validator(mode="after")
+    def _is_of_use(self) -> Self:
+        scheme = self.location.partition("://")[0]
+        given = {name for name, value in self if value and name not in ("location", "anonymous")}
+        if useless := sorted(given.difference(_OF_USE[scheme])):
+            taken = ", ".join(_OF_USE[scheme])
+            raise ValueError(f"{', '.join(useless)}: of no use for {scheme}://, which takes {taken}")
+        if given.intersection((*_S3_KEYS, "session_token")) and not given.issuperset(_S3_KEYS):
+            raise ValueError("a key of S3 is given in part: access_key_id and secret_access_key belong together")
+        return self
+
     @classmethod
     def of(cls, url: str, parameters: Mapping[str, Any]) -> StorageOptions:
         """Tell how a source is opened.
@@ -92,6 +113,10 @@ class StorageOptions(BaseModel):
                 f"storage_options of {url}: {', '.join(unknown)} is none of anon, endpoint_url, region."
             )
         endpoint, region = given.get("endpoint_url"), given["region"]
+        scheme = url.partition("://")[0]
+        told = {"endpoint_url": endpoint, "region": region}
+        if useless := [name for name, value in told.items() if value and name not in _OF_USE.get(scheme, ())]:
+            raise ConfigurationError(f"{url}: {' and '.join(useless)} is of no use for {scheme}://. Leave it out.")
         return cls.model_construct(
             location=url, anonymous=bool(given.get("anon")), endpoint_url=endpoint, region=region
         )
@@ -141,7 +166,10 @@ class StorageOptions(BaseModel):
         if scheme == "gs":
             if self.service_account and not self.anonymous:
                 config["service_account_key"] = self.service_account.get_secret_value()
-            return {"config": config}
+            if not self.endpoint_url:
+                return {"config": config}
+            config["base_url"] = self.endpoint_url.rstrip("/")
+            return {"config": config, "client_options": {"allow_http": self.endpoint_url.startswith("http://")}}
         if not self.anonymous:
             for name in ("access_key_id", "secret_access_key", "session_token"):
                 secret: SecretStr | None = getattr(self, name)
@@ -250,6 +278,14 @@ def key_value_store(url: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigurationError(
                 f"{url}: TensorStore takes keys of Google from GOOGLE_APPLICATION_CREDENTIALS of the worker only. Set "
                 "it there, or give HMAC keys of the bucket with s3:// and the endpoint https://storage.googleapis.com."
+            )
+        endpoint = options.endpoint_url
+        if options.anonymous:  # its driver for GCS takes the keys of the machine whenever there are any
+            return {"driver": "http", "base_url": (endpoint or _GOOGLE).rstrip("/"), "path": f"/{first}/{folder}"}
+        if endpoint and endpoint != os.environ.get(_GOOGLE_ADDRESS):
+            raise ConfigurationError(
+                f"{url}: TensorStore takes the address of a server like GCS from {_GOOGLE_ADDRESS} of the worker only. "
+                f"Set it to {endpoint} there, or read it as nobody (anonymous)."
             )
         return {"driver": "gcs", "bucket": first, "path": folder}
     if scheme in ("http", "https"):

@@ -58,7 +58,7 @@ class VolumeTarget(BaseModel):
     chunk: Triple = Field(default=(128, 128, 16), title="Chunk (voxels)")
     """Longest sides of a chunk in x, y and z; shorter ones are taken where tiles would not be whole chunks."""
     endpoint_url: str | None = Field(default=None, title="Endpoint of S3")
-    """URL of a service like S3; Amazon's when empty."""
+    """URL of a service like S3 (or like GCS: that of TENSORSTORE_GCS_HTTP_URL); Amazon's or Google's when empty."""
     region: str | None = Field(default=None, title="Region of S3")
     """Region of the bucket; needed with an endpoint of one's own."""
 
@@ -441,7 +441,11 @@ def _place(target: VolumeTarget, storage: StorageOptions | None) -> dict[str, An
     scheme, has_scheme, _ = target.location.partition("://")
     if has_scheme and scheme not in ("s3", "gs"):
         raise ConfigurationError(f"A volume cannot be written to {scheme}://. Give a folder, s3://… or gs://….")
-    told = {"endpoint_url": target.endpoint_url, "region": target.region} if scheme == "s3" else {}
+    told = {"endpoint_url": target.endpoint_url, "region": target.region}
+    if not has_scheme and any(told.values()):
+        raise ConfigurationError(f"{target.location}: is a folder, and endpoint_url and region are of no use for it.")
+    if scheme == "gs" and storage and storage.anonymous:
+        raise ConfigurationError(f"{target.location}: nobody writes to GCS without a key. Leave anonymous out.")
     if storage is None:
         return key_value_store(target.location, {"storage_options": told})
     differing = [name for name, value in told.items() if value and value != getattr(storage, name)]

@@ -34,6 +34,7 @@ from prefect_biomed.clients.boss import (
 )
 from prefect_biomed.clients.boss.config import Database
 from prefect_biomed.clients.boss.plugins import base
+from prefect_biomed.clients.boss.storage import key_value_store
 from prefect_biomed.clients.errors import ConfigurationError
 
 __all__ = ["lab", "make_lab"]
@@ -189,6 +190,39 @@ def test_keys_go_to_no_other_place_and_refusals_are_typed(locked: StorageCredent
     google = StorageOptions(location="gs://lab", service_account="{}")
     with pytest.raises(ConfigurationError, match="GOOGLE_APPLICATION_CREDENTIALS"):
         publish(config, VolumeTarget(location="gs://lab/v"), storage=google, ledger_folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            {"location": "gs://lab", "access_key_id": "k", "secret_access_key": "s"},
+            "access_key_id.*of no use for gs://",
+        ),
+        ({"location": "s3://lab", "authorization": "Bearer x"}, "authorization: of no use for s3://"),
+        ({"location": "https://lab", "endpoint_url": "http://x"}, "endpoint_url: of no use for https://"),
+        ({"location": "s3://lab", "access_key_id": "k"}, "in part"),
+    ],
+)
+def test_what_a_place_has_no_use_for_is_refused_and_not_left_aside(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        StorageCredentials(**given).get_client()
+
+
+def test_options_of_google_storage_reach_each_of_its_readers_or_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TENSORSTORE_GCS_HTTP_URL", raising=False)
+    options = StorageOptions(location="gs://lab", endpoint_url="http://127.0.0.1:9", anonymous=True)
+    told = options.obstore_arguments("gs")
+    assert told["config"] == {"skip_signature": True, "base_url": "http://127.0.0.1:9"}
+    read = key_value_store("gs://lab/v", {"storage": options})
+    assert read == {"driver": "http", "base_url": "http://127.0.0.1:9", "path": "/lab/v/"}
+    asked = {"storage_options": {"endpoint_url": "http://127.0.0.1:9"}}
+    with pytest.raises(ConfigurationError, match="TENSORSTORE_GCS_HTTP_URL"):
+        key_value_store("gs://lab/v", asked)
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", "http://127.0.0.1:9")
+    assert key_value_store("gs://lab/v", asked)["driver"] == "gcs"
+    with pytest.raises(ConfigurationError, match="region is of no use for gs://"):
+        key_value_store("gs://lab/v", {"storage_options": {"region": "r"}})
 
 
 class Guarded(SimpleHTTPRequestHandler):
