@@ -189,7 +189,7 @@ class Expectation:
             return [[Plane(None)] * box.shape[0] for box in boxes]
         try:
             is_blank = tile in self._treatments
-            whole, made = Piece(self._source.blank(), "blank") if is_blank else self._source.read(chunk)
+            whole, made = Piece(self._source.blank(), "blank") if is_blank else self._source.piece(chunk)
         except SourceUnreadable as error:
             return [[Plane(None, reason=str(error))] * box.shape[0] for box in boxes]
         sx, sy, sz = self._grid.piece
@@ -224,7 +224,7 @@ class Expectation:
         if treatment == "left out":
             return Plane(None)
         try:
-            encoded, made = Piece(source.blank(), "blank") if treatment == "blank" else source.read(tile)
+            encoded, made = Piece(source.blank(), "blank") if treatment == "blank" else source.piece(tile)
             content = images.pixels(encoded, source.format, str(tile))
         except SourceUnreadable as error:
             return Plane(None, reason=str(error))

@@ -94,7 +94,7 @@ class TilePutting:
 
     def read(self, item: Work) -> Piece:
         """Read a tile; see `Putting`."""
-        return self.source.read(item.position, item.path)
+        return self.source.piece(item.position, item.path)
 
     def blank(self) -> bytes:
         """Make a tile of the fill value."""
@@ -124,7 +124,7 @@ class ChunkPutting:
 
     def read(self, item: Work) -> Piece:
         """Read a chunk; see `Putting`."""
-        return self.source.read(item.position, item.path)
+        return self.source.piece(item.position, item.path)
 
     def blank(self) -> Content:
         """Make a chunk of the fill value."""

@@ -90,7 +90,7 @@ class TileSource(_Paths):
         self._reader = base.load(plugin.class_, plugin.params | {"ingest_job": self.job}, config.storage)
         self._reader_guard = _guard(self._reader)
 
-    def read(self, position: Position, path: str | None = None) -> Piece:
+    def piece(self, position: Position, path: str | None = None) -> Piece:
         """Make one tile.
 
         Args:
@@ -123,6 +123,11 @@ class TileSource(_Paths):
             if "pad" not in self.format.convert:
                 raise
             return Piece(self._encoded(result, self.format, name), "padded")
+
+    def read(self, position: Position, path: str | None = None) -> bytes:
+        """Make one tile, as `piece` does, and return the encoded tile alone."""
+        content: bytes = self.piece(position, path).content
+        return content
 
     def _encoded(self, result: Any, tile: TileFormat, name: str) -> bytes:
         """What a plugin returned, as a tile."""
@@ -184,7 +189,7 @@ class ChunkSource(_Paths):
         depth, height, width = self.shape
         return depth * height * width * int(self._dtype.itemsize)
 
-    def read(self, position: Position, path: str | None = None) -> Piece:
+    def piece(self, position: Position, path: str | None = None) -> Piece:
         """Make one chunk.
 
         Args:
@@ -228,6 +233,11 @@ class ChunkSource(_Paths):
                 "extent. Correct the extent, or allow the conversion 'pad', which fills up the rest."
             )
         return Piece(np.pad(block, [(lead, 0) for lead in before]), "padded")
+
+    def read(self, position: Position, path: str | None = None) -> Array:
+        """Make one chunk, as `piece` does, and return the array alone."""
+        content: Array = self.piece(position, path).content
+        return content
 
     def _within_extent(self, position: Position) -> tuple[int, int, int]:
         """Slices, rows and columns of a chunk that lie within the extent of the job."""

@@ -453,7 +453,7 @@ def test_classes_that_build_on_those_of_boss_ingest_load_without_it(
     for key in ("path_processor", "tile_processor"):
         config["client"][key]["class"] = f"built_on_theirs.{key.title().replace('_', '')}"
     source = TileSource(IngestConfig.load(config), TILE, 1 << 20)
-    assert np.array_equal(pixels_of(source.read(Position(0, 0, 0, 0)).content), 255 - pixels)
+    assert np.array_equal(pixels_of(source.read(Position(0, 0, 0, 0))), 255 - pixels)
     assert not source.names_files  # it makes paths of its own, and says nothing of them
     assert "ingestclient" not in sys.modules
 
@@ -480,7 +480,7 @@ def test_a_template_with_columns_and_rows_names_one_file_for_each_tile(tmp_path:
     config = stack_config(tmp_path, "t_<p:3>_<y>_<x>", {"x": [0, 1024], "y": [0, 1024]})
     source = TileSource(IngestConfig.load(config), TileFormat(512, 512, "uint8"), 1 << 20)
     for y, x in np.ndindex(2, 2):
-        read = pixels_of(source.read(Position(x, y, 0, 0)).content)
+        read = pixels_of(source.read(Position(x, y, 0, 0)))
         assert np.array_equal(read, pixels[0, y * 512 : (y + 1) * 512, x * 512 : (x + 1) * 512])
 
 
@@ -493,7 +493,7 @@ def test_a_stack_may_begin_where_the_extent_does(shape: tuple[int, int], tmp_pat
     top, left = (0, 0) if shape == (512, 1024) else (512, 1024)
     for x in (2, 3):
         start = left + (x - 2) * 512
-        read = pixels_of(source.read(Position(x, 1, 0, 0)).content)
+        read = pixels_of(source.read(Position(x, 1, 0, 0)))
         assert np.array_equal(read, pixels[top : top + 512, start : start + 512])
 
 
@@ -502,11 +502,11 @@ def test_a_slice_that_ends_before_the_extent_is_refused_unless_padding_is_allowe
     Image.fromarray(pixels).save(tmp_path / "s_0.png")
     config = IngestConfig.load(stack_config(tmp_path, "s_<>", {"x": [0, 700], "y": [0, 650]}))
     source = TileSource(config, TileFormat(512, 512, "uint8", fill=9), 1 << 22)
-    assert np.array_equal(pixels_of(source.read(Position(0, 0, 0, 0)).content), pixels[:512, :512])
+    assert np.array_equal(pixels_of(source.read(Position(0, 0, 0, 0))), pixels[:512, :512])
     with pytest.raises(SourceUnreadable, match=r"gives 188 x 88 pixels of a tile of which 188 x 138 lie .* 'pad'"):
         source.read(Position(1, 1, 0, 0))
     source = TileSource(config, TileFormat(512, 512, "uint8", fill=9, convert=PADDING), 1 << 22)
-    read = pixels_of(source.read(Position(1, 1, 0, 0)).content)
+    read = pixels_of(source.read(Position(1, 1, 0, 0)))
     assert np.array_equal(read[:88, :188], pixels[512:, 512:])
     assert (read[88:] == 9).all()
 
@@ -520,7 +520,7 @@ def test_a_tile_that_is_too_small_is_refused_where_it_is_not_the_last(tmp_path: 
     source = TileSource(IngestConfig.load(config), TileFormat(512, 512, "uint8"), 1 << 22)
     if kind == "array":
         source._reader.process = lambda *_: small  # as a plugin of one's own gives it
-    assert np.array_equal(pixels_of(source.read(Position(1, 0, 0, 0)).content)[:, :400], small)
+    assert np.array_equal(pixels_of(source.read(Position(1, 0, 0, 0)))[:, :400], small)
     with pytest.raises(SourceUnreadable, match="ends early"):
         source.read(Position(0, 0, 0, 0))
 
@@ -532,13 +532,13 @@ def test_a_volume_that_ends_before_the_extent_is_refused_unless_padding_is_allow
     config = IngestConfig.load(lab.volumetric(f"{BUILT_IN}.arrays.Array", parameters, whole((16, 512, 700))))
     with pytest.raises(SourceUnreadable, match=r"gives \(16, 512, 600\) .* which \(16, 512, 700\) lie .* 'pad'"):
         ChunkSource(config, "uint8").read(Position(0, 0, 0, 0))
-    assert np.array_equal(ChunkSource(config, "uint8", convert=PADDING).read(Position(0, 0, 0, 0)).content, pixels)
+    assert np.array_equal(ChunkSource(config, "uint8", convert=PADDING).read(Position(0, 0, 0, 0)), pixels)
 
 
 def test_fail_gracefully_makes_a_black_tile_of_a_file_that_is_not_there(tmp_path: Path) -> None:
     config = stack_config(tmp_path, "s_<>", {"x": [0, 64], "y": [0, 48]}, fail_gracefully=True)
     source = TileSource(IngestConfig.load(config), TILE, 1 << 20)
-    content, made = source.read(Position(0, 0, 0, 0))
+    content, made = source.piece(Position(0, 0, 0, 0))
     assert (made, pixels_of(content).any()) == ("blank", False)
     (tmp_path / "s_0.png").write_bytes(b"")
     with pytest.raises(SourceUnreadable, match="not an image"):

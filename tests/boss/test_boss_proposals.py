@@ -45,12 +45,12 @@ def assembled(proposal: Proposal) -> np.ndarray:
     for at in config.positions():
         where = slice(at.y * size["y"], None), slice(at.x * size["x"], None)
         if isinstance(source, ChunkSource):
-            block = source.read(at).content
+            block = source.read(at)
             made[(slice(at.z * size["z"], None), *where)][: block.shape[0], : block.shape[1], : block.shape[2]] = block
             continue
         assert isinstance(source, TileSource)
         try:
-            content = decoded(source.read(at).content, source.format, str(at))
+            content = decoded(source.read(at), source.format, str(at))
         except SourceUnreadable:
             continue
         tile = np.frombuffer(content, proposal.datatype).reshape(size["y"], size["x"])

@@ -206,7 +206,7 @@ def test_no_tile_outlives_its_lease_and_slow_sources_get_longer_ones(lab: Lab, m
     settings = UploadSettings(threads=2, min_lease_seconds=4)
     uploader = lab.uploader(loaded, job.id, settings)
     putting = uploader._line.pieces.putting
-    read = putting.source.read
+    read = putting.source.piece
     begun_with: list[float] = []
 
     def slow(position: Any, path: Any = None) -> Any:
@@ -219,7 +219,7 @@ def test_no_tile_outlives_its_lease_and_slow_sources_get_longer_ones(lab: Lab, m
         begun_with.append(item.message.left_seconds)
         put_tile(item, content)
 
-    monkeypatch.setattr(putting.source, "read", slow)
+    monkeypatch.setattr(putting.source, "piece", slow)
     monkeypatch.setattr(putting, "put", watched)
     report = uploader.run()
     uploader.close()

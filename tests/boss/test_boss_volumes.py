@@ -186,7 +186,7 @@ def test_a_volume_that_begins_behind_the_extent_is_refused_unless_padding_is_all
     with pytest.raises(SourceTooSmall, match=r"begins late, at .*3.* of which \(16, 512, 512\) lie .* 'pad'"):
         ChunkSource(config, "uint8").read(Position(0, 0, 0, 0))
     source = ChunkSource(config, "uint8", convert={"pad"})
-    content, made = source.read(Position(0, 0, 0, 0))
+    content, made = source.piece(Position(0, 0, 0, 0))
     read = np.moveaxis(content, number, 0)
     assert made == "padded"
     assert np.array_equal(read[3:], np.moveaxis(pixels, number, 0)[: len(read) - 3])
@@ -201,7 +201,7 @@ def test_tiles_of_a_volume_that_begins_late_are_filled_in_front_and_samples_it_l
         config["client"][f"{kind}_processor"] = {"class": f"{PLUGIN}{kind.title()}Processor", "params": written}
     form = TileFormat(512, 512, "uint8", fill=7, convert=frozenset({"pad"}))
     source = TileSource(IngestConfig.load(config), form, 1 << 20)
-    content, made = source.read(Position(0, 0, 0, 0))
+    content, made = source.piece(Position(0, 0, 0, 0))
     read = np.frombuffer(images.pixels(content, form, "tile"), "uint8").reshape(512, 512)
     assert made == "padded"
     assert np.array_equal(read[:, 100:], pixels[0, :, :412])

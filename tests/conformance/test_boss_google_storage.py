@@ -89,4 +89,4 @@ def _is_read_back(lab: Lab, google: str, source: str) -> None:
     for options in ({}, {"anon": True, "endpoint_url": google}):
         params = {"source": source, "kind": "precomputed", "c": 0, "storage_options": options}
         chunks = ChunkSource(_config(lab, PLUGIN, params), "uint16")
-        assert np.array_equal(chunks.read(Position(1, 0, 0, 0)).content, PIXELS[:, :, 512:])
+        assert np.array_equal(chunks.read(Position(1, 0, 0, 0)), PIXELS[:, :, 512:])
