@@ -250,11 +250,18 @@ def remove_vip_leftovers(
 
     Raises:
         StillNeeded: Another session uses the inputs of one of these. Nothing of that one was removed.
+        ListUnavailable: The platform cannot list what the sessions run. Nothing was removed.
         DeadlineExceeded: Something takes longer; repeating goes on with it.
     """
     done: list[str] = []
     with credentials.get_client() as client:
         running = running_executions(client, executions, sessions)
+        if sessions and client.is_cut_off(listed := client.workflows()):
+            run_logger().warning(
+                "VIP lists only the %d newest executions of the account: older ones of %s are not ended",
+                len(listed),
+                ", ".join(sessions),
+            )
         kill(client, running, timeout_seconds=timeout_seconds)
         done += [f"killed {identifier}" for identifier in running]
         for session in sessions:
@@ -274,8 +281,12 @@ def running_executions(client: VipClient, executions: Sequence[str], sessions: S
 
     Returns:
         Identifiers, those that the platform does not know among them, because they may run elsewhere.
+
+    Raises:
+        ListUnavailable: The platform cannot list what the sessions run.
     """
-    listed = list_by_id(client).values()
+    # An execution that was named can be asked for without a list, what a session runs cannot.
+    listed = client.workflows() if sessions else list(list_by_id(client).values())
     # What the platform does not list may run all the same; each of these is asked for by itself.
     named = dict.fromkeys([*executions, *(w.identifier for w in listed if _session_of(w) in sessions)])
     ended = {w.identifier for w in listed if w.status.is_terminal}

@@ -22,6 +22,7 @@ from prefect_biomed.clients.boss import IngestConfig
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError
 from prefect_biomed.clients.vantage6 import TaskRequest
 from prefect_biomed.clients.vip import StillNeeded, WorkflowStatus
+from prefect_biomed.clients.vip.errors import ListUnavailable
 from prefect_biomed.flows.operations import end_cancelled, remove_leftovers, what_is_running
 from prefect_biomed.flows.parameters import Removal, SessionUpload, SessionWaiting
 from prefect_biomed.flows.vip import vip_session
@@ -29,6 +30,7 @@ from prefect_biomed.sandbox import Fault, Sandbox
 from prefect_biomed.sandbox.vantage6 import CLINICAL
 from prefect_biomed.tasks import boss as boss_steps
 from prefect_biomed.tasks import vantage6 as vantage6_steps
+from prefect_biomed.tasks.operations import running_executions
 from prefect_biomed.tasks.policies import token_of_flow_run
 
 __all__ = ["lab", "make_lab"]
@@ -136,6 +138,17 @@ def test_a_session_whose_inputs_another_one_uses_is_not_removed(
         assert client.exists("/vip/Home/API/owner/INPUTS")
     remove_leftovers(vip=account, sessions=["user"])
     assert "removed /vip/Home/API/owner" in remove_leftovers(vip=account, sessions=["owner"])
+
+
+def test_a_session_is_not_removed_where_nobody_can_tell_what_it_runs(
+    account: VipCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_list(*_: object) -> list[object]:
+        raise ListUnavailable("no list", status=500)
+
+    monkeypatch.setattr("prefect_biomed.clients.vip.VipClient.workflows", no_list)
+    with account.get_client() as client, pytest.raises(ListUnavailable):
+        running_executions(client, [], ["s"])
 
 
 def test_names_from_the_platform_cannot_leave_the_command(account: VipCredentials) -> None:
