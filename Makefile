@@ -11,10 +11,10 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo
 
-# Most tests wait rather than compute, hence four at a time. What waits for other processes depends on what else the
-# machine does: one more try is allowed, and shown.
+# Most tests wait rather than compute, hence four at a time; those with a Prefect server share one. What waits for other
+# processes depends on what else the machine does: one more try is allowed, and shown.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 4 --reruns 1
+	$(BIN)/python -m pytest -n 4 --dist loadgroup --reruns 1
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -22,15 +22,16 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Each file has a server and workers of its own, hence file by file.
+# Each file has a server and workers of its own, hence file by file. With UNTIL, in seconds since 1970, no test begins
+# later, and the order of the files is another one each time.
 slow: $(STAMP)
-	$(BIN)/python -m pytest -m 'slow and not endurance' -n 2 --dist loadfile --reruns 1
+	$(BIN)/python -m pytest -m 'slow and not endurance' -n 2 --dist loadfile --reruns 1 $(UNTIL:%=--no-loadscope-reorder --until %)
 
 endurance: $(STAMP)
 	$(BIN)/python -m pytest -m endurance
 
 conformance: $(STAMP)
-	$(BIN)/python -m pytest -m conformance -n 2 --dist loadfile --reruns 1 tests/conformance
+	$(BIN)/python -m pytest -m conformance -n 2 --dist loadfile --reruns 1 $(UNTIL:%=--no-loadscope-reorder --until %) tests/conformance
 
 # SEEDS for each platform, from SEED on; a failing one prints the command that repeats it.
 chaos: $(STAMP)

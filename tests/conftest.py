@@ -7,7 +7,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 # Before Prefect is imported: nothing of the machine's own configuration reaches the tests.
@@ -19,10 +21,11 @@ os.environ["PREFECT_BIOMED_HOME"] = tempfile.mkdtemp(prefix="prefect-biomed-home
 import hypothesis
 import nibabel
 import pytest
+from cryptography.hazmat.primitives import serialization
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from prefect_biomed.clients.vantage6 import forget_connections
+from prefect_biomed.clients.vantage6 import encryption, forget_connections
 from prefect_biomed.sandbox import Sandbox
 
 # A few examples of each property by default; the command line chooses the other one.
@@ -31,9 +34,42 @@ hypothesis.settings.register_profile("quick", max_examples=50, deadline=None, da
 hypothesis.settings.load_profile("quick")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a run end in time on any machine."""
+    parser.addoption("--until", type=int, help="begin no test after this time, in seconds since 1970")
+
+
 def pytest_unconfigure() -> None:
     """Remove the records of launches."""
     shutil.rmtree(os.environ["PREFECT_BIOMED_HOME"], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run all tests with a Prefect API on one worker; begin with other files each time when time may not suffice."""
+    for item in items:
+        if "prefect_api" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("prefect"))
+    if until := config.getoption("until"):
+        files = sorted({item.path for item in items})
+        Random(until).shuffle(files)
+        items.sort(key=lambda item: files.index(item.path))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is left when the time for this run is over."""
+    until = item.config.getoption("until")
+    if until and time.time() > until:
+        pytest.skip("the time for this run is over; `make slow` and `make conformance` run everything")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_keys_are_checked_once() -> Iterator[None]:
+    """Read each private key of the tests once: OpenSSL tests the primes at each reading, which takes 0.1 s or more."""
+    with pytest.MonkeyPatch.context() as patch:
+        once = cache(serialization.load_pem_private_key)
+        patch.setattr(serialization, "load_pem_private_key", once)
+        patch.setattr(encryption, "load_pem_private_key", once)
+        yield
 
 
 @pytest.fixture(scope="session")
