@@ -44,6 +44,7 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["PREFECT_BIOMED_HOME"], ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run all tests with a Prefect API on one worker; begin with other files each time when time may not suffice."""
     for item in items:
