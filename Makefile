@@ -14,7 +14,7 @@ demo: $(STAMP)
 # Most tests wait rather than compute, hence four at a time; those with a Prefect server share one. What waits for other
 # processes depends on what else the machine does: one more try is allowed, and shown.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 4 --dist loadgroup --reruns 1
+	$(BIN)/python -m pytest -n 4 --reruns 1
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -24,6 +24,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from prefect_biomed.clients.vantage6 import encryption, forget_connections
 from prefect_biomed.sandbox import Sandbox
@@ -32,6 +34,8 @@ from prefect_biomed.sandbox import Sandbox
 hypothesis.settings.register_profile("thorough", max_examples=int(os.environ.get("EXAMPLES", "10000")), deadline=None)
 hypothesis.settings.register_profile("quick", max_examples=50, deadline=None, database=None)
 hypothesis.settings.load_profile("quick")
+
+_WITH_A_PREFECT_API = ("tests/flows/", "tests/cli/", "tests/vip/test_vip_girder.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,12 +48,23 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["PREFECT_BIOMED_HOME"], ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)
+class OnePrefectServer(LoadScopeScheduling):
+    """Let one worker run all tests that need a Prefect API, first, and any worker each of the others.
+
+    `xdist_group` would say the same, but is lost on pytest 9.2.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "prefect" if nodeid.startswith(_WITH_A_PREFECT_API) else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OnePrefectServer | None:
+    """Distribute the default suite so; the slow suites are distributed by file."""
+    return None if config.option.dist == "loadfile" else OnePrefectServer(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run all tests with a Prefect API on one worker; begin with other files each time when time may not suffice."""
-    for item in items:
-        if "prefect_api" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("prefect"))
+    """Begin with other files each time when time may not suffice."""
     if until := config.getoption("until"):
         files = sorted({item.path for item in items})
         Random(until).shuffle(files)
