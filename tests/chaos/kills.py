@@ -172,6 +172,9 @@ def wind(
         )
 
     def replace_at(source: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
+        if "prefect-biomed-sandbox-" in str(target):
+            # A platform in this process goes on when its user is killed.
+            return replace(source, target, *args, **kwargs)
         return clock.at(f"file {Path(target).name}", lambda: replace(source, target, *args, **kwargs))
 
     patch(requests.adapters.HTTPAdapter, "send", send_at)
