@@ -362,6 +362,7 @@ import sys
 import numpy as np
 from cloudvolume import CloudVolume
 from prefect_biomed.clients.boss.plugins import base
+from prefect_biomed.clients.errors import SourceUnreadable
 
 pixels = (np.arange(40 * 600 * 700) % 251 + 1).astype("uint8").reshape(40, 600, 700)
 path = "file://" + sys.argv[1] + "/volume"
@@ -374,8 +375,14 @@ for x in (0, 1):
         block, order = plugin.process("", x, 1, z)
         assert order == base.XYZT_ORDER, order
         expected = pixels[32 * z : 32 * z + 32, 512:1024, 512 * x : 512 * x + 512]
-        assert np.array_equal(block[..., 0].transpose(2, 1, 0), expected), (x, z)
-assert plugin.process("", 9, 9, 9)[0].size == 0
+        assert np.array_equal(block.values[..., 0].transpose(2, 1, 0), expected), (x, z)
+        assert not any(block.before), (x, z)
+try:
+    plugin.process("", 9, 9, 9)
+except SourceUnreadable:
+    pass
+else:
+    raise AssertionError("a chunk outside of the volume was read")
 """
 
 
