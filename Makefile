@@ -25,7 +25,7 @@ check: $(STAMP)
 # Each file has a server and workers of its own, hence file by file. With UNTIL, in seconds since 1970, no test begins
 # later, and the order of the files is another one each time.
 slow: $(STAMP)
-	$(BIN)/python -m pytest -m 'slow and not endurance' -n 2 --dist loadfile --reruns 1 $(UNTIL:%=--no-loadscope-reorder --until %)
+	$(BIN)/python -m pytest -m 'slow and not endurance' -n 2 --dist loadfile --reruns 1 $(UNTIL:%=--no-loadscope-reorder --until %) tests
 
 endurance: $(STAMP)
 	$(BIN)/python -m pytest -m endurance
