@@ -206,7 +206,7 @@ def for_each_file(runs: Runs, rules: Rules, work: Callable[[FileGroup], Result])
     """
     pending: deque[Future[Result]] = deque()
     with (
-        # Threads of BLAS inside of threads would wait for each other on the same processors.
+        # One thread of BLAS for each of ours, so that there are no more threads than processors.
         threadpool_limits(1, user_api="blas"),
         ThreadPoolExecutor(_WORKERS) as pool,
         file_groups(runs, rules, before_removal=lambda: wait(pending)) as groups,
