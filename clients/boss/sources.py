@@ -278,7 +278,7 @@ def _spatial(shape: Sequence[int], order: int, name: str) -> list[int]:
         SourceUnreadable: It is no chunk, or has several samples.
     """
     named = base.AXES.get(order, "")
-    if len(named) != len(shape):
+    if not named or len(named) != len(shape):
         raise SourceUnreadable(f"{name}: shape {tuple(shape)} with axis order {order} is no chunk.")
     if "t" in named and shape[named.index("t")] != 1:
         raise SourceUnreadable(f"{name}: shape {tuple(shape)} has not exactly one sample.")
