@@ -51,7 +51,7 @@ ENVIRONMENTS: dict[int, tuple[str, Sequence[str], str]] = {
         [
             "vantage6-server==3.11.1",
             "vantage6-client==3.11.1",
-            "setuptools<81",
+            "setuptools>=78,<81",
             # Later ones hand a reason to handlers of disconnection, which that server's does not take.
             "flask-socketio<5.5",
             "python-socketio<5.12",
