@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+import operator
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,20 +37,17 @@ _KEY = re.compile(
     r"|label|roi|index|struct_?name|seg_?id|hemi(?:sphere)?|name|metabolite|measure:.*"
 )
 _SNAKE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9:]+")
-_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
+_FRACTION = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d*)?")
+_THOUSANDS_BY_POINTS = re.compile(r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+")
 _MAX_ROWS_OF_WORDS = 2_000_000
 
 
-def _number(cell: str, *, has_decimal_commas: bool = False) -> float | None:
+def _number(cell: str) -> float | None:
     """Read a cell as a number; empty cells and those that say so are not a number but belong to a column of numbers.
 
-    Whole numbers of more digits than a double has are names. A comma is that of a fraction, or else of thousands.
+    Whole numbers of more digits than a double has are names.
     """
-    if has_decimal_commas and _DECIMAL_COMMA.fullmatch(cell.strip()):
-        return float(cell.replace(",", "."))
-    if not has_decimal_commas and _THOUSANDS.fullmatch(cell.strip()):
-        cell = cell.replace(",", "")
     if cell.strip().lower() in _NO_NUMBER:
         return math.nan
     digits = cell.strip().lstrip("+-0")
@@ -59,6 +57,35 @@ def _number(cell: str, *, has_decimal_commas: bool = False) -> float | None:
         return float(cell)
     except ValueError:
         return None
+
+
+def _numbers(cells: Sequence[str]) -> tuple[list[float | None], bool]:
+    """Read a column as numbers.
+
+    Whether a comma is that of a fraction or of thousands is told by all cells of the column: `0,5` and `1,234,567` tell
+    it, and `1,234` among others of its kind does not.
+
+    Returns:
+        The number in each cell, None where there is none; and whether there are numbers with commas of which nothing
+        tells what they are. Then there is no number in any cell.
+    """
+    found = [_number(cell) for cell in cells]
+    commas = [cell.strip() for cell in cells if "," in cell]
+    if not commas or not all(map(_has_comma, commas)):
+        return found, False
+    may_be_fractions = all(map(_FRACTION.fullmatch, commas))
+    may_be_thousands = all(map(_THOUSANDS.fullmatch, commas))
+    points = [cell.strip() for cell in cells if "." in cell and "," not in cell]
+    if may_be_fractions and not may_be_thousands and not points:
+        return [_number(cell.replace(",", ".")) for cell in cells], False
+    if may_be_thousands and not (may_be_fractions and all(map(_THOUSANDS_BY_POINTS.fullmatch, points))):
+        return [_number(cell.replace(",", "")) for cell in cells], False
+    return [None] * len(cells), True
+
+
+def _has_comma(cell: str) -> bool:
+    """Whether a cell is a number with commas of either kind."""
+    return bool(_FRACTION.fullmatch(cell) or _THOUSANDS.fullmatch(cell))
 
 
 def fits_table(source: Source) -> bool:
@@ -90,34 +117,31 @@ def table(source: Source) -> Content:
     rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
     width = max(map(len, rows))
     rows = [row + [""] * (width - len(row)) for row in rows]
-    # Where commas do not separate the cells, they are those of fractions.
-    commas = delimiter != ","
-    has_header = not any(cell.strip() and _number(cell, has_decimal_commas=commas) is not None for cell in rows[0])
+    first_cells = [cell.strip() for cell in rows[0] if cell.strip()]
+    has_header = not any(_has_comma(cell) or _number(cell) is not None for cell in first_cells)
     columns = [cell.strip() or str(number) for number, cell in enumerate(rows[0], start=1)] if has_header else []
     columns = columns or [str(number) for number in range(1, width + 1)]
     parts = Parts(source.volatile)
-    rows_to_parts(parts, columns, rows[1:] if has_header else rows, has_decimal_commas=commas)
+    rows_to_parts(parts, columns, rows[1:] if has_header else rows)
     return parts.content("table")
 
 
-def rows_to_parts(
-    parts: Parts, columns: Sequence[str], rows: Sequence[Sequence[str]], *, has_decimal_commas: bool = False
-) -> None:
+def rows_to_parts(parts: Parts, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Collect what a table says.
 
     Args:
         parts: What is filled.
         columns: Names of the columns.
         rows: Cells, as many in each row as there are columns.
-        has_decimal_commas: Whether fractions are written with a comma.
     """
     columns = [f"{title} ({i + 1})" if columns.count(title) > 1 else title for i, title in enumerate(columns)]
     cells = [[row[position] for row in rows] for position in range(len(columns))]
-    numbers = [[_number(cell, has_decimal_commas=has_decimal_commas) for cell in column] for column in cells]
+    read = [_numbers(column) for column in cells]
+    numbers, is_either = [column for column, _ in read], [either for _, either in read]
     is_number = [
         all(n is not None for n in column) and not all(math.isnan(n or 0.0) for n in column) for column in numbers
     ]
-    titles, keys = _names_of_rows(parts, columns, cells, is_number)
+    titles, keys = _names_of_rows(parts, columns, cells, list(map(operator.or_, is_number, is_either)))
     order = list(range(len(rows)))
     if keys:
         order = sorted(order, key=lambda index: titles[index])
@@ -136,20 +160,24 @@ def rows_to_parts(
             parts.measures[title] = Measure(title, values, values.shape, place=_row_of(titles, column), keys=names)
         elif len(rows) > _MAX_ROWS_OF_WORDS:
             raise Unreadable(f"it has more than {_MAX_ROWS_OF_WORDS} rows of words")
+        elif is_either[position]:
+            for row, index in zip(titles, order, strict=True):
+                label = f"row {row}, column {column}, with commas of fractions or of thousands"
+                parts.word(label, cells[position][index], column)
         else:
             for row, index in zip(titles, order, strict=True):
                 parts.text(f"row {row}, column {column}", cells[position][index], f"numbers in {title}", column)
 
 
 def _names_of_rows(
-    parts: Parts, columns: Sequence[str], cells: Sequence[Sequence[str]], is_number: Sequence[bool]
+    parts: Parts, columns: Sequence[str], cells: Sequence[Sequence[str]], holds_numbers: Sequence[bool]
 ) -> tuple[list[str], list[int]]:
     """Find the fewest columns that together name each row once: those named like keys, then the first of words."""
     count = len(cells[0]) if cells else 0
     by_number = [str(number) for number in range(1, count + 1)]
     named = [i for i, title in enumerate(columns) if _KEY.fullmatch("_".join(_SNAKE.split(title.lower())).strip("_"))]
-    words = [i for i in range(len(columns)) if not is_number[i] and i not in named]
-    named = [i for i in named if not is_number[i]] + [i for i in named if is_number[i]]
+    words = [i for i in range(len(columns)) if not holds_numbers[i] and i not in named]
+    named = [i for i in named if not holds_numbers[i]] + [i for i in named if holds_numbers[i]]
     chosen: list[int] = []
     for position in itertools.chain(named, words):
         chosen.append(position)

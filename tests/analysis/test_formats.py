@@ -24,7 +24,7 @@ import zarr
 from scipy.io import savemat
 
 from benchmarks import formats
-from prefect_biomed.analysis import Agreement, Rules, compare_runs
+from prefect_biomed.analysis import Agreement, Outcome, Rules, compare_runs, judge_runs
 from prefect_biomed.analysis.comparison import FileGroup, opened
 from prefect_biomed.analysis.readers import source as reading
 
@@ -100,6 +100,57 @@ def test_commas_of_fractions_and_of_thousands_are_read_as_such(tmp_path: Path) -
         run_of(tmp_path / "en", "a.csv", b'region,volume\nhip,"1,500.5"\n', b'region,volume\nhip,"2,500.5"\n')
     )
     assert (thousands.measures[0].name, thousands.measures[0].max_difference) == ("column volume", 1000.0)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (("1,234", "0,5"), [1.234, 0.5]),
+        (("1,234", "0,512"), [1.234, 0.512]),
+        (("1,234", "-1,5e-3"), [1.234, -0.0015]),
+        (("1,234", "1,234,567"), [1234.0, 1234567.0]),
+        (("1,234", "12.5"), [1234.0, 12.5]),
+        (("1,234", "2,500.5"), [1234.0, 2500.5]),
+        (("1,234", "12"), None),
+        (("1,234", "1.234"), None),
+        (("1,5", "1.234"), None),
+        (("1,5", "1,234,567"), None),
+        (("1,234", "n/a"), None),
+    ],
+)
+def test_all_cells_of_a_column_tell_what_its_commas_are(
+    tmp_path: Path, separator: str, cells: tuple[str, str], said: list[float] | None
+) -> None:
+    lines = ["region", "hip", "amy"]
+    content = "\n".join(f'{line}{separator}"{cell}"' for line, cell in zip(lines, ("volume", *cells), strict=True))
+    path = tmp_path / ("a.tsv" if separator == "\t" else "a.csv")
+    path.write_text(content)
+    with opened(FileGroup(path.name, {"": path}), Rules()) as by_run:
+        measures, facts = by_run[""].measures, by_run[""].facts
+    if said is None:
+        assert not measures
+        label = "row hip, column volume, with commas of fractions or of thousands"
+        assert (facts[label], facts["rows"]) == (cells[0], "amy, hip")
+    else:
+        assert dict(
+            zip(measures["column volume"].keys or (), measures["column volume"].values.tolist(), strict=True)
+        ) == (dict(zip(("hip", "amy"), said, strict=True)))
+
+
+@pytest.mark.parametrize("other", ["2,345", "0,98"])
+def test_commas_that_may_be_either_are_not_judged_where_they_vary(tmp_path: Path, other: str) -> None:
+    """Whether nothing tells it in any run, or only in some."""
+    generator = np.random.default_rng(3)
+    sides: dict[str, dict[str, Path]] = {"references": {}, "runs": {}}
+    for side, shift in (("references", 0), ("runs", 400)):
+        for number in range(5):
+            folder = tmp_path / side / str(number)
+            folder.mkdir(parents=True)
+            last = other if number % 2 else "2,345"
+            (folder / "a.csv").write_text(f"region;volume\nhip;1,{generator.integers(100, 500) + shift}\namy;{last}\n")
+            sides[side][str(number)] = folder
+    assert judge_runs(sides["references"], sides["runs"]).outcome is Outcome.NOT_JUDGED
 
 
 def test_rows_that_one_run_lacks_leave_the_others_comparable(tmp_path: Path) -> None:
