@@ -258,7 +258,10 @@ class EffectSize:
         Returns:
             The effect.
         """
-        relative = _median(self._relative)
+        absolute, relative, spreads = (
+            _median(counts, most)
+            for counts, most in zip((self._absolute, self._relative, self._spreads), self._largest, strict=True)
+        )
         labels = self._labels if self._labels is not None and self._labels.labels else None
         old, new = slice(0, self._references), slice(self._references, None)
         return Effect(
@@ -266,11 +269,11 @@ class EffectSize:
             differing=self._differing,
             before=self._before / self._points if self._points else None,
             now=self._now / self._points if self._points else None,
-            absolute=_median(self._absolute),
+            absolute=absolute,
             absolute_largest=self._largest[0] or None,
             relative=relative,
             relative_largest=self._largest[1] or None,
-            spreads=_median(self._spreads),
+            spreads=spreads,
             spreads_largest=self._largest[2] or None,
             digits=None if not relative else round(-math.log10(relative), 2),
             bias=self._difference / self._points if self._points else None,
@@ -355,12 +358,13 @@ def _bits(counts: NDArray[np.int64]) -> float | None:
     return None if noise is None else round(min(max(-math.log2(noise), 0.0), _MOST_BITS), 1)
 
 
-def _median(counts: NDArray[np.int64]) -> float | None:
+def _median(counts: NDArray[np.int64], most: float = math.inf) -> float | None:
+    """The middle of the bin that holds it, and no more than the largest."""
     total = int(counts.sum())
     if not total:
         return None
     place = int(np.searchsorted(np.cumsum(counts), 0.5 * total))
-    return float(f"{10.0 ** (_BINS[min(place, _BINS.size - 1)] - 0.0025):.4g}")
+    return min(float(f"{10.0 ** (_BINS[min(place, _BINS.size - 1)] - 0.0025):.4g}"), most)
 
 
 def _first(dice: dict[str, float]) -> dict[str, float]:

@@ -369,12 +369,16 @@ class Effect(_Frozen):
         """The size in one sentence."""
         if not self.differing or self.absolute is None:
             return "no difference of means"
-        said = [f"{_figures(self.absolute, 3)} in the median and {_figures(self.absolute_largest or 0.0, 3)} at most"]
+        # Of one point the median is the largest.
+        is_one = self.differing == 1
+        largest = _figures(self.absolute_largest or 0.0, 3)
+        said = [largest if is_one else f"{_figures(self.absolute, 3)} in the median and {largest} at most"]
         if self.relative is not None:
-            said.append(f"{_figures(100 * self.relative)} % and {_figures(100 * (self.relative_largest or 0.0))} %")
+            largest = f"{_figures(100 * (self.relative_largest or 0.0))} %"
+            said.append(largest if is_one else f"{_figures(100 * self.relative)} % and {largest}")
         if self.spreads is not None:
-            largest = _figures(self.spreads_largest or 0.0)
-            said.append(f"{_figures(self.spreads)} and {largest} spreads of the references")
+            largest = f"{_figures(self.spreads_largest or 0.0)} spreads of the references"
+            said.append(largest if is_one else f"{_figures(self.spreads)} and {largest}")
         if self.dice and (least := min(self.dice, key=lambda label: (self.dice or {})[label])):
             said.append(f"Dice {self.dice[least]:.3f} for label {least}")
         return "differs by " + "; ".join(said)

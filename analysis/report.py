@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.colors import to_rgb
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from prefect_biomed.analysis.comparators import Content, Measure
@@ -41,7 +42,6 @@ __all__ = ["markdown_of", "write_report"]
 _COLOURS = ("#cfe8f7", "#f6d7a8", "#bfe5d6", "#f3c6b3", "#e3d3ee", "#f5efb3", "#d5d5d5")
 _MISSING_COLOUR = "#ffffff"
 _MARKERS = {
-    "baseline": ("s", "#000000"),
     "within the noise": ("o", "#0072b2"),
     "changed": ("X", "#b3470b"),
     "not judged": ("d", "#777777"),
@@ -369,7 +369,7 @@ def _timeline(part: PipelineReport, name: str) -> Plot:
     level = judged[0].judgement.level if judged and judged[0].judgement else 0.05
     threshold = part.evidence.threshold if part.evidence else 1.0 / level
     panels: list[tuple[str, list[float | None], float | None]] = [
-        ("p", [s.judgement.p if s.judgement else None for s in part.timeline], level),
+        ("p", [_p_of(s.judgement) for s in part.timeline], level),
         ("evidence", [s.evidence for s in part.timeline], threshold),
         ("change (%)", [_relative(s.judgement) for s in part.timeline], None),
     ]
@@ -393,7 +393,7 @@ def _timeline(part: PipelineReport, name: str) -> Plot:
     shown = ", ".join(label for label, _, _ in panels)
     text = (
         f"Time line of {len(part.timeline)} series of {part.pipeline} against the baseline: {shown}. "
-        f"{changed} series have changed.{since}"
+        f"Changed: {changed}.{since}"
     )
     return Plot(name, "Drift against the baseline", text, _png(figure))
 
@@ -401,6 +401,13 @@ def _timeline(part: PipelineReport, name: str) -> Plot:
 def _margins(dates: Sequence[datetime]) -> tuple[datetime, datetime]:
     margin = max((max(dates) - min(dates)) * 0.04, timedelta(days=1))
     return min(dates) - margin, max(dates) + margin
+
+
+def _p_of(judgement: Judgement | None) -> float | None:
+    """The p value; that of runs that do not differ at all is 1."""
+    if judgement is None:
+        return None
+    return 1.0 if judgement.p is None and judgement.outcome is Outcome.WITHIN else judgement.p
 
 
 def _relative(judgement: Judgement | None) -> float | None:
@@ -412,22 +419,24 @@ def _relative(judgement: Judgement | None) -> float | None:
 
 
 def _panel(axes: Any, part: PipelineReport, label: str, values: Sequence[float | None], line: float | None) -> None:
-    findings = ["baseline" if s.judgement is None else _finding(s.judgement) for s in part.timeline]
-    dates = [summary.began for summary in part.timeline]
-    known = [(date, value) for date, value in zip(dates, values, strict=True) if value is not None and value > 0.0]
-    axes.plot([date for date, _ in known], [value for _, value in known], color="#555555", linewidth=1, zorder=1)
+    known = [(s, value) for s, value in zip(part.timeline, values, strict=True) if value is not None and value > 0.0]
+    axes.plot([s.began for s, _ in known], [value for _, value in known], color="#555555", linewidth=1, zorder=1)
     for finding, (marker, colour) in _MARKERS.items():
-        chosen = [
-            (date, value if value is not None else line if line is not None else 0.0)
-            for date, value, found in zip(dates, values, findings, strict=True)
-            if found == finding and (value is not None or (finding == "baseline" and line is not None))
-        ]
+        chosen = [(s.began, value) for s, value in known if s.judgement and _finding(s.judgement) == finding]
         if chosen:
             places, heights = zip(*chosen, strict=True)
             axes.scatter(places, heights, marker=marker, s=50, color=colour, label=finding, zorder=2)
+    # The baseline has none of these values: by itself it is not judged.
+    for number, date in enumerate(s.began for s in part.timeline if s.judgement is None):
+        axes.axvline(date, color="#000000", linewidth=2, label="_" if number else "baseline")
     if line is not None:
-        axes.axhline(line, color="#0072b2", linestyle=":", linewidth=1)
+        axes.axhline(line, color="#0072b2", linestyle=":", linewidth=1, label="level, and alarm")
     axes.set_yscale("log")
+    if not known:
+        axes.set_ylim((line or 1.0) / 10.0, (line or 1.0) * 10.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel(label, fontsize=9)
     axes.grid(axis="y", color="#dddddd")
 

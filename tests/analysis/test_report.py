@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from prefect_biomed.analysis import Report, compare_runs, judge_runs, write_report
 from prefect_biomed.analysis.models import (
@@ -23,6 +24,7 @@ from prefect_biomed.analysis.models import (
     Verdict,
 )
 from prefect_biomed.analysis.outcomes import NotJudged, Outcome, Reason
+from prefect_biomed.analysis.report import _panel
 
 BEGAN = datetime(2026, 3, 2, 3, 0, tzinfo=UTC)
 
@@ -117,8 +119,8 @@ def test_what_differs_as_the_references_do_is_not_shown_as_bad(tmp_path: Path) -
 
 def test_sizes_of_a_change_are_written_without_exponents() -> None:
     effect = Effect(
-        points=1,
-        differing=1,
+        points=2,
+        differing=2,
         absolute=0.361,
         absolute_largest=1234.0,
         relative=1.03,
@@ -128,6 +130,32 @@ def test_sizes_of_a_change_are_written_without_exponents() -> None:
     assert effect.sentence == (
         "differs by 0.361 in the median and 1230 at most; 100 % and 2e-06 %; 100 and 0 spreads of the references"
     )
+
+
+def test_of_one_number_there_is_one_size(tmp_path: Path) -> None:
+    """Its median was the middle of a bin, and larger than what it was said to be at most."""
+    sides: tuple[dict[str, Path], dict[str, Path]] = {}, {}
+    for side, shift in enumerate((0.0, 1.0)):
+        for number in range(5):
+            folder = sides[side][str(number)] = tmp_path / str(side) / str(number)
+            folder.mkdir(parents=True)
+            (folder / "a.json").write_text(f'{{"cnr": {100.0 + shift + 0.01 * number}}}')
+    effect = judge_runs(*sides).verdicts[0].effect
+    assert effect is not None
+    assert effect.absolute is not None
+    assert effect.absolute <= (effect.absolute_largest or 0.0)
+    assert effect.sentence == "differs by 1; 1 %; 63 spreads of the references"
+
+
+def test_the_baseline_has_no_place_among_what_was_judged() -> None:
+    """It was drawn at the level, and at an alarm."""
+    panel = Figure().add_subplot()
+    part = large(3, 20).pipelines[0]
+    _panel(panel, part, "evidence", [None, *(0.5 + 0.1 * n for n in range(19))], 20.0)
+    heights = [float(height) for points in panel.collections for height in points.get_offsets()[:, 1]]
+    assert max(heights) < 3.0
+    panel.figure.canvas.draw()
+    assert "e" not in "".join(label.get_text() for label in panel.get_yticklabels())
 
 
 def test_maps_say_where_an_image_has_changed(tmp_path: Path) -> None:
