@@ -45,7 +45,7 @@ def plan_removal(
     parts: list[Plan] = []
     if vip is not None:
         with vip.get_client() as client:
-            running = running_executions(client, executions, sessions)
+            running = running_executions(client, executions, sessions, vip_home)
             folders = [f"{vip_home}/{session}" for session in sessions]
             removed = tuple(folder for folder in folders if removable_session(client, folder))
         parts.append(Plan(ends=tuple(f"execution {one}" for one in running), removes=removed))

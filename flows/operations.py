@@ -100,6 +100,8 @@ def remove_leftovers(
     Raises:
         ConfigurationError: Credentials are missing for something that was named. Nothing was done.
         StillNeeded: Another VIP session uses the inputs of one of these.
+        StillRunning: VIP does not list all executions, and some of these sessions may go on that are neither named, nor
+            listed, nor written down. Nothing was killed or removed there.
         CancelNotPermitted: The vantage6 role may not kill tasks.
     """
     done: list[str] = []

@@ -29,10 +29,11 @@ from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import NotFoundError
 from prefect_biomed.clients.vantage6 import Task as Vantage6Task
 from prefect_biomed.clients.vip import VipClient, Workflow, kill, remove_session
-from prefect_biomed.clients.vip.monitoring import list_by_id, state
+from prefect_biomed.clients.vip.finish import runs_of_session
+from prefect_biomed.clients.vip.monitoring import list_all, state
 from prefect_biomed.clients.vip.session_file import VIP_HOME
 from prefect_biomed.tasks._reporting import artifact_key, run_logger
-from prefect_biomed.tasks.policies import RETRY
+from prefect_biomed.tasks.policies import RETRY, lasting_folder
 from prefect_biomed.tasks.run_names import task_run_named
 
 __all__ = ["Leftover", "boss_leftovers", "remove_vip_leftovers", "vantage6_leftovers", "vip_leftovers"]
@@ -91,15 +92,17 @@ def vip_leftovers(credentials: VipCredentials, vip_home: str = VIP_HOME) -> list
         AuthenticationError: The key was refused.
     """
     with credentials.get_client() as client:
+        folders = [e for e in client.list_folder(vip_home) if e.is_directory] if client.exists(vip_home) else []
         listed = client.workflows()
-        ours = [workflow for workflow in listed if _RUN_OF_SESSION.match(workflow.name)]
         if client.is_cut_off(listed):
             run_logger().warning(
                 "VIP lists only the %d newest executions of the account. Older ones that still run are not shown; "
                 "vip-kill and vip-resume find those of a session by its folder.",
                 len(listed),
             )
-        folders = [e for e in client.list_folder(vip_home) if e.is_directory] if client.exists(vip_home) else []
+    # vip-client gives the name of a session to all of its runs.
+    sessions = {PurePosixPath(folder.path).name for folder in folders}
+    ours = [workflow for workflow in listed if _RUN_OF_SESSION.match(workflow.name) or workflow.name in sessions]
     runs = _flow_runs({workflow.identifier: artifact_key("vip", workflow.identifier) for workflow in ours})
     by_session: dict[str, list[Workflow]] = {}
     for workflow in ours:
@@ -236,7 +239,9 @@ def remove_vip_leftovers(
 ) -> list[str]:
     """Kill executions, and remove sessions: kill their executions, then delete their folders on the platform.
 
-    Safe to repeat: what has ended or is gone is left alone (`PUT /executions/{id}/kill`, `DELETE /path/…`).
+    Safe to repeat: what has ended or is gone is left alone (`PUT /executions/{id}/kill`, `DELETE /path/…`). What a
+    session runs is told by the platform's list and by its session file: on the platform, or in
+    `vip_outputs/<session>` here.
 
     Args:
         credentials: The account.
@@ -250,18 +255,13 @@ def remove_vip_leftovers(
 
     Raises:
         StillNeeded: Another session uses the inputs of one of these. Nothing of that one was removed.
-        ListUnavailable: The platform cannot list what the sessions run. Nothing was removed.
+        StillRunning: The platform does not list all executions, and some of the sessions may go on that are neither
+            named, nor listed, nor written down. Nothing was killed or removed.
         DeadlineExceeded: Something takes longer; repeating goes on with it.
     """
     done: list[str] = []
     with credentials.get_client() as client:
-        running = running_executions(client, executions, sessions)
-        if sessions and client.is_cut_off(listed := client.workflows()):
-            run_logger().warning(
-                "VIP lists only the %d newest executions of the account: older ones of %s are not ended",
-                len(listed),
-                ", ".join(sessions),
-            )
+        running = running_executions(client, executions, sessions, vip_home)
         kill(client, running, timeout_seconds=timeout_seconds)
         done += [f"killed {identifier}" for identifier in running]
         for session in sessions:
@@ -271,39 +271,45 @@ def remove_vip_leftovers(
     return done
 
 
-def running_executions(client: VipClient, executions: Sequence[str], sessions: Sequence[str]) -> list[str]:
+def running_executions(
+    client: VipClient, executions: Sequence[str], sessions: Sequence[str], vip_home: str = VIP_HOME
+) -> list[str]:
     """List what has not ended of some executions and sessions. It only reads (`GET /executions`).
 
     Args:
         client: The account.
         executions: Identifiers of executions.
         sessions: Names of sessions.
+        vip_home: Folder on the platform that holds the folders of sessions.
 
     Returns:
         Identifiers, those that the platform does not know among them, because they may run elsewhere.
 
     Raises:
-        ListUnavailable: The platform cannot list what the sessions run.
+        StillRunning: Some of the sessions may go on that are neither named, nor listed, nor written down.
     """
-    # An execution that was named can be asked for without a list, what a session runs cannot.
-    listed = client.workflows() if sessions else list(list_by_id(client).values())
-    # What the platform does not list may run all the same; each of these is asked for by itself.
-    named = dict.fromkeys([*executions, *(w.identifier for w in listed if _session_of(w) in sessions)])
-    ended = {w.identifier for w in listed if w.status.is_terminal}
-    asked = [identifier for identifier in named if identifier not in ended]
-    return [one for one in asked if not _has_ended(client, one)]
+    listing = list_all(client)
+    states = {identifier: _state(client, identifier) for identifier in executions}
+    names = [workflow.name for workflow in states.values() if workflow]
+    for session in sessions:
+        folder = lasting_folder() / "vip_outputs" / session
+        for one in runs_of_session(client, session, listing, output_dir=folder, vip_home=vip_home, asked=names):
+            listed = listing.by_id.get(one)
+            states[one] = listed if listed and listed.status.is_terminal else _state(client, one)
+    # What the platform does not know may run all the same.
+    return [one for one, workflow in states.items() if not workflow or not workflow.status.is_terminal]
 
 
-def _has_ended(client: VipClient, identifier: str) -> bool:
+def _state(client: VipClient, identifier: str) -> Workflow | None:
     try:
-        return state(client, identifier).status.is_terminal
+        return state(client, identifier)
     except NotFoundError:
-        return False
+        return None
 
 
 def _session_of(workflow: Workflow) -> str:
     named = _RUN_OF_SESSION.match(workflow.name)
-    return named["session"] if named else ""
+    return named["session"] if named else workflow.name
 
 
 def _flow_runs(keys: Mapping[str, str]) -> dict[str, FlowRun]:

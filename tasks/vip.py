@@ -577,12 +577,20 @@ def kill_workflows(
     with credentials.get_client() as client:
         file = SessionFile(session, client)
         if workflow_ids is None:
-            found = [workflow.identifier for workflow in find_all(client, session)]
-            workflow_ids = list(dict.fromkeys(file.read().workflow_ids() + found))
+            found = find_all(client, session)
+            workflow_ids = list(dict.fromkeys([*file.read().workflow_ids(), *found.by_id]))
             if not workflow_ids and not file.exists:
                 raise LedgerError(
                     f"It is not known which runs session {session.session_name!r} has: nothing is written down in "
                     f"{session.output_dir}, and the platform lists none. Give workflow_ids, or its folder."
+                )
+            if len(workflow_ids) < session.nb_runs and found.gap and not file.exists:
+                run_logger().warning(
+                    "Nothing is written down of %s in %s, so another run of it may go on. Give workflow_ids, or its "
+                    "folder. (%s)",
+                    session.session_name,
+                    session.output_dir,
+                    found.gap,
                 )
         workflows = kill(client, workflow_ids, session=session, timeout_seconds=timeout_seconds)
     for workflow in workflows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
@@ -13,13 +13,13 @@ from pydantic import BaseModel, ConfigDict
 from prefect_biomed.clients.errors import LedgerError
 from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip.client import VipClient
-from prefect_biomed.clients.vip.errors import ListUnavailable, NotFetched, SessionLocked, StillNeeded, StillRunning
+from prefect_biomed.clients.vip.errors import NotFetched, SessionLocked, StillNeeded, StillRunning
 from prefect_biomed.clients.vip.models import VipSession, Workflow, WorkflowStatus
-from prefect_biomed.clients.vip.monitoring import details, find_all, list_by_id
+from prefect_biomed.clients.vip.monitoring import Listing, details, is_named_after, list_all, session_on_file
 from prefect_biomed.clients.vip.outcome import judge
 from prefect_biomed.clients.vip.preflight import preflight
 from prefect_biomed.clients.vip.remote_files import delete_and_wait, list_folder_or_nothing, put_and_verify
-from prefect_biomed.clients.vip.session_file import SessionFile
+from prefect_biomed.clients.vip.session_file import VIP_HOME, SessionFile
 from prefect_biomed.clients.vip.session_record import SessionRecord
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "on_inputs_of",
     "removable_session",
     "remove_session",
+    "runs_of_session",
     "share_inputs",
 ]
 
@@ -247,15 +248,21 @@ def _ended(client: VipClient, session: VipSession, file: SessionFile) -> tuple[l
     """
     record = file.read()
     begun = [name for name, launch in record.ledger.launches.items() if launch.workflow_id is None]
+    own = {session.workflow_name(repetition) for repetition in range(1, session.nb_runs + 1)}
+    listing = list_all(client)
     # Nobody has written down what these have come to, so their names tell.
-    found = find_all(client, session, begun) if begun or not file.exists else []
+    found = listing.where(lambda one: one.name in {*own, *begun}).workflows if begun or not file.exists else ()
     lost = [name for name in begun if name not in {workflow.name for workflow in found}]
-    if session.pipeline_id is not None and not file.exists and len(found) < session.nb_runs:
-        _refuse_unlisted(client, session)
+    if session.pipeline_id is not None and not file.exists and len(found) < session.nb_runs and listing.gap:
+        raise StillRunning(
+            f"Session {session.session_name!r} is not finished: nothing is written down of it here, and not all its "
+            "runs are listed, so some may go on. Nothing was removed. Finish it where its record is. "
+            f"({listing.gap})"
+        )
     if found:
         with file.edit() as record:
             record.adopt(found)
-    workflows = _states(client, record, record.workflow_ids())
+    workflows = _states(client, record, listing.by_id)
     running = [workflow.identifier for workflow in workflows if not workflow.status.is_terminal]
     _refuse_going_on(
         session,
@@ -268,22 +275,6 @@ def _ended(client: VipClient, session: VipSession, file: SessionFile) -> tuple[l
             for workflow in known:
                 record.note_workflow(workflow)
     return [one for one in workflows if one.status.is_terminal], (*running, *lost)
-
-
-def _refuse_unlisted(client: VipClient, session: VipSession) -> None:
-    """Refuse to take runs that neither a record nor a list tells of for runs that there never were."""
-    try:
-        listed = client.workflows()
-    except ListUnavailable as error:
-        why = str(error)
-    else:
-        if not client.is_cut_off(listed):
-            return
-        why = f"the platform lists only its {len(listed)} newest executions."
-    raise StillRunning(
-        f"Session {session.session_name!r} is not finished: nothing is written down of it here, and not all its runs "
-        f"are listed, so some may go on. Nothing was removed. Finish it where its record is. ({why})"
-    )
 
 
 def _refuse_going_on(session: VipSession, running: Sequence[str], lost: Sequence[str]) -> None:
@@ -402,11 +393,10 @@ def _delete_records(client: VipClient, workflows: Sequence[Workflow]) -> None:
             client.delete_workflow(workflow.identifier)
 
 
-def _states(client: VipClient, record: SessionRecord, ids: Sequence[str]) -> list[Workflow]:
+def _states(client: VipClient, record: SessionRecord, listed: Mapping[str, Workflow]) -> list[Workflow]:
     """Describe executions as far as that is not written down: a list tells neither jobs nor outputs."""
-    listed = list_by_id(client) if ids else {}
     states = []
-    for identifier in ids:
+    for identifier in record.workflow_ids():
         summary, ended = listed.get(identifier), record.ledger.ended.get(identifier)
         is_known = summary is not None and ended is not None and summary.status == ended.status
         states.append(summary if is_known and summary is not None else details(client, identifier, record))
@@ -503,3 +493,54 @@ def removable_session(client: VipClient, folder: str) -> bool:
     if others := sorted(name for name in holders if client.exists(str(path.parent / name))):
         raise StillNeeded(f"{folder} holds the inputs of {', '.join(others)}. Finish or remove those first.")
     return True
+
+
+def runs_of_session(
+    client: VipClient,
+    session_name: str,
+    listing: Listing,
+    *,
+    output_dir: Path,
+    vip_home: str = VIP_HOME,
+    asked: Collection[str] = (),
+) -> list[str]:
+    """Identify all executions of a session that is to be removed by its name alone. It only reads.
+
+    Where the platform does not list all executions, each run that has a folder for its results must be listed, asked
+    for by its identifier or written down; where nothing is written down, there must be such folders.
+
+    Args:
+        client: The account.
+        session_name: Name of the session.
+        listing: Executions of the account.
+        output_dir: Folder here that may hold its session file, which may be on the platform as well.
+        vip_home: Folder on the platform that holds the folders of sessions.
+        asked: Names of further executions, of which the caller knows the identifiers.
+
+    Returns:
+        Identifiers of those listed or written down, but for those whose outputs were removed.
+
+    Raises:
+        StillRunning: Others may go on.
+        LedgerError: The session file is damaged, or belongs to another session.
+    """
+    session = session_on_file(client, session_name, output_dir, vip_home)
+    record = SessionFile(session, client).read() if session else None
+    found = listing.where(lambda workflow: is_named_after(session_name, workflow))
+    if listing.gap is not None:
+        launches = record.ledger.launches if record else {}
+        known = {*asked, *(workflow.name for workflow in found.workflows)}
+        known |= {name for name, launch in launches.items() if launch.workflow_id}
+        outputs = list_folder_or_nothing(client, f"{vip_home}/{session_name}/OUTPUTS")
+        folders = [
+            name for name, size in outputs.items() if size is None and (not record or _RUN_FOLDER.fullmatch(name))
+        ]
+        runs = {*launches, *(f"{session_name}-{folder}" for folder in folders)}
+        if runs - known or not (record or runs):
+            told = ", ".join(sorted(runs - known)) or "any run of it"
+            raise StillRunning(
+                f"Session {session_name!r} is not removed: it is not known whether {told} goes on. Nothing was killed "
+                "or removed. Give the identifiers of its runs as executions, from the portal, or finish it where its "
+                f"record is. ({listing.gap})"
+            )
+    return list(dict.fromkeys([*(record.workflow_ids() if record else ()), *found.by_id]))

@@ -6,7 +6,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,16 +45,19 @@ from prefect_biomed.clients.vip.session_file import (
 from prefect_biomed.clients.vip.session_record import LaunchRecord, SessionRecord
 
 __all__ = [
+    "Listing",
     "details",
     "failures",
     "find_all",
     "foresee_kill",
+    "is_named_after",
     "kill",
     "kill_intent",
     "kill_session",
     "launches_in_doubt",
-    "list_by_id",
+    "list_all",
     "monitor",
+    "session_on_file",
     "state",
 ]
 
@@ -66,42 +70,80 @@ _KILL_SECONDS = 300.0
 _JOBS_SECONDS = 60.0
 
 
-def find_all(client: VipClient, session: VipSession, names: Iterable[str] = ()) -> list[Workflow]:
+@dataclass(frozen=True)
+class Listing:
+    """Executions of the account, as far as the platform lists them.
+
+    Attributes:
+        workflows: Summaries, oldest first.
+        gap: Why there may be others that are not listed, in words; None when these are all.
+    """
+
+    workflows: tuple[Workflow, ...]
+    gap: str | None = None
+
+    @property
+    def by_id(self) -> dict[str, Workflow]:
+        """The same, by identifier."""
+        return {workflow.identifier: workflow for workflow in self.workflows}
+
+    def where(self, is_wanted: Callable[[Workflow], object]) -> Listing:
+        """Those of the executions that are wanted; what is not listed is none the better known.
+
+        Args:
+            is_wanted: Tells whether one is.
+
+        Returns:
+            A part of the list.
+        """
+        return replace(self, workflows=tuple(filter(is_wanted, self.workflows)))
+
+
+def list_all(client: VipClient) -> Listing:
+    """List the executions of the account (`GET /executions`).
+
+    Args:
+        client: The account.
+
+    Returns:
+        The list; without executions where the platform cannot list, so that each must be asked for.
+    """
+    try:
+        listed = client.workflows()
+    except ListUnavailable as error:
+        logger.debug("%s", error)
+        return Listing((), str(error))
+    is_short = client.is_cut_off(listed)
+    gap = f"The platform lists only its {len(listed)} newest executions." if is_short else None
+    return Listing(tuple(reversed(listed)), gap)
+
+
+def find_all(client: VipClient, session: VipSession) -> Listing:
     """Look for all executions of a session, those too whose identifiers were never written down.
 
     Args:
         client: The account.
         session: The session.
-        names: Names of further executions.
 
     Returns:
-        The executions whose names carry the session and its token, oldest first; those VIP lists, which are the 500
-        newest of the account, and none where the platform cannot list. Those of the session file are others to ask for.
+        The executions whose names carry the session and its token; those VIP lists, which are the 500 newest of the
+        account, and none where the platform cannot list. Those of the session file are others to ask for.
     """
     own = {session.workflow_name(repetition) for repetition in range(1, session.nb_runs + 1)}
-    return [workflow for workflow in reversed(list_by_id(client).values()) if workflow.name in {*own, *names}]
+    return list_all(client).where(lambda workflow: workflow.name in own)
 
 
-def _find_by_session_name(client: VipClient, session_name: str) -> list[Workflow]:
-    """Executions whose names say that they are runs of a session of this name, whatever its token; oldest first."""
-    run = re.compile(rf"{re.escape(session_name)}-r\d{{3,}}-[0-9a-z]{{4,32}}")
-    return [workflow for workflow in reversed(list_by_id(client).values()) if run.fullmatch(workflow.name)]
-
-
-def list_by_id(client: VipClient) -> dict[str, Workflow]:
-    """List the executions of the account.
+def is_named_after(session_name: str, workflow: Workflow) -> bool:
+    """Tell whether the name of an execution says that it is a run of a session, whatever its token.
 
     Args:
-        client: The account.
+        session_name: Name of the session.
+        workflow: The execution.
 
     Returns:
-        Summaries by identifier; empty where the platform cannot list, so that each must be asked for.
+        True for our names of runs, and for that of the session, which vip-client gives to all of its runs.
     """
-    try:
-        return {workflow.identifier: workflow for workflow in client.workflows()}
-    except ListUnavailable as error:
-        logger.debug("%s", error)
-        return {}
+    return re.fullmatch(rf"{re.escape(session_name)}(-r\d{{3,}}-[0-9a-z]{{4,32}})?", workflow.name) is not None
 
 
 def monitor(
@@ -232,7 +274,7 @@ class _Watch:
 
     def look(self) -> list[Workflow]:
         """Look at all of them once."""
-        listed = list_by_id(self._client)
+        listed = list_all(self._client).by_id
         now = time.monotonic()
         for identifier in self._unproven:
             self._states[identifier] = details(self._client, identifier, self._record)
@@ -380,14 +422,14 @@ def kill_session(
         DeadlineExceeded: Some are still running.
         BiomedError: Some could not be killed; the others were.
     """
-    session, ids = _executions_of(client, session_name, output_dir, vip_home)
+    session, ids, gap = _executions_of(client, session_name, output_dir, vip_home)
     workflows = kill(client, ids, session=session, timeout_seconds=timeout_seconds)
-    if session is None and client.is_cut_off(listed := client.workflows()):
+    if session is None and gap is not None:
         logger.warning(
-            "There is no session file of %s, and the platform lists only its %d newest executions: an older one of "
-            "this name may run on. Look on the portal, or give the folder that holds the session_data.json.",
+            "There is no session file of %s, so another one of this name may run on. Look on the portal, or give the "
+            "folder that holds the session_data.json. (%s)",
             session_name,
-            len(listed),
+            gap,
         )
     return workflows
 
@@ -456,27 +498,29 @@ def foresee_kill(
         LedgerError: As for `kill_session`.
         NotFoundError: As for `kill_session`.
     """
-    session, ids = _executions_of(client, session_name, output_dir, vip_home)
+    session, ids, _ = _executions_of(client, session_name, output_dir, vip_home)
     over = SessionFile(session, client).read().over if session else ()
     return [found for identifier in ids if not (found := state(client, identifier, over)).status.is_terminal]
 
 
 def _executions_of(
     client: VipClient, session_name: str | None, output_dir: Path, vip_home: str
-) -> tuple[VipSession | None, list[str]]:
-    """A session, when there is a record of it; and its executions as far as they are known."""
-    session = _session_on_file(client, session_name, output_dir, vip_home)
+) -> tuple[VipSession | None, list[str], str | None]:
+    """A session, when there is a record of it; its executions as far as they are known, and why others may not be."""
+    session = session_on_file(client, session_name, output_dir, vip_home)
     name = session.session_name if session else session_name or ""
     known = SessionFile(session, client).read().workflow_ids() if session else []
     # Beside a record only what runs: an earlier session of this name may have ended long ago.
-    found = [w for w in _find_by_session_name(client, name) if session is None or not w.status.is_terminal]
-    ids = list(dict.fromkeys([*known, *(workflow.identifier for workflow in found)]))
+    found = list_all(client).where(
+        lambda one: is_named_after(name, one) and (session is None or not one.status.is_terminal)
+    )
+    ids = list(dict.fromkeys([*known, *found.by_id]))
     if session is None and not ids:
         raise LedgerError(
             f"Session {name!r} has no session file in {output_dir} or {vip_home}, and no execution that the platform "
             "lists carries its name. Give the folder that holds its session_data.json, or look on the portal."
         )
-    return session, ids
+    return session, ids, found.gap
 
 
 def kill_intent(
@@ -512,16 +556,13 @@ def kill_intent(
                 doubts.append(f"It is not written down whether {name} was launched.")
             elif one.workflow_id not in record.workflow_ids(WorkflowStatus.REMOVED):
                 ids.append(one.workflow_id)
-    try:
-        listed = client.workflows()
-        ids += [workflow.identifier for workflow in listed if workflow.name.endswith(f"-{token}")]
-        if not sessions and client.is_cut_off(listed):
-            doubts.append(
-                f"Nothing is written down here of {session_name!r}, and the platform lists only its {len(listed)} "
-                "newest executions: an older one may run on. Look on the portal."
-            )
-    except ListUnavailable as error:
-        doubts.append(f"Only what is written down of {session_name!r} was killed, {len(set(ids))} runs: {error}")
+    listing = list_all(client)
+    ids += listing.where(lambda workflow: workflow.name.endswith(f"-{token}")).by_id
+    if listing.gap is not None:
+        doubts.append(
+            f"Of {session_name!r} only what is written down here or listed was killed, {len(set(ids))} runs; others "
+            f"may run on. Look on the portal. ({listing.gap})"
+        )
     running = [identifier for identifier in dict.fromkeys(ids) if not _has_surely_ended(client, identifier, over)]
     refused = _send_kills(client, running, over)
     doubts += [str(_unknown(client, one, error)) for one, error in refused.items() if isinstance(error, NotFoundError)]
@@ -559,8 +600,21 @@ def _sessions_on_file(
     return found
 
 
-def _session_on_file(client: VipClient, session_name: str | None, output_dir: Path, vip_home: str) -> VipSession | None:
-    """The session of a session file; None when there is surely none."""
+def session_on_file(client: VipClient, session_name: str | None, output_dir: Path, vip_home: str) -> VipSession | None:
+    """Open the session of a session file.
+
+    Args:
+        client: The account.
+        session_name: Name of the session; may be left out when the folder has its session file.
+        output_dir: Folder that may hold its `session_data.json`.
+        vip_home: Folder on the platform that holds the folders of sessions.
+
+    Returns:
+        The session; None when there is surely no file.
+
+    Raises:
+        LedgerError: The file is damaged, or belongs to another session.
+    """
     try:
         return open_session(output_dir, session_name=session_name, client=client, vip_home=vip_home)
     except LedgerError:

@@ -21,8 +21,8 @@ from prefect_biomed.blocks import BossCredentials, Vantage6Credentials, VipCrede
 from prefect_biomed.clients.boss import IngestConfig
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError
 from prefect_biomed.clients.vantage6 import TaskRequest
-from prefect_biomed.clients.vip import StillNeeded, WorkflowStatus
-from prefect_biomed.clients.vip.errors import ListUnavailable
+from prefect_biomed.clients.vip import StillNeeded, VipClient, VipSession, WorkflowStatus, launch
+from prefect_biomed.clients.vip.errors import ListUnavailable, StillRunning
 from prefect_biomed.flows.operations import end_cancelled, remove_leftovers, what_is_running
 from prefect_biomed.flows.parameters import Removal, SessionUpload, SessionWaiting
 from prefect_biomed.flows.vip import vip_session
@@ -147,8 +147,77 @@ def test_a_session_is_not_removed_where_nobody_can_tell_what_it_runs(
         raise ListUnavailable("no list", status=500)
 
     monkeypatch.setattr("prefect_biomed.clients.vip.VipClient.workflows", no_list)
-    with account.get_client() as client, pytest.raises(ListUnavailable):
+    with account.get_client() as client, pytest.raises(StillRunning, match=r"whether any run of it goes on.*no list"):
         running_executions(client, [], ["s"])
+
+
+def launched(client: VipClient, session: str, name: str, folder: str) -> str:
+    results = f"/vip/Home/API/{session}/OUTPUTS/{folder}".rstrip("/")
+    client.make_folder(results)
+    values: dict[str, Any] = {"text": "x"}
+    return client.launch(
+        name=name, pipeline_id="EveryType/1.0", input_values=values, results_location=results
+    ).identifier
+
+
+def test_a_session_of_which_a_run_is_not_listed_is_not_removed(
+    vip: Sandbox, account: VipCredentials, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Unless each of its runs is named by its identifier, or written down."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("prefect_biomed.clients.vip.client._LONGEST_LIST", 2)
+    vip.vip.switches.job_seconds = 60.0
+    with account.get_client() as client:
+        old = [launched(client, "old", f"old-r{number:03d}-t0k3n", f"r{number:03d}-t0k3n") for number in (1, 2)]
+        launched(client, "on-girder", "on-girder-r001-t0k3n", "")
+        other = [launched(client, "other", "other-r001-t0k3n", "r001-t0k3n") for _ in range(2)]
+        with pytest.raises(StillRunning, match=r"whether old-r001-t0k3n, old-r002-t0k3n goes on\. Nothing was"):
+            remove_leftovers(vip=account, sessions=["old"])
+        with pytest.raises(StillRunning, match="whether old-r002-t0k3n goes on"):
+            remove_leftovers(vip=account, executions=old[:1], sessions=["old"])
+        with pytest.raises(StillRunning, match="whether any run of it goes on"):
+            remove_leftovers(vip=account, sessions=["on-girder"])
+        assert all(not client.workflow(one).status.is_terminal for one in [*old, *other])
+        assert client.exists("/vip/Home/API/old/OUTPUTS/r001-t0k3n")
+        assert remove_leftovers(vip=account, executions=old, sessions=["old"])[-1] == "removed /vip/Home/API/old"
+        assert remove_leftovers(vip=account, sessions=["other"]) == [
+            *(f"killed {one}" for one in other),
+            "removed /vip/Home/API/other",
+        ]
+
+
+def test_runs_on_record_are_killed_before_a_session_is_removed_although_no_list_has_them(
+    vip: Sandbox, account: VipCredentials, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    vip.vip.switches.job_seconds = 60.0
+    session = VipSession.planned(
+        session_name="kept",
+        pipeline_id="EveryType/1.0",
+        input_settings={"text": "x"},
+        output_dir=tmp_path / "vip_outputs" / "kept",
+        vip_input_dir="/vip/Home/API/kept/INPUTS",
+        vip_output_dir="/vip/Home/API/kept/OUTPUTS",
+        token="t0k3n",
+    )
+    with account.get_client() as client:
+        run = launch(client, session, 1).identifier
+        monkeypatch.setattr(VipClient, "workflows", lambda *_: [])
+        monkeypatch.setattr(VipClient, "is_cut_off", lambda *_: True)
+        assert remove_leftovers(vip=account, sessions=["kept"]) == [f"killed {run}", "removed /vip/Home/API/kept"]
+
+
+def test_runs_of_vip_client_are_shown_and_killed_before_their_session_is_removed(
+    vip: Sandbox, account: VipCredentials, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They carry the name of the session alone."""
+    monkeypatch.chdir(tmp_path)
+    vip.vip.switches.job_seconds = 60.0
+    with account.get_client() as client:
+        run = launched(client, "theirs", "theirs", "2026-01-01_00-00-00")
+        assert [one.identifier for one in what_is_running(vip=account)] == [run, "/vip/Home/API/theirs"]
+        assert remove_leftovers(vip=account, sessions=["theirs"]) == [f"killed {run}", "removed /vip/Home/API/theirs"]
+        assert client.workflow(run).status == "Killed"
 
 
 def test_names_from_the_platform_cannot_leave_the_command(account: VipCredentials) -> None:
