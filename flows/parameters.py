@@ -91,7 +91,8 @@ class Upload(Group):
     exclude: tuple[str, ...] = Field(default=(), title="Files not to send")
     """Patterns of files not to upload."""
     update_files: bool = Field(default=True, title="Compare what is there already")
-    """Whether inputs that are on the platform already are compared with the local files."""
+    """Whether inputs that are on the platform already are compared with the local files. Else they are taken as they
+    are, and one that is not there ends the run."""
     vip_home: VipHome = Field(default=VIP_HOME, title="Folder on VIP")
     """Folder on the platform that holds the folders of sessions, for inputs and outputs."""
 

@@ -211,6 +211,7 @@ def _upload(sent: UploadSummary) -> Plan:
         bytes_to_send=sent.bytes_sent,
         files_replaced=sent.replaced,
         files_reused=sent.skipped,
+        notes=(sent.trusted,) if sent.trusted else (),
     )
 
 

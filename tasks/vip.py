@@ -190,14 +190,16 @@ def upload_inputs(
         session: The session.
         include: Patterns of files to send, relative to the input folder; all when empty.
         exclude: Patterns of files not to send.
-        update_files: False trusts that the inputs are complete when their folder exists.
+        update_files: False takes inputs that are on the platform as they are, and sends nothing when their folder
+            exists; the log tells of it.
         max_jobs: The platform's limit of jobs in one workflow.
 
     Returns:
         How much was sent and how much was there already.
 
     Raises:
-        PreflightFailed: All problems of files and settings at once; nothing was sent.
+        PreflightFailed: All problems of files and settings at once; or inputs that are not on the platform, with
+            `update_files` False. Nothing was sent.
         TransferFailed: Some files could not be sent; the others were.
         AuthenticationError: The key was refused.
     """
@@ -217,6 +219,8 @@ def upload_inputs(
         progress = Progress(artifact_key("vip-upload", session.session_name), f"Upload of {session.session_name}")
         summary = upload(client, session, plan, update_files=update_files, progress=progress)
     logger.info("%d files sent, %d were there already", summary.sent, summary.skipped)
+    if summary.trusted:
+        logger.warning("%s", summary.trusted)
     return summary
 
 
@@ -242,6 +246,8 @@ def complete_inputs(credentials: VipCredentials, session: VipSession) -> UploadS
     with credentials.get_client() as client:
         summary = send_what_is_missing(client, session, progress=progress)
     run_logger().info("%d files sent, %d were there already", summary.sent, summary.skipped)
+    if summary.trusted:
+        run_logger().warning("%s", summary.trusted)
     return summary
 
 

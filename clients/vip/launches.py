@@ -216,7 +216,8 @@ class _Run:
         client, session = self._client, self._session
         record = self._file.read()
         record.refuse_incomplete_inputs(session)
-        restore_inputs(client, session)
+        if (trusted := restore_inputs(client, session).trusted) and self._repetition == 1:
+            logger.warning("%s: %s", session.session_name, trusted)
         pinned = _with_files_of_first_run(session, record)
         plan = preflight(client, pinned, max_jobs=self._max_jobs, inputs_uploaded=True)
         if pinned is session:

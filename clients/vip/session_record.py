@@ -102,7 +102,7 @@ class InputsRecord(BaseModel):
     Attributes:
         include: Patterns of the files to send; all when empty.
         exclude: Patterns of files not to send.
-        expected: Sizes of the files by path below the input folder. Empty for what was trusted without a look, and in
+        expected: Sizes of the files by path below the input folder. Empty where nobody could tell what they are, and in
             files of earlier releases once all were there.
         is_complete: Whether all are on the platform; None when nobody has written it down.
         proven: When the platform was last seen to have them all; None when nobody has looked.

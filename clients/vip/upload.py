@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from prefect_biomed.clients.errors import (
     BiomedError,
     LedgerError,
+    PreflightFailed,
     SourceUnreadable,
     TransferFailed,
     UnexpectedResponse,
@@ -50,6 +51,7 @@ class UploadSummary(BaseModel):
         skipped: Number of files that were there already.
         replaced: How many of those sent took the place of an older version.
         bytes_sent: Bytes sent.
+        trusted: What is taken for the inputs as it is, although nobody has compared it, and why; None for nothing.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,6 +60,7 @@ class UploadSummary(BaseModel):
     skipped: int
     replaced: int
     bytes_sent: int
+    trusted: str | None = None
 
 
 _NOTHING = UploadSummary(sent=0, skipped=0, replaced=0, bytes_sent=0)
@@ -83,8 +86,8 @@ def upload(
         client: The account; its `parallelism` is the number of transfers at once.
         session: The session. What is intended is written down before anything is sent.
         plan: What the pre-flight found.
-        update_files: False trusts that the inputs are complete when their folder exists, unless the record says that
-            an upload into it was broken off.
+        update_files: False takes inputs that are on the platform as they are, and sends nothing; unless their folder
+            does not exist, or the record says that an upload into it was broken off.
         settle_seconds: How long a file may take to appear after a failed answer.
         progress: Told the bytes done and in all.
 
@@ -92,6 +95,7 @@ def upload(
         What was done.
 
     Raises:
+        PreflightFailed: With `update_files` False some inputs are not on the platform.
         TransferFailed: Some files could not be sent, or are not there although they were accepted; the others are.
         AuthenticationError: The key was refused. What was sent is recorded.
         PermissionDeniedError: The same for a lack of rights.
@@ -119,17 +123,20 @@ def _upload(
         expected={item.name: item.size for item in plan.files},
         is_complete=session.input_dir is None,
     )
+    known, taken = _inputs_of(file.read(), session), None
+    if not update_files and _may_be_taken(client, session, known):
+        taken = _taken(client, session, plan, known)
     with file.edit() as record:
         intent = record.note_intent(session, {**session.input_settings, **plan.settings})
         intent.required_outputs = plan.required_outputs
-        was_broken_off = intent.inputs.is_complete is False
-        if not intent.inputs.is_complete:
+        if taken is not None:
+            intent.inputs = taken[0]
+        elif not intent.inputs.is_complete:
             intent.inputs = begun
     if session.input_dir is None:
         return _NOTHING
-    if not update_files and not was_broken_off and client.exists(session.vip_input_dir):
-        _note_trusted(file, session, begun)
-        return _trusted(plan)
+    if taken is not None:
+        return taken[1]
     return _bring(client, session, plan, begun, file, settle_seconds, progress)
 
 
@@ -182,18 +189,58 @@ def foresee_upload(
     """
     record = SessionFile(session, client).read()
     record.refuse_another(session)
-    intent = record.ledger.intents.get(session.token)
-    was_broken_off = intent is not None and intent.inputs.is_complete is False
+    known = _inputs_of(record, session)
     if session.input_dir is None:
         return _NOTHING
-    if not update_files and not was_broken_off and client.exists(session.vip_input_dir):
-        return _trusted(plan)
+    if not update_files and _may_be_taken(client, session, known):
+        return _taken(client, session, plan, known)[1]
     there, _ = _list_folders(client, session, plan)
     return _compare(client, session, plan, there, record.ledger.uploads).summary
 
 
-def _trusted(plan: Preflight) -> UploadSummary:
-    return _NOTHING.model_copy(update={"skipped": len(plan.files)})
+def _may_be_taken(client: VipClient, session: VipSession, known: InputsRecord) -> bool:
+    """Whether there may be inputs of which no upload was broken off."""
+    return session.input_dir is not None and known.is_complete is not False and client.exists(session.vip_input_dir)
+
+
+def _taken(
+    client: VipClient, session: VipSession, plan: Preflight, known: InputsRecord
+) -> tuple[InputsRecord, UploadSummary]:
+    """What is known of inputs that are to be taken as they are, and what came of that."""
+    if known.is_complete and known.expected:
+        # A launch looks at them once more.
+        return known, _NOTHING.model_copy(update={"skipped": len(known.expected)})
+    if not PurePosixPath(session.vip_input_dir).is_relative_to(session.vip_dir):
+        # What their owner has left out of the folder here is not known either.
+        return known.model_copy(update={"is_complete": True}), _NOTHING.model_copy(
+            update={"trusted": _unknown(session)}
+        )
+    there, _ = _list_folders(client, session, plan)
+    sizes = {
+        item.name: there[str(PurePosixPath(item.name).parent)].get(PurePosixPath(item.name).name) for item in plan.files
+    }
+    if absent := [item.local_name for item in plan.files if sizes[item.name] is None]:
+        raise PreflightFailed(
+            f"Session {session.session_name!r}",
+            [
+                f"{len(absent)} of {len(plan.files)} inputs are not in {session.vip_input_dir}, among them "
+                f"{', '.join(absent[:3])}, and nothing is sent with update_files=False. Leave it out."
+            ],
+        )
+    others = [item.local_name for item in plan.files if sizes[item.name] != item.size]
+    told = f"{len(plan.files)} inputs in {session.vip_input_dir} are taken as they are, because update_files is False."
+    if others:
+        told += f" {len(others)} have other sizes than here: {', '.join(others[:20])}."
+    expected = {name: size for name, size in sizes.items() if size is not None}
+    inputs = InputsRecord(include=plan.include, exclude=plan.exclude, expected=expected, is_complete=True, proven=now())
+    return inputs, _NOTHING.model_copy(update={"skipped": len(plan.files), "trusted": told})
+
+
+def _unknown(session: VipSession) -> str:
+    return (
+        f"Nothing is written down here of what the inputs in {session.vip_input_dir} are, so nobody can tell whether "
+        "some are missing. They are taken as they are; files that values name are looked for."
+    )
 
 
 def _note_complete(file: SessionFile, session: VipSession, inputs: InputsRecord) -> None:
@@ -201,14 +248,6 @@ def _note_complete(file: SessionFile, session: VipSession, inputs: InputsRecord)
         digest = digest_of_inputs(inputs.expected, record.ledger.uploads)
         proof = {"is_complete": True, "proven": now(), "digest": digest}
         record.note_intent(session).inputs = inputs.model_copy(update=proof)
-
-
-def _note_trusted(file: SessionFile, session: VipSession, begun: InputsRecord) -> None:
-    """Write down that inputs count as complete, of which nobody has looked what they are."""
-    with file.edit() as record:
-        intent = record.note_intent(session)
-        if not intent.inputs.is_complete:
-            intent.inputs = begun.model_copy(update={"is_complete": True, "expected": {}})
 
 
 def complete_inputs(client: VipClient, session: VipSession, *, progress: Progress | None = None) -> UploadSummary:
@@ -342,11 +381,11 @@ def _completed(client: VipClient, session: VipSession, hands: _Foreseeing) -> Up
 
 
 def _restored(client: VipClient, session: VipSession, record: SessionRecord, hands: _Foreseeing) -> UploadSummary:
-    """What comes of inputs that were complete; those of which nobody knows what they were are trusted."""
+    """What comes of inputs that were complete; those of which nobody knows what they were are taken as they are."""
     inputs, uploads = _inputs_of(record, session), record.ledger.uploads
     expected = inputs.expected or {name: sent.size for name, sent in uploads.items()}
     if not expected:
-        return _NOTHING
+        return _NOTHING if inputs.proven else _NOTHING.model_copy(update={"trusted": _unknown(session)})
     inputs = inputs.model_copy(update={"expected": expected, "is_complete": True})
     lost = _missing(client, session, expected)
     if not lost:

@@ -37,7 +37,7 @@ from prefect_biomed.clients.vip import (
 )
 from prefect_biomed.clients.vip.models import PathEntry
 from prefect_biomed.clients.vip.session_record import EndedRecord
-from prefect_biomed.clients.vip.upload import foresee_inputs
+from prefect_biomed.clients.vip.upload import foresee_inputs, foresee_upload
 from prefect_biomed.sandbox import Fault, Sandbox
 
 NewSession = Callable[..., VipSession]
@@ -466,6 +466,48 @@ def test_nothing_is_launched_on_a_part_of_the_inputs(vip: Sandbox, client: VipCl
     inputs = SessionFile(session).read().ledger.intents["t0k3n"].inputs
     assert inputs.is_complete
     assert len(inputs.digest or "") == 64
+
+
+def test_inputs_that_are_taken_as_they_are_are_told_and_looked_at(
+    client: VipClient, new_session: NewSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With `update_files` False: one that is not there stops everything, another size is told."""
+    files = {"sub/a.bin": b"a", "sub/b.bin": b"b"}
+    session = new_session("FolderChecksums/1.0", {"folder": "sub"}, files=files)
+    send(client, session)
+    (session.output_dir / "session_data.json").unlink()
+    assert session.input_dir is not None
+    (session.input_dir / "sub" / "a.bin").write_bytes(b"changed")
+    again = session.model_copy(update={"token": "an0ther"})
+    taken = send(client, again, update_files=False)
+    assert (taken.sent, taken.skipped) == (0, 2)
+    assert "2 inputs in /vip/" in str(taken.trusted)
+    assert "1 have other sizes than here: sub/a.bin" in str(taken.trusted)
+    assert SessionFile(again).read().ledger.intents["an0ther"].inputs.expected == {"sub/a.bin": 1, "sub/b.bin": 1}
+    assert foresee_upload(client, session, preflight(client, session), update_files=False).trusted == taken.trusted
+    start(client, again)
+
+    (session.input_dir / "sub" / "c.bin").write_bytes(b"c")
+    other = session.model_copy(update={"token": "0ther"})
+    for send_or_foresee in (upload, upload, foresee_upload):
+        with pytest.raises(PreflightFailed, match=r"1 of 3 inputs are not in .*, among them sub/c\.bin"):
+            send_or_foresee(client, other, preflight(client, other), update_files=False)
+    assert not caplog.records
+
+
+def test_inputs_of_which_nothing_is_written_down_are_told_before_a_launch(
+    client: VipClient, new_session: NewSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    owner = new_session(name="owner", files={"sub/a.bin": b"a", "sub/b.bin": b"b"})
+    upload(client, owner, preflight(client, owner, exclude=["*a.bin"]))
+    (owner.output_dir / "session_data.json").unlink()
+    guest = share_inputs(client, new_session("FolderChecksums/1.0", {"folder": "sub"}, name="guest"), owner)
+    told = "Nothing is written down here of what the inputs in /vip/Home/API/owner/INPUTS are"
+    assert told in str(send(client, guest, update_files=False).trusted)
+    assert not caplog.records
+    start(client, guest)
+    assert [told in record.getMessage() for record in caplog.records] == [True]
+    assert told in str(complete_inputs(client, guest.model_copy(update={"nb_runs": 2})).trusted)
 
 
 def test_a_second_upload_that_has_changed_nothing_yet_stops_no_launch(
