@@ -212,14 +212,22 @@ def vip_resume(
             and their folder is not on this machine.
         WorkflowFailed: Some runs failed. What succeeded is downloaded, nothing is removed from the platform.
         DeadlineExceeded: The runs have not ended in time; they go on.
+        BiomedError: What was begun under this name before the newest could not be taken up again; the newest was.
     """
     waiting = waiting or Waiting()
     intents = open_sessions(credentials, session_name, output_dir, vip_home, girder or GirderSession())
     intents = [one.model_copy(update={"options": chosen(one.options, outputs, removal)}) for one in intents]
-    for session in intents:
-        _complete(credentials, session, waiting, is_newest=session is intents[-1])
+    *older, newest = intents
+    failed = [told for session in older if (told := _complete_older(credentials, session, waiting))]
+    _complete(credentials, newest, waiting, is_newest=True)
     fetched = [_fetch(credentials, one, ids, refresh_time, waiting) for one, ids in _runs_of(credentials, intents)]
-    return _conclude(credentials, intents[-1], fetched)
+    try:
+        result = _conclude(credentials, newest, fetched)
+    except WorkflowFailed as error:
+        raise WorkflowFailed("\n".join([str(error), *failed]), error.workflows) from error
+    if failed:
+        raise BiomedError("\n".join([*failed, f"The newest was: its outputs are in {newest.output_dir}."]))
+    return result
 
 
 class PipelineRun(BaseModel):
@@ -500,6 +508,20 @@ def _complete(credentials: VipCredentials, session: VipSession, waiting: Waiting
     steps.complete_inputs(credentials, session)
     for repetition in record.repetitions_to_launch(session, is_newest=is_newest):
         steps.launch_pipeline(credentials, session, repetition, queue_timeout_seconds=waiting.queue_timeout_seconds)
+
+
+def _complete_older(credentials: VipCredentials, session: VipSession, waiting: Waiting) -> str | None:
+    """Complete what was begun before the newest, which is not to wait for it; say why when that cannot be."""
+    try:
+        _complete(credentials, session, waiting, is_newest=False)
+    except BiomedError as error:
+        told = (
+            f"What was begun before under {session.session_name}, with {session.pipeline_id} and the token "
+            f"{session.token}, could not be taken up again: {error}"
+        )
+        run_logger().error("%s", told)
+        return told
+    return None
 
 
 def _runs_of(credentials: VipCredentials, intents: Sequence[VipSession]) -> list[tuple[VipSession, list[str]]]:

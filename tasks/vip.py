@@ -495,7 +495,8 @@ def finish(
     Args:
         credentials: The account.
         session: The session; its options say what stays when the next are None.
-        keep_input: Whether the inputs stay on the platform.
+        keep_input: Whether the inputs stay on the platform. False removes them although some runs of the session were
+            never launched.
         keep_output: Whether the outputs stay on the platform.
         timeout_seconds: How long to wait for each deletion, which the platform queues.
         delete_records: Whether the platform's records of finished and killed runs are deleted too.
@@ -507,6 +508,7 @@ def finish(
     Raises:
         StillRunning: Some runs of this intent have not ended; nothing was removed.
         NotFetched: Some have wanted outputs that were not fetched; nothing was removed.
+        StillNeeded: Some were never launched, and need the inputs; nothing was removed.
         DeadlineExceeded: A deletion takes longer; finishing again goes on with it.
     """
     with credentials.get_client() as client:

@@ -89,7 +89,7 @@ class NotFetched(BiomedError):
 
 
 class StillNeeded(BiomedError):
-    """A session cannot be removed because other sessions use its inputs. Nothing was removed."""
+    """A session cannot be removed: other sessions, or runs to be launched, use its inputs. Nothing was removed."""
 
 
 DELETED = 8015

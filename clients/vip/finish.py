@@ -140,7 +140,8 @@ def finish(
         client: The account.
         session: The session.
         timeout_seconds: How long to wait for each deletion.
-        keep_input: Whether the inputs stay on the platform; as the session's options say when None.
+        keep_input: Whether the inputs stay on the platform; as the session's options say when None. False removes them
+            although some runs of the session were never launched.
         keep_output: Whether the outputs stay on the platform; as the session's options say when None.
         delete_records: Whether the platform's records of finished and killed executions are deleted too; as the
             session's options say when None. On platforms other than VIP they hold the outputs and go with them.
@@ -153,9 +154,11 @@ def finish(
             nothing was removed.
         NotFetched: Some have wanted outputs that were not fetched, or there are outputs of runs of which nothing is
             written down; nothing was removed.
+        StillNeeded: Some runs of the session were never launched, which need the inputs; nothing was removed.
         DeadlineExceeded: A deletion takes longer. Finishing again goes on with it.
     """
     options = session.options
+    may_strand = keep_input is False
     keep_input = options.keep_input if keep_input is None else keep_input
     keep_output = options.keep_output if keep_output is None else keep_output
     delete_records = options.delete_records if delete_records is None else delete_records
@@ -167,6 +170,8 @@ def finish(
         if not keep_output:
             left_to += _unfetched_of_others(client, session, workflows)
             left_to += _unknown_runs_of_others(client, session, file)
+        if not (keep_input or left_to or may_strand):
+            _refuse_unlaunched(session, file.read())
         if left_to or keep_output:
             # Nobody has looked whether the outputs of the others were fetched, for which their records are needed.
             record = file.read()
@@ -288,6 +293,15 @@ def _refuse_going_on(session: VipSession, running: Sequence[str], lost: Sequence
             f"Session {session.session_name!r} is not finished: {', '.join(running)} may still write outputs. "
             "Nothing was removed. Wait for them, or kill them.",
             running,
+        )
+
+
+def _refuse_unlaunched(session: VipSession, record: SessionRecord) -> None:
+    if unlaunched := record.not_launched(session, is_newest=session.token == record.ledger.newest):
+        raise StillNeeded(
+            f"Session {session.session_name!r} is not finished: {', '.join(unlaunched)} was never launched and needs "
+            "its inputs. Nothing was removed. Run vip_resume, which launches it, or finish with keep_input: True keeps "
+            "the inputs for it, False removes them all the same."
         )
 
 

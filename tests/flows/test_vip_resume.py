@@ -15,8 +15,16 @@ from pydantic import SecretStr
 from harness.laboratory import wait_until
 from harness.vip_steps import launch_others
 from prefect_biomed.blocks import VipCredentials
-from prefect_biomed.clients.errors import AuthenticationError, ConfigurationError
-from prefect_biomed.clients.vip import SessionFile, VipSession, WorkflowFailed, kill, open_intents
+from prefect_biomed.clients.errors import AuthenticationError, BiomedError, ConfigurationError
+from prefect_biomed.clients.vip import (
+    SessionFile,
+    VipSession,
+    WorkflowFailed,
+    kill,
+    open_intents,
+    preflight,
+    upload,
+)
 from prefect_biomed.flows.parameters import Outputs, Removal, SessionUpload, SessionWaiting
 from prefect_biomed.flows.vip import vip_collect, vip_kill, vip_resume, vip_session
 from prefect_biomed.sandbox import Fault, Sandbox
@@ -292,6 +300,35 @@ def test_what_was_intended_last_is_launched_elsewhere_and_not_what_was_done_befo
     assert len([e for e in vip.vip.journal.entries("POST", "/rest/executions") if e.status == 200]) == 2
     with credentials.get_client() as client:
         assert not client.exists("/vip/Home/API/mine")
+
+
+@pytest.mark.slow
+def test_what_cannot_be_done_of_an_older_intent_does_not_stop_the_newest(
+    credentials: VipCredentials, folder: Path, tmp_path: Path
+) -> None:
+    common: dict[str, Any] = {"input_dir": folder, "output_dir": tmp_path / "out", "session_name": "mine"}
+    older = VipSession.planned(
+        pipeline_id="CopyFile/1.0",
+        input_settings={"file": "sub/a.txt"},
+        vip_input_dir="/vip/Home/API/mine/INPUTS",
+        vip_output_dir="/vip/Home/API/mine/OUTPUTS",
+        token="0lder",
+        **common,
+    )
+    with credentials.get_client() as client:
+        upload(client, older, preflight(client, older))
+    vip_session(credentials, "EveryType/1.0", {"text": "x"}, waiting=SessionWaiting(wait=False), **common)
+    with credentials.get_client() as client:
+        client.delete(f"{older.vip_input_dir}/sub/a.txt")
+        folder.rename(tmp_path / "gone")
+        with pytest.raises(
+            BiomedError, match=r"with CopyFile/1\.0 and the token 0lder, could not .*The newest was"
+        ) as told:
+            vip_resume(credentials, output_dir=tmp_path / "out", refresh_time=0.1)
+        assert "sub/a.txt" in str(told.value)
+        newest = open_intents(tmp_path / "out")[-1]
+        assert SessionFile(newest, client).read().workflow_ids() == [], "it is fetched and removed"
+        assert client.exists(f"{older.vip_input_dir}/sub/b.txt"), "the older one may still be launched"
 
 
 @pytest.mark.slow

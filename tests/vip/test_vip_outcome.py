@@ -17,6 +17,7 @@ from prefect_biomed.clients.vip import (
     NotFetched,
     SessionFile,
     SessionOptions,
+    StillNeeded,
     StillRunning,
     VipClient,
     VipSession,
@@ -352,6 +353,32 @@ def test_inputs_stay_for_a_twin_that_has_not_launched_yet(
     assert download(client, twin, workflow_ids=[launched.identifier]).fetched == 1
     finish(client, twin)
     assert not client.exists(first.vip_dir)
+
+
+def test_inputs_stay_for_a_run_that_was_never_launched(client: VipClient, new_session: NewSession) -> None:
+    session = new_session(*COPY, files={"a.bin": b"abc"}, nb_runs=2)
+    send(client, session)
+    launch(client, session, 1)
+    wait(client, session)
+    download(client, session)
+    with pytest.raises(StillNeeded, match=f"{session.workflow_name(2)} was never launched"):
+        finish(client, session)
+    assert client.exists(session.run_dir(1))
+    assert finish(client, session, keep_input=True).removed == (session.vip_output_dir,)
+    assert launch(client, session, 2).name == session.workflow_name(2)
+    wait(client, session)
+    download(client, session)
+    assert session.vip_dir in finish(client, session).removed
+
+
+def test_inputs_go_before_all_runs_were_launched_when_that_is_asked_for(
+    client: VipClient, new_session: NewSession
+) -> None:
+    session = new_session(*COPY, files={"a.bin": b"abc"}, nb_runs=2)
+    send(client, session)
+    with pytest.raises(StillNeeded):
+        finish(client, session)
+    assert session.vip_input_dir in finish(client, session, keep_input=False).removed
 
 
 def test_the_records_of_a_twin_are_not_deleted_with_those_of_the_first(
