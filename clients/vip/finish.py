@@ -19,7 +19,7 @@ from prefect_biomed.clients.vip.monitoring import Listing, details, is_named_aft
 from prefect_biomed.clients.vip.outcome import judge
 from prefect_biomed.clients.vip.preflight import preflight
 from prefect_biomed.clients.vip.remote_files import delete_and_wait, list_folder_or_nothing, put_and_verify
-from prefect_biomed.clients.vip.session_file import VIP_HOME, SessionFile
+from prefect_biomed.clients.vip.session_file import FILE_NAME, VIP_HOME, SessionFile
 from prefect_biomed.clients.vip.session_record import SessionRecord
 
 __all__ = [
@@ -45,8 +45,8 @@ class FinishSummary(BaseModel):
     Attributes:
         removed: Folders removed from the platform.
         kept_for: Sessions, or runs of this one, that still need the inputs, which were kept therefore.
-        left_to: Runs of other intents of this session name that go on or are still to be fetched. Only what belongs to
-            this intent was removed; who finishes last removes the rest.
+        left_to: Runs of other intents of this session name that go on or are still to be fetched, and what nobody has
+            written down. Only what belongs to this intent was removed; who finishes last removes the rest.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -167,9 +167,9 @@ def finish(
     file = SessionFile(session, client)
     with file.exclusive("finish"):
         workflows, left_to = _ended(client, session, file)
+        unfetched = () if keep_output and not delete_records else _unfetched_of_others(client, session, workflows)
         if not keep_output:
-            left_to += _unfetched_of_others(client, session, workflows)
-            left_to += _unknown_runs_of_others(client, session, file)
+            left_to += (*unfetched, *_strange_outputs(client, session, file))
         if not (keep_input or left_to or may_strand):
             _refuse_unlaunched(session, file.read())
         if left_to or keep_output:
@@ -326,26 +326,26 @@ def _unfetched_of_others(client: VipClient, session: VipSession, workflows: Sequ
         told = "; ".join(f"{identifier} ({', '.join(outputs[:3])})" for identifier, outputs in own.items())
         raise NotFetched(
             f"Session {session.session_name!r} is not finished: wanted outputs are not here: {told}. Nothing was "
-            "removed. Download them, keep them with keep_output, or take the status of these runs out of get_status "
-            "of the session's options.",
+            "removed. Download them, keep them with keep_output and without delete_records, or take the status of "
+            "these runs out of get_status of the session's options.",
             list(own),
         )
     return tuple(lost)
 
 
-def _unknown_runs_of_others(client: VipClient, session: VipSession, file: SessionFile) -> tuple[str, ...]:
-    """Name the folders that runs have left of which nothing is written down here; refuse when some are of this intent.
+def _strange_outputs(client: VipClient, session: VipSession, file: SessionFile) -> tuple[str, ...]:
+    """Name what is among the outputs and of which nothing is written down here; refuse when some is of this intent.
 
-    Those of other intents are as a twin on another machine leaves them.
+    A twin on another machine leaves folders of its runs there, vip-client its own, and a user may put anything there.
     """
     record = file.read()
     top = PurePosixPath(session.vip_output_dir)
     paths = [launch.results_location for launch in record.ledger.launches.values()]
     paths += [str(output["path"]) for run in record.workflows.values() for output in run.outputs]
     known = {path.relative_to(top).parts[0] for one in paths if top in (path := PurePosixPath(one)).parents}
-    folders = [name for name, size in list_folder_or_nothing(client, str(top)).items() if size is None]
-    strange = [name for name in folders if _RUN_FOLDER.fullmatch(name) and name not in known]
-    lost = [name for name in strange if list_folder_or_nothing(client, f"{top}/{name}")]
+    there = list_folder_or_nothing(client, str(top))
+    strange = [name for name in there if name not in known | {FILE_NAME}]
+    lost = [name for name in strange if there[name] is not None or list_folder_or_nothing(client, f"{top}/{name}")]
     if own := [name for name in lost if name.endswith(f"-{session.token}")]:
         raise NotFetched(
             f"Session {session.session_name!r} is not finished: {top} has outputs of runs of which nothing is written "

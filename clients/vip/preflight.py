@@ -34,7 +34,7 @@ from prefect_biomed.clients.vip.models import (
     VipSession,
 )
 from prefect_biomed.clients.vip.remote_files import list_folder_or_nothing
-from prefect_biomed.clients.vip.values import INT64, as_written, shown
+from prefect_biomed.clients.vip.values import INT64, as_written, from_json, shown
 
 __all__ = ["LocalFile", "Preflight", "preflight", "stored_name"]
 
@@ -305,7 +305,7 @@ class _Settings:
         if self._local(value) is not None:
             return value
         try:
-            elements = json.loads(value)
+            elements = from_json(value)
         except json.JSONDecodeError:
             return value
         written: list[Scalar | None] = as_written(elements)

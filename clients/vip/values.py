@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
-__all__ = ["INT64", "as_written", "is_text", "named_values", "shown"]
+__all__ = ["INT64", "as_written", "from_json", "is_text", "named_values", "shown"]
 
 INT64 = range(-(2**63), 2**63)
 """The whole numbers that platforms know."""
@@ -71,7 +71,10 @@ def named_values(settings: object) -> Any:
         ValueError: Some cannot be turned; one line with the name, the value, its type and what is accepted.
     """
     if isinstance(settings, str | bytes):
-        settings = _decoded(settings)
+        try:
+            settings = from_json(settings)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"it is a text that is no JSON ({error}); expected are values by parameter") from None
     if not isinstance(settings, Mapping):
         return settings
     values: dict[Any, Any] = {}
@@ -168,11 +171,24 @@ def _exact(number: float, written: Decimal, value: object) -> float:
     return number
 
 
-def _decoded(text: str | bytes) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_unique)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"it is a text that is no JSON ({error}); expected are values by parameter") from None
+def from_json(text: str | bytes) -> Any:
+    """Read JSON, without changing what its numbers say.
+
+    Args:
+        text: The text.
+
+    Returns:
+        What it holds; a number with more digits than a float can carry as a `Decimal`, which `as_written` refuses.
+
+    Raises:
+        ValueError: It is no JSON (`JSONDecodeError`), or has a name twice.
+    """
+    return json.loads(text, object_pairs_hook=_unique, parse_float=_number_of_json)
+
+
+def _number_of_json(text: str) -> float | Decimal:
+    number = float(text)
+    return number if not math.isfinite(number) or Decimal(repr(number)) == Decimal(text) else Decimal(text)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

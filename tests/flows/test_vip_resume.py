@@ -322,7 +322,7 @@ def test_what_cannot_be_done_of_an_older_intent_does_not_stop_the_newest(
         client.delete(f"{older.vip_input_dir}/sub/a.txt")
         folder.rename(tmp_path / "gone")
         with pytest.raises(
-            BiomedError, match=r"with CopyFile/1\.0 and the token 0lder, could not .*The newest was"
+            BiomedError, match=r"(?s)with CopyFile/1\.0 and the token 0lder, could not .*The newest was"
         ) as told:
             vip_resume(credentials, output_dir=tmp_path / "out", refresh_time=0.1)
         assert "sub/a.txt" in str(told.value)

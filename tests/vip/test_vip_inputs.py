@@ -566,6 +566,11 @@ def test_nothing_for_a_parameter_that_may_be_left_out_leaves_it_out(check: Check
     assert check(text="x", comment=None, count=None, file=None).input_values == {"text": "x"}
 
 
+def test_number_in_a_list_given_as_json_text_is_not_rounded(check: Check) -> None:
+    with pytest.raises(PreflightFailed, match=r"'ratio': element 0: .*more digits than a number can carry"):
+        check(text="x", ratio="[0.10000000000000000001]")
+
+
 def test_lists_given_as_json_text(check: Check, inputs: Path) -> None:
     values = check(
         text="[1, 2]",

@@ -355,6 +355,35 @@ def test_inputs_stay_for_a_twin_that_has_not_launched_yet(
     assert not client.exists(first.vip_dir)
 
 
+def test_what_somebody_else_has_put_beside_the_outputs_is_not_removed(
+    client: VipClient, new_session: NewSession, tmp_path: Path
+) -> None:
+    session = new_session(*COPY, files={"a.bin": b"abc"})
+    run(client, session)
+    download(client, session)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    client.make_folder(f"{session.vip_output_dir}/2026-01-01_00-00-00")
+    client.put_file(notes, f"{session.vip_output_dir}/2026-01-01_00-00-00/theirs.txt")
+    client.put_file(notes, f"{session.vip_output_dir}/notes.txt")
+    strange = tuple(f"{session.vip_output_dir}/{name}" for name in ("2026-01-01_00-00-00", "notes.txt"))
+    summary = finish(client, session)
+    assert (summary.removed, tuple(sorted(summary.left_to))) == ((session.run_dir(1),), strange)
+    assert client.read_file(f"{session.vip_output_dir}/notes.txt", max_bytes=9) == b"mine"
+
+
+def test_records_of_runs_that_were_not_fetched_are_not_deleted(client: VipClient, new_session: NewSession) -> None:
+    session = new_session(*COPY, files={"a.bin": b"abc"})
+    (ended,) = run(client, session)
+    with pytest.raises(NotFetched, match=ended.identifier):
+        finish(client, session, keep_output=True, delete_records=True)
+    assert client.workflow(ended.identifier).status == WorkflowStatus.FINISHED
+    download(client, session)
+    finish(client, session, keep_output=True, delete_records=True)
+    with pytest.raises(NotFoundError):
+        client.workflow(ended.identifier)
+
+
 def test_inputs_stay_for_a_run_that_was_never_launched(client: VipClient, new_session: NewSession) -> None:
     session = new_session(*COPY, files={"a.bin": b"abc"}, nb_runs=2)
     send(client, session)

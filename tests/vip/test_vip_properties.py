@@ -180,6 +180,17 @@ def test_json_text_of_a_form_is_the_values(values: dict[str, Any]) -> None:
     assert all(same(arrived[name], value) for name, value in values.items())
 
 
+@given(st.decimals(-1_000_000, 1_000_000))
+def test_number_in_json_text_stays_the_same_or_is_refused_by_name(written: Decimal) -> None:
+    try:
+        arrived = SETTINGS.validate_python(f'{{"the name": {written:f}}}')["the name"]
+    except ValidationError as error:
+        assert "'the name': " in str(error)
+        assert "more digits than a number can carry" in str(error)
+    else:
+        assert Decimal(repr(arrived)) == written
+
+
 @given(
     st.recursive(
         st.one_of(int64, st.binary(max_size=4), st.sets(int64, max_size=2), st.complex_numbers(), st.timedeltas()),
