@@ -140,6 +140,19 @@ class Measure:
         """Return the values in their shape, unscaled."""
         return self.values.reshape(self.shape, order="F" if self.order == "F" else "C")
 
+    def in_rows(self, file: Path) -> Measure:
+        """Lay the points out with the last axis running fastest.
+
+        Args:
+            file: Where they go, since they may be too many for the memory.
+
+        Returns:
+            The same measure in the other order.
+        """
+        values = np.memmap(file, self.values.dtype, "w+", shape=self.shape)
+        values[...] = self.volume()
+        return replace(self, values=values.reshape(-1), order="C")
+
     def where(self, index: int) -> str:
         """Say where a point is.
 

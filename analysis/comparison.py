@@ -320,22 +320,28 @@ def opened(group: FileGroup, rules: Rules, plain: Mapping[str, Path] | None = No
                 contents[run] = open_content(known, group.name, own, origin=path, rules=rules)
             except UnsafeContent as error:
                 contents[run] = Content("binary", digests={"content": content_digest(path)}, note=str(error))
-        yield _side_by_side(contents)
+        yield _side_by_side(contents, Path(workspace))
 
 
-def _side_by_side(contents: dict[str, Content]) -> dict[str, Content]:
-    """Reduce numbers with names to the names that all runs have, where these differ."""
+def _side_by_side(contents: dict[str, Content], workspace: Path) -> dict[str, Content]:
+    """Reduce numbers with names to those that all runs have, and lay arrays out in one order, where these differ."""
     names = dict.fromkeys(name for content in contents.values() for name in content.measures)
-    for name in names:
-        found = [content.measures[name] for content in contents.values() if name in content.measures]
-        keys = [measure.keys for measure in found]
-        if len(set(keys)) < 2 or any(key is None for key in keys):
+    for place, name in enumerate(names):
+        found = {run: content.measures[name] for run, content in contents.items() if name in content.measures}
+        keys = {measure.keys for measure in found.values()}
+        orders = {measure.order for measure in found.values()}
+        if len(orders) < 2 and (len(keys) < 2 or None in keys):
             continue
-        common = set.intersection(*(set(key or ()) for key in keys))
-        for run, content in contents.items():
-            if name in content.measures:
-                measures = content.measures | {name: content.measures[name].only(common)}
-                contents[run] = replace(content, measures=measures)
+        if len(orders) > 1:
+            found = {
+                run: measure if measure.order == "C" else measure.in_rows(workspace / f"rows {place} {number}")
+                for number, (run, measure) in enumerate(found.items())
+            }
+        if len(keys) > 1 and None not in keys:
+            common = set.intersection(*(set(key or ()) for key in keys))
+            found = {run: measure.only(common) for run, measure in found.items()}
+        for run, measure in found.items():
+            contents[run] = replace(contents[run], measures=contents[run].measures | {name: measure})
     return contents
 
 

@@ -400,6 +400,25 @@ def test_runs_without_files_are_not_judged(tmp_path: Path) -> None:
     assert judgement.sentence == "not judged: the runs hold no files, or none that the rules compare"
 
 
+def test_the_order_in_memory_is_no_difference(make: Maker) -> None:
+    values = np.arange(1.0, 25.0).reshape(4, 6)
+
+    def array(layout: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.random.Generator], bytes]:
+        def content(generator: np.random.Generator) -> bytes:
+            buffer = io.BytesIO()
+            np.save(buffer, layout(values + 1e-3 * generator.standard_normal(values.shape)))
+            return buffer.getvalue()
+
+        return content
+
+    references = make("a.npy", 5, array(np.ascontiguousarray))
+    judgement = judge_runs(references, make("a.npy", 5, array(np.asfortranarray)))
+    assert judgement.outcome is Outcome.WITHIN
+    (largest,) = [verdict.effect.absolute_largest for verdict in judgement.verdicts if verdict.effect]
+    assert largest is not None
+    assert largest < 0.01
+
+
 def test_tolerance_forgives(make: Maker) -> None:
     references, shifted = make("a.nii", 5, volume), make("a.nii", 2, lambda g: volume(g, shift=1e-4))
     rules = Rules(tolerances={"*.nii": Tolerance(relative=1e-3)})
