@@ -157,7 +157,7 @@ VOLATILE_FIELDS: tuple[tuple[str, str], ...] = (
 ENVIRONMENT_FIELDS = (
     r"(?:\w+_)?versions?|environment|packages|dependencies|generated_by|provenance_software|language_info|kernelspec"
     r"|(?:git_)?commit(?:_hash)?|git_(?:sha|hash|revision)|(?:docker|container|singularity)_(?:image|digest|tag)"
-    r"|platform|os|kernel|sysname|producer|creator|created_by"
+    r"|platform|os|kernel_(?:release|version)|sysname|producer|creator|created_by"
 )
 """Name of a field, in snake case, that belongs to the environment with all that is below it."""
 

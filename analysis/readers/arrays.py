@@ -56,6 +56,9 @@ def numpy(source: Source) -> Content:
     parts.measures |= measures_of("values", flat, array.shape, order)
     if not parts.measures:
         parts.digests["values"] = content_digest(source.path)
+    elif isinstance(array, np.memmap):
+        # Another array, when several were saved one after the other.
+        parts.digests |= source.behind(array.offset + array.nbytes)
     return parts.content("NumPy")
 
 
@@ -223,7 +226,14 @@ def hdf5(source: Source) -> Content:
                 parts.facts[f"{name} (group)"] = f"{len(item)} members"
 
         file.visititems(visit)
+        file.visititems_links(lambda name, link: _hdf5_link(h5py, parts, name, link))
     return parts.content("MATLAB" if is_matlab else "HDF5")
+
+
+def _hdf5_link(h5py: Any, parts: Parts, name: str, link: Any) -> None:
+    """Tell where a link leads that is not followed."""
+    if not isinstance(link, h5py.HardLink):
+        parts.facts[f"{name} (link)"] = f"{getattr(link, 'filename', '')}:{link.path}"
 
 
 def _hdf5_attributes(parts: Parts, name: str, item: Any) -> None:
@@ -240,7 +250,8 @@ def _hdf5_values(h5py: Any, parts: Parts, source: Source, name: str, item: Any) 
     dtype = item.dtype
     parts.facts[f"{name} (shape)"] = f"{dtype} {item.shape}"
     if item.is_virtual or item.external:
-        parts.digests[name] = hashlib.sha256(repr(item.external).encode()).hexdigest()
+        places = item.virtual_sources() if item.is_virtual else item.external
+        parts.digests[name] = hashlib.sha256(repr(places).encode()).hexdigest()
         parts.note = f"{name} is in other files, which are not read"
         return
     if not item.size:

@@ -18,6 +18,7 @@ from prefect_biomed.analysis.readers.source import (
     Parts,
     Source,
     Unreadable,
+    json_of,
     library,
     refuse_entities,
     text_of,
@@ -227,7 +228,7 @@ def _pictures(page: Any) -> list[tuple[str, bytes]]:
 def notebook(source: Source) -> Content:
     """Read a Jupyter notebook: sources and outputs of cells; counts of execution and identifiers are left out."""
     text = text_of(source)
-    document = json.loads(text or "")
+    document = json_of(text or "")
     if not isinstance(document, dict) or not isinstance(document.get("cells"), list):
         raise Unreadable("it has no cells")
     parts = Parts(source.volatile)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import itertools
+import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,6 +28,7 @@ __all__ = [
     "Unreadable",
     "check_expansion",
     "inflated_size",
+    "json_of",
     "library",
     "measures_of",
     "refuse_entities",
@@ -120,6 +123,21 @@ class Source:
             if without_packing(path.name.lower()) == name.lower() and path.is_file():
                 return decompressed(path, self.scratch()) if path.resolve().parent == folder else None
         return None
+
+    def behind(self, end: int) -> dict[str, str]:
+        """Take what a file holds behind the end of what its format knows.
+
+        Args:
+            end: The end, in bytes.
+
+        Returns:
+            Its digest; nothing when the file ends there.
+        """
+        if self.path.stat().st_size <= end:
+            return {}
+        with self.path.open("rb") as file:
+            file.seek(end)
+            return {"bytes behind the end": hashlib.file_digest(file, "sha256").hexdigest()}
 
     def spilled(self, values: NDArray[Any]) -> NDArray[Any]:
         """Move an array out of the memory when it is large.
@@ -436,6 +454,28 @@ class Parts:
 
 def _labelled(labels: list[str]) -> Callable[[int], str]:
     return lambda index: labels[index]
+
+
+def json_of(text: str) -> Any:
+    """Read JSON in which each key stands once; of two, a reader would see one.
+
+    Args:
+        text: The JSON.
+
+    Returns:
+        What it says.
+
+    Raises:
+        ValueError: It is no JSON, or an object has a key twice.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise Unreadable("an object has a key twice")
+        return found
+
+    return json.loads(text, object_pairs_hook=once)
 
 
 def walk(parts: Parts, value: Any, path: str = "$", kind: str = "$") -> None:

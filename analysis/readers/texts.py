@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import yaml
 
 from prefect_biomed.analysis.comparators import Content
-from prefect_biomed.analysis.readers.source import Parts, Source, Unreadable, measures_of, text_of, walk
+from prefect_biomed.analysis.readers.source import Parts, Source, Unreadable, json_of, measures_of, text_of, walk
 
 __all__ = ["json_lines", "json_tree", "text", "yaml_tree"]
 
@@ -28,7 +27,7 @@ def _required(source: Source) -> str:
 def json_tree(source: Source) -> Content:
     """Read JSON: texts and numbers by path; the order of keys does not count."""
     parts = Parts(source.volatile)
-    walk(parts, json.loads(_required(source)))
+    walk(parts, json_of(_required(source)))
     return parts.content("JSON")
 
 
@@ -37,7 +36,7 @@ def json_lines(source: Source) -> Content:
     parts = Parts(source.volatile)
     for number, line in enumerate(_required(source).splitlines()):
         if line.strip():
-            walk(parts, json.loads(line), f"$[{number}]", "$[*]")
+            walk(parts, json_of(line), f"$[{number}]", "$[*]")
     return parts.content("JSON")
 
 

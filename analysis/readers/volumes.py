@@ -93,6 +93,7 @@ def nifti(source: Source) -> Content:
         stored: NDArray[Any] = (
             np.memmap(source.path, dtype, "r", offset, shape, "F") if math.prod(shape) else np.empty(0)
         )
+        parts.digests |= source.behind(offset + stored.nbytes)
         flat = stored.reshape(-1, order="F")
         spacing = tuple(abs(float(size)) for size in header.get_zooms()[:3])
         parts.measures |= measures_of(

@@ -235,6 +235,43 @@ def gifti_bomb() -> bytes:
     ).encode()
 
 
+@pytest.mark.parametrize("name", ["a.npy", "a.nii"])
+def test_what_lies_behind_the_values_is_seen(tmp_path: Path, name: str) -> None:
+    """As a second array that was saved into the same file."""
+    values = np.arange(24.0).reshape(2, 3, 4)
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    content = buffer.getvalue() if name == "a.npy" else nibabel.Nifti1Image(values, np.eye(4)).to_bytes()
+    file = only(run_of(tmp_path, name, content + b"one", content + b"two"))
+    assert [fact.field for fact in file.facts] == ["bytes behind the end"]
+    assert only(run_of(tmp_path / "same", name, content, content)).agreement is Agreement.IDENTICAL
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_json_with_a_key_twice_is_compared_as_a_whole(tmp_path: Path, name: str) -> None:
+    """Of two values a reader would see one."""
+    file = only(
+        run_of(tmp_path, name, b'{"v": 1, "v": 3}\n{}\n'[: None if name == "a.jsonl" else 16], b'{"v": 2, "v": 3}')
+    )
+    assert file.agreement is Agreement.DIFFERENT
+    assert "an object has a key twice" in file.note
+
+
+def test_links_in_hdf5_are_told_by_where_they_lead(tmp_path: Path) -> None:
+    contents = []
+    for place in ("one", "two"):
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w") as file:
+            file["other"] = h5py.ExternalLink(f"{place}.h5", "/x")
+            file["soft"] = h5py.SoftLink(f"/{place}")
+            layout = h5py.VirtualLayout((4,), "f8")
+            layout[:] = h5py.VirtualSource(f"{place}.h5", "x", (4,))
+            file.create_virtual_dataset("virtual", layout)
+        contents.append(buffer.getvalue())
+    facts = only(run_of(tmp_path, "a.h5", *contents)).facts
+    assert [fact.field for fact in facts] == ["other (link)", "soft (link)", "virtual"]
+
+
 def hdf5_bomb() -> bytes:
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:

@@ -152,6 +152,8 @@ def test_versions_are_told_apart() -> None:
         ("$.software_version", FieldKind.ENVIRONMENT),
         ("$.GeneratedBy[0].Name", FieldKind.ENVIRONMENT),
         ("$.packages.numpy", FieldKind.ENVIRONMENT),
+        ("$.kernel_release", FieldKind.ENVIRONMENT),
+        ("$.smoothing.kernel[2]", FieldKind.RESULT),
         ("$.rss", FieldKind.RESULT),
         ("$.duration", FieldKind.RESULT),
         ("$.RepetitionTime", FieldKind.RESULT),
