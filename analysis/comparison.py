@@ -59,6 +59,7 @@ __all__ = [
     "runs_below",
     "same_bytes",
     "series_below",
+    "unread",
 ]
 
 Runs = Mapping[str, Path]
@@ -173,7 +174,12 @@ def compare_runs(
     rules = rules or Rules()
     folders = named_runs(runs)
     files = for_each_file(folders, rules, lambda group: _compare_file(group, list(folders), rules))
-    return Comparison(runs=tuple(folders), failed=tuple(failed), files=tuple(sorted(files, key=lambda f: f.name)))
+    return Comparison(
+        runs=tuple(folders),
+        failed=tuple(failed),
+        files=tuple(sorted(files, key=lambda f: f.name)),
+        unread=tuple(sorted({name for folder in folders.values() for name in unread(folder, rules)})),
+    )
 
 
 def inventory(folder: Path, rules: Rules | None = None) -> dict[str, str]:
@@ -238,21 +244,49 @@ def file_groups(
         yield _groups(listed, rules, _Place(Path(workspace), before_removal))
 
 
+def unread(folder: Path, rules: Rules) -> tuple[str, ...]:
+    """List what is in a run and cannot be looked at: links that lead out of it or nowhere, pipes, sockets.
+
+    Args:
+        folder: The run.
+        rules: What is left out.
+
+    Returns:
+        Names.
+    """
+    return tuple(name for name in _listed(folder)[1] if not rules.ignores(name))
+
+
 def _files_of(folder: Path) -> dict[str, Path]:
     """Regular files and Zarr stores below a folder; links that lead out of it are left out."""
+    return _listed(folder)[0]
+
+
+def _listed(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """The files below a folder, and the names of what is there and is not looked at."""
     base = folder.resolve()
     files: dict[str, Path] = {}
+    left: list[str] = []
     for above, folders, names in os.walk(folder):
         here = Path(above)
         stores = (
             [here] if here == folder and is_store(here) else [here / name for name in folders if is_store(here / name)]
         )
+        # Folders behind links are not walked into; within the run they are met where they are.
+        linked = [here / name for name in folders if (here / name).is_symlink() and here / name not in stores]
+        left += [_name(path, folder) for path in linked if not path.resolve().is_relative_to(base)]
         folders[:] = [] if here in stores else [name for name in folders if here / name not in stores]
         names = [] if here in stores else names
         for path in [*stores, *(here / name for name in names)]:
             if (path in stores or path.is_file()) and path.resolve().is_relative_to(base):
-                files["store" if path == folder else path.relative_to(folder).as_posix()] = path
-    return dict(sorted(files.items()))
+                files["store" if path == folder else _name(path, folder)] = path
+            else:
+                left.append(_name(path, folder))
+    return dict(sorted(files.items())), sorted(left)
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
 
 
 @dataclass(frozen=True)

@@ -261,11 +261,13 @@ class Comparison(_Frozen):
         runs: Names of the runs that were compared.
         failed: Names of the runs that failed and so were not.
         files: The files, by name.
+        unread: What is in some runs and was not looked at: links that lead out of a run or nowhere, pipes, sockets.
     """
 
     runs: tuple[str, ...]
     failed: tuple[str, ...] = ()
     files: tuple[FileComparison, ...] = ()
+    unread: tuple[str, ...] = ()
 
     @property
     def differing(self) -> tuple[str, ...]:
@@ -282,6 +284,9 @@ class Comparison(_Frozen):
         """The outcome in one sentence."""
         over = f"{len(self.runs)} runs" if len(self.runs) != 1 else "1 run"
         failed = f" {len(self.failed)} failed and are left out." if self.failed else ""
+        if self.unread:
+            named = ", ".join(self.unread[:5]) + (", …" if len(self.unread) > 5 else "")
+            failed += f" Not looked at, since they lead out of a run or are no files: {named}."
         if not self.files:
             return f"No files to compare in {over}.{failed}"
         if len(self.runs) < 2:

@@ -49,6 +49,8 @@ class Reason(StrEnum):
     """A file, a measure or a field that is not in all references."""
     MISSING = "some new runs lack it"
     """The references have it, some new runs do not, and that alone is no evidence of a change."""
+    ELSEWHERE = "it leads out of the run or is no file"
+    """A link to another place or to nothing, a pipe, a socket: not looked at."""
     NOT_FINITE = "some references have no number there"
     """Points that are NaN or infinite in some references and numbers in others."""
     CONSTANT = "the references are all the same, and only some new runs differ"

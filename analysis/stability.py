@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefect_biomed.analysis.comparators import Content, Measure, blocks
-from prefect_biomed.analysis.comparison import FileGroup, Runs, for_each_file, opened, same_bytes
+from prefect_biomed.analysis.comparison import FileGroup, Runs, for_each_file, opened, same_bytes, unread
 from prefect_biomed.analysis.effects import Atlas, EffectSize
 from prefect_biomed.analysis.exchange import (
     POINT_LEVEL,
@@ -527,6 +527,12 @@ def _judge_files(runs: Runs, rules: Rules, findings: _Findings) -> None:
 
     for one in for_each_file(runs, rules, judged):
         findings.merge(one)
+    # What cannot be looked at in all runs is no file of theirs yet, and must not be missed among those that are judged.
+    left = [unread(folder, rules) for folder in runs.values()]
+    for name in sorted(set().union(*left)):
+        count = sum(name in names for names in left)
+        findings.files += count == len(runs)
+        findings.leave(name, "", Reason.ELSEWHERE, f"in {count} of {len(runs)} runs")
 
 
 def _judge_file(group: FileGroup, rules: Rules, findings: _Findings) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable
 from itertools import combinations, count, pairwise
 from pathlib import Path
@@ -10,7 +11,16 @@ import nibabel
 import numpy as np
 import pytest
 
-from prefect_biomed.analysis import Judgement, Outcome, Reason, Rules, StabilityTest, Tolerance, judge_runs
+from prefect_biomed.analysis import (
+    Judgement,
+    Outcome,
+    Reason,
+    Rules,
+    StabilityTest,
+    Tolerance,
+    compare_runs,
+    judge_runs,
+)
 from prefect_biomed.analysis.exchange import Evidence, Labellings, Scan, runs_needed, smallest_p
 from prefect_biomed.analysis.stability import Measured
 from prefect_biomed.clients.errors import ConfigurationError
@@ -398,6 +408,30 @@ def test_runs_without_files_are_not_judged(tmp_path: Path) -> None:
     judgement = judge_runs(folders, folders)
     assert judgement.outcome is Outcome.NOT_JUDGED
     assert judgement.sentence == "not judged: the runs hold no files, or none that the rules compare"
+
+
+@pytest.mark.parametrize("kind", ["a link out of the run", "a link to nothing", "a linked folder", "a pipe"])
+def test_what_is_there_and_cannot_be_looked_at_is_not_judged(make: Maker, tmp_path: Path, kind: str) -> None:
+    """As in the runs of engines that link to their work, or of git-annex before its files were fetched."""
+    references, runs = make("a.txt", 5, lambda g: b"x"), make("a.txt", 5, lambda g: b"x")
+    assert judge_runs(references, runs).outcome is Outcome.WITHIN
+    for number, run in enumerate([*references.values(), *runs.values()]):
+        other, place = tmp_path / f"elsewhere {number}", run / "b.npy"
+        if kind == "a linked folder":
+            other.mkdir()
+        elif kind == "a link out of the run":
+            other.write_text(str(number))
+        if kind == "a pipe":
+            os.mkfifo(place)
+        else:
+            place.symlink_to(other)
+        # Within a run they are met where they lead to.
+        (run / "latest").symlink_to(".")
+        (run / "again.txt").symlink_to("a.txt")
+    judgement = judge_runs(references, runs)
+    assert judgement.sentence == "not judged: 1 of 3 files (b.npy: it leads out of the run or is no file)"
+    assert "b.npy" in compare_runs(runs).sentence
+    assert judge_runs(references, runs, rules=Rules(ignore=("b.*",))).outcome is Outcome.WITHIN
 
 
 def test_the_order_in_memory_is_no_difference(make: Maker) -> None:
