@@ -88,6 +88,10 @@ def test_no_list_repeats_a_file_and_most_are_folded(page: str) -> None:
     assert changes.count("and 9 more measures of this file") == 10
     for name in re.findall(r"folder\d/file\d{3}\.nii\.gz", changes):
         assert changes.count(name) == 1
+    agreement = unfolded[unfolded.index("Agreement and precision") : unfolded.index("How alike the runs are")]
+    assert len(re.findall(r'<th scope="row">', agreement)) == 10
+    for name in re.findall(r"folder\d/file\d{3}\.nii\.gz", agreement):
+        assert agreement.count(name) == 1
     assert len(unfolded) < len(page) / 5
     assert "20 more files that have changed" in page
 
