@@ -209,8 +209,14 @@ def _described(image: Image.Image, head: bytes) -> tuple[Description, tuple[int,
         if fields["channels"] == 1 and bits not in (8, 16):
             shown_bits = 8 if mode == "L" else 16
             stretched = 2**bits, 2**shown_bits  # a shift to the left
+        if bits > 16:
+            raise SourceUnreadable(f"JPEG 2000 of {bits} bits cannot be read exactly. Convert the files.")
+    elif kind == "SGI" and head[3] != 1:
+        raise SourceUnreadable("SGI of 16 bits cannot be read exactly: Pillow keeps 8 of them. Convert the files.")
     elif kind == "TIFF":
         fields |= _fields_of_tiff(image)
+    if fields["channels"] > 1 and (fields["bits"] != 8 or (kind == "PPM" and _maximum_of_pgm(image) != 255)):
+        raise SourceUnreadable("colours of other than 8 bits cannot be read exactly. Convert the files to grey.")
     return Description(**fields), stretched
 
 
@@ -246,9 +252,14 @@ def _fields_of_tiff(image: Any) -> dict[str, Any]:
     """What Pillow is known to read exactly; all else is left to tifffile."""
     tags = image.tag_v2
     bits, samples = tuple(tags.get(258, (1,))), int(tags.get(277, 1))
-    form, colour = tuple(tags.get(339, (1,) * samples)), int(tags.get(262, 1))
+    form, colour = tuple(tags.get(339, (1,) * samples)), int(tags.get(262, 0))
     exact = (image.mode, colour) in (("L", 1), ("I;16", 1), ("I;16B", 1)) and bits in ((8,), (16,)) and form == (1,)
-    if not exact and not (colour == 2 and set(bits) == {8} and set(form) == {1}) and image.mode not in ("P", "1", "F"):
+    known = exact or (colour == 2 and set(bits) == {8} and set(form) == {1}) or image.mode in ("P", "1", "F")
+    rows = int(tags.get(278, image.height)) or image.height
+    has_holes = 0 in tags.get(279, ()) or (273 in tags and len(tags[273]) < -(-image.height // rows))
+    has_planes = int(tags.get(32997, 1)) != 1 or tiff.UIC2 in tags
+    is_predicted = tags.get(259, 1) == 1 and tags.get(317, 1) != 1
+    if not known or has_holes or has_planes or is_predicted:
         raise SourceUnreadable(
             "TIFF of this kind is read exactly by tifffile only: pip install 'prefect-biomed[tiff]'."
         )

@@ -46,7 +46,7 @@ class Description:
         luminous: Whether its channels are grey, or red, green and blue, perhaps with transparency; only of these is it
             known what they are in grey.
         plain: Whether it is a container and a meaning of values that every decoder understands alike: neither BigTIFF
-            nor "white is zero".
+            nor "white is zero", nothing left out, no thumbnail in front.
     """
 
     format: str

@@ -18,12 +18,14 @@ from prefect_biomed.clients.errors import SourceUnreadable
 if TYPE_CHECKING:
     import tifffile
 
-__all__ = ["TiffPicture", "is_there", "opened"]
+__all__ = ["UIC2", "TiffPicture", "is_there", "opened"]
 
 # Rows that are read together from a page in strips: few enough that what lies beside the tiles of one row is little.
 _BAND_ROWS = 128
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _TRANSPARENCY = (1, 2)
+UIC2 = 33629
+"""Tag of MetaMorph with a value for each plane."""
 _UNBOUNDED = ("zstd", "zstd_deprecated", "lzma", "webp", "jpegxl")
 
 
@@ -56,13 +58,17 @@ class TiffPicture:
     """One page of a TIFF file."""
 
     def __init__(self, file: tifffile.TiffFile, source: Path | bytes, name: str, page: int | None) -> None:
-        self._source, self._name, self._page = source, name, page or 0
         hidden = _hidden_pages(file)
+        self._source, self._name = source, name
+        self._page = page if page is not None else 0 if hidden else _first_full_page(file)
         if self._page >= max(len(file.pages), hidden):
             raise EOFError
         chosen: Any = file.pages[0 if hidden else self._page]
         if chosen.dtype is None or chosen.imagedepth != 1:
             raise SourceUnreadable(f"{name}: its pages hold no values, or are volumes of their own.")
+        compression = str(getattr(chosen.compression, "name", chosen.compression)).lower()
+        if compression == "none" and int(chosen.predictor) != 1:
+            raise SourceUnreadable(f"{name}: has a predictor and no compression, which each reader takes differently.")
         self._chosen = chosen
         self._jpeg_tables = chosen.jpegtables
         if int(chosen.samplesperpixel) == 1:
@@ -70,12 +76,14 @@ class TiffPicture:
         self._offsets = list(chosen.dataoffsets)
         self._counts = list(chosen.databytecounts)
         self.header_bytes = 16384 + 128 * len(self._offsets)
-        self._rows_are_plain = bool(chosen.is_memmappable) and len(chosen.shape) == 2
+        is_plain = bool(chosen.is_memmappable) and len(chosen.shape) == 2
+        self._rows_are_plain = is_plain and sum(self._counts) >= chosen.nbytes
         if hidden:
             if not self._rows_are_plain:
                 raise SourceUnreadable(f"{name}: has {hidden} pages in one; they are compressed and cannot be found.")
             self._offsets = [self._offsets[0] + self._page * chosen.nbytes]
-        compression = str(getattr(chosen.compression, "name", chosen.compression)).lower()
+        is_usual = int(chosen.photometric) == _BLACK_IS_ZERO and int(chosen.fillorder) == int(chosen.sampleformat) == 1
+        is_first = not self._page and not file.is_bigtiff
         self.about = Description(
             format="TIFF",
             width=int(chosen.imagewidth),
@@ -89,7 +97,7 @@ class TiffPicture:
             compression=compression,
             palette=int(chosen.photometric) == _PALETTE,
             luminous=_is_luminous(chosen, compression),
-            plain=not file.is_bigtiff and int(chosen.photometric) == _BLACK_IS_ZERO and int(chosen.fillorder) == 1,
+            plain=is_first and is_usual and all(self._counts),
         )
 
     def read(self, cache: DecodeCache, top: int, left: int, bottom: int, right: int) -> Array:
@@ -111,6 +119,8 @@ class TiffPicture:
                 piece[y0 - top : y1 - top, x0 - left : x1 - left] = self._part(
                     cache, key, (height, width), decode, where
                 )
+            if self.about.bits == 1:  # light is 1, whichever stands for it
+                piece = (piece != (int(self._chosen.photometric) == _WHITE_IS_ZERO)).astype(np.uint8)
             return piece
 
     def _part(
@@ -235,14 +245,23 @@ def _is_luminous(page: Any, compression: str) -> bool:
 
 
 def _hidden_pages(file: tifffile.TiffFile) -> int:
-    """Pages that ImageJ and tifffile write behind the first without a directory of their own; 0 when there are none."""
+    """Pages that ImageJ, MetaMorph and tifffile write behind the first without a directory; 0 when there are none."""
     if len(file.pages) != 1:
         return 0
+    first: Any = file.pages[0]
+    if planes := first.tags.get(UIC2):
+        return int(planes.count) if planes.count > 1 else 0
     images = (file.imagej_metadata or {}).get("images", 1) if file.is_imagej else 1
     series = file.series[0] if file.is_shaped and file.series else None
     if series is not None and series.is_truncated:
         images = series.size // max(int(file.pages[0].size), 1)
     return int(images) if int(images) > 1 else 0
+
+
+def _first_full_page(file: tifffile.TiffFile) -> int:
+    """The first page that is no reduced copy of another one: some writers put a thumbnail in front."""
+    pages: Any = file.pages
+    return next((number for number, page in enumerate(pages) if not page.is_reduced), 0)
 
 
 def _full_pages(file: tifffile.TiffFile) -> int:

@@ -11,12 +11,25 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
-from harness.image_formats import DATATYPES, FORMATS, SHAPES, TILE, confirmed, expected, got, judged, png, rotated
+from harness.image_formats import (
+    DATATYPES,
+    FORMATS,
+    SHAPES,
+    TILE,
+    bare_tiff,
+    confirmed,
+    expected,
+    got,
+    judged,
+    png,
+    rotated,
+)
 from harness.ingest_lab import volume
 from prefect_biomed.clients.boss import decoding, images
 from prefect_biomed.clients.boss.images import DecodeCache, ImageWindow, TileFormat
@@ -208,3 +221,54 @@ def test_without_tifffile_tiff_is_read_exactly_or_refused(tmp_path: Path, monkey
         assert np.array_equal(made.astype(object), expected(truth, "uint16")), name
         read += 1
     assert read > 10
+
+
+@pytest.mark.parametrize("kind", ["PNG LA", "PNG RGB", "PPM", "PPM to 100"])
+def test_colours_of_which_a_part_would_be_lost_do_not_become_grey(kind: str, tmp_path: Path) -> None:
+    """Pillow gives the upper 8 bits of the 16 of a colour, and stretches those of a PPM."""
+    path, (height, width) = tmp_path / "a", TILE
+    if kind.startswith("PNG"):
+        channels = 2 if kind == "PNG LA" else 3
+        path.write_bytes(imagecodecs.png_encode(volume((height, width, channels), "uint16")))
+    else:
+        most, dtype = (100, "u1") if "100" in kind else (65535, ">u2")
+        values = (volume((height, width, 3), "uint16").astype(int) % (most + 1)).astype(dtype)
+        path.write_bytes(f"P6 {width} {height} {most}\n".encode() + values.tobytes())
+    tile = TileFormat(width, height, "uint16", convert=frozenset(["grey"]))
+    with pytest.raises(SourceUnreadable, match=f"{path}: colours of other than 8 bits"):
+        images.from_window(ImageWindow(str(path)), tile, DecodeCache(1 << 20))
+
+
+@pytest.mark.parametrize("photometric", [0, 1])
+@pytest.mark.parametrize("compression", [None, "group4"])
+def test_black_and_white_tiff_becomes_grey_when_asked_for(
+    photometric: int, compression: str | None, tmp_path: Path
+) -> None:
+    light = volume(SHAPES["cut"]) % 3 == 0
+    path = tmp_path / "a.tif"
+    Image.fromarray(light).save(path, tiffinfo={262: photometric}, compression=compression)
+    truth = np.asarray(Image.open(path)).astype(np.uint8) * 255
+    tile = TileFormat(TILE[1], TILE[0], "uint8", convert=frozenset(["grey"]))
+    made = images.from_window(ImageWindow(str(path)), tile, DecodeCache(1 << 20))
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(made))), truth[: TILE[0], : TILE[1]])
+
+
+@pytest.mark.parametrize("shape", [TILE, SHAPES["cut"]])
+def test_a_thumbnail_in_front_is_not_the_image(shape: tuple[int, int], tmp_path: Path) -> None:
+    pixels, path = volume(shape), tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        file.write(pixels[::4, ::4], photometric="minisblack", subfiletype=1, metadata=None)
+        file.write(pixels, photometric="minisblack", metadata=None)
+    tile = TileFormat(TILE[1], TILE[0], "uint8")
+    made = images.from_window(ImageWindow(str(path), whole=shape == TILE), tile, DecodeCache(1 << 20))
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(made))), pixels[: TILE[0], : TILE[1]])
+
+
+@pytest.mark.parametrize("more", [{}, {"t262": None}, {"t32997": 3}])
+def test_what_pillow_reads_otherwise_is_left_to_tifffile(
+    more: dict[str, int | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding.tiff, "is_there", lambda: False)
+    bare_tiff(rows=None if more else 20, **more)(tmp_path / "a.tif", SHAPES["cut"])
+    with pytest.raises(SourceUnreadable, match="by tifffile only"):
+        images.from_window(ImageWindow(str(tmp_path / "a.tif")), TileFormat(64, 48, "uint8"), DecodeCache(1 << 20))

@@ -123,6 +123,62 @@ def colour_tiff(**options: Any) -> Make:
     return make
 
 
+def bare_tiff(
+    planes: int = 1, bits: int = 8, rows: int | None = None, refused: bool = False, **more: int | None
+) -> Make:
+    """A TIFF of one directory, with tags that no writer offers; `t317=2` is the tag 317.
+
+    Rows are those of a strip; of several, only the first is written.
+    """
+
+    def make(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+        pixels = volume((planes, *shape), "uint16" if bits > 8 else "uint8") & 2**bits - 1
+        content = b"".join(packed(plane, bits) for plane in pixels)
+        tags = {256: shape[1], 257: shape[0], 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: shape[0]}
+        tags |= {279: len(content) // planes} | {int(name[1:]): value for name, value in more.items()}
+        tags = {tag: value for tag, value in tags.items() if value is not None}
+        long = {33629: (5, planes, struct.pack("<6I", 1, 1, 0, 0, 0, 0) * planes)} if 33629 in tags else {}
+        if rows is not None:
+            pixels[:, rows:] = 0
+            tags |= {278: rows}
+            strips = -(-shape[0] // rows)
+            written = struct.pack("<I", rows * (shape[1] * bits // 8))
+            long |= {
+                tag: (4, strips, first + bytes(4 * strips - 4))
+                for tag, first in ((273, struct.pack("<I", 8)), (279, written))
+            }
+        start = 8 + len(content) + len(content) % 2
+        behind = start + 2 + 12 * len(tags) + 4
+        entries, after = b"", b""
+        for tag, value in sorted(tags.items()):
+            kind, count, values = long.get(tag, (4, 1, b""))
+            entries += struct.pack("<HHII", tag, kind, count, behind + len(after) if values else value)
+            after += values
+        directory = struct.pack("<H", len(tags)) + entries + bytes(4) + after
+        path.write_bytes(struct.pack("<4sI", b"II*\0", start) + content + bytes(len(content) % 2) + directory)
+        return None if refused else pixels[0]
+
+    return make
+
+
+def packed(pixels: np.ndarray, bits: int) -> bytes:
+    """Values bit by bit, rows from a byte on."""
+    if bits == 16:
+        return pixels.astype("<u2").tobytes()
+    planes = np.stack([(pixels >> bit) & 1 for bit in reversed(range(bits))], -1).astype(np.uint8)
+    return np.packbits(planes.reshape(len(pixels), -1), axis=1).tobytes()
+
+
+def sgi(path: Path, shape: tuple[int, int]) -> None:
+    header = struct.pack(">HBBHHHHII", 474, 0, 2, 2, shape[1], shape[0], 1, 0, 65535).ljust(512, b"\0")
+    path.write_bytes(header + volume(shape, "uint16").astype(">u2").tobytes())
+
+
+def jpeg2000_of_24_bits(path: Path, shape: tuple[int, int]) -> None:
+    pixels = volume(shape, "uint32") & 2**24 - 1
+    path.write_bytes(imagecodecs.jpeg2k_encode(pixels, level=0, reversible=True, bitspersample=24))
+
+
 def jpeg(path: Path, shape: tuple[int, int]) -> np.ndarray:
     Image.fromarray(volume(shape)).save(path, "JPEG")
     return np.asarray(imagecodecs.jpeg_decode(path.read_bytes()))
@@ -204,17 +260,24 @@ FORMATS: dict[str, Make] = {
     "ImageJ": kept("uint16", imagej=True),
     "ImageJ hyperstack": pages("uint16", imagej=True, metadata={"axes": "ZYX"}),
     "TIFF, turned": kept("uint8", extratags=[(274, 3, 1, 6, True)]),
+    **{f"TIFF of {bits} bits": bare_tiff(bits=bits) for bits in (2, 4, 10, 12, 14)},
+    "TIFF of undefined values": bare_tiff(t339=4),
+    "TIFF with a strip that was never written": bare_tiff(rows=20),
+    "TIFF with a predictor and no compression": bare_tiff(t317=2, refused=True),
+    "MetaMorph TIFF of three planes": bare_tiff(planes=3, t33628=0, t33629=0, refused=True),
     "JPEG grey": jpeg,
     **{f"JPEG {mode}": pillow(mode, "JPEG") for mode in ("RGB", "CMYK")},
     "JPEG, turned": rotated,
     "JPEG 2000": jpeg2000("uint8", 8),
     "JPEG 2000 of 16 bits": jpeg2000("uint16", 16),
     "JPEG 2000 of 12 bits": jpeg2000("uint16", 12),
+    "JPEG 2000 of 24 bits": jpeg2000_of_24_bits,
     "PGM": pgm(255),
     "PGM to 100": pgm(100),
     "PGM to 4095": pgm(4095),
     "PGM to 65535": pgm(65535),
     "BMP": bmp,
+    "SGI of 16 bits": sgi,
     "raw": raw,
 }
 
