@@ -347,7 +347,8 @@ def _matrix(part: PipelineReport, name: str) -> Plot:
         axes.axhline(edge - 0.5, color="white", linewidth=2)
     axes.set_xticks(range(len(runs)), [run.removeprefix("run ") for run in runs], rotation=0 if has_letters else 90)
     axes.set_yticks(range(len(files)), [_shortened(file.name) for file in files], fontsize=8)
-    axes.set_xlabel("run")
+    # Without letters nothing but this says that grey is no content of its own.
+    axes.set_xlabel("run" if has_letters else f"run (grey: none of the first {len(_COLOURS) - 1} contents of the file)")
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
