@@ -311,12 +311,13 @@ class VipClient(_Api):
             CapacityError: A limit of running executions is reached; nothing was launched.
             NetworkError: No answer. The execution may exist: look for its name.
             GenericVipError: The same.
+            UnexpectedResponse: The answer is about another execution; the same.
             PlatformError: The launch was refused.
         """
         body: dict[str, Any] = {"name": name, "pipelineIdentifier": pipeline_id, "inputValues": input_values}
         if results_location is not None:
             body["resultsLocation"] = results_location
-        return self.ask(
+        workflow = self.ask(
             Workflow,
             "POST",
             "/executions",
@@ -324,6 +325,12 @@ class VipClient(_Api):
             read_seconds=_LAUNCH_SECONDS,
             about=f"launch of {pipeline_id!r}",
         )
+        # VIP gives the identifier while it does not know the name yet.
+        if workflow.name not in {"", name, workflow.identifier}:
+            raise UnexpectedResponse(
+                f"The launch of {name!r} was answered with {workflow.identifier}, which is called {workflow.name!r}."
+            )
+        return workflow
 
     def play(self, workflow: Workflow) -> None:
         """Start an execution that was created but does not start by itself (`PUT /executions/{id}/play`).
@@ -385,14 +392,18 @@ class VipClient(_Api):
         Raises:
             NotFoundError: It was cleaned, or is unknown on platforms that say so.
             GenericVipError: VIP does not know it, it is someone else's, or its engine cannot be reached.
+            UnexpectedResponse: The answer is about another one.
         """
         path = f"/executions/{_part(identifier)}"
         try:
-            return self.ask(Workflow, "GET", path, about=f"workflow {identifier}")
+            workflow = self.ask(Workflow, "GET", path, about=f"workflow {identifier}")
         except PlatformError as error:
             if error.status != requests.codes.internal_server_error or self.profile.describes_ended_executions:
                 raise
             return carmin.workflow_from_results(identifier, self.results, error)
+        if workflow.identifier != identifier:
+            raise UnexpectedResponse(f"Asked for workflow {identifier}, the answer is about {workflow.identifier}.")
+        return workflow
 
     def results(self, identifier: str) -> list[PathEntry]:
         """List the outputs of an execution with their sizes (`GET /executions/{id}/results`).

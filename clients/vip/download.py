@@ -468,15 +468,23 @@ def _places(
     on_girder = local_names(path for path in paths if is_on_girder(path))
     places: dict[str, Path] = {}
     refused: dict[str, UnsafeContent] = {}
+    owners: dict[Path, str] = {}
     for path in paths:
         try:
-            places[path] = (
+            place = (
                 _join(session, f"{workflow_id}/{on_girder[path]}")
                 if path in on_girder
                 else _local_path(session, workflow_id, path)
             )
         except UnsafeContent as error:
             refused[path] = error
+            continue
+        if (owner := owners.setdefault(place, path)) == path:
+            places[path] = place
+        else:
+            refused[path] = UnsafeContent(
+                f"The output {path[:200]!r} would take the place of {owner[:200]!r}. Refused."
+            )
     return places, refused
 
 

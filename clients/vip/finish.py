@@ -16,7 +16,7 @@ from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.errors import NotFetched, SessionLocked, StillNeeded, StillRunning
 from prefect_biomed.clients.vip.models import VipSession, Workflow, WorkflowStatus
 from prefect_biomed.clients.vip.monitoring import Listing, details, is_named_after, list_all, session_on_file
-from prefect_biomed.clients.vip.outcome import judge
+from prefect_biomed.clients.vip.outcome import judge, options_of
 from prefect_biomed.clients.vip.preflight import preflight
 from prefect_biomed.clients.vip.remote_files import delete_and_wait, list_folder_or_nothing, put_and_verify
 from prefect_biomed.clients.vip.session_file import FILE_NAME, VIP_HOME, SessionFile
@@ -340,19 +340,33 @@ def _strange_outputs(client: VipClient, session: VipSession, file: SessionFile) 
     """
     record = file.read()
     top = PurePosixPath(session.vip_output_dir)
-    paths = [launch.results_location for launch in record.ledger.launches.values()]
+    silent = {one for one in record.workflows if _is_wanted_without_outputs(session, record, one)}
+    paths = [one.results_location for one in record.ledger.launches.values() if one.workflow_id not in silent]
     paths += [str(output["path"]) for run in record.workflows.values() for output in run.outputs]
     known = {path.relative_to(top).parts[0] for one in paths if top in (path := PurePosixPath(one)).parents}
     there = list_folder_or_nothing(client, str(top))
     strange = [name for name in there if name not in known | {FILE_NAME}]
-    lost = [name for name in strange if there[name] is not None or list_folder_or_nothing(client, f"{top}/{name}")]
+    lost = [name for name in strange if there[name] is not None or _holds_files(client, f"{top}/{name}")]
     if own := [name for name in lost if name.endswith(f"-{session.token}")]:
         raise NotFetched(
             f"Session {session.session_name!r} is not finished: {top} has outputs of runs of which nothing is written "
-            f"down here: {', '.join(own)}. Nothing was removed. Finish it where its record is, or keep them with "
-            "keep_output."
+            f"down here: {', '.join(own)}. Nothing was removed. Download them, finish it where its record is, or keep "
+            "them with keep_output."
         )
     return tuple(f"{top}/{name}" for name in lost)
+
+
+def _is_wanted_without_outputs(session: VipSession, record: SessionRecord, workflow_id: str) -> bool:
+    """Whether the outputs of a run are wanted and the platform has told of none; they may be in its folder."""
+    ended = record.ledger.ended.get(workflow_id)
+    if record.workflows[workflow_id].outputs or ended is None:
+        return False
+    return ended.status in options_of(session, record, workflow_id).get_status
+
+
+def _holds_files(client: VipClient, folder: str) -> bool:
+    there = list_folder_or_nothing(client, folder)
+    return any(size is not None or _holds_files(client, f"{folder}/{name}") for name, size in there.items())
 
 
 def _remove_outputs(

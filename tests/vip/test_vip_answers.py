@@ -102,6 +102,14 @@ def answer(vip: Sandbox, body: str, *, status: int = 200, path: str = "", **more
     vip.vip.faults.add(Fault(path=path, status=status, body=body, content_type=kind, **more))
 
 
+def test_answer_about_another_execution_is_not_taken_for_that_of_the_one_asked_for(
+    vip: Sandbox, client: VipClient
+) -> None:
+    answer(vip, '{"identifier": "workflow-other1", "status": "Finished"}')
+    with pytest.raises(UnexpectedResponse, match="the answer is about workflow-other1"):
+        client.workflow("workflow-mine01")
+
+
 @pytest.mark.usefixtures("no_pauses")
 @pytest.mark.parametrize("route", ROUTES)
 def test_answer_of_another_shape_has_a_type(vip: Sandbox, client: VipClient, route: str) -> None:

@@ -55,6 +55,12 @@ LOST: dict[str, dict[str, Any]] = {
     "200 page": {"status": 200, "body": HTML, "after_effect": True},
     "201 empty": {"status": 201, "body": "", "after_effect": True},
     "201 {}": {"status": 201, "body": "{}", "content_type": JSON, "after_effect": True},
+    "200 of another": {
+        "status": 200,
+        "body": '{"identifier": "workflow-other1", "name": "another"}',
+        "content_type": JSON,
+        "after_effect": True,
+    },
     "400 without a reason": {**NO_REASON, "after_effect": True},
 }
 every_lost_answer = pytest.mark.parametrize("answer", LOST)

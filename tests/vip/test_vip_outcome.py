@@ -372,6 +372,21 @@ def test_what_somebody_else_has_put_beside_the_outputs_is_not_removed(
     assert client.read_file(f"{session.vip_output_dir}/notes.txt", max_bytes=9) == b"mine"
 
 
+def test_outputs_of_which_the_platform_has_not_told_are_not_removed(client: VipClient, new_session: NewSession) -> None:
+    """A run that is said to have no outputs, and has files in its folder."""
+    session = new_session(*COPY, files={"a.bin": b"abc"})
+    session = session.model_copy(update={"options": SessionOptions(accept_incomplete=True)})
+    (ended,) = run(client, session)
+    download(client, session)
+    with SessionFile(session).edit() as record:
+        record.workflows[ended.identifier].outputs = []
+    with pytest.raises(NotFetched, match="r001-t0k3n"):
+        finish(client, session)
+    assert client.exists(session.run_dir(1))
+    client.delete(f"{session.run_dir(1)}/copies/a.bin")
+    assert session.vip_output_dir in finish(client, session).removed
+
+
 def test_records_of_runs_that_were_not_fetched_are_not_deleted(client: VipClient, new_session: NewSession) -> None:
     session = new_session(*COPY, files={"a.bin": b"abc"})
     (ended,) = run(client, session)

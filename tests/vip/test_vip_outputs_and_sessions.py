@@ -314,6 +314,17 @@ def test_names_from_the_platform_never_touch_files_of_ours(new_session: NewSessi
     assert path in not_here(session, identifier, outputs)
 
 
+def test_outputs_that_would_be_one_file_here_are_not_taken_for_each_other(new_session: NewSession) -> None:
+    session = new_session("EveryType/1.0")
+    first, second = (f"/vip/{place}/workflow-1/a.txt" for place in ("Home", "Group (group)"))
+    places, refused = _places(session, "workflow-1", [first, second, first])
+    assert (places.keys(), refused.keys()) == ({first}, {second})
+    place = places[first]
+    place.parent.mkdir(parents=True)
+    place.write_text("a")
+    assert not_here(session, "workflow-1", [{"path": first, "size": 1}, {"path": second, "size": 1}]) == (second,)
+
+
 # -- outages -----------------------------------------------------------------------------------------------------------
 
 
