@@ -171,7 +171,7 @@ def finish(
         if not keep_output:
             left_to += (*unfetched, *_strange_outputs(client, session, file))
         if not (keep_input or left_to or may_strand):
-            _refuse_unlaunched(session, file.read())
+            _refuse_unlaunched(client, session, file.read())
         if left_to or keep_output:
             # Nobody has looked whether the outputs of the others were fetched, for which their records are needed.
             record = file.read()
@@ -296,8 +296,9 @@ def _refuse_going_on(session: VipSession, running: Sequence[str], lost: Sequence
         )
 
 
-def _refuse_unlaunched(session: VipSession, record: SessionRecord) -> None:
-    if unlaunched := record.not_launched(session, is_newest=session.token == record.ledger.newest):
+def _refuse_unlaunched(client: VipClient, session: VipSession, record: SessionRecord) -> None:
+    unlaunched = record.not_launched(session, is_newest=session.token == record.ledger.newest)
+    if unlaunched and client.exists(session.vip_input_dir):
         raise StillNeeded(
             f"Session {session.session_name!r} is not finished: {', '.join(unlaunched)} was never launched and needs "
             "its inputs. Nothing was removed. Run vip_resume, which launches it, or finish with keep_input: True keeps "

@@ -423,6 +423,7 @@ def test_inputs_go_before_all_runs_were_launched_when_that_is_asked_for(
     with pytest.raises(StillNeeded):
         finish(client, session)
     assert session.vip_input_dir in finish(client, session, keep_input=False).removed
+    assert finish(client, session).removed == ()
 
 
 def test_the_records_of_a_twin_are_not_deleted_with_those_of_the_first(
