@@ -304,8 +304,9 @@ def test_what_was_intended_last_is_launched_elsewhere_and_not_what_was_done_befo
 
 @pytest.mark.slow
 def test_what_cannot_be_done_of_an_older_intent_does_not_stop_the_newest(
-    credentials: VipCredentials, folder: Path, tmp_path: Path
+    vip: Sandbox, credentials: VipCredentials, folder: Path, tmp_path: Path
 ) -> None:
+    vip.vip.switches.delete_seconds = 0
     common: dict[str, Any] = {"input_dir": folder, "output_dir": tmp_path / "out", "session_name": "mine"}
     older = VipSession.planned(
         pipeline_id="CopyFile/1.0",

@@ -372,8 +372,11 @@ def test_what_somebody_else_has_put_beside_the_outputs_is_not_removed(
     assert client.read_file(f"{session.vip_output_dir}/notes.txt", max_bytes=9) == b"mine"
 
 
-def test_outputs_of_which_the_platform_has_not_told_are_not_removed(client: VipClient, new_session: NewSession) -> None:
+def test_outputs_of_which_the_platform_has_not_told_are_not_removed(
+    vip: Sandbox, client: VipClient, new_session: NewSession
+) -> None:
     """A run that is said to have no outputs, and has files in its folder."""
+    vip.vip.switches.delete_seconds = 0
     session = new_session(*COPY, files={"a.bin": b"abc"})
     session = session.model_copy(update={"options": SessionOptions(accept_incomplete=True)})
     (ended,) = run(client, session)
