@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -140,11 +141,27 @@ def _check_alike(slices: list[_Slice], *, stored: bool) -> None:
                 )
         if int(header.get("SamplesPerPixel", 1)) != 1 or int(header.get("NumberOfFrames", 1) or 1) != 1:
             raise ConfigurationError(f"{one.path}: is in colour or has several frames. Convert it to grey slices.")
-        means = (float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0)))
-        inverted = header.get("PhotometricInterpretation") == "MONOCHROME1"
-        if (means != (1.0, 0.0) or inverted) and not stored:
-            what = "white is zero" if inverted else f"values are times {means[0]:g} and plus {means[1]:g}"
-            raise ConfigurationError(f"{one.path}: {what}. Take values as they are stored with stored=true.")
+        if int(header.HighBit) != int(header.BitsStored) - 1:
+            raise ConfigurationError(
+                f"{one.path}: its values of {header.BitsStored} bits end at bit {header.HighBit}, which readers do not "
+                "follow. Convert the slices."
+            )
+        if not stored and (meant := _meant(header)):
+            raise ConfigurationError(f"{one.path}: {meant}. Take values as they are stored with stored=true.")
+
+
+def _meant(header: Any) -> str | None:
+    """What stored values mean where that is not themselves."""
+    photometric = header.get("PhotometricInterpretation")
+    slope, plus = (
+        usual if header.get(name) in (None, "") else float(header.get(name))
+        for name, usual in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
+    )
+    if photometric != "MONOCHROME2":
+        return "white is zero" if photometric == "MONOCHROME1" else f"values are {photometric}, not grey"
+    if header.get("ModalityLUTSequence"):
+        return "values are to be looked up in a table"
+    return f"values are times {slope:g} and plus {plus:g}" if (slope, plus) != (1.0, 0.0) else None
 
 
 def _in_space(slices: list[_Slice]) -> list[_Slice]:
@@ -155,6 +172,8 @@ def _in_space(slices: list[_Slice]) -> list[_Slice]:
             raise ConfigurationError(f"{one.path}: tells no position in space, so its place is not known.")
         directions = np.asarray(orientation, float)
         place = float(np.dot(np.asarray(position, float), np.cross(directions[:3], directions[3:])))
+        if not math.isfinite(place):
+            raise ConfigurationError(f"{one.path}: its position {position} is none.")
         placed.append(one._replace(place=place))
     placed.sort(key=lambda one: one.place)
     steps = np.diff([one.place for one in placed])

@@ -93,6 +93,12 @@ def open_volume(parameters: Mapping[str, Any]) -> OpenVolume:
         raise ConfigurationError(
             f"{source}: of which kind it is cannot be told. Say in the parameter kind: {', '.join(KINDS)}."
         )
+    missing = parameters.get("missing_chunks")
+    if missing not in (None, "fill", "refuse") or (missing == "refuse" and kind not in _TELL_MISSING):
+        raise ConfigurationError(
+            f"{source}: missing_chunks is {missing!r}. Say fill, or refuse for {' and '.join(_TELL_MISSING)}; "
+            "readers of other kinds take the fill value without a word."
+        )
     try:
         volume = KINDS[kind](source, parameters)
     except ConfigurationError:
@@ -209,6 +215,11 @@ def _hdf5(source: str, parameters: Mapping[str, Any]) -> OpenVolume:
             f"{source}: has no dataset {name!r}. Name it in the parameter dataset; there are: {', '.join(found[:20])}."
         )
     data, lock = file[name], threading.Lock()
+    if lacking := _lacking(data, source):
+        raise ConfigurationError(
+            f"{source}:{name}: values of it lie in {lacking}, which is not there or too short; HDF5 would take the "
+            "fill value for them. Bring it there, or copy the dataset into one file."
+        )
     # BigDataViewer writes unsigned values as signed ones of the same bits.
     dtype = np.dtype("uint16") if bigdataviewer and data.dtype == np.int16 else data.dtype
 
@@ -219,6 +230,36 @@ def _hdf5(source: str, parameters: Mapping[str, Any]) -> OpenVolume:
     axes = tuple(parameters.get("axes") or {2: "yx", 3: "zyx"}.get(data.ndim, ""))
     followed = ("level", "t", "c") if bigdataviewer else ()
     return OpenVolume(f"{source}:{name}", tuple(data.shape), axes, dtype, read, followed=followed)
+
+
+def _lacking(data: Any, source: str) -> str | None:
+    """Another file that holds values of a dataset and cannot be read; None when there is none."""
+    parts = [(str(part.file_name), str(part.dset_name)) for part in data.virtual_sources()] if data.is_virtual else []
+    outside = data.external or []
+    if _is_url(source) and (outside or any(name != "." for name, _ in parts)):
+        return "other files"
+    for path, offset, size in outside:
+        here = Path(path)  # from the working directory, as HDF5 has it
+        if not here.is_file() or here.stat().st_size < min(offset + size, offset + data.nbytes):
+            return str(path)
+    return next(
+        (f"{name}:{dataset}" for name, dataset in sorted(set(parts)) if not _holds(data, source, name, dataset)), None
+    )
+
+
+def _holds(data: Any, source: str, name: str, dataset: str) -> bool:
+    """Whether a file that a virtual dataset names has what it is said to have."""
+    import h5py
+
+    if name == ".":
+        return dataset in data.file
+    for path in (Path(source).parent / name, Path(name)):
+        try:
+            with h5py.File(path, "r") as file:
+                return dataset in file
+        except OSError:
+            continue
+    return False
 
 
 def _tiff(source: str, parameters: Mapping[str, Any]) -> OpenVolume:
@@ -304,6 +345,7 @@ KINDS: dict[str, Callable[[str, Mapping[str, Any]], OpenVolume]] = {
 }
 """Formats that are read, by the value of the parameter `kind`."""
 
+_TELL_MISSING = ("n5", "precomputed")
 _ENDINGS: dict[str, tuple[str, ...]] = {
     "zarr": (".zarr",),
     "n5": (".n5",),

@@ -220,6 +220,77 @@ def test_a_chunk_that_is_missing_is_no_black_one(tmp_path: Path) -> None:
     assert not load(params, missing_chunks="fill").process("", 1, 1, 1)[0].values.any()
 
 
+@pytest.mark.parametrize(("kind", "said"), [("hdf5", "refuse"), ("zarr", "refuse"), ("n5", "fil")])
+def test_what_becomes_of_missing_chunks_is_not_said_in_vain(kind: str, said: str, tmp_path: Path) -> None:
+    """Readers of Zarr and HDF5 take the fill value for them without a word."""
+    write = {"hdf5": write_hdf5, "zarr": write_zarr, "n5": write_n5}[kind]
+    with pytest.raises(ConfigurationError, match=f"missing_chunks is '{said}'"):
+        load(write(tmp_path, volume(SHAPE, "uint16")), missing_chunks=said)
+
+
+@pytest.mark.parametrize("lacking", [None, "file", "dataset"])
+def test_a_virtual_dataset_is_read_when_all_its_parts_are_there(lacking: str | None, tmp_path: Path) -> None:
+    pixels = volume(SHAPE, "uint16")
+    layout = h5py.VirtualLayout(SHAPE, "uint16")
+    for z in (0, 10):
+        with h5py.File(tmp_path / f"part{z}.h5", "w") as file:
+            file["other" if lacking == "dataset" and z else "a"] = pixels[z : z + 10]
+        layout[z : z + 10] = h5py.VirtualSource(f"part{z}.h5", "a", shape=(10, *SHAPE[1:]))
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        file.create_virtual_dataset("a", layout)
+    if lacking == "file":
+        (tmp_path / "part10.h5").unlink()
+    if lacking:
+        with pytest.raises(ConfigurationError, match=r"lie in part10\.h5:a, which is not there"):
+            load({"source": str(tmp_path / "all.h5")})
+    else:
+        assert np.array_equal(assembled(load({"source": str(tmp_path / "all.h5")}))[:20, :40, :48], pixels)
+
+
+@pytest.mark.parametrize("nbytes", [0, -1, None])
+def test_values_of_hdf5_in_a_file_beside_it_are_read_when_they_are_all_there(
+    nbytes: int | None, tmp_path: Path
+) -> None:
+    pixels, raw = volume(SHAPE, "uint16"), tmp_path / "a.raw"
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("a", SHAPE, "uint16", external=[(raw, 0, h5py.h5f.UNLIMITED)])
+    if nbytes is not None:
+        raw.write_bytes(pixels.tobytes()[: nbytes or None])
+    if nbytes == 0:
+        assert np.array_equal(assembled(load({"source": str(tmp_path / "a.h5")}))[:20, :40, :48], pixels)
+    else:
+        with pytest.raises(ConfigurationError, match=r"lie in .*a\.raw, which is not there or too short"):
+            load({"source": str(tmp_path / "a.h5")})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, r"values are PALETTE COLOR, not grey.*stored=true"),
+        ({"PhotometricInterpretation": "MONOCHROME1"}, r"white is zero.*stored=true"),
+        ({"ModalityLUTSequence": [pydicom.Dataset()]}, r"looked up in a table.*stored=true"),
+        ({"RescaleSlope": "2", "RescaleIntercept": ""}, r"times 2 and plus 0.*stored=true"),
+        ({"BitsStored": 12}, r"12 bits end at bit 15"),
+        pytest.param(
+            {"ImagePositionPatient": ["nan", 0, 0]},
+            r"position .* is none",
+            marks=pytest.mark.filterwarnings("ignore:Invalid value for VR"),
+        ),
+    ],
+)
+def test_slices_whose_values_or_places_are_not_what_they_seem_are_refused(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        load(write_dicom(tmp_path, volume(SHAPE, "uint16"), **changes))
+
+
+def test_a_slope_that_is_empty_is_none(tmp_path: Path) -> None:
+    pixels = volume(SHAPE, "uint16")
+    params = write_dicom(tmp_path, pixels, RescaleSlope="", RescaleIntercept="")
+    assert np.array_equal(assembled(load(params))[:20, :40, :48], pixels)
+
+
 def test_slices_that_make_no_volume_are_refused_by_name(tmp_path: Path) -> None:
     pixels = volume(SHAPE, "uint16")
     params = write_dicom(tmp_path, pixels)
