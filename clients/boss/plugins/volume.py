@@ -99,8 +99,8 @@ class VolumeChunkProcessor(ChunkProcessor):
     the finest), `t`, `c` and other axes that are not of space (needed where there are several), `axes` (names of the
     axes in their order, when the file does not tell), `origin` (where the first voxel lies in the Boss, by axis; what a
     precomputed volume says, else 0), `series` (of DICOM), `stored` (take values as they are stored, where a header
-    says that they mean others), `missing_chunks` (`fill`, or `refuse`, which is so for precomputed volumes and may be for N5), and
-    `storage_options`, such as `{"anon": true}`, never keys.
+    says that they mean others), `missing_chunks` (`fill`, or `refuse`, which is so for precomputed volumes
+    and may be for N5), and `storage_options`, such as `{"anon": true}`, never keys.
     """
 
     thread_safe: ClassVar[bool] = True
