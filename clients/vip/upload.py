@@ -24,6 +24,7 @@ from prefect_biomed.clients.transfer import transfer_all
 from prefect_biomed.clients.vip.carmin import compare_digest
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.models import VipSession
+from prefect_biomed.clients.vip.monitoring import details
 from prefect_biomed.clients.vip.preflight import LocalFile, Preflight, preflight
 from prefect_biomed.clients.vip.remote_files import delete_and_wait, list_folder_or_nothing, put_and_verify
 from prefect_biomed.clients.vip.session_file import SessionFile
@@ -96,6 +97,7 @@ def upload(
 
     Raises:
         PreflightFailed: With `update_files` False some inputs are not on the platform.
+        LedgerError: Files would be replaced that runs of this session name may still read; nothing was sent.
         TransferFailed: Some files could not be sent, or are not there although they were accepted; the others are.
         AuthenticationError: The key was refused. What was sent is recorded.
         PermissionDeniedError: The same for a lack of rights.
@@ -151,7 +153,9 @@ def _bring(
 ) -> UploadSummary:
     """Send what is missing or differs, until the platform is seen to have it all."""
     there, to_make = _list_folders(client, session, plan)
-    todo = _compare(client, session, plan, there, file.read().ledger.uploads)
+    record = file.read()
+    todo = _compare(client, session, plan, there, record.ledger.uploads)
+    _refuse_to_replace(client, session, record, todo.outdated)
     if todo.missing or to_make:
         # Not before: a launch that relies on inputs that are complete is not to wait for a twin that changes nothing.
         with file.edit() as record:
@@ -185,7 +189,8 @@ def foresee_upload(
         What would be sent, and what is there already.
 
     Raises:
-        LedgerError: Something else was launched under the token of the session.
+        LedgerError: Something else was launched under the token of the session; or as for `upload`.
+        PreflightFailed: As for `upload`.
     """
     record = SessionFile(session, client).read()
     record.refuse_another(session)
@@ -195,7 +200,28 @@ def foresee_upload(
     if not update_files and _may_be_taken(client, session, known):
         return _taken(client, session, plan, known)[1]
     there, _ = _list_folders(client, session, plan)
-    return _compare(client, session, plan, there, record.ledger.uploads).summary
+    todo = _compare(client, session, plan, there, record.ledger.uploads)
+    _refuse_to_replace(client, session, record, todo.outdated)
+    return todo.summary
+
+
+def _refuse_to_replace(client: VipClient, session: VipSession, record: SessionRecord, outdated: set[str]) -> None:
+    """Make sure that no run computes on inputs that are replaced while it goes on."""
+    users = []
+    for token, intent in record.ledger.intents.items() if outdated else ():
+        if intent.inputs.expected and not outdated & intent.inputs.expected.keys():
+            continue
+        for name, launch in record.ledger.launched(token).items():
+            has_ended = launch.workflow_id in record.over or (
+                launch.workflow_id is not None and details(client, launch.workflow_id, record).status.is_terminal
+            )
+            users += [] if has_ended else [name]
+    if users:
+        raise LedgerError(
+            f"{', '.join(sorted(outdated)[:3])} of session {session.session_name!r} differs from what is on the "
+            f"platform, and {', '.join(users)} may still read it. Nothing was sent. Wait for the runs or kill them, or "
+            "take another session_name."
+        )
 
 
 def _may_be_taken(client: VipClient, session: VipSession, known: InputsRecord) -> bool:
@@ -289,11 +315,13 @@ def restore_inputs(client: VipClient, session: VipSession, *, progress: Progress
         What was done.
 
     Raises:
-        LedgerError: Some are missing, and their folder is not here, or the files in it are others by now.
+        LedgerError: Some are missing, and their folder is not here, or the files in it are others by now; or they were
+            replaced by another upload under this name.
         PreflightFailed: The input folder has changed, so that it cannot be sent.
         TransferFailed: Some files could not be sent; the others were.
     """
     record = SessionFile(session, client).read()
+    _refuse_replaced(record, session)
     proven = _inputs_of(record, session).proven
     if session.input_dir is None or (proven and 0 <= (now() - proven).total_seconds() <= _PROOF_SECONDS):
         return _NOTHING
@@ -366,6 +394,8 @@ def _completed(client: VipClient, session: VipSession, hands: _Foreseeing) -> Up
         return _NOTHING
     if inputs.is_complete or (inputs.is_complete is None and record.ledger.launched(session.token)):
         is_needed = record.not_launched(session, is_newest=session.token == record.ledger.newest)
+        if is_needed:
+            _refuse_replaced(record, session)
         return _restored(client, session, record, hands) if is_needed else _NOTHING
     if session.input_dir.is_dir():
         return hands.send(preflight(client, session, include=inputs.include, exclude=inputs.exclude))
@@ -378,6 +408,17 @@ def _completed(client: VipClient, session: VipSession, hands: _Foreseeing) -> Up
         )
     hands.note(inputs)
     return _NOTHING.model_copy(update={"skipped": len(inputs.expected)})
+
+
+def _refuse_replaced(record: SessionRecord, session: VipSession) -> None:
+    """Make sure that no other upload under this name has replaced what was sent for what is to be launched."""
+    inputs = _inputs_of(record, session)
+    digest = digest_of_inputs(inputs.expected, record.ledger.uploads)
+    if None not in (inputs.digest, digest) and digest != inputs.digest:
+        raise LedgerError(
+            f"Inputs of session {session.session_name!r} were replaced by another upload under this name since they "
+            "were sent for what is to be launched. Start a new session."
+        )
 
 
 def _restored(client: VipClient, session: VipSession, record: SessionRecord, hands: _Foreseeing) -> UploadSummary:

@@ -27,6 +27,7 @@ from prefect_biomed.clients.vip import (
     download,
     finish,
     judge,
+    kill,
     launch,
     monitor,
     open_intents,
@@ -541,6 +542,42 @@ def test_nothing_is_launched_on_a_part_of_the_inputs(vip: Sandbox, client: VipCl
     inputs = SessionFile(session).read().ledger.intents["t0k3n"].inputs
     assert inputs.is_complete
     assert len(inputs.digest or "") == 64
+
+
+def test_inputs_are_not_replaced_while_runs_may_read_them(
+    vip: Sandbox, client: VipClient, new_session: NewSession
+) -> None:
+    """By a second flow run of the same session name, after a file has changed here."""
+    vip.vip.switches.delete_seconds = 0
+    vip.vip.switches.job_seconds = 30
+    first = new_session(*COPY, files={"a.bin": b"old", "b.bin": b"b"}, token="first1")
+    send(client, first)
+    (running,) = start(client, first)
+    assert first.input_dir is not None
+    (first.input_dir / "a.bin").write_bytes(b"new")
+    second = first.model_copy(update={"token": "second"})
+    for send_or_foresee in (upload, foresee_upload):
+        with pytest.raises(LedgerError, match=r"a\.bin of .* and session-r001-first1 may still read it"):
+            send_or_foresee(client, second, preflight(client, second))
+    assert client.read_file(f"{first.vip_input_dir}/a.bin", max_bytes=9) == b"old"
+    kill(client, [running.identifier])
+    assert send(client, second).replaced == 1
+
+
+def test_nothing_is_launched_on_inputs_that_another_upload_has_replaced(
+    vip: Sandbox, client: VipClient, new_session: NewSession
+) -> None:
+    vip.vip.switches.delete_seconds = 0
+    first = new_session(*COPY, files={"a.bin": b"old"}, token="first1")
+    send(client, first)
+    assert first.input_dir is not None
+    (first.input_dir / "a.bin").write_bytes(b"new")
+    second = first.model_copy(update={"token": "second"})
+    assert send(client, second).replaced == 1
+    for launch_or_complete in (complete_inputs, start):
+        with pytest.raises(LedgerError, match="were replaced by another upload under this name"):
+            launch_or_complete(client, first)
+    start(client, second)
 
 
 def test_inputs_that_are_taken_as_they_are_are_told_and_looked_at(
