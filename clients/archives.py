@@ -178,7 +178,7 @@ def unpack(archive: Path, folder: Path, limits: ArchiveLimits | None = None) -> 
                 _unpack_tar(archive, temporary, limits)
         except UnsafeContent as error:
             raise UnsafeContent(f"{archive.name} was not unpacked: {error}") from None
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # zipfile, of compression, encryption and versions that it does not know
             raise UnsafeContent(
                 f"{archive.name} was not unpacked, it is packed by an unknown method: {error}"
             ) from None

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from prefect_biomed.clients.boss import images
 from prefect_biomed.clients.boss._keys import CUBOID_X, CUBOID_Y, CUBOID_Z, Position
 from prefect_biomed.clients.boss.config import IngestConfig
-from prefect_biomed.clients.boss.models import Channel, UploadSettings
+from prefect_biomed.clients.boss.models import Channel, Made, UploadSettings
 from prefect_biomed.clients.boss.proofs import Box, Range, Region
 from prefect_biomed.clients.boss.sources import Piece, TileSource, open_source, padded
 from prefect_biomed.clients.errors import ConfigurationError, SourceUnreadable
@@ -38,7 +38,7 @@ class Plane(NamedTuple):
     content: bytes | None
     tolerance: int = 0
     reason: str = ""
-    made: Literal["whole", "padded", "blank"] = "whole"
+    made: Made = "whole"
 
 
 class Grid:

@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from datetime import datetime
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from prefect_biomed.clients.boss.client import BossClient
+from prefect_biomed.clients.boss.models import Made
 from prefect_biomed.clients.errors import BiomedError, HeldElsewhere, LedgerError, LocalStorageError
 from prefect_biomed.clients.files import home, private
 from prefect_biomed.clients.polling import Uptime, now, passed, uptime
@@ -293,7 +294,7 @@ class Ledger:
         """
         return self._listed("padded", among)
 
-    def note_made(self, tile: str, made: Literal["whole", "padded", "blank"]) -> None:
+    def note_made(self, tile: str, made: Made) -> None:
         """Note whether what is sent of a tile is its source, its source filled up, or the fill value."""
         with self._transaction() as connection:
             for table in ("padded", "blank"):

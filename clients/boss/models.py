@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
@@ -19,10 +19,15 @@ __all__ = [
     "JobCounts",
     "JobStatus",
     "JoinedJob",
+    "Made",
     "UploadProgress",
     "UploadReport",
     "UploadSettings",
 ]
+
+
+Made: TypeAlias = Literal["whole", "padded", "blank"]
+"""How much of a tile or chunk its source gave: all; less than lies within the extent; nothing."""
 
 
 class JobStatus(int, OpenEnum):

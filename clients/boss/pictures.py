@@ -135,7 +135,7 @@ def named(name: str) -> Iterator[None]:
     except OSError as error:
         what = f"cannot be read ({error.strerror})" if error.errno else f"is damaged ({error})"
         raise SourceUnreadable(f"{name}: {what}.") from None
-    except (ImportError, NotImplementedError) as error:
+    except (ImportError, NotImplementedError) as error:  # the second: tifffile and imagecodecs, of codecs not built in
         raise SourceUnreadable(f"{name}: cannot be decoded here ({error}). It may need prefect-biomed[tiff].") from None
     except Exception as error:  # decoders raise anything at all for a damaged header
         said = str(error) if not isinstance(error, struct.error) else "its header is cut off"

@@ -22,7 +22,7 @@ from prefect_biomed.clients.boss.config import IngestConfig
 from prefect_biomed.clients.boss.errors import ChunkDamaged
 from prefect_biomed.clients.boss.expectation import Expectation, Grid, Treatment
 from prefect_biomed.clients.boss.ledger import Ledger, TileState, default_folder
-from prefect_biomed.clients.boss.models import Channel, UploadSettings
+from prefect_biomed.clients.boss.models import Channel, Made, UploadSettings
 from prefect_biomed.clients.boss.pictures import Array
 from prefect_biomed.clients.boss.preflight import preflight
 from prefect_biomed.clients.boss.proofs import Region, Verification, VerifySettings
@@ -511,7 +511,7 @@ class _Work:
                 self._note(tile, "left out")
         return values if is_whole else None
 
-    def _note(self, tile: str, made: Literal["whole", "padded", "blank", "left out"]) -> None:
+    def _note(self, tile: str, made: Made | Literal["left out"]) -> None:
         """Keep one account of a tile."""
         known = self._ledger.entries([tile]).get(tile)
         if made == "left out":

@@ -7,14 +7,14 @@ import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from prefect_biomed.clients.boss import images
 from prefect_biomed.clients.boss._keys import CUBOID_X, CUBOID_Y, CUBOID_Z, Position
 from prefect_biomed.clients.boss.config import IngestConfig
 from prefect_biomed.clients.boss.errors import SourceTooSmall
 from prefect_biomed.clients.boss.images import DecodeCache, ImageWindow, TileFormat
-from prefect_biomed.clients.boss.models import UploadSettings
+from prefect_biomed.clients.boss.models import Made, UploadSettings
 from prefect_biomed.clients.boss.pictures import Conversion
 from prefect_biomed.clients.boss.plugins import base
 from prefect_biomed.clients.errors import BiomedError, ConfigurationError, SourceUnreadable
@@ -41,7 +41,7 @@ class Piece(NamedTuple):
     """
 
     content: Any
-    made: Literal["whole", "padded", "blank"] = "whole"
+    made: Made = "whole"
 
 
 class _Paths:

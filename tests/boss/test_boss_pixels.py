@@ -535,6 +535,26 @@ def test_a_volume_that_ends_before_the_extent_is_refused_unless_padding_is_allow
     assert np.array_equal(ChunkSource(config, "uint8", convert=PADDING).read(Position(0, 0, 0, 0)), pixels)
 
 
+@pytest.mark.parametrize(
+    ("values", "order", "said"),
+    [
+        (np.uint8(7), 99, r"shape \(\) with axis order 99 is no chunk"),
+        (np.zeros((2, 2), "uint8"), base.ZYX_ORDER, r"shape \(2, 2\) with axis order \d+ is no chunk"),
+        (np.zeros((2, 4, 4, 4), "uint8"), base.TZYX_ORDER, r"has not exactly one sample"),
+    ],
+)
+def test_what_a_plugin_gives_is_a_chunk_or_refused_by_name(
+    values: Any, order: int, said: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(lab.folder / "v.npy", volume((16, 512, 512)))
+    extent = {"x": [0, 512], "y": [0, 512], "z": [0, 16], "t": [0, 1]}
+    config = lab.volumetric(f"{BUILT_IN}.arrays.Array", {"filename": str(lab.folder / "v.npy"), "order": "zyx"}, extent)
+    source = ChunkSource(IngestConfig.load(config), "uint8")
+    monkeypatch.setattr(source._reader, "process", lambda *_: (values, order))
+    with pytest.raises(SourceUnreadable, match=said):
+        source.piece(Position(0, 0, 0, 0))
+
+
 def test_fail_gracefully_makes_a_black_tile_of_a_file_that_is_not_there(tmp_path: Path) -> None:
     config = stack_config(tmp_path, "s_<>", {"x": [0, 64], "y": [0, 48]}, fail_gracefully=True)
     source = TileSource(IngestConfig.load(config), TILE, 1 << 20)
