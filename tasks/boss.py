@@ -665,12 +665,12 @@ def verification_text(look: Verification) -> str:
     lines = [f"# {inline(look.channel)}", "", inline(look.summary()), "", "| axis | from | to |", "|---|---|---|"]
     lines += [f"| {axis} | {low} | {high} |" for axis, (low, high) in look.region.items()]
     found = {
-        "Wrong": [str(tile) for tile in look.wrong],
-        "Not compared": [f"{tile}: {reason}" for tile, reason in look.unreadable.items()],
+        "Wrong": (len(look.wrong), [str(tile) for tile in look.wrong]),
+        "Not compared": (look.unreadable_tiles, [f"{tile}: {reason}" for tile, reason in look.unreadable.items()]),
     }
-    for title, items in found.items():
+    for title, (count, items) in found.items():
         if items:
-            lines += ["", f"## {title} ({len(items)})", "", *(f"- {inline(item)}" for item in items[:100])]
+            lines += ["", f"## {title} ({count})", "", *(f"- {inline(item)}" for item in items[:100])]
     return "\n".join(lines)
 
 

@@ -120,9 +120,9 @@ class VerificationFailed(JobFailed):
             verification: What was found.
         """
         if not verification.wrong:
-            tile, reason = next(iter(verification.unreadable.items()))
-            advice = "Run this where the sources can be read."
-            return cls(f"{verification.summary()} {advice}\n  - {tile}: {reason}", verification)
+            advice = "Run this where the sources can be read." if verification.unreadable else "Compare something."
+            shown = "".join(f"\n  - {tile}: {reason}" for tile, reason in [*verification.unreadable.items()][:20])
+            return cls(f"{verification.summary()} {advice}{shown}", verification)
         shown = "\n".join(f"  - {tile}" for tile in verification.wrong[:20])
         advice = "Run boss-verify with heal=True, which ingests these chunks again and proves them."
         return cls(f"{verification.summary()} {advice}\n{shown}", verification)

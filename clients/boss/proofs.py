@@ -114,8 +114,11 @@ class Verification(BaseModel):
         chunks_looked_at: Chunks of which a window was read, to see whether they are there.
         wrong: Tiles that are missing, different or damaged, whichever look found them.
         verified_tiles: Tiles of which every voxel was compared and is equal.
+        padded_tiles: Tiles that were compared and of which the source lacks a part within the extent: there it was the
+            fill value that was compared.
         left_out: Tiles that were not compared, because they were left out of the ingest on purpose.
-        unreadable: Tiles that could not be compared because their source cannot be read, with reasons; at most 1,000.
+        unreadable_tiles: Tiles that could not be compared because their source cannot be read.
+        unreadable: These with reasons; at most 1,000.
         requests: Requests made.
         bytes_read: Bytes of voxels read back.
         seconds: Duration.
@@ -133,7 +136,9 @@ class Verification(BaseModel):
     chunks_looked_at: int = 0
     wrong: tuple[WrongTile, ...] = ()
     verified_tiles: int = 0
+    padded_tiles: int = 0
     left_out: int = 0
+    unreadable_tiles: int = 0
     unreadable: dict[str, str] = {}
     requests: int = 0
     bytes_read: int = 0
@@ -148,8 +153,8 @@ class Verification(BaseModel):
 
     @property
     def is_right(self) -> bool:
-        """Whether nothing was found to be wrong, and something could be compared."""
-        return not self.wrong and (self.compared > 0 or not self.unreadable)
+        """Whether nothing was found to be wrong, and something was looked at and could be compared."""
+        return not self.wrong and (self.compared > 0 or (self.chunks_looked_at > 0 and not self.unreadable))
 
     @property
     def bound(self) -> float:
@@ -165,8 +170,11 @@ class Verification(BaseModel):
             parts.append(f"All {self.cuboids:,} cuboids of {self.channel} were compared: {self.wrong_cuboids:,} wrong.")
         elif self.compared:
             seen = f"{self.wrong_cuboids:,} of {self.compared:,} random cuboids wrong"
+            # What cannot be compared was not drawn by lot, and nothing is known of it.
+            comparable = ", of those that can be compared" if self.unreadable or self.left_out else ""
             parts.append(
-                f"{seen}: fewer than {_percent(self.bound)} % are, with 95 % (of {self.cuboids:,} of {self.channel})."
+                f"{seen}: fewer than {_percent(self.bound)} % are, with 95 % (of {self.cuboids:,} of "
+                f"{self.channel}{comparable})."
             )
         else:
             parts.append(f"None of the {self.cuboids:,} cuboids of {self.channel} was compared.")
@@ -176,8 +184,12 @@ class Verification(BaseModel):
             tiles = [tile for tile in self.wrong if tile.kind == kind]
             if tiles:
                 parts.append(f"{len(tiles):,} tiles are {kind}, such as {tiles[0]}.")
-        if self.unreadable:
-            parts.append(f"{len(self.unreadable):,} tiles could not be compared: their sources cannot be read.")
+        if self.padded_tiles:
+            parts.append(
+                f"{self.padded_tiles:,} tiles are padded: where their sources end, the fill value was compared."
+            )
+        if self.unreadable_tiles:
+            parts.append(f"{self.unreadable_tiles:,} tiles could not be compared: their sources cannot be read.")
         if self.left_out:
             parts.append(f"{self.left_out:,} were left out on purpose.")
         parts.append(f"{self.requests:,} requests, {self.bytes_read / 1e6:.1f} MB, {self.seconds:.1f} s.")

@@ -127,7 +127,9 @@ def verify(
         chunks_looked_at=found.looked_at,
         wrong=tuple(sorted(found.wrong.values(), key=lambda tile: (tile.t, tile.z, tile.y, tile.x))),
         verified_tiles=found.verified,
+        padded_tiles=len(found.padded),
         left_out=len(found.left_out),
+        unreadable_tiles=len(found.unreadable),
         unreadable=dict(itertools.islice(found.unreadable.items(), _NAMED_LIMIT)),
         requests=look.requests,
         bytes_read=look.bytes_read,
@@ -209,6 +211,7 @@ class _Chunk:
     looked_at: int = 0
     verified: int = 0
     wrong: dict[Position, WrongTile] = field(default_factory=dict)
+    padded: set[Position] = field(default_factory=set)
     left_out: set[Position] = field(default_factory=set)
     unreadable: dict[str, str] = field(default_factory=dict)
     digests: list[dict[str, object]] = field(default_factory=list)
@@ -220,6 +223,7 @@ class _Chunk:
         self.looked_at += other.looked_at
         self.verified += other.verified
         self.wrong |= other.wrong
+        self.padded |= other.padded
         self.left_out |= other.left_out
         self.unreadable |= other.unreadable
 
@@ -284,6 +288,8 @@ class _Look:
         for box, planes, had in zip(boxes, expected, self._read(chunk, boxes), strict=True):
             for z, plane, content in zip(range(*box.z), planes, had, strict=True):
                 tile = self._grid.tile(chunk, z)
+                if plane.made == "padded":
+                    found.padded.add(tile)
                 if plane.content is None:
                     unknown.add(box)
                     equal_tiles.discard(tile)
@@ -349,6 +355,8 @@ class _Look:
         [planes] = self._expectation.planes(chunk, [window])
         for (z, content), plane in zip(had.items(), planes, strict=True):
             tile = self._grid.tile(chunk, z)
+            if plane.made == "padded":
+                found.padded.add(tile)
             if plane.content is None:
                 self._note_unknown(tile, plane, found)
             elif content != plane.content and not self._is_near(plane, content):

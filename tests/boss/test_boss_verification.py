@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.stats import beta
 
 from harness.ingest_lab import QUICK, Lab, volume
@@ -15,16 +18,19 @@ from prefect_biomed.clients.boss import (
     IngestConfig,
     Region,
     UploadReport,
+    UploadSettings,
     VerificationFailed,
     VerifySettings,
     WrongTile,
     account,
     extents_to_heal,
+    verification,
     verify,
 )
 from prefect_biomed.clients.boss.proofs import Verification, upper_bound
-from prefect_biomed.clients.errors import ConfigurationError
+from prefect_biomed.clients.errors import ConfigurationError, ConnectionFailed
 from prefect_biomed.sandbox.boss import IngestFault
+from prefect_biomed.tasks.boss import verification_text
 
 SMALL = {"x": 64, "y": 64, "z": 1, "t": 1}
 ALL = VerifySettings(share=1)
@@ -93,6 +99,60 @@ def test_nothing_is_right_when_no_source_can_be_read(lab: Lab) -> None:
         assert (look.wrong, look.compared, look.is_right) == ((), 0, False)
         assert look.summary().startswith("None of the 1 cuboids of sandbox/stack/uint8 was compared.")
         assert "Run this where the sources can be read." in str(VerificationFailed.of(look))
+
+
+def test_nothing_is_right_when_nothing_is_looked_at(lab: Lab) -> None:
+    config, _ = finished(lab, volume((16, 64, 64)))
+    look = verify(lab.client, config, VerifySettings(share=0, least=0, every_chunk=False))
+    assert (look.compared, look.chunks_looked_at, look.is_right) == (0, 0, False)
+    assert "None of the 1 cuboids" in str(VerificationFailed.of(look))
+    assert verify(lab.client, config, CHUNKS).is_right
+
+
+@pytest.mark.parametrize("settings", [ALL, VerifySettings(share=0, least=0, compare_windows=True)])
+def test_tiles_that_were_filled_up_are_counted(lab: Lab, settings: VerifySettings) -> None:
+    root = lab.write_stack(volume((16, 64, 64)), tile=64)
+    for z in (3, 9):
+        Image.fromarray(volume((64, 40), seed=z)).save(root / str(z) / "0_0_0.png")
+    config, upload = lab.config(**column(16)), UploadSettings(convert=frozenset({"pad"}), fill=7)
+    lab.ingest(config, upload)
+    look = verify(lab.client, IngestConfig.load(config), settings, upload=upload)
+    assert (look.is_right, look.padded_tiles, look.unreadable_tiles) == (True, 2, 0)
+    assert "2 tiles are padded: where their sources end, the fill value was compared." in look.summary()
+
+
+def test_all_sources_that_cannot_be_read_are_counted_though_not_all_are_named(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "_NAMED_LIMIT", 3)
+    config, _ = finished(lab, volume((32, 64, 64)))
+    for z in range(16, 32):
+        (lab.folder / "stack" / str(z) / "0_0_0.png").unlink()
+    look = verify(lab.client, config, ALL)
+    assert (len(look.unreadable), look.unreadable_tiles, look.compared) == (3, 16, 1)
+    assert "(of 2 of sandbox/stack/uint8, of those that can be compared)" in look.summary()
+    assert "16 tiles could not be compared" in look.summary()
+    assert "## Not compared (16)" in verification_text(look)
+
+
+def test_a_look_that_fails_midway_is_one_typed_error_and_leaves_no_manifest(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config, _ = finished(lab, volume((64, 64, 64)))
+    read, asked = lab.client.cutout, itertools.count()
+
+    def cutout(*arguments: Any, **more: Any) -> Any:
+        if next(asked) == 2:
+            raise ConnectionFailed("The Boss does not answer.")
+        return read(*arguments, **more)
+
+    monkeypatch.setattr(lab.client, "cutout", cutout)
+    settings = VerifySettings(share=1, threads=1, manifest=tmp_path / "proof.jsonl")
+    with pytest.raises(ConnectionFailed):
+        verify(lab.client, config, settings)
+    assert list(tmp_path.glob("proof*")) == []
+    assert verify(lab.client, config, settings).is_complete
+    assert len((tmp_path / "proof.jsonl").read_text().splitlines()) == 1 + 4
 
 
 def test_tiles_that_are_black_in_the_middle_are_found_when_they_are_not_there(lab: Lab) -> None:
