@@ -17,8 +17,6 @@ from typing import Any, Literal
 from urllib.parse import quote, unquote
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
-from rocrate.model.contextentity import ContextEntity
-from rocrate.rocrate import ROCrate
 
 from prefect_biomed.clients.errors import LedgerError
 from prefect_biomed.clients.files import atomic_write, digest, on_disk, safe_join
@@ -275,6 +273,9 @@ class _Crate:
     def __init__(self, folder: Path, provenance: Provenance, licence: str) -> None:
         self._folder = folder
         self._told = provenance
+        # With its templates it takes as long to import as the client of a platform, and few runs write a crate.
+        from rocrate.rocrate import ROCrate
+
         self._crate = ROCrate(version="1.1")
         self._licence = licence
         self._files: dict[str, Any] = {}
@@ -336,7 +337,7 @@ class _Crate:
         return sorted(self._told.executions, key=lambda execution: (execution.began, execution.address))
 
     def _add(self, identifier: str, kind: str, properties: Mapping[str, Any]) -> Any:
-        entity = self._crate.add(ContextEntity(self._crate, identifier, properties={"@type": kind}))
+        entity = self._crate.add_jsonld({"@id": identifier, "@type": kind})
         for name, value in properties.items():
             # The profile asks for a value where there is one, and for no empty list.
             if value != []:
@@ -449,7 +450,7 @@ class _Crate:
         if (self._folder / _README).is_file():
             self._file(_README, about=root, encodingFormat="text/markdown")
         self._crate.metadata["conformsTo"] = [
-            ContextEntity(self._crate, address) for address in ("https://w3id.org/ro/crate/1.1", _LISTED_AS)
+            {"@id": address} for address in ("https://w3id.org/ro/crate/1.1", _LISTED_AS)
         ]
         self._crate.metadata.extra_terms.update(_TERMS)
 

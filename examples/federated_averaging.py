@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from prefect_biomed.blocks import Vantage6Credentials
-from prefect_biomed.flows.parameters import RoundsOutputs
 from prefect_biomed.flows.vantage6 import LearnedModel, federated_analysis, federated_rounds
+from prefect_biomed.flows.vantage6_parameters import RoundsOutputs
 from prefect_biomed.sandbox import Sandbox
 
 IMAGE = "prefect-biomed/clinical:1.0"

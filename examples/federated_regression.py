@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from prefect_biomed.blocks import Vantage6Credentials
-from prefect_biomed.flows.parameters import TaskDetails
 from prefect_biomed.flows.vantage6 import federated_analysis
+from prefect_biomed.flows.vantage6_parameters import TaskDetails
 from prefect_biomed.sandbox import Sandbox
 
 OUTCOME = "progression"

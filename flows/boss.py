@@ -29,8 +29,8 @@ from prefect_biomed.clients.boss import (
     settled_job,
 )
 from prefect_biomed.flows._checked import checked_flow
+from prefect_biomed.flows.boss_parameters import IngestJobWaiting, IngestWaiting
 from prefect_biomed.flows.cancellation import ending_remote_jobs
-from prefect_biomed.flows.parameters import IngestJobWaiting, IngestWaiting
 from prefect_biomed.tasks import boss as steps
 from prefect_biomed.tasks.policies import intent_token
 from prefect_biomed.tasks.run_names import flow_run_named

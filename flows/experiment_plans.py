@@ -12,7 +12,6 @@ from prefect_biomed.blocks.vantage6 import Vantage6Credentials
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.vip import InputValue
 from prefect_biomed.clients.vip.replaying import prepare_replay
-from prefect_biomed.flows.parameters import Removal, Upload
 from prefect_biomed.flows.plans import Plan, merged
 from prefect_biomed.flows.repeatability import owner_of, perturbed_to_run, sessions_of
 from prefect_biomed.flows.replay import is_launched, opened_bundle, session_of_replays
@@ -26,6 +25,7 @@ from prefect_biomed.flows.research_pipeline import (
 from prefect_biomed.flows.vantage6 import federated_analysis
 from prefect_biomed.flows.vantage6_plans import plan_analysis
 from prefect_biomed.flows.vip import vip_session
+from prefect_biomed.flows.vip_parameters import Removal, Upload
 from prefect_biomed.flows.vip_plans import plan_described, plan_session, plan_sessions_on_one_upload
 from prefect_biomed.tasks.policies import planned_child
 

@@ -34,23 +34,12 @@ from prefect_biomed.clients.vantage6 import DatabaseInput, Task
 from prefect_biomed.clients.vip import SessionResult, VipSession, Workflow
 from prefect_biomed.flows import boss as boss_flows
 from prefect_biomed.flows import sessions as naming
-from prefect_biomed.flows.parameters import (
-    AnalysisWaiting,
-    FederatedOutputs,
-    IngestJobWaiting,
-    Outputs,
-    PipelineId,
-    RefreshTime,
-    Removal,
-    Runs,
-    SessionName,
-    SessionUpload,
-    Settings,
-    TaskDetails,
-    Waiting,
-)
+from prefect_biomed.flows.boss_parameters import IngestJobWaiting
+from prefect_biomed.flows.parameters import RefreshTime, Runs, Waiting
 from prefect_biomed.flows.vantage6 import ANALYSIS, Analysis, collect_results, request_of
+from prefect_biomed.flows.vantage6_parameters import AnalysisWaiting, FederatedOutputs, TaskDetails
 from prefect_biomed.flows.vip import end_session
+from prefect_biomed.flows.vip_parameters import Outputs, PipelineId, Removal, SessionName, SessionUpload, Settings
 from prefect_biomed.tasks import boss as boss_steps
 from prefect_biomed.tasks import vantage6 as vantage6_steps
 from prefect_biomed.tasks import vip as vip_steps

@@ -14,7 +14,7 @@ from prefect_biomed.clients.errors import BiomedError, ConfigurationError
 from prefect_biomed.clients.vip.session_file import VIP_HOME
 from prefect_biomed.flows import cancellation
 from prefect_biomed.flows._checked import checked_flow
-from prefect_biomed.flows.parameters import VipHome
+from prefect_biomed.flows.vip_parameters import VipHome
 from prefect_biomed.tasks import operations as steps
 from prefect_biomed.tasks._reporting import run_logger, table
 from prefect_biomed.tasks.boss import cancel_ingest_job

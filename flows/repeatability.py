@@ -17,19 +17,10 @@ from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import JobFailed
 from prefect_biomed.clients.vip import SessionOptions, VipSession, judge
 from prefect_biomed.flows._checked import checked_flow
-from prefect_biomed.flows.parameters import (
-    CancellableWaiting,
-    Group,
-    Outputs,
-    RefreshTime,
-    Removal,
-    SessionName,
-    SessionUpload,
-    Settings,
-    Upload,
-)
+from prefect_biomed.flows.parameters import CancellableWaiting, Group, RefreshTime
 from prefect_biomed.flows.sessions import new_session
 from prefect_biomed.flows.vip import PipelineRun, finish_session, kill_remote_workflows, session_on_inputs_of
+from prefect_biomed.flows.vip_parameters import Outputs, Removal, SessionName, SessionUpload, Settings, Upload
 from prefect_biomed.tasks import repeatability as experiments
 from prefect_biomed.tasks import vip as steps
 from prefect_biomed.tasks.run_names import flow_run_named

@@ -17,10 +17,11 @@ from prefect_biomed.clients.vip.bundle import Bundle, PublishedExecution, open_b
 from prefect_biomed.clients.vip.replaying import ReplayPlan
 from prefect_biomed.clients.vip.session_file import VIP_HOME, SessionFile
 from prefect_biomed.flows._checked import checked_flow
-from prefect_biomed.flows.parameters import PipelineId, RefreshTime, Removal, SessionName, VipHome, Waiting, chosen
+from prefect_biomed.flows.parameters import RefreshTime, Waiting
 from prefect_biomed.flows.repeatability import Assessment
 from prefect_biomed.flows.sessions import default_output_dir
 from prefect_biomed.flows.vip import finish_session
+from prefect_biomed.flows.vip_parameters import PipelineId, Removal, SessionName, VipHome, chosen
 from prefect_biomed.tasks import replay as replays
 from prefect_biomed.tasks import vip as steps
 from prefect_biomed.tasks.policies import is_deployed

@@ -19,9 +19,10 @@ from prefect_biomed.clients.vantage6 import DatabaseInput
 from prefect_biomed.clients.vip import InputSettings, SessionResult
 from prefect_biomed.flows._checked import checked_flow
 from prefect_biomed.flows.boss import boss_ingest
-from prefect_biomed.flows.parameters import Outputs, SessionUpload, TaskDetails
 from prefect_biomed.flows.vantage6 import Analysis, federated_analysis
+from prefect_biomed.flows.vantage6_parameters import TaskDetails
 from prefect_biomed.flows.vip import vip_session
+from prefect_biomed.flows.vip_parameters import Outputs, SessionUpload
 from prefect_biomed.tasks import research_pipeline as steps
 from prefect_biomed.tasks._reporting import run_logger
 from prefect_biomed.tasks.boss import NewResources

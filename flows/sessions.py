@@ -7,7 +7,7 @@ from pathlib import Path
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.vip import InputValue, SessionOptions, VipSession
 from prefect_biomed.clients.vip.girder import girder_path
-from prefect_biomed.flows.parameters import Girder, Outputs, Removal, SessionUpload, chosen
+from prefect_biomed.flows.vip_parameters import Girder, Outputs, Removal, SessionUpload, chosen
 from prefect_biomed.tasks.policies import intent_token, is_deployed, lasting_folder
 
 __all__ = ["default_output_dir", "new_session"]

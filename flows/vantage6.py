@@ -46,12 +46,12 @@ from prefect_biomed.clients.vantage6 import (
 )
 from prefect_biomed.flows._checked import checked_flow
 from prefect_biomed.flows.cancellation import ending_remote_jobs
-from prefect_biomed.flows.parameters import (
+from prefect_biomed.flows.parameters import RefreshTime
+from prefect_biomed.flows.vantage6_parameters import (
     AnalysisWaiting,
     FederatedOutputs,
     FederatedWaiting,
     Learning,
-    RefreshTime,
     RoundsOutputs,
     RoundsWaiting,
     SessionDetails,

@@ -10,9 +10,9 @@ from prefect_biomed.clients.once import Deed, Foreseen
 from prefect_biomed.clients.vantage6 import DataframeSpec, TaskRequest, Vantage6Client
 from prefect_biomed.clients.vantage6.launches import foresee_dataframe, foresee_session, foresee_task
 from prefect_biomed.clients.vantage6.preflight import task_name
-from prefect_biomed.flows.parameters import AnalysisWaiting, FederatedWaiting, SessionDetails, TaskDetails
 from prefect_biomed.flows.plans import Plan, launch_of, merged
 from prefect_biomed.flows.vantage6 import ANALYSIS, request_of
+from prefect_biomed.flows.vantage6_parameters import AnalysisWaiting, FederatedWaiting, SessionDetails, TaskDetails
 from prefect_biomed.tasks.policies import intent_token
 
 __all__ = ["plan_analysis", "plan_session"]

@@ -31,27 +31,23 @@ from prefect_biomed.clients.vip.session_file import VIP_HOME, SessionFile, sessi
 from prefect_biomed.flows import sessions as naming
 from prefect_biomed.flows._checked import checked_flow
 from prefect_biomed.flows.cancellation import ending_remote_jobs
-from prefect_biomed.flows.parameters import (
-    CancellableWaiting,
+from prefect_biomed.flows.parameters import CancellableWaiting, RefreshTime, Runs, Seconds, Waiting
+from prefect_biomed.flows.suspension import prepare_suspension, resume_session, suspend_session
+from prefect_biomed.flows.vip_parameters import (
     Girder,
     GirderSession,
     Outputs,
     PipelineId,
-    RefreshTime,
     Removal,
-    Runs,
-    Seconds,
     SessionName,
     SessionUpload,
     SessionWaiting,
     Settings,
     Upload,
     VipHome,
-    Waiting,
     accepting,
     chosen,
 )
-from prefect_biomed.flows.suspension import prepare_suspension, resume_session, suspend_session
 from prefect_biomed.tasks import vip as steps
 from prefect_biomed.tasks._reporting import artifact_key, markdown, run_logger, table
 from prefect_biomed.tasks.run_names import flow_run_named

@@ -16,9 +16,9 @@ from prefect_biomed.clients.vip.monitoring import foresee_kill, state
 from prefect_biomed.clients.vip.session_file import sessions_below
 from prefect_biomed.clients.vip.upload import UploadSummary, foresee_inputs, foresee_upload
 from prefect_biomed.flows import sessions as naming
-from prefect_biomed.flows.parameters import GirderSession, SessionUpload, Upload, chosen
 from prefect_biomed.flows.plans import Plan, launch_of, merged
 from prefect_biomed.flows.vip import PipelineRun, open_sessions, session_on_inputs_of
+from prefect_biomed.flows.vip_parameters import GirderSession, SessionUpload, Upload, chosen
 
 __all__ = [
     "plan_collect",

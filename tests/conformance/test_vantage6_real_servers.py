@@ -44,7 +44,6 @@ from prefect_biomed.clients.vantage6 import (
     Vantage6Client,
     description_of,
 )
-from prefect_biomed.flows.parameters import AnalysisWaiting, FederatedOutputs, TaskDetails
 from prefect_biomed.flows.vantage6 import (
     Analysis,
     DataframeSpec,
@@ -54,6 +53,7 @@ from prefect_biomed.flows.vantage6 import (
     federated_session,
     provision_collaboration,
 )
+from prefect_biomed.flows.vantage6_parameters import AnalysisWaiting, FederatedOutputs, TaskDetails
 from prefect_biomed.sandbox.vantage6 import CLINICAL
 from prefect_biomed.sandbox.vantage6._encryption import KeyPair
 from prefect_biomed.sandbox.vantage6.nodes import ComputeNode, NodeSettings

@@ -54,7 +54,7 @@ from prefect_biomed.flows.boss import (
     boss_write_cutouts,
     cancel_remote_job,
 )
-from prefect_biomed.flows.parameters import IngestJobWaiting
+from prefect_biomed.flows.boss_parameters import IngestJobWaiting
 from prefect_biomed.sandbox import Fault
 from prefect_biomed.sandbox.boss import IngestFault
 from prefect_biomed.tasks import boss as steps

@@ -24,8 +24,8 @@ from prefect_biomed.clients.vantage6 import TaskRequest
 from prefect_biomed.clients.vip import StillNeeded, VipClient, VipSession, WorkflowStatus, launch
 from prefect_biomed.clients.vip.errors import ListUnavailable, StillRunning
 from prefect_biomed.flows.operations import end_cancelled, remove_leftovers, what_is_running
-from prefect_biomed.flows.parameters import Removal, SessionUpload, SessionWaiting
 from prefect_biomed.flows.vip import vip_session
+from prefect_biomed.flows.vip_parameters import Removal, SessionUpload, SessionWaiting
 from prefect_biomed.sandbox import Fault, Sandbox
 from prefect_biomed.sandbox.vantage6 import CLINICAL
 from prefect_biomed.tasks import boss as boss_steps

@@ -18,9 +18,10 @@ from pydantic import TypeAdapter, ValidationError
 from prefect_biomed import flows, tasks
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.vip import VipSession
-from prefect_biomed.flows.parameters import Girder, PipelineId, RefreshTime, Seconds, Upload, VipHome
+from prefect_biomed.flows.parameters import RefreshTime, Seconds
 from prefect_biomed.flows.sessions import new_session
 from prefect_biomed.flows.vip import PipelineRun, session_on_inputs_of
+from prefect_biomed.flows.vip_parameters import Girder, PipelineId, Upload, VipHome
 
 T = TypeVar("T")
 GROUPS = {"upload", "outputs", "removal", "girder", "waiting", "details", "assessment"}

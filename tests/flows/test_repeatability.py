@@ -18,9 +18,9 @@ from harness.federation import CLINICAL, federation
 from prefect_biomed.analysis import Agreement, Comparison, Experiment, Report
 from prefect_biomed.blocks import VipCredentials
 from prefect_biomed.clients.errors import ConfigurationError, JobFailed, PreflightFailed
-from prefect_biomed.flows.parameters import AnalysisWaiting, TaskDetails
 from prefect_biomed.flows.repeatability import compare_folders, repeatability_experiment
 from prefect_biomed.flows.vantage6 import federated_analysis
+from prefect_biomed.flows.vantage6_parameters import AnalysisWaiting, TaskDetails
 from prefect_biomed.sandbox import Sandbox
 from prefect_biomed.tasks import repeatability as experiments
 

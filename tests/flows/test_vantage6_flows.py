@@ -46,7 +46,6 @@ from prefect_biomed.clients.vantage6 import (
     TaskRequest,
     UserSpec,
 )
-from prefect_biomed.flows.parameters import AnalysisWaiting, FederatedOutputs, SessionDetails, TaskDetails
 from prefect_biomed.flows.vantage6 import (
     DataframeSpec,
     Function,
@@ -55,6 +54,7 @@ from prefect_biomed.flows.vantage6 import (
     kill_remote_tasks,
     provision_collaboration,
 )
+from prefect_biomed.flows.vantage6_parameters import AnalysisWaiting, FederatedOutputs, SessionDetails, TaskDetails
 from prefect_biomed.sandbox import Fault
 from prefect_biomed.tasks import vantage6 as steps
 

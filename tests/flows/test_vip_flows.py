@@ -20,7 +20,6 @@ from prefect_biomed.blocks import VipCredentials
 from prefect_biomed.clients.errors import AuthenticationError, ConfigurationError, LedgerError, PreflightFailed
 from prefect_biomed.clients.transfer import transfer_all
 from prefect_biomed.clients.vip import JobStatus, StillRunning, VipSession, WorkflowFailed, WorkflowStatus
-from prefect_biomed.flows.parameters import Outputs, Removal, SessionUpload, SessionWaiting, Upload
 from prefect_biomed.flows.sessions import new_session
 from prefect_biomed.flows.vip import (
     PipelineRun,
@@ -32,6 +31,7 @@ from prefect_biomed.flows.vip import (
     vip_shared_inputs,
     vip_show_pipeline,
 )
+from prefect_biomed.flows.vip_parameters import Outputs, Removal, SessionUpload, SessionWaiting, Upload
 from prefect_biomed.sandbox import Sandbox
 from prefect_biomed.tasks import vip as steps
 

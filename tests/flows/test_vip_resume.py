@@ -25,8 +25,8 @@ from prefect_biomed.clients.vip import (
     preflight,
     upload,
 )
-from prefect_biomed.flows.parameters import Outputs, Removal, SessionUpload, SessionWaiting
 from prefect_biomed.flows.vip import vip_collect, vip_kill, vip_resume, vip_session
+from prefect_biomed.flows.vip_parameters import Outputs, Removal, SessionUpload, SessionWaiting
 from prefect_biomed.sandbox import Fault, Sandbox
 
 pytestmark = pytest.mark.usefixtures("prefect_api")

@@ -23,9 +23,9 @@ from prefect_biomed.cli.running import run_flow
 from prefect_biomed.clients.once import Deed
 from prefect_biomed.clients.vip import VipClient, VipSession, download, finish, preflight, upload
 from prefect_biomed.clients.vip.monitoring import monitor
-from prefect_biomed.flows.parameters import Removal
 from prefect_biomed.flows.plans import Plan
 from prefect_biomed.flows.sessions import new_session
+from prefect_biomed.flows.vip_parameters import Removal
 from prefect_biomed.sandbox import Entry, Sandbox
 from prefect_biomed.tasks.policies import planned_run
 

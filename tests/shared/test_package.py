@@ -137,7 +137,10 @@ import sys
 
 for name in ("scipy", "nibabel", "significantdigits", "matplotlib"):
     sys.modules[name] = None  # cannot be found, as after a plain `pip install`
-import prefect_biomed.flows.vip, prefect_biomed.flows.vantage6
+import prefect_biomed.flows.vip
+foreign = {{"rocrate", "prefect_biomed.clients.vantage6", "prefect_biomed.clients.boss"}} & set(sys.modules)
+assert not foreign, foreign
+import prefect_biomed.flows.vantage6
 foreign = {{"boto3", "numpy", "PIL", "prefect_biomed.clients.boss"}} & set(sys.modules)
 assert not foreign, foreign
 from prefect_biomed.cli.running import find_flow, flow_names, run_flow

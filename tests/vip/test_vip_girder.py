@@ -48,9 +48,9 @@ from prefect_biomed.clients.vip import (
 from prefect_biomed.clients.vip.download import Output, fetch_file
 from prefect_biomed.clients.vip.girder import local_names
 from prefect_biomed.clients.vip.girder_sessions import note_runs
-from prefect_biomed.flows.parameters import Girder, GirderSession, SessionWaiting
 from prefect_biomed.flows.sessions import new_session
 from prefect_biomed.flows.vip import vip_collect, vip_resume, vip_session
+from prefect_biomed.flows.vip_parameters import Girder, GirderSession, SessionWaiting
 from prefect_biomed.sandbox import Fault, Sandbox
 from prefect_biomed.tasks import vip as steps
 
