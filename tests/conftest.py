@@ -22,6 +22,8 @@ import hypothesis
 import nibabel
 import pytest
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from joserfc.jwk import RSAKey
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 from xdist.remote import Producer
@@ -29,6 +31,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from prefect_biomed.clients.vantage6 import encryption, forget_connections
 from prefect_biomed.sandbox import Sandbox
+from prefect_biomed.sandbox.vantage6 import _keycloak
 
 # A few examples of each property by default; the command line chooses the other one.
 hypothesis.settings.register_profile("thorough", max_examples=int(os.environ.get("EXAMPLES", "10000")), deadline=None)
@@ -49,13 +52,13 @@ def pytest_unconfigure() -> None:
 
 
 class OnePrefectServer(LoadScopeScheduling):
-    """Let one worker run all tests that need a Prefect API, first, and any worker each of the others.
+    """Let one worker run all tests that need a Prefect API, first, and any worker each of the other files.
 
     `xdist_group` would say the same, but is lost on pytest 9.2.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "prefect" if nodeid.startswith(_WITH_A_PREFECT_API) else nodeid
+        return "prefect" if nodeid.startswith(_WITH_A_PREFECT_API) else nodeid.split("::", 1)[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OnePrefectServer | None:
@@ -80,11 +83,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _private_keys_are_checked_once() -> Iterator[None]:
-    """Read each private key of the tests once: OpenSSL tests the primes at each reading, which takes 0.1 s or more."""
+    """Make one key for all realms, and read each private key once: both look for primes, which takes 0.1 s or more."""
     with pytest.MonkeyPatch.context() as patch:
         once = cache(serialization.load_pem_private_key)
         patch.setattr(serialization, "load_pem_private_key", once)
         patch.setattr(encryption, "load_pem_private_key", once)
+        patch.setattr(_keycloak, "rsa", SimpleNamespace(generate_private_key=cache(rsa.generate_private_key)))
+        patch.setattr(_keycloak, "RSAKey", SimpleNamespace(import_key=cache(RSAKey.import_key)))
         yield
 
 

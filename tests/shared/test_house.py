@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,19 @@ CLIENTS = drawing.ROOT / "clients"
 PLATFORMS = ("boss", "vantage6", "vip")
 
 
-def calls(path: Path) -> Iterator[ast.Call]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@cache
+def calls(path: Path) -> dict[str, list[ast.Call]]:
+    """Return what a file calls, by how it spells it."""
+    found: dict[str, list[ast.Call]] = {}
+    for node in nodes(path):
         if isinstance(node, ast.Call):
-            yield node
+            found.setdefault(ast.unparse(node.func), []).append(node)
+    return found
 
 
 def in_clients() -> list[Path]:
@@ -40,24 +49,19 @@ WAITING_IN_A_POOL = {"clients/boss/_aws.py", "clients/boss/putting.py"}
 
 
 def test_nothing_sleeps_outside_polling() -> None:
-    sleeping = {
-        name_of(path)
-        for path in in_clients()
-        for call in calls(path)
-        if ast.unparse(call.func) in {"sleep", "time.sleep", "polling.sleep"}
-    }
+    sleeping = {name_of(path) for path in in_clients() if {"sleep", "time.sleep", "polling.sleep"} & calls(path).keys()}
     assert sleeping - {"clients/polling.py"} <= WAITING_IN_A_POOL
 
 
 def test_nothing_launches_outside_the_protocol() -> None:
     """What sends a create is handed to `Launch`, and only the rooms for launches make one."""
-    launching = {name_of(path) for path in in_clients() for call in calls(path) if ast.unparse(call.func) == "Launch"}
+    launching = {name_of(path) for path in in_clients() if "Launch" in calls(path)}
     assert launching == {f"clients/{platform}/launches.py" for platform in PLATFORMS}
     sending = {
         name_of(path)
         for path in in_clients()
-        for call in calls(path)
-        if re.fullmatch(r"(self\.)?_?client\.(launch|create_task|create_job|create)", ast.unparse(call.func))
+        for called in calls(path)
+        if re.fullmatch(r"(self\.)?_?client\.(launch|create_task|create_job|create)", called)
     }
     # What is set up once for all, and found again by its name.
     assert sending <= launching | {"clients/vantage6/accounts.py", "clients/vantage6/provisioning.py"}
@@ -66,7 +70,7 @@ def test_nothing_launches_outside_the_protocol() -> None:
 def test_statuses_of_a_server_out_of_order_are_listed_once() -> None:
     listed = []
     for path in in_clients():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.Set | ast.Tuple | ast.List):
                 numbers = {item.value for item in node.elts if isinstance(item, ast.Constant)}
                 if {502, 503, 504} <= numbers:
@@ -78,7 +82,7 @@ def test_files_are_locked_and_renamed_in_one_place() -> None:
     users = {
         name_of(path)
         for path in in_clients()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes(path)
         if (isinstance(node, ast.ImportFrom) and node.module in {"filelock", "fcntl"})
         or (isinstance(node, ast.Import) and {alias.name for alias in node.names} & {"filelock", "fcntl"})
     }
@@ -118,7 +122,7 @@ def test_functions_can_be_read_at_a_glance() -> None:
     """At most 60 lines below the docstring; complexity is held by ruff (C901)."""
     long = []
     for path in drawing.modules().values():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 has_text = ast.get_docstring(node) is not None and len(node.body) > 1
                 lines = (node.end_lineno or 0) - node.body[1 if has_text else 0].lineno + 1
