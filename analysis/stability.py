@@ -44,6 +44,9 @@ LEAST_REFERENCES = 3
 FAR = 1000.0
 """Ranges of the references. With too few runs for a p value, nothing closer is called changed."""
 _LEAST_FOR_FAR = 5
+# Distances between references. A single run that is further away is not called within.
+_ODD = 10.0
+_ROUNDING = 1e-12
 # Of the points of a measure, so many may have a number in one reference only, as along the edge of a mask.
 _WITHOUT_YARDSTICK = 0.01
 _MAX_LISTED = 200
@@ -184,6 +187,11 @@ class Measured:
             self._add_distances(values[:references], values[references:])
 
     @property
+    def odd_runs(self) -> NDArray[np.bool_]:
+        """Which new runs are far from all references as a whole, or lack numbers where no reference does."""
+        return _odd(self.numbers, self.labellings) | _odd(self._gaps, self.labellings)
+
+    @property
     def is_far(self) -> bool:
         """Whether the new runs are out of all proportion to the references, at most points where these differ."""
         return self.far * 2 > self.varying
@@ -215,6 +223,19 @@ class Measured:
         allowed = self._tolerance.absolute + self._tolerance.relative * np.abs(values).max(axis=0)
         result: Floats = np.where(np.ptp(values, axis=0) <= allowed, values[0], values)
         return result
+
+
+def _odd(scan: Scan, labellings: Labellings) -> NDArray[np.bool_]:
+    """Which new runs are many times further from the nearest reference than any reference is from another."""
+    count = labellings.references
+    own = np.diag(scan.scatter)
+    squares = own[:, np.newaxis] + own - 2.0 * scan.scatter
+    widest, nothing = float(squares[:count, :count].max()), _ROUNDING * float(own.sum())
+    if widest > nothing and count < _LEAST_FOR_FAR:
+        # Few are close together by chance.
+        return np.zeros(labellings.runs, dtype=np.bool_)
+    result: NDArray[np.bool_] = squares[count:, :count].min(axis=1) > max(_ODD**2 * widest, nothing)
+    return result
 
 
 def _filled(values: Floats, finite: NDArray[np.bool_]) -> Floats:
@@ -553,9 +574,8 @@ def _judge_file(group: FileGroup, rules: Rules, findings: _Findings) -> None:
     with opened(group, rules) as by_run:
         contents = [by_run[run] for run in everyone]
         before = len(findings.not_judged)
-        references_vary = _judge_words(group.name, contents, findings)
+        references_vary, odd = _judge_words(group.name, contents, findings)
         findings.add_environment(group.name, contents)
-        differing = np.zeros(len(findings.runs), dtype=np.bool_)
         for name in dict.fromkeys(name for content in contents for name in content.measures):
             measures = [content.measures.get(name) for content in contents]
             shapes = {measure.shape if measure else None for measure in measures}
@@ -566,10 +586,23 @@ def _judge_file(group: FileGroup, rules: Rules, findings: _Findings) -> None:
             _leave_uncommon(group.name, known, findings)
             measured = _judge_measure(group.name, known, rules.tolerance(group.name), findings)
             references_vary = references_vary or measured.references_vary
-            differing |= measured.runs_that_differ
-        if not references_vary and 0 < differing.sum() < len(differing) and len(findings.not_judged) == before:
-            odd = [run for run, differs in zip(findings.runs, differing, strict=True) if differs]
-            findings.leave(group.name, "", Reason.CONSTANT, f"differs in {_names(odd)}")
+            reason = Reason.ODD if measured.references_vary else Reason.CONSTANT
+            runs = measured.odd_runs if measured.references_vary else measured.runs_that_differ
+            if runs.any() and not runs.all():
+                odd.append(_Odd(known[0].name, reason, runs))
+        if odd and len(findings.not_judged) == before:
+            runs = np.any([one.runs for one in odd if one.reason is odd[0].reason], axis=0)
+            names = _names(run for run, is_odd in zip(findings.runs, runs, strict=True) if is_odd)
+            findings.leave(group.name, odd[0].part if references_vary else "", odd[0].reason, f"differs in {names}")
+
+
+@dataclass(frozen=True)
+class _Odd:
+    """Some new runs that are unlike all references in a part of a file, which the test cannot tell from one odd run."""
+
+    part: str
+    reason: Reason
+    runs: NDArray[np.bool_]
 
 
 def _all_same(group: FileGroup) -> bool:
@@ -577,8 +610,12 @@ def _all_same(group: FileGroup) -> bool:
     return all(same_bytes(first, path) for path in others)
 
 
-def _judge_words(file: str, contents: Sequence[Content], findings: _Findings) -> bool:
-    """Take in facts and digests, note those that cannot be judged, and tell whether the references vary in any."""
+def _judge_words(file: str, contents: Sequence[Content], findings: _Findings) -> tuple[bool, list[_Odd]]:
+    """Take in facts and digests, note those that cannot be judged, and tell whether the references vary in any.
+
+    Returns:
+        That, and where the references are the same and some new runs are not.
+    """
     count = len(findings.references)
     words = [content.words for content in contents]
     first = words[0]
@@ -588,10 +625,13 @@ def _judge_words(file: str, contents: Sequence[Content], findings: _Findings) ->
         if any(known.get(field) != first.get(field) for known in words)
     }
     findings.add_words(file, said)
-    references_vary = False
+    references_vary, odd = False, []
     for field, values in said.items():
         known, new = set(values[:count]), set(values[count:])
         if len(known) == 1:
+            if known & new:
+                others = np.array([value not in known for value in values[count:]])
+                odd.append(_Odd(field, Reason.CONSTANT, others))
             continue
         references_vary = True
         if new <= known:
@@ -601,7 +641,7 @@ def _judge_words(file: str, contents: Sequence[Content], findings: _Findings) ->
         else:
             reason = Reason.UNREADABLE if any(content.note for content in contents) else Reason.OPAQUE
         findings.leave(file, field, reason, f"{len(known)} kinds in {count} references")
-    return references_vary
+    return references_vary, odd
 
 
 def _judge_shapes(file: str, name: str, measures: Sequence[Measure | None], findings: _Findings) -> None:

@@ -30,6 +30,7 @@ LEVEL = 0.05
 NOISE = 1e-6
 Noise = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 Runs = dict[str, Path]
+Making = Callable[[np.random.Generator], bytes]
 Maker = Callable[[str, int, Callable[[np.random.Generator], bytes]], Runs]
 
 
@@ -81,6 +82,18 @@ def volume(generator: np.random.Generator, shift: float = 0.0, description: str 
     image = nibabel.Nifti1Image(base * (1.0 + noise) * (1.0 + shift), np.eye(4))
     image.header["descrip"] = description
     return bytes(image.to_bytes())
+
+
+def metrics(generator: np.random.Generator, side: str = "L", count: int = 4) -> bytes:
+    return json.dumps({"x": generator.random(), "side": side, "n": count}).encode()
+
+
+def array(generator: np.random.Generator, lacking: int = 0) -> bytes:
+    values = 100.0 + generator.standard_normal(600)
+    values[:lacking] = np.nan
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
 
 
 def all_orders(references: int, runs: int) -> list[list[int]]:
@@ -324,6 +337,42 @@ def test_a_file_without_noise_from_which_one_run_differs_is_not_judged(make: Mak
     assert judgement.outcome is Outcome.NOT_JUDGED
     assert [(left.reason, left.detail) for left in judgement.not_judged] == [(Reason.CONSTANT, "differs in run 3")]
     assert "No change was found in the rest (p = 1)" in judgement.sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "reason"),
+    [
+        ("a.txt", lambda g: b"alpha", lambda g: b"beta", Reason.CONSTANT),
+        ("a.bin", lambda g: b"\xff\x00a", lambda g: b"\xff\x00b", Reason.CONSTANT),
+        ("a.json", lambda g: metrics(g), lambda g: metrics(g, side="R"), Reason.CONSTANT),
+        ("a.json", lambda g: metrics(g), lambda g: metrics(g, count=5), Reason.CONSTANT),
+        ("a.nii", lambda g: volume(g), lambda g: volume(g, description="other"), Reason.CONSTANT),
+        ("a.nii", lambda g: volume(g), lambda g: volume(g, shift=50.0), Reason.ODD),
+        ("a.npy", lambda g: array(g), lambda g: array(g, lacking=1), Reason.ODD),
+        ("a.npy", lambda g: array(g), lambda g: array(g, lacking=600), Reason.ODD),
+    ],
+)
+def test_what_some_new_runs_have_and_no_reference_shows_is_not_judged(
+    make: Maker, name: str, old: Making, new: Making, reason: Reason
+) -> None:
+    references, runs, odd = make(name, 5, old), make(name, 5, old), make(name, 2, new)
+    assert judge_runs(references, runs).outcome is Outcome.WITHIN
+    judgement = judge_runs(references, dict(list(runs.items())[:3]) | {f"odd {run}": path for run, path in odd.items()})
+    assert judgement.outcome is Outcome.NOT_JUDGED
+    assert [(left.reason, left.detail) for left in judgement.not_judged] == [
+        (reason, "differs in odd run 1, odd run 2")
+    ]
+
+
+@pytest.mark.parametrize("references", [3, 5])
+@pytest.mark.parametrize("noise", NOISES)
+def test_noise_makes_no_run_odd(noise: str, references: int) -> None:
+    labellings = Labellings(references, 5)
+    for seed in range(20):
+        values = NOISES[noise](np.random.default_rng([seed, references]), (references + 5, 500))
+        measured = Measured(labellings, Tolerance())
+        measured.add(values)
+        assert not measured.odd_runs.any()
 
 
 def test_missing_and_new_files_are_changes(make: Maker) -> None:
