@@ -464,7 +464,7 @@ def create_session(
         known = circumstances("vantage6", "session")
         session = make_session(client, collaboration, name, scope=scope, study=study, circumstances=known)
     run_logger().info("vantage6 session %s has id %d", session.name, session.id)
-    state_event("vantage6", "session", str(session.id), "ready" if session.ready else "created", name=session.name)
+    state_event("vantage6", "session", str(session.id), "created", name=session.name)
     return session
 
 

@@ -17,6 +17,7 @@ from prefect_biomed.clients.vantage6.dataframes import description_of
 from prefect_biomed.clients.vantage6.encryption import PrivateKey, PublicKey
 from prefect_biomed.clients.vantage6.errors import (
     CancelNotPermitted,
+    DataframeStuck,
     DecryptionFailed,
     ForeignResult,
     InvalidKey,
@@ -129,6 +130,7 @@ __all__ = [
     "DataframeDescription",
     "DataframeSpec",
     "DataframeStep",
+    "DataframeStuck",
     "DecryptionFailed",
     "EncodedResult",
     "Encryption",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CancelNotPermitted",
+    "DataframeStuck",
     "DecryptionFailed",
     "ForeignResult",
     "InvalidKey",
@@ -77,6 +78,10 @@ class ServerFault(PlatformError):
 
 class NameConflict(ConfigurationError):
     """An object of this name exists and is not what was asked for."""
+
+
+class DataframeStuck(JobFailed):
+    """The last step of a dataframe went well, and the server still refuses to use it."""
 
 
 class TaskGone(NotFoundError):

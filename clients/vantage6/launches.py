@@ -52,6 +52,7 @@ from prefect_biomed.clients.vantage6.preflight import (
     MAX_NAME,
     OfflineNodes,
     Plan,
+    check_frame,
     check_label,
     check_nodes,
     collaboration_of,
@@ -837,6 +838,10 @@ class _StepCreation(_Creation[Task]):
                 f"step is {self._step}, but dataframe {self._frame.name!r} has had {done} steps; the next is "
                 f"{done + 1}."
             )
+        problems: list[str] = []
+        check_frame(self.client, self._frame, self._task.organizations, problems, set())
+        if problems:
+            raise PreflightFailed(f"Step {self._step} of dataframe {self._frame.name!r}", problems)
         self._body = self._task.body((self._frame.session_id or 0, self._frame.name, self._step))
         return {"dataframe": self._frame.id, "step": self._step, **self._task.remembered()}
 

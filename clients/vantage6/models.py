@@ -612,6 +612,7 @@ class RunFailure(BaseModel):
         log: Last lines of the algorithm's log.
         in_subtask: Whether the run belongs to a subtask of the task asked for.
         not_run: Whether the run never started because another run of the task failed first.
+        left_open: Whether the server has no end of the run, so that its node takes it up again when it starts.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -624,13 +625,20 @@ class RunFailure(BaseModel):
     log: str = Field("", repr=False)
     in_subtask: bool = False
     not_run: bool = False
+    left_open: bool = False
 
     def __str__(self) -> str:
         if self.not_run:
             return f"{self.organization} (node {self.node}): not run, because another run of the task failed"
         where = f" in subtask {self.task_id}" if self.in_subtask else ""
         lines = "".join(f"\n      {line}" for line in self.log.splitlines())
-        return f"{self.organization} (node {self.node}): {self.status.value}{where}{lines}"
+        again = (
+            f"; the server has no end of run {self.run_id}, so the node takes it up again when it restarts (vantage6 "
+            f"#2371): should it then end well, get_results(credentials, {self.task_id}) fetches what it gives"
+            if self.left_open
+            else ""
+        )
+        return f"{self.organization} (node {self.node}): {self.status.value}{where}{again}{lines}"
 
 
 class TaskOutcome(BaseModel):

@@ -471,6 +471,7 @@ def _failures(
             log=_tail(run.log),
             in_subtask=in_subtask,
             not_run=run.log.startswith(_SIBLING_FAILED),
+            left_open=run.finished_at is None,
         )
         for task_id, run in failed
     ]

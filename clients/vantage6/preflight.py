@@ -16,13 +16,14 @@ from prefect_biomed.clients.vantage6.arguments import problems_of_arguments, pro
 from prefect_biomed.clients.vantage6.client import Vantage6Client, nodes_of
 from prefect_biomed.clients.vantage6.encryption import PrivateKey, PublicKey
 from prefect_biomed.clients.vantage6.errors import InvalidKey, KeyMismatch
-from prefect_biomed.clients.vantage6.models import Collaboration, Dataframe, Node, Organization, TaskRequest
+from prefect_biomed.clients.vantage6.models import Collaboration, Dataframe, Node, Organization, Task, TaskRequest
 
 __all__ = [
     "MAX_NAME",
     "OfflineNodes",
     "Plan",
     "check_encryption",
+    "check_frame",
     "check_key",
     "check_keys",
     "check_label",
@@ -30,6 +31,7 @@ __all__ = [
     "choose_organizations",
     "collaboration_of",
     "plan_task",
+    "stuck",
     "task_name",
     "wait_until_ready",
 ]
@@ -468,26 +470,50 @@ def _dataframes_on_the_wire(
             if frame is None:
                 problems.append(f"databases: session {request.session} has no dataframe {key!r}. Known: {known}.")
                 continue
-            _check_frame(frame, organizations, request.columns, problems, waiting)
+            check_frame(client, frame, organizations, problems, waiting, request.columns)
             entries.append({"type": "dataframe", "dataframe_id": frame.id})
         groups.append(entries)
     return groups
 
 
-def _check_frame(
+def check_frame(
+    client: Vantage6Client,
     frame: Dataframe,
     organizations: Sequence[Organization],
-    columns: Sequence[str],
     problems: list[str],
     waiting: set[int],
+    columns: Sequence[str] = (),
 ) -> None:
-    missing = _not_ready(frame, organizations)
-    step = frame.last_session_task
+    """Tell whether organizations have a dataframe.
+
+    What the server says of itself is not enough: there are some where a dataframe counts as ready whose last step has
+    failed (vantage6 #2170), or stays unready after a step that went well (#2233). So the runs of the step are read when
+    it has failed or is not ready.
+
+    Args:
+        client: The account.
+        frame: The dataframe.
+        organizations: Those that need it.
+        problems: Gets a sentence for each problem.
+        waiting: Gets the id of a dataframe that is being made.
+        columns: Those that are needed.
+    """
+    step, ready = frame.last_session_task, set(frame.organizations_ready)
+    missing = [one for one in organizations if one.id not in ready]
     if missing and step is not None and not step.status.is_terminal:
         waiting.add(frame.id)
-    elif missing:
-        state = f" Task {step.id}, which makes it, is {step.status.value}." if step else ""
-        problems.append(f"databases: {frame.name!r} is not there for {', '.join(missing)}.{state}")
+    elif step is None:
+        problems += [f"databases: {frame.name!r} is not there for {_named(missing)}."] if missing else ()
+    elif missing or step.status.is_failure:
+        done = {run.organization_id for run in client.runs(step.id) if run.status.is_success}
+        lacking = [one for one in organizations if one.id not in done]
+        if lacking:
+            problems.append(
+                f"databases: {frame.name!r} is not there for {_named(lacking)}. Task {step.id}, which makes it, is "
+                f"{step.status.value}. Mend what its log names and make the dataframe again, or leave them out."
+            )
+        if done.intersection(one.id for one in missing):
+            problems.append(f"databases: {stuck(frame, step)}")
     known = {column.name for column in frame.columns}
     if known and (unknown := [column for column in columns if column not in known]):
         problems.append(
@@ -496,8 +522,23 @@ def _check_frame(
         )
 
 
-def _not_ready(frame: Dataframe, organizations: Sequence[Organization]) -> list[str]:
-    return [one.name for one in organizations if one.id not in frame.organizations_ready]
+def stuck(frame: Dataframe, step: Task) -> str:
+    """Say that a dataframe is of no use although its last step went well, and what to do.
+
+    Args:
+        frame: The dataframe.
+        step: Its last step.
+    """
+    return (
+        f"the server does not count dataframe {frame.name!r} as ready although task {step.id}, its last step, went "
+        "well, so it refuses computations on it and further steps. This is a known fault of some servers (vantage6 "
+        f"#2233), which neither waiting nor a retry ends: delete_dataframe(credentials, {frame.id}), and make it anew "
+        "with the steps inside its extraction, or on a newer server."
+    )
+
+
+def _named(organizations: Sequence[Organization]) -> str:
+    return ", ".join(one.name for one in organizations)
 
 
 def wait_until_ready(
@@ -549,7 +590,7 @@ def _wait_for_dataframes(client: Vantage6Client, plan: Plan, settings: PollSetti
         waiting: set[int] = set()
         for frame in client.records(Dataframe, session_id=session):
             if frame.id in plan.dataframes_awaited:
-                _check_frame(frame, plan.organizations, plan.request.columns, problems, waiting)
+                check_frame(client, frame, plan.organizations, problems, waiting, plan.request.columns)
         if problems:
             raise PreflightFailed(f"Task {plan.request.method!r}", problems)
         return waiting

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from prefect_biomed.clients.errors import ConfigurationError
 from prefect_biomed.clients.polling import PollSettings
 from prefect_biomed.clients.vantage6.client import Vantage6Client
+from prefect_biomed.clients.vantage6.errors import DataframeStuck
 from prefect_biomed.clients.vantage6.models import Collaboration, Dataframe, Organization, Session
 from prefect_biomed.clients.vantage6.monitoring import DEFAULT_POLLING, outcome_of, task_failed, watch
-from prefect_biomed.clients.vantage6.preflight import check_encryption, choose_organizations
+from prefect_biomed.clients.vantage6.preflight import check_encryption, choose_organizations, stuck
 
 __all__ = ["only_generation_5", "readers_of", "wait_for_dataframe"]
 
@@ -29,16 +30,19 @@ def wait_for_dataframe(
 
     Raises:
         TaskFailed: The step failed; the message says where and why.
+        DataframeStuck: The step went well, and the server refuses to use the dataframe.
         DeadlineExceeded: It has not ended; it goes on.
     """
     frame = client.get(Dataframe, dataframe_id)
     if frame.last_session_task is not None:
-        for look in watch(client, [frame.last_session_task.id], settings):
-            if look.finished:
-                outcome = outcome_of(client, look.states[0])
-                if not outcome.is_success:
-                    raise task_failed(outcome)
+        *_, last = watch(client, [frame.last_session_task.id], settings)
+        outcome = outcome_of(client, last.states[0])
+        if not outcome.is_success:
+            raise task_failed(outcome)
         frame = client.get(Dataframe, dataframe_id)
+        done = {run.organization_id for run in outcome.runs if run.status.is_success}
+        if done.difference(frame.organizations_ready):
+            raise DataframeStuck(f"T{stuck(frame, outcome.task)[1:]}")
     return frame
 
 

@@ -87,6 +87,12 @@ class Vantage6Switches(Switches):
         startup_seconds: by node name, how long its containers take to start.
         direct_access: whether Keycloak takes passwords from clients (v5).
         device_interval: seconds between two polls for a device code (v5).
+        stuck_dataframes: whether a dataframe is never ready again after a preprocessing step, even when that went
+            well, and its last task cannot be deleted (v5, vantage6 #2233).
+        failed_is_ready: whether sessions and dataframes count as ready whose last step has failed (v5, vantage6
+            #2170).
+        failures_stay_open: whether runs that fail get no end, so that their node computes them again when it starts
+            (vantage6 #2371).
     """
 
     generation: Literal[3, 4, 5] = Field(default=4, frozen=True)
@@ -102,6 +108,9 @@ class Vantage6Switches(Switches):
     startup_seconds: dict[str, float] = Field(default_factory=dict)
     direct_access: bool = True
     device_interval: int = Field(default=5, ge=0)
+    stuck_dataframes: bool = False
+    failed_is_ready: bool = False
+    failures_stay_open: bool = False
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Tell the platform of changes."""
@@ -179,6 +188,8 @@ class Vantage6Sandbox(Platform):
         self.realm.direct_access = self.switches.direct_access
         self.realm.device_interval = self.switches.device_interval
         self.realm.token_generation = self.switches.token_generation
+        self.registry.stuck_dataframes = self.switches.stuck_dataframes
+        self.registry.failed_is_ready = self.switches.failed_is_ready
         if self.switches.blob_store:
             (self.directory / "blobs").mkdir(exist_ok=True)
         if not self.url or self.down:

@@ -307,6 +307,9 @@ class Registry:
         self.runs: Table[Run] = Table()
         self.sessions: Table[Session] = Table()
         self.dataframes: Table[Dataframe] = Table()
+        # Known faults of servers, which a switch brings about.
+        self.stuck_dataframes = False
+        self.failed_is_ready = False
         self._listeners: dict[int, Listener] = {}
 
     @property
@@ -379,13 +382,17 @@ class Registry:
         """Return whether the last step on a dataframe succeeded everywhere."""
         task = dataframe.last_session_task
         runs = self.runs_of(task) if task else []
-        return bool(runs) and all(run.status == "completed" for run in runs)
+        return bool(runs) and len(self.organizations_ready(dataframe)) == len(runs)
 
     def organizations_ready(self, dataframe: Dataframe) -> list[int]:
         """Return the ids of the organizations where the last step succeeded."""
         task = dataframe.last_session_task
         runs = self.runs_of(task) if task else []
-        return [run.organization.id for run in runs if run.status == "completed"]
+        if self.stuck_dataframes and any(run.action == "preprocessing" for run in runs):
+            return []
+        return [
+            run.organization.id for run in runs if run.status == "completed" or (self.failed_is_ready and run.failed)
+        ]
 
     def dependents_of(self, task: Task) -> list[Task]:
         """Return the tasks that wait for this one."""

@@ -227,6 +227,9 @@ def delete_task(call: Call) -> Answer:
                 "so, it would no longer be possible to see how the dataframe was constructed.",
             )
         steps = [t for t in registry.tasks.where(dataframe=frame) if t is not record]
+        if steps and registry.stuck_dataframes:
+            # What the database says to it.
+            raise ServerFlaw("FOREIGN KEY constraint failed")
         if not steps:
             raise Refusal(
                 400,
@@ -791,6 +794,8 @@ def change_run(call: Call) -> Answer:
     record.result = data.get("result")
     record.log = data.get("log")
     record.status = data.get("status", record.status)
+    if record.failed and call.server.switches.failures_stay_open:
+        record.finished_at = None
     if record.failed and call.generation > 3:
         registry.fail_siblings(record)
         if call.generation == 5:
