@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Suites start hundreds of processes; one that may not write down what it compiled compiles all of Prefect again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check slow endurance conformance chaos chaos-answers chaos-ingest-kills chaos-kills chaos-protocol pixels plans properties fuzz hostile mutants sbom docs bench up down clean
+.PHONY: demo test check slow endurance conformance chaos chaos-answers chaos-ingest-kills chaos-kills chaos-protocol pixels plans properties fuzz hostile cancels mutants sbom docs bench up down clean
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo
@@ -66,6 +66,10 @@ fuzz: $(STAMP)
 # A hostile server against the client of each platform: attack, error, memory, seconds.
 hostile: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m harness.hostile
+
+# Runs that are cancelled while worker, process or server are dead: when their remote jobs have ended.
+cancels: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m harness.cancels
 
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py

@@ -1,7 +1,7 @@
 """Install the automations that bring dead runs back without a hand: `python deployments/automations.py`.
 
 With `--notify slack-webhook/lab` they also tell people, through a notification block of that name, when a
-repeatability experiment finds that results have changed.
+repeatability experiment finds that results have changed, and of suspended runs that nobody resumes.
 
 They act on runs that carry the tag `biomed`, which all deployments of this package have. Run it again to change a
 setting; an automation that somebody has paused stays paused. An automation of your own is one more entry of
@@ -19,8 +19,12 @@ from uuid import UUID
 from prefect.automations import Automation, ChangeFlowRunState, EventTrigger, Posture, RunDeployment, SendNotification
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.exceptions import ObjectNotFound
+
+from prefect_biomed.flows.cancellation import AFTER_CRASH, NEVER_BEGAN
 
 TAG = "biomed"
 # By so much may the clock of a worker be behind that of the server.
@@ -96,7 +100,7 @@ def automations(
                 threshold=1,
                 within=timedelta(seconds=quiet_seconds),
             ),
-            actions=[ChangeFlowRunState(**retry, message="Scheduled again after a crash.")],
+            actions=[ChangeFlowRunState(**retry, message=AFTER_CRASH)],
         ),
         Automation(
             name="biomed: schedule runs again that never began",
@@ -111,12 +115,12 @@ def automations(
                 threshold=1,
                 within=timedelta(seconds=begin_seconds),
             ),
-            actions=[ChangeFlowRunState(**retry, message="Scheduled again: it never began.")],
+            actions=[ChangeFlowRunState(**retry, message=NEVER_BEGAN)],
         ),
     ]
 
 
-def end_cancelled(deployment: UUID, tags: Sequence[str] = (TAG,), *, cancel_seconds: float = 60.0) -> Automation:
+def end_cancelled(deployment: UUID, tags: Sequence[str] = (TAG,), *, cancel_seconds: float = 30.0) -> Automation:
     """Make the automation that ends runs which were cancelled while their worker and their process were dead.
 
     Args:
@@ -150,6 +154,28 @@ def end_cancelled(deployment: UUID, tags: Sequence[str] = (TAG,), *, cancel_seco
     )
 
 
+def sweep(deployment: UUID, seconds: float) -> str:
+    """Give the deployment `end-cancelled/end-cancelled` a schedule, unless it has one or somebody has turned it off.
+
+    The automation hears of a cancelled run by an event, and a server that is killed loses the last events.
+
+    Args:
+        deployment: The deployment.
+        seconds: Time between two looks; 0 makes no schedule.
+
+    Returns:
+        What was done, one line; empty when nothing was.
+    """
+    if not seconds:
+        return ""
+    with get_client(sync_client=True) as client:
+        if client.read_deployment_schedules(deployment):
+            return ""
+        schedule = DeploymentScheduleCreate(schedule=IntervalSchedule(interval=timedelta(seconds=seconds)), active=True)
+        client.create_deployment_schedules(deployment, [schedule])
+    return f"scheduled: {END_CANCELLED} every {seconds:.0f} s"
+
+
 def drift_notification(block: str) -> Automation:
     """Make the automation that tells people when a repeatability experiment finds a change.
 
@@ -162,18 +188,13 @@ def drift_notification(block: str) -> Automation:
     Raises:
         ValueError: There is no such block.
     """
-    load: Any = Block.load  # its type is that of the asynchronous twin
-    document: Block = load(block, _sync=True)
-    identifier = document._block_document_id
-    if identifier is None:
-        raise ValueError(f"The block {block} is not saved.")
     return Automation(
         name="biomed: tell when results have changed",
         description="A file that was stable has changed against the baseline of a repeatability experiment.",
         trigger=EventTrigger(expect={"biomed.repeatability.drift"}, posture=Posture.Reactive, threshold=1),
         actions=[
             SendNotification(
-                block_document_id=identifier,
+                block_document_id=_saved(block),
                 subject="{{ event.payload.pipeline }} has changed",
                 body=(
                     "{{ event.payload.pipeline }} {{ event.payload.sentence }}. It began with the series of "
@@ -182,6 +203,59 @@ def drift_notification(block: str) -> Automation:
             )
         ],
     )
+
+
+def suspension_notification(block: str, tags: Sequence[str] = (TAG,), *, suspended_hours: float = 24.0) -> Automation:
+    """Make the automation that tells people of suspended runs that nobody resumes: their collector does not run.
+
+    Args:
+        block: Notification block to send with, `<type slug>/<name>`.
+        tags: Runs with any of these tags are looked after.
+        suspended_hours: It tells of a run that has been suspended for so long.
+
+    Returns:
+        The automation, not yet installed.
+
+    Raises:
+        ValueError: There is no such block.
+    """
+    return Automation(
+        name="biomed: tell of suspended runs that nobody resumes",
+        description="The schedule of vip-collect is off, or its folder is not that of the session.",
+        trigger=EventTrigger(
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            match_related={
+                "prefect.resource.role": "tag",
+                "prefect.resource.id": [f"prefect.tag.{tag}" for tag in tags],
+            },
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            after={"prefect.flow-run.Suspended"},
+            expect={"prefect.flow-run.*"},
+            threshold=1,
+            within=timedelta(hours=suspended_hours),
+        ),
+        actions=[
+            SendNotification(
+                block_document_id=_saved(block),
+                subject="{{ flow_run.name }} is suspended, and nobody resumes it",
+                body=(
+                    f"It has been suspended for {suspended_hours:g} h. Turn the schedule of vip-collect on, with the "
+                    "folder of its session; or resume it when its executions have ended: {{ flow_run|ui_url }}. "
+                    "A run that was resumed too early suspends itself again."
+                ),
+            )
+        ],
+    )
+
+
+def _saved(block: str) -> UUID:
+    load: Any = Block.load  # its type is that of the asynchronous twin
+    document: Block = load(block, _sync=True)
+    identifier = document._block_document_id
+    if identifier is None:
+        raise ValueError(f"The block {block} is not saved.")
+    return identifier
 
 
 def install(wanted: Iterable[Automation]) -> list[str]:
@@ -214,12 +288,15 @@ def main() -> None:
     for option, default, text in (
         ("--silence-seconds", 600.0, "a run without heartbeat for so long is dead"),
         ("--quiet-seconds", 30.0, "time between a crash and the retry"),
-        ("--cancel-seconds", 60.0, "a cancelled run that has not ended for so long is ended"),
+        ("--cancel-seconds", 30.0, "a cancelled run that has not ended for so long is ended"),
+        ("--sweep-seconds", 300.0, "look so often for cancelled runs of which no event has told; 0 for never"),
         ("--begin-seconds", 600.0, "a run that does not begin for so long is scheduled again"),
     ):
         parser.add_argument(option, type=float, default=default, help=f"{text} (default: %(default)s)")
     parser.add_argument("--max-runs", type=int, default=5, help="begin a run at most so often (default: %(default)s)")
-    parser.add_argument("--notify", metavar="TYPE/NAME", help="notification block to tell people with about drift")
+    parser.add_argument("--notify", metavar="TYPE/NAME", help="notification block to tell people with")
+    told = "with --notify, tell of a run that has been suspended for so long (default: %(default)s)"
+    parser.add_argument("--suspended-hours", type=float, default=24.0, help=told)
     given = parser.parse_args()
     wanted = automations(
         given.tag or (TAG,),
@@ -235,8 +312,12 @@ def main() -> None:
         print(f"There is no deployment {END_CANCELLED}. Deploy it and run this again, so that cancelled runs end too.")
     else:
         wanted.append(end_cancelled(deployment, given.tag or (TAG,), cancel_seconds=given.cancel_seconds))
+        if made := sweep(deployment, given.sweep_seconds):
+            print(made)
     if given.notify:
         wanted.append(drift_notification(given.notify))
+        hours = given.suspended_hours
+        wanted.append(suspension_notification(given.notify, given.tag or (TAG,), suspended_hours=hours))
     print("\n".join(install(wanted)))
 
 

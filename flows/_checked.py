@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from prefect_biomed.blocks._keys import in_deployed_run, typed_keys
 from prefect_biomed.clients.diagnosis import diagnose
 from prefect_biomed.clients.errors import ConfigurationError, invalid_fields
+from prefect_biomed.flows.cancellation import heeding_cancellation
 from prefect_biomed.tasks._reporting import event
 
 __all__ = ["INLINE_KEYS", "checked_flow"]
@@ -125,7 +126,8 @@ def checked_flow(*, needs: Callable[[], None] | None = None, **settings: Any) ->
     """Make a flow as `@flow` does it, of which the parameters are checked.
 
     A run of a deployment with a key in its parameters is refused, and so are parameters that the engine would refuse. A
-    run that fails emits the event `biomed.flow.failed` with the category of its failure.
+    run that fails emits the event `biomed.flow.failed` with the category of its failure. A run that was cancelled does
+    not go on after a crash, see `heeding_cancellation`.
 
     Args:
         needs: Raises when something that the flow needs is not installed here. It is called before a run begins.
@@ -137,8 +139,11 @@ def checked_flow(*, needs: Callable[[], None] | None = None, **settings: Any) ->
     hooks = [*settings.pop("on_failure", ()), _tell_why]
 
     def decorate(function: Callable[P, R]) -> Flow[P, R]:
+        flow = _CheckedFlow(function, on_failure=hooks, **settings)
+        # Afterwards, because the engine looks in which file the function is.
+        flow.fn = heeding_cancellation(function)
         if needs is not None:
-            _NEEDS[function] = needs
-        return _CheckedFlow(function, on_failure=hooks, **settings)
+            _NEEDS[flow.fn] = needs
+        return flow
 
     return decorate

@@ -5,21 +5,41 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from functools import update_wrapper
+from types import FunctionType
+from typing import Any, ParamSpec, TypeVar, cast
+from uuid import UUID
 
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateName, FlowRunFilterTags
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.context import FlowRunContext
 from prefect.flows import FlowStateHook, load_flow_from_entrypoint
 from prefect.logging.loggers import LoggingAdapter, flow_run_logger
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Cancelling
 
 from prefect_biomed.blocks._keys import for_a_deployed_run
-from prefect_biomed.clients.errors import ConfigurationError
+from prefect_biomed.clients.errors import BiomedError, ConfigurationError
 from prefect_biomed.tasks.policies import intent_token, token_of_flow_run
 
-__all__ = ["carry_out", "end_planned", "ending_remote_jobs", "left_alone"]
+__all__ = [
+    "AFTER_CRASH",
+    "NEVER_BEGAN",
+    "carry_out",
+    "end_planned",
+    "ending_remote_jobs",
+    "heeding_cancellation",
+    "left_alone",
+    "was_cancelled",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+AFTER_CRASH = "Scheduled again after a crash."
+NEVER_BEGAN = "Scheduled again: it never began."
+"""Messages of the states in which automations of ours schedule a run again; nobody has asked for that."""
 
 
 def ending_remote_jobs(
@@ -101,6 +121,71 @@ def left_alone(tag: str, seconds: float) -> list[FlowRun]:
             found += page
     since = datetime.now(UTC) - timedelta(seconds=seconds)
     return [run for run in found if run.state is not None and run.state.timestamp <= since]
+
+
+def was_cancelled(run_id: UUID) -> bool:
+    """Tell whether somebody has cancelled a run, and nobody has asked for it again since.
+
+    The process of a run outlives its worker until it next writes a line; then it ends, and the engine puts *Crashed* in
+    the place of *Cancelling* and of *Cancelled*. Automations schedule crashed runs again, without knowing of it.
+
+    Args:
+        run_id: The flow run.
+    """
+    with get_client(sync_client=True) as client:
+        states = sorted(client.read_flow_run_states(run_id), key=lambda state: state.timestamp)
+    cancelled = False
+    for state in states:
+        if state.type in {StateType.CANCELLING, StateType.CANCELLED}:
+            cancelled = True
+        elif state.type is StateType.SCHEDULED and state.message not in {AFTER_CRASH, NEVER_BEGAN}:
+            cancelled = False
+    return cancelled
+
+
+def heeding_cancellation(function: Callable[P, R]) -> Callable[P, R]:
+    """Make the function of a flow that ends what a cancelled run has left in place of beginning it again.
+
+    A run that fails because what it waited for was ended by its cancellation is *Cancelled*, not *Failed*.
+
+    Args:
+        function: The function of the flow.
+
+    Returns:
+        The function to run. Outside runs of deployments, which nobody schedules again, it does the same as before.
+    """
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        return heeding(lambda: function(*args, **kwargs))
+
+    heeding = _heeding
+    # The engine looks up annotations where the function was written.
+    placed = FunctionType(run.__code__, function.__globals__, function.__name__, None, run.__closure__)
+    return update_wrapper(placed, function)
+
+
+def _heeding(body: Callable[[], R]) -> R:
+    context = FlowRunContext.get()
+    own, flow = (context.flow_run, context.flow) if context else (None, None)
+    if flow is None or own is None or own.deployment_id is None or own.parent_task_run_id is not None:
+        return body()
+    if own.run_count > 1 and was_cancelled(own.id):
+        for hook in flow.on_cancellation_hooks:
+            hook(flow, own, Cancelling())
+        return cast(R, Cancelled(message="It was cancelled before its process died."))
+    try:
+        return body()
+    except BiomedError as error:
+        if not _is_known_to_be_cancelled(own.id):
+            raise
+        return cast(R, Cancelled(message=f"It was cancelled. {error}"))
+
+
+def _is_known_to_be_cancelled(run_id: UUID) -> bool:
+    try:
+        return was_cancelled(run_id)
+    except Exception:  # whatever keeps the engine from answering: the failure itself is what has to be told then
+        return False
 
 
 def carry_out(run: FlowRun) -> None:

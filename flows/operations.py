@@ -141,7 +141,7 @@ def check_accounts(
 
 
 @checked_flow(name="end-cancelled", flow_run_name="end cancelled runs", retries=5, retry_delay_seconds=60)
-def end_cancelled(seconds: Seconds = 60.0, tag: str = "biomed") -> list[str]:
+def end_cancelled(seconds: Seconds = 20.0, tag: str = "biomed") -> list[str]:
     """End runs that were cancelled while their worker and their process were dead, and what they have left running.
 
     Without it such a run stays `Cancelling` for ever, and its remote jobs run on. An automation of

@@ -171,3 +171,24 @@ def test_two_versions_through_their_deployment(laboratory: Laboratory, parameter
     assert report.title == "Comparison of versions"
     assert report.pipelines[1].against_version is not None
     assert report.pipelines[1].against_version.changed
+
+
+def test_people_are_told_of_a_suspended_run_that_nobody_resumes(
+    laboratory: Laboratory, parameters: dict[str, Any], mailbox: tuple[str, list[dict[str, Any]]]
+) -> None:
+    _, received = mailbox
+    received.clear()
+    # Fifteen seconds, and at least ten.
+    notify = ("--notify=custom-webhook/lab", "--suspended-hours=0.0042")
+    laboratory.run("python", "deployments/automations.py", *notify)
+    found = requests.get(f"{laboratory.api_url}/deployments/name/{WEEKLY}", timeout=30).json()
+    later = {"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}}
+    url = f"{laboratory.api_url}/deployments/{found['id']}/create_flow_run"
+    run = requests.post(url, json={"parameters": parameters} | later, timeout=30).json()
+    suspended = {"state": {"type": "PAUSED", "name": "Suspended"}, "force": True}
+    url = f"{laboratory.api_url}/flow_runs/{run['id']}/set_state"
+    requests.post(url, json=suspended, timeout=30).raise_for_status()
+    wait_until(lambda: len(received) == 1, 120, "a notification")
+    assert received[0]["subject"] == f"{run['name']} is suspended, and nobody resumes it"
+    assert f"/runs/flow-run/{run['id']}" in received[0]["text"]
+    assert "vip-collect" in received[0]["text"]
