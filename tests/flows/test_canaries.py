@@ -20,10 +20,13 @@ from prefect.client.schemas.filters import LogFilter
 from prefect.context import get_settings_context
 from pydantic import SecretStr
 from sqlalchemy.engine import make_url
+from typer.testing import CliRunner
 
 from harness.federation import CLINICAL, Federation
 from harness.ingest_lab import Lab, lab, make_lab, volume
+from harness.postgresql import dump, prefect_api_on_postgresql
 from prefect_biomed.blocks import BossCredentials, Vantage6Credentials, VipCredentials
+from prefect_biomed.cli.commands import app
 from prefect_biomed.cli.running import as_json
 from prefect_biomed.clients.boss import wait_until_ready
 from prefect_biomed.clients.boss._aws import JobQueues
@@ -35,16 +38,19 @@ from prefect_biomed.sandbox import Fault, Sandbox
 
 __all__ = ["lab", "make_lab"]
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SESSION_TOKEN = "canary-session-token-" + "x" * 40
 PLACES = (
     "database",
     "results",
     "artifacts",
+    "events",
     "logs at DEBUG",
     "errors and tracebacks",
     "what flows return, as JSON",
+    "crates",
+    "reports and doctor",
     "files",
     "process arguments",
     "environment of children",
@@ -172,22 +178,51 @@ def _session_token(search: Search, lab: Lab, caplog: pytest.LogCaptureFixture) -
     assert any("x-amz-security-token" in record.getMessage().lower() for record in caplog.records)
 
 
-def _collect(search: Search, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def _reports(search: Search) -> None:
+    """What the shell shows of ingests, accounts and the installation."""
+    for words in (["report", "--ingest", "1"], ["report", "--ingest", "1", "--json"], ["doctor", "--seconds", "1"]):
+        search.left["reports and doctor"].append(CliRunner().invoke(app, words).output)
+    assert "tiles" in search.left["reports and doctor"][0]
+    assert "vip-credentials/canary" in search.left["reports and doctor"][-1]
+
+
+def _in_sqlite() -> list[str]:
+    url = get_settings_context().settings.server.database.connection_url
+    database = Path(make_url(url.get_secret_value()).database or "")
+    return [file.read_bytes().decode("latin-1") for file in database.parent.glob(f"{database.name}*")]
+
+
+@pytest.fixture(params=["SQLite", "PostgreSQL"])
+def in_database(request: pytest.FixtureRequest) -> Iterator[Callable[[], list[str]]]:
+    """A Prefect API, and what its database holds."""
+    if request.param == "SQLite":
+        request.getfixturevalue("prefect_api")
+        yield _in_sqlite
+        return
+    with prefect_api_on_postgresql() as port:
+        yield lambda: [dump(port)]
+
+
+def _collect(
+    search: Search, folder: Path, caplog: pytest.LogCaptureFixture, in_database: Callable[[], list[str]]
+) -> None:
     """Look into everything that was left."""
     settings = get_settings_context().settings
-    database = Path(make_url(settings.server.database.connection_url.get_secret_value()).database or "")
-    files = list(database.parent.glob(f"{database.name}*"))
-    assert sum(file.stat().st_size for file in files) > 100_000, "the database was not found"
-    search.left["database"] += [file.read_bytes().decode("latin-1") for file in files]
+    search.left["database"] += in_database()
+    assert sum(map(len, search.left["database"])) > 100_000, "the database was not found"
+    assert any("biomed.flow.failed" in text for text in search.left["database"]), "the events are not in the database"
     search.files_below("results", Path(settings.results.local_storage_path))
     with get_client(sync_client=True) as client:
         search.left["artifacts"] += [one.model_dump_json() for one in client.read_artifacts()]
         search.left["database"] += [one.model_dump_json() for one in client.read_logs(log_filter=LogFilter())]
         search.left["database"] += [run.model_dump_json() for run in client.read_flow_runs()]
+        wanted = {"filter": {"event": {"prefix": ["biomed."]}}, "limit": 50}
+        search.left["events"].append(client._client.post("/events/filter", json=wanted).raise_for_status().text)
     formatter = logging.Formatter("%(name)s %(message)s %(exc_text)s")
     search.left["logs at DEBUG"] += [formatter.format(record) + repr(record.args) for record in caplog.records]
-    search.files_below("files", folder)
-    search.files_below("files", Path(os.environ["PREFECT_BIOMED_HOME"]))
+    for place in (folder, Path(os.environ["PREFECT_BIOMED_HOME"])):
+        search.files_below("files", place)
+    search.left["crates"] = [text for text in search.left["files"] if "ro-crate" in text.partition("\n")[0]]
 
 
 def test_secrets_are_nowhere_after_runs_of_all_platforms(
@@ -197,6 +232,7 @@ def test_secrets_are_nowhere_after_runs_of_all_platforms(
     input_dir: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
+    in_database: Callable[[], list[str]],
 ) -> None:
     federation, facts = federations(4), lab.boss.ready()
     pem = federation.key_file("north").read_text()
@@ -230,7 +266,8 @@ def test_secrets_are_nowhere_after_runs_of_all_platforms(
         _boss(search, lab, accounts[2])
         what_is_running(*accounts)
     _session_token(search, lab, caplog)
-    _collect(search, tmp_path / "run", caplog)
+    _reports(search)
+    _collect(search, tmp_path / "run", caplog, in_database)
     search.show()
     assert all(search.left[place] for place in PLACES), "a place was not searched"
     assert {name: count for name, count in search.table().items() if count} == {}
@@ -243,7 +280,7 @@ def test_secrets_are_nowhere_after_runs_of_all_platforms(
         flow_run = client.create_flow_run(vip_session, parameters={"credentials": {"api_key": key}})
     again = Search(search.secrets)
     again.begun = search.begun
-    _collect(again, tmp_path / "run", caplog)
+    _collect(again, tmp_path / "run", caplog, in_database)
     assert {place for (_, place), count in again.table().items() if count} == {"logs at DEBUG", "files", "database"}
     with get_client(sync_client=True) as client:
         client.delete_flow_run(flow_run.id)

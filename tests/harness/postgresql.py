@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
 
 from harness.laboratory import wait_until
 
@@ -63,6 +65,38 @@ def postgresql() -> Iterator[int]:
         server.terminate()
         server.wait(30)
         shutil.rmtree(home)
+
+
+@contextmanager
+def prefect_api_on_postgresql() -> Iterator[int]:
+    """A Prefect API of its own on PostgreSQL, for flows of this process. Yields the port of the database.
+
+    The test is skipped where PostgreSQL is not installed.
+    """
+    with postgresql() as port:
+        url = f"postgresql+asyncpg://prefect:{PASSWORD}@127.0.0.1:{port}/prefect"
+        server = SubprocessASGIServer(port=free_port())
+        with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: url}):
+            server.start(timeout=300)
+            try:
+                with temporary_settings({PREFECT_API_URL: server.api_url}):
+                    yield port
+            finally:
+                server.stop()
+
+
+def dump(port: int) -> str:
+    """Everything that the database holds, as text.
+
+    Args:
+        port: Of the server.
+    """
+    programs = _programs()
+    assert programs is not None
+    command = [str(programs / "pg_dump"), "-h", "127.0.0.1", "-p", str(port), "-U", "prefect", "--inserts", "prefect"]
+    return subprocess.run(
+        command, env=os.environ | {"PGPASSWORD": PASSWORD}, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def _programs() -> Path | None:
