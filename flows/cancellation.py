@@ -15,12 +15,14 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateName, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.context import FlowRunContext
+from prefect.exceptions import ParameterTypeError
 from prefect.flows import FlowStateHook, load_flow_from_entrypoint
 from prefect.logging.loggers import LoggingAdapter, flow_run_logger
 from prefect.states import Cancelled, Cancelling
 
 from prefect_biomed.blocks._keys import for_a_deployed_run
-from prefect_biomed.clients.errors import BiomedError, ConfigurationError
+from prefect_biomed.clients.errors import BiomedError, ConfigurationError, ServerUnavailable
+from prefect_biomed.clients.polling import PollSettings, poll
 from prefect_biomed.tasks.policies import intent_token, token_of_flow_run
 
 __all__ = [
@@ -37,6 +39,10 @@ __all__ = [
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_PATIENT = PollSettings(
+    interval_seconds=2.0, growth=1.5, max_interval_seconds=15.0, deadline_seconds=300.0, error_budget=1000
+)
+
 AFTER_CRASH = "Scheduled again after a crash."
 NEVER_BEGAN = "Scheduled again: it never began."
 """Messages of the states in which automations of ours schedule a run again; nobody has asked for that."""
@@ -48,6 +54,8 @@ def ending_remote_jobs(
     """Make the hook that ends what a cancelled flow run has launched, when `cancel_remote` of its `waiting` is true.
 
     The hook may run in a new process, so what was launched is found again by the token of the intent. Safe to repeat.
+    A worker runs it once and then calls the run *Cancelled* whatever came of it, so there it waits up to five minutes
+    for a platform, or a Prefect server, that is away.
 
     Args:
         kind: Kind of the intent, as the flow gives it to `intent_token`.
@@ -59,7 +67,7 @@ def ending_remote_jobs(
         The hook, for `on_cancellation` of the flow.
     """
 
-    def end_remote_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    def end_now(flow: Flow[..., Any], flow_run: FlowRun) -> None:
         # The process of a worker is none that the engine has started for this run.
         with for_a_deployed_run() if flow_run.deployment_id else nullcontext():
             parameters = flow.validate_parameters(flow_run.parameters)
@@ -71,10 +79,34 @@ def ending_remote_jobs(
         ended = end(parameters, token, logger)
         logger.info("Ended on the platform: %s", ", ".join(ended) or "nothing")
 
+    def end_remote_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+        if FlowRunContext.get() is not None:
+            # Who calls it in a flow tries again by itself.
+            end_now(flow, flow_run)
+            return
+        for _ in poll(
+            lambda: _as_transient(lambda: end_now(flow, flow_run)),
+            _PATIENT,
+            done=lambda _: True,
+            what=f"The jobs that {flow_run.name} has left",
+            take_up_again="They go on: `prefect-biomed running` lists them, `prefect-biomed kill` ends them.",
+        ):
+            pass
+
     _ENDINGS[end_remote_jobs] = lambda parameters, logger: end(
         parameters, intent_token(kind, explicit=parameters.get(named_by)), logger
     )
     return end_remote_jobs
+
+
+def _as_transient(do: Callable[[], None]) -> None:
+    """Do something, and take what keeps Prefect from answering for a server that is away for the moment."""
+    try:
+        do()
+    except (BiomedError, ParameterTypeError, TypeError, ValueError):
+        raise
+    except Exception as error:
+        raise ServerUnavailable(f"The Prefect server could not be asked: {type(error).__name__}.") from error
 
 
 _ENDINGS: dict[FlowStateHook[..., Any], Callable[[Mapping[str, Any], LoggingAdapter], Sequence[str]]] = {}

@@ -10,14 +10,25 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.flow_engine import run_flow
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Running, Scheduled, State
+from pydantic import BaseModel
 
 from prefect_biomed.clients.errors import JobFailed
+from prefect_biomed.clients.errors import ServerUnavailable as PlatformDown
 from prefect_biomed.flows._checked import checked_flow
-from prefect_biomed.flows.cancellation import AFTER_CRASH, NEVER_BEGAN, was_cancelled
+from prefect_biomed.flows.cancellation import AFTER_CRASH, NEVER_BEGAN, ending_remote_jobs, was_cancelled
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
 RETRIED_BY_A_PERSON = "Retried by a person"
+
+
+class Waiting(BaseModel):
+    """As the flows have it."""
+
+    cancel_remote: bool = True
+
+
+WAITING = Waiting()
 
 
 def run_of(flow: Flow[..., object], *states: State[object]) -> FlowRun:
@@ -89,6 +100,27 @@ def test_a_run_that_fails_because_its_job_was_ended_is_cancelled_and_not_failed(
     assert state.is_cancelled() == cancelled and state.is_failed() != cancelled
     assert "its execution was killed" in str(state.message)
     assert was_cancelled(runs[0].id) == cancelled
+
+
+def test_a_worker_waits_for_a_platform_or_a_server_that_is_away() -> None:
+    outages: list[Exception] = [ConnectionError("the Prefect server is restarted"), PlatformDown("HTTP 503")]
+    ended: list[str] = []
+
+    def end(parameters: object, token: str, logger: object) -> list[str]:
+        if outages:
+            raise outages.pop()
+        ended.append(token)
+        return [token]
+
+    hook = ending_remote_jobs("toy", end, named_by="name")
+
+    @checked_flow(name="toy", on_cancellation=[hook])
+    def toy(name: str = "x", waiting: Waiting = WAITING) -> None:
+        """Do nothing."""
+
+    run = run_of(toy)
+    hook(toy, run, Cancelling())
+    assert len(ended) == 1 and not outages
 
 
 def test_a_flow_without_a_deployment_is_as_it_was() -> None:
