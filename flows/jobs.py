@@ -74,7 +74,7 @@ class VipExecution(JobRun[SessionResult]):
         self.workflows = tuple(workflows)
 
     # The engine's own type is that of an asynchronous method, which its collections do not keep to either.
-    def wait_for_completion(self) -> None:  # type: ignore[override]
+    def wait_for_completion(self) -> None:  # type: ignore[override]  # Prefect types it as asynchronous
         """Wait until all runs have ended. Safe to repeat: it only reads (`GET /executions`).
 
         Raises:
@@ -89,7 +89,7 @@ class VipExecution(JobRun[SessionResult]):
             timeout_seconds=self._pipeline.waiting.timeout_seconds,
         )
 
-    def fetch_result(self) -> SessionResult:  # type: ignore[override]
+    def fetch_result(self) -> SessionResult:  # type: ignore[override]  # Prefect types it as asynchronous
         """Wait for the end if need be, download, judge, and remove the session from the platform. Safe to repeat.
 
         Returns:
@@ -153,7 +153,7 @@ class VipPipeline(JobBlock[SessionResult]):
     removal: Removal = Field(default_factory=Removal)
     waiting: Waiting = Field(default_factory=Waiting)
 
-    def trigger(self) -> VipExecution:  # type: ignore[override]
+    def trigger(self) -> VipExecution:  # type: ignore[override]  # Prefect types it as asynchronous
         """Check everything, upload the inputs, and launch the runs, each once and never twice.
 
         Returns:
@@ -205,7 +205,7 @@ class Vantage6Run(JobRun[Analysis]):
         self._algorithm = algorithm
         self.task = task
 
-    def wait_for_completion(self) -> None:  # type: ignore[override]
+    def wait_for_completion(self) -> None:  # type: ignore[override]  # Prefect types it as asynchronous
         """Wait until every organization has ended. Safe to repeat: it only reads (`GET task`, `GET run`).
 
         Raises:
@@ -221,7 +221,7 @@ class Vantage6Run(JobRun[Analysis]):
             follow_logs=self._algorithm.waiting.follow_logs,
         )
 
-    def fetch_result(self) -> Analysis:  # type: ignore[override]
+    def fetch_result(self) -> Analysis:  # type: ignore[override]  # Prefect types it as asynchronous
         """Wait for the end if need be, and fetch the results. Safe to repeat.
 
         Returns:
@@ -279,7 +279,7 @@ class Vantage6Algorithm(JobBlock[Analysis]):
     outputs: FederatedOutputs = Field(default_factory=FederatedOutputs)
     waiting: AnalysisWaiting = Field(default_factory=AnalysisWaiting)
 
-    def trigger(self) -> Vantage6Run:  # type: ignore[override]
+    def trigger(self) -> Vantage6Run:  # type: ignore[override]  # Prefect types it as asynchronous
         """Check everything, and create the task, once and never twice.
 
         Returns:
@@ -325,7 +325,7 @@ class BossIngestRun(JobRun[UploadReport]):
         self._config = config
         self.job = job
 
-    def wait_for_completion(self) -> None:  # type: ignore[override]
+    def wait_for_completion(self) -> None:  # type: ignore[override]  # Prefect types it as asynchronous
         """Upload the tiles, complete the job, and wait until the Boss has verified it. Safe to repeat.
 
         Raises:
@@ -349,7 +349,7 @@ class BossIngestRun(JobRun[UploadReport]):
             complete=True,
         )
 
-    def fetch_result(self) -> UploadReport:  # type: ignore[override]
+    def fetch_result(self) -> UploadReport:  # type: ignore[override]  # Prefect types it as asynchronous
         """Account for every tile of the job, once it is complete. Safe to repeat: it only reads (`GET /cutout/…`).
 
         Returns:
@@ -404,7 +404,7 @@ class BossIngest(JobBlock[UploadReport]):
     verification: VerifySettings = Field(default_factory=VerifySettings)
     storage: StorageCredentials | None = None
 
-    def trigger(self) -> BossIngestRun:  # type: ignore[override]
+    def trigger(self) -> BossIngestRun:  # type: ignore[override]  # Prefect types it as asynchronous
         """Check everything, and make the job, once and never twice.
 
         Returns:
