@@ -27,6 +27,7 @@ __all__ = [
     "finish",
     "foresee_finish",
     "on_inputs_of",
+    "other_holders",
     "removable_session",
     "remove_session",
     "runs_of_session",
@@ -225,7 +226,7 @@ def foresee_finish(
     if not options.keep_output and will_be(session.vip_output_dir):
         removed.append(session.vip_output_dir)
     if not options.keep_input:
-        held_by = tuple(name for name in _other_holders(client, session) if name not in leaving)
+        held_by = tuple(name for name in other_holders(client, session) if name not in leaving)
         removed += [session.vip_input_dir] if not held_by and will_be(session.vip_input_dir) else []
     for folder in _parents(session):
         names = list_folder_or_nothing(client, folder).keys()
@@ -455,7 +456,7 @@ def _release(client: VipClient, session: VipSession, timeout_seconds: float) -> 
     if me in holders and len(holders) > 1:
         delete_and_wait(client, f"{folder}/{me}", timeout_seconds=timeout_seconds)
     # Two sessions that leave at once see each other above, and both see an empty folder here.
-    if others := _other_holders(client, session):
+    if others := other_holders(client, session):
         return [], others
     removed = _remove(client, session.vip_input_dir, timeout_seconds)
     # Only now: after a kill in between, the next to finish finds the folder and goes on.
@@ -467,8 +468,16 @@ def _holders_of(session: VipSession) -> str:
     return f"{PurePosixPath(session.vip_input_dir).parent}/{_HOLDERS}"
 
 
-def _other_holders(client: VipClient, session: VipSession) -> tuple[str, ...]:
-    """Who else holds the inputs of a session."""
+def other_holders(client: VipClient, session: VipSession) -> tuple[str, ...]:
+    """Tell who else holds the inputs of a session. It only reads.
+
+    Args:
+        client: The account.
+        session: The session.
+
+    Returns:
+        Names of sessions.
+    """
     if client.exists(_holders_of(session)):
         return tuple(sorted(list_folder_or_nothing(client, _holders_of(session)).keys() - {session.session_name}))
     is_owner = PurePosixPath(session.vip_input_dir).is_relative_to(session.vip_dir)

@@ -23,8 +23,9 @@ from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.transfer import transfer_all
 from prefect_biomed.clients.vip.carmin import compare_digest
 from prefect_biomed.clients.vip.client import VipClient
+from prefect_biomed.clients.vip.finish import other_holders
 from prefect_biomed.clients.vip.models import VipSession
-from prefect_biomed.clients.vip.monitoring import details
+from prefect_biomed.clients.vip.monitoring import details, is_named_after, list_all
 from prefect_biomed.clients.vip.preflight import LocalFile, Preflight, preflight
 from prefect_biomed.clients.vip.remote_files import delete_and_wait, list_folder_or_nothing, put_and_verify
 from prefect_biomed.clients.vip.session_file import SessionFile
@@ -97,7 +98,8 @@ def upload(
 
     Raises:
         PreflightFailed: With `update_files` False some inputs are not on the platform.
-        LedgerError: Files would be replaced that runs of this session name may still read; nothing was sent.
+        LedgerError: Files would be replaced that runs of this session name, or of one that uses its inputs, may still
+            read; nothing was sent.
         TransferFailed: Some files could not be sent, or are not there although they were accepted; the others are.
         AuthenticationError: The key was refused. What was sent is recorded.
         PermissionDeniedError: The same for a lack of rights.
@@ -207,8 +209,10 @@ def foresee_upload(
 
 def _refuse_to_replace(client: VipClient, session: VipSession, record: SessionRecord, outdated: set[str]) -> None:
     """Make sure that no run computes on inputs that are replaced while it goes on."""
-    users = []
-    for token, intent in record.ledger.intents.items() if outdated else ():
+    if not outdated:
+        return
+    users: list[str] = []
+    for token, intent in record.ledger.intents.items():
         if intent.inputs.expected and not outdated & intent.inputs.expected.keys():
             continue
         for name, launch in record.ledger.launched(token).items():
@@ -216,6 +220,11 @@ def _refuse_to_replace(client: VipClient, session: VipSession, record: SessionRe
                 launch.workflow_id is not None and details(client, launch.workflow_id, record).status.is_terminal
             )
             users += [] if has_ended else [name]
+    if holders := other_holders(client, session):
+        listing = list_all(client)
+        running = [workflow for workflow in listing.workflows if not workflow.status.is_terminal]
+        users += [one.name for one in running if any(is_named_after(holder, one) for holder in holders)]
+        users += holders if listing.gap else ()
     if users:
         raise LedgerError(
             f"{', '.join(sorted(outdated)[:3])} of session {session.session_name!r} differs from what is on the "

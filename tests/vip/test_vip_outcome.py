@@ -564,6 +564,27 @@ def test_inputs_are_not_replaced_while_runs_may_read_them(
     assert send(client, second).replaced == 1
 
 
+def test_inputs_are_not_replaced_while_runs_of_a_guest_may_read_them(
+    vip: Sandbox, client: VipClient, new_session: NewSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vip.vip.switches.delete_seconds = 0
+    vip.vip.switches.job_seconds = 30
+    owner = new_session(name="owner", files={"a.bin": b"old"})
+    send(client, owner)
+    guest = share_inputs(client, new_session(*COPY, name="guest"), owner)
+    (running,) = start(client, guest)
+    assert owner.input_dir is not None
+    (owner.input_dir / "a.bin").write_bytes(b"new")
+    with pytest.raises(LedgerError, match=r"a\.bin of .* and guest-r001-t0k3n may still read it"):
+        send(client, owner)
+    kill(client, [running.identifier])
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "is_cut_off", lambda listed: True)
+        with pytest.raises(LedgerError, match=r"a\.bin of .* and guest may still read it"):
+            send(client, owner)
+    assert send(client, owner).replaced == 1
+
+
 def test_nothing_is_launched_on_inputs_that_another_upload_has_replaced(
     vip: Sandbox, client: VipClient, new_session: NewSession
 ) -> None:
