@@ -53,8 +53,8 @@ def _kind(value: Any) -> Any:
     """The Boss counts the kinds of jobs; those that it may invent later keep their number."""
     if value is None:
         return IngestType.TILE
-    if isinstance(value, int):
-        return {0: IngestType.TILE, 1: IngestType.VOLUMETRIC}.get(value) or IngestType(str(value))
+    if isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
+        return {0: IngestType.TILE, 1: IngestType.VOLUMETRIC}.get(int(value)) or IngestType(str(value))
     return value
 
 

@@ -153,6 +153,12 @@ def test_unknown_states_and_kinds_are_kept_and_logged(shared_lab: Lab, caplog: p
     assert "4712" in caplog.text
 
 
+def test_numbers_may_come_as_text(shared_lab: Lab) -> None:
+    answered(shared_lab, 200, listed(id="7", status="1", ingest_type="1", tile_count="9"))
+    [job] = shared_lab.client.list_jobs()
+    assert (job.id, job.status, job.ingest_type, job.tile_count) == (7, JobStatus.UPLOADING, IngestType.VOLUMETRIC, 9)
+
+
 @pytest.mark.parametrize("odd", [{}, {"created_on": "yesterday"}, {"created_on": None}, {"created_on": []}])
 def test_what_is_not_needed_may_be_odd(shared_lab: Lab, odd: dict[str, Any]) -> None:
     answered(shared_lab, 200, listed(**odd, tile_count=None, ingest_type=None, completed_on=5, new={"a": 1}))
