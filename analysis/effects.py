@@ -34,6 +34,7 @@ _BIN = 0.005
 _BINS = np.arange(-30.0, 30.0, _BIN)
 _MAX_LISTED = 200
 _NORMAL_95 = 1.96
+_EPSILON = float(np.finfo(np.float64).eps)
 _MOST_BITS = 53.0
 _MAX_HAUSDORFF_LABELS = 3
 _MAX_HAUSDORFF_POINTS = 1 << 25
@@ -236,6 +237,7 @@ class EffectSize:
             _count(self._noise_before, spread_before / np.abs(before))
             _count(self._noise, _spread(new, now) / np.abs(now))
             apart = known & (before != now)
+            _drop_rounding(apart, np.abs(now - before), before, values)
             if not apart.any():
                 return
             self._differing += int(np.count_nonzero(apart))
@@ -334,7 +336,17 @@ def _spread(values: Floats, mean: Floats) -> Floats:
         return np.full(values.shape[1], np.nan)
     centred = values - mean
     result: Floats = np.sqrt(np.einsum("rp,rp->p", centred, centred) / (len(values) - 1))
+    varies = result > 0.0
+    _drop_rounding(varies, result, mean, values)
+    result[~varies] *= 0.0
     return result
+
+
+def _drop_rounding(chosen: NDArray[np.bool_], sizes: Floats, mean: Floats, values: Floats) -> None:
+    """Take out points at which all runs are the same, and only their mean was rounded."""
+    small = np.flatnonzero(chosen & (sizes <= len(values) * _EPSILON * np.abs(mean)))
+    if small.size:
+        chosen[small] = (values[:, small] != values[0, small]).any(axis=0)
 
 
 def _count(counts: NDArray[np.int64], sizes: Floats) -> float:

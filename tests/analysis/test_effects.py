@@ -45,6 +45,31 @@ def test_label_maps_of_many_labels_stored_as_floats_get_dice(tmp_path: Path) -> 
     assert dice["110"] == 1.0
 
 
+def test_what_does_not_vary_has_no_spread_and_no_difference(tmp_path: Path) -> None:
+    """The mean of forty times 0.1 is rounded, and not as that of ten is."""
+    generator = np.random.default_rng(0)
+    base = np.full(600, 0.1) + np.arange(600) / 7
+    runs = {}
+    for number in range(50):
+        runs[f"{number}"] = tmp_path / f"{number}"
+        runs[f"{number}"].mkdir()
+        exact = base * 1.01 if number >= 40 else base
+        np.savez(
+            tmp_path / f"{number}" / "a.npz",
+            changed=exact,
+            noisy=np.concatenate([base, [generator.standard_normal() + (number >= 40) * 50.0]]),
+        )
+    names = list(runs)
+    judgement = judge_runs({n: runs[n] for n in names[:40]}, {n: runs[n] for n in names[40:]})
+    effects = {verdict.file: verdict.effect for verdict in judgement.verdicts}
+    changed, noisy = effects["a.npz/changed.npy"], effects["a.npz/noisy.npy"]
+    assert changed is not None
+    assert (changed.differing, changed.spreads, changed.bits_before) == (600, None, None)
+    assert "spreads" not in changed.sentence
+    assert noisy is not None
+    assert (noisy.differing, noisy.points) == (1, 601)
+
+
 def test_images_of_whole_numbers_are_no_label_maps() -> None:
     labels = Labels(2)
     noise = np.random.default_rng(0).integers(0, 4000, (2, 20_000)).astype(float)
