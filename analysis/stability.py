@@ -46,6 +46,7 @@ FAR = 1000.0
 _LEAST_FOR_FAR = 5
 # Distances between references. A single run that is further away is not called within.
 _ODD = 10.0
+_MANY_POINTS = 30
 _ROUNDING = 1e-12
 # Of the points of a measure, so many may have a number in one reference only, as along the edge of a mask.
 _WITHOUT_YARDSTICK = 0.01
@@ -231,8 +232,8 @@ def _odd(scan: Scan, labellings: Labellings) -> NDArray[np.bool_]:
     own = np.diag(scan.scatter)
     squares = own[:, np.newaxis] + own - 2.0 * scan.scatter
     widest, nothing = float(squares[:count, :count].max()), _ROUNDING * float(own.sum())
-    if widest > nothing and count < _LEAST_FOR_FAR:
-        # Few are close together by chance.
+    if widest > nothing and count < _LEAST_FOR_FAR and scan.points < _MANY_POINTS:
+        # Few are close together by chance in few numbers.
         return np.zeros(labellings.runs, dtype=np.bool_)
     result: NDArray[np.bool_] = squares[count:, :count].min(axis=1) > max(_ODD**2 * widest, nothing)
     return result

@@ -364,6 +364,16 @@ def test_what_some_new_runs_have_and_no_reference_shows_is_not_judged(
     ]
 
 
+@pytest.mark.parametrize(("references", "runs"), [(3, 5), (4, 4), (10, 5)])
+def test_a_run_that_is_far_away_is_told_with_few_references(references: int, runs: int) -> None:
+    generator = np.random.default_rng(references)
+    measured = Measured(Labellings(references, runs), Tolerance())
+    values = generator.standard_normal((references + runs, 500))
+    values[-1] += 40.0
+    measured.add(values)
+    assert measured.odd_runs.tolist() == [False] * (runs - 1) + [True]
+
+
 @pytest.mark.parametrize("references", [3, 5])
 @pytest.mark.parametrize("noise", NOISES)
 def test_noise_makes_no_run_odd(noise: str, references: int) -> None:
