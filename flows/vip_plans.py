@@ -10,6 +10,7 @@ from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import ConfigurationError, NotFoundError
 from prefect_biomed.clients.once import Deed
 from prefect_biomed.clients.vip import SessionFile, VipClient, VipSession, open_intents, open_session, preflight
+from prefect_biomed.clients.vip.bids import by_subject
 from prefect_biomed.clients.vip.finish import foresee_finish, on_inputs_of
 from prefect_biomed.clients.vip.launches import foresee_launch
 from prefect_biomed.clients.vip.monitoring import foresee_kill, state
@@ -49,7 +50,8 @@ def plan_session(
         sent = foresee_upload(client, session, check, update_files=update_files)
         launched = _launches(client, session, range(1, session.nb_runs + 1), check.jobs)
         made = _made(session, sent, launched)
-        return merged([_upload(sent), launched, _removal(client, session, made)])
+        subjects = Plan(notes=tuple(by_subject(session.input_settings)))
+        return merged([_upload(sent), launched, _removal(client, session, made), subjects])
 
 
 def plan_resume(

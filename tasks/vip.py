@@ -37,6 +37,7 @@ from prefect_biomed.clients.vip import (
 from prefect_biomed.clients.vip import complete_inputs as send_what_is_missing
 from prefect_biomed.clients.vip import finish as finish_session
 from prefect_biomed.clients.vip import kill_session as kill_runs_of_session
+from prefect_biomed.clients.vip.bids import by_subject
 from prefect_biomed.clients.vip.session_file import VIP_HOME, SessionFile
 from prefect_biomed.tasks._reporting import (
     Progress,
@@ -214,6 +215,8 @@ def upload_inputs(
         if plan.renamed:
             renamed = [f"{here!r} as {there!r}" for here, there in plan.renamed.items()]
             logger.info("%d files get other names: %s", len(renamed), ", ".join(renamed[:20]))
+        if subjects := by_subject(session.input_settings):
+            logger.info("Files by subject:\n%s", lines("\n".join(subjects)))
         if plan.left_out:
             logger.info("Not sent, because it belongs to sessions: %s", ", ".join(plan.left_out[:20]))
         progress = Progress(artifact_key("vip-upload", session.session_name), f"Upload of {session.session_name}")

@@ -27,6 +27,7 @@ from pydantic.alias_generators import to_camel
 
 from prefect_biomed.clients.errors import ConfigurationError, invalid_fields
 from prefect_biomed.clients.rest import Answered, OpenEnum
+from prefect_biomed.clients.vip.bids import with_files
 from prefect_biomed.clients.vip.profiles import CARMIN, VIP, Profile
 from prefect_biomed.clients.vip.values import as_written, is_text, named_values
 
@@ -611,13 +612,15 @@ class VipSession(BaseModel):
 
         Raises:
             ConfigurationError: Some values fit no session; the message says which, and what is accepted.
+            PreflightFailed: A value asks a BIDS dataset for files, and none can be told.
         """
         try:
-            return cls(**fields)
+            session = cls(**fields)
         except ValidationError as error:
             raise ConfigurationError(
                 f"This makes no session: {invalid_fields(error)}. Give other values. Nothing was sent."
             ) from None
+        return session.model_copy(update={"input_settings": with_files(session.input_settings, session.input_dir)})
 
     @property
     def vip_dir(self) -> str:

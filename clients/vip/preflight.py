@@ -20,6 +20,7 @@ from prefect_biomed.clients.errors import (
     is_transient,
 )
 from prefect_biomed.clients.texts import logger_of
+from prefect_biomed.clients.vip.bids import PREFIX
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.errors import GenericVipError
 from prefect_biomed.clients.vip.girder import girder_path
@@ -477,6 +478,12 @@ class _Settings:
         # What is here wins over anything that the value may mean elsewhere.
         if (local := self._local(value)) is not None:
             return self.session.vip_input_dir if local == "." else f"{self.session.vip_input_dir}/{local}"
+        if value.startswith(PREFIX):
+            self.problems.append(
+                f"{name!r} is {value!r}, which is answered when a flow describes the session. Give it by itself or as "
+                "an element of a list, not in a JSON text; without a flow, `VipSession.planned` answers it."
+            )
+            return None
         if _STORAGE.match(value):
             return value
         if not value.startswith(self.client.profile.files_root):
