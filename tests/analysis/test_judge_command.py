@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import yaml
 
 from prefect_biomed.analysis import Judgement
 from prefect_biomed.analysis.__main__ import main
@@ -107,6 +109,30 @@ def test_the_shell_has_it_by_name(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith("changed: brain.npy, values (")
     assert (tmp_path / "j.xml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("shift", "is_opaque", "code", "said"),
+    [(0.0, False, 0, "::notice::"), (3.0, False, 1, "changed: brain.npy"), (0.0, True, 0, "::warning::not judged")],
+)
+def test_the_documented_check_tells_the_three_outcomes(
+    tmp_path: Path, shift: float, is_opaque: bool, code: int, said: str
+) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "repeatability.md").read_text()
+    workflow = yaml.safe_load(
+        next(block for block in re.findall(r"```yaml\n(.*?)```", document, re.DOTALL) if "jobs:" in block)
+    )
+    steps = workflow["jobs"]["repeatability"]["steps"]
+    (script,) = [step["run"] for step in steps if step.get("name") == "Judge"]
+    write(tmp_path / "references", 10, is_opaque=is_opaque)
+    write(tmp_path / "runs", 5, shift=shift, is_opaque=is_opaque)
+    done = subprocess.run(
+        ["bash", "-e", "-c", script.replace("python -m", f"{sys.executable} -m")],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    assert said in done.stdout
+    assert all((tmp_path / name).is_file() for name in ("judgement.xml", "judgement.json", "report/report.html"))
 
 
 def test_it_runs_as_a_module_without_prefect(tmp_path: Path) -> None:
