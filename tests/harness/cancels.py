@@ -1,6 +1,7 @@
 """What becomes of remote jobs when a run is cancelled and something is dead: `python -m harness.cancels`.
 
 In each of four circumstances a run on each platform is cancelled. The clock begins when a worker is there (again).
+Arguments choose some of them: `python -m harness.cancels "server restarted"`.
 """
 
 from __future__ import annotations
@@ -216,7 +217,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, laboratory(Path(folder) / "lab") as lab:
         rows = []
         print(f"{'platform':10}{'when it was cancelled':26}{'remote job':18}{'after':>8}  flow run", flush=True)
-        for number, circumstance in enumerate(CIRCUMSTANCES):
+        for number, circumstance in enumerate(sys.argv[1:] or CIRCUMSTANCES):
             for row in endings(lab, Path(folder) / f"cancels{number}", circumstance):
                 rows.append(row)
                 print(
