@@ -154,7 +154,12 @@ class Verification(BaseModel):
     @property
     def is_right(self) -> bool:
         """Whether nothing was found to be wrong, and something was looked at and could be compared."""
-        return not self.wrong and (self.compared > 0 or (self.chunks_looked_at > 0 and not self.unreadable))
+        return not self.has_failed and self.compared + self.chunks_looked_at > 0
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether something was found to be wrong, or nothing could be compared of what was to be."""
+        return bool(self.wrong) or (not self.compared and bool(self.unreadable))
 
     @property
     def bound(self) -> float:

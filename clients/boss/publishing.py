@@ -271,7 +271,7 @@ def _published(
             look = work.prove(verification or VerifySettings(), region)
             seconds = time.monotonic() - begun
             report = work.report().model_copy(update={"verification": look, "seconds": seconds})
-    if not look.is_right or report.failed or report.unsettled:
+    if look.has_failed or report.failed or report.unsettled:
         raise PublishIncomplete.of(report)
     return report
 
