@@ -356,7 +356,7 @@ def report_ingest_job(
         A report of all runs of this machine, with every tile that is missing or different as far as was looked.
 
     Raises:
-        NotFoundError: The channel is gone.
+        NotFoundError: The channel is gone, or the job was cancelled.
     """
     logger = run_logger()
     config = _with_keys(config, storage)

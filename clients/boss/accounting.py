@@ -42,7 +42,7 @@ def account(
     Args:
         client: Client of the Boss.
         config: Configuration of the job.
-        job_id: Number of the job; it is complete.
+        job_id: Number of the job. Of one that is not complete nothing is called a hole: it may still come.
         settings: As for the upload; the format of tiles follows from them.
         verification: How much is compared.
         ledger_folder: Where ledgers are kept.
@@ -51,11 +51,16 @@ def account(
 
     Returns:
         A report of all runs of this machine, with every tile that was found to be missing or different.
+
+    Raises:
+        NotFoundError: There is no such job, or it was cancelled.
     """
-    settings = settings or UploadSettings()
+    settings, status = settings or UploadSettings(), client.counts(job_id).status
     with open_ledger(client, job_id, config.tile_count, ledger_folder) as ledger:
-        # Of a complete job no message is left, so that what was indexed was also deleted, if only by a killed run.
-        finished = ledger.tiles(TileState.FINISHED) | ledger.tiles(TileState.INDEXED)
+        finished = ledger.tiles(TileState.FINISHED)
+        if status.is_success:
+            # Of a complete job no message is left, so that what was indexed was also deleted, if only by a killed run.
+            finished |= ledger.tiles(TileState.INDEXED)
         skipped, blank, padded = ledger.tiles(TileState.SKIPPED), ledger.blank(), ledger.padded()
         totals, kept, failed = ledger.totals(), ledger.quarantined(), ledger.failed()
     treatments: dict[str, Treatment] = dict.fromkeys(blank, "blank")
@@ -73,7 +78,7 @@ def account(
         also=chunks[:max_checks],
         on_progress=on_progress,
     )
-    holes = [str(tile.position) for tile in look.wrong]
+    holes = [str(tile.position) for tile in look.wrong] if status.is_success else []
     unchecked = len(chunks) - max_checks
     warnings = [*config.padding(settings.fill, padded)]
     if unchecked > 0:
@@ -90,10 +95,13 @@ def account(
         failed=failed,
         holes=tuple(holes),
         unaccounted=len(unknown),
-        by_others=len({str(position) for position in unknown}.difference(holes)),
+        by_others=len({str(position) for position in unknown}.difference(holes)) if status.is_success else 0,
         verified=look.verified_tiles,
         verification=look,
-        exhausted=True,
+        exhausted=status.is_success,
+        stopped=""
+        if status.is_success
+        else f"the job is {status.name}, not complete, and what is missing may still come",
         warnings=tuple(warnings),
     )
 

@@ -144,6 +144,21 @@ def test_the_report_of_the_whole_job_tells_what_all_runs_did(lab: Lab) -> None:
     assert f"{report.tiles_per_second:.1f}/s" in report.summary()
 
 
+def test_a_job_that_still_runs_has_no_holes_and_is_not_done(lab: Lab) -> None:
+    lab.write_stack(volume((32, 64, 64)), tile=64)
+    size = {"x": 64, "y": 64, "z": 1, "t": 1}
+    config, job = lab.create(lab.config(extent={"x": [0, 64], "y": [0, 64], "z": [0, 32], "t": [0, 1]}, tile_size=size))
+    lab.upload(config, job.id, UploadSettings(min_lease_seconds=20, max_tiles=20, threads=1))
+    early = account(lab.client, config, job.id, ledger_folder=lab.folder / "ledgers")
+    assert (early.holes, early.by_others, early.unaccounted, early.balanced) == ((), 0, 12, False)
+    assert not early.exhausted
+    assert "stopped: the job is UPLOADING, not complete" in early.summary()
+    lab.boss.job(job.id).upload_queue.expire_leases()
+    lab.upload(config, job.id)
+    assert lab.complete(job.id).outcome == "COMPLETE"
+    assert account(lab.client, config, job.id, ledger_folder=lab.folder / "ledgers").balanced
+
+
 def test_what_a_killed_run_did_is_in_the_report_too(lab: Lab) -> None:
     config, job_id, _ = stack(lab, 48, range(0))
     uploader = lab.uploader(config, job_id, QUICK.model_copy(update={"max_tiles": 20}))
