@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 from prefect.blocks.core import Block
 from pydantic import PrivateAttr, SecretStr
 
+from prefect_biomed.blocks._fields import KnownFields
 from prefect_biomed.clients.errors import ConfigurationError
 
 __all__ = ["FOLDERS", "VARIABLES", "Keys", "for_a_deployed_run", "in_deployed_run", "typed_keys"]
@@ -56,7 +57,7 @@ class _Named(NamedTuple):
     file: Path | None = None
 
 
-class Keys(Block):
+class Keys(KnownFields):
     """What all credentials blocks share: their secrets may name where the secret is.
 
     `env:NAME` stands for a variable of the environment, `file:PATH` for the content of a file, both where the flow

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from prefect.blocks.abstract import CredentialsBlock
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr
+from pydantic import Field, HttpUrl, SecretStr
 
 from prefect_biomed.blocks._keys import Keys
 from prefect_biomed.blocks._saved import with_saved_secrets
@@ -43,7 +43,6 @@ class BossCredentials(Keys, CredentialsBlock):
     """
 
     # An error about one field must not repeat what was typed into it.
-    model_config = ConfigDict(hide_input_in_errors=True)
 
     _block_type_name: ClassVar[str] = "Boss Credentials"
     _block_type_slug: ClassVar[str] = "boss-credentials"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from prefect.blocks.abstract import CredentialsBlock
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr, ValidationError
+from pydantic import Field, HttpUrl, SecretStr, ValidationError
 
 from prefect_biomed.blocks._keys import Keys
 from prefect_biomed.blocks._saved import with_saved_secrets
@@ -41,7 +41,6 @@ class StorageCredentials(Keys, CredentialsBlock):
     """
 
     # An error about one field must not repeat what was typed into it.
-    model_config = ConfigDict(hide_input_in_errors=True)
 
     _block_type_name: ClassVar[str] = "Storage Credentials"
     _block_type_slug: ClassVar[str] = "storage-credentials"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
 from prefect.blocks.abstract import CredentialsBlock
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr, model_validator
+from pydantic import Field, HttpUrl, SecretStr, model_validator
 
 from prefect_biomed.blocks._keys import Keys
 from prefect_biomed.blocks._saved import with_saved_secrets
@@ -56,7 +56,6 @@ class Vantage6Credentials(Keys, CredentialsBlock):
     """
 
     # An error about one field must not repeat what was typed into it.
-    model_config = ConfigDict(hide_input_in_errors=True)
 
     _block_type_name: ClassVar[str] = "vantage6 Credentials"
     _block_type_slug: ClassVar[str] = "vantage6-credentials"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from prefect.blocks.abstract import CredentialsBlock
-from pydantic import ConfigDict, Field, HttpUrl, PrivateAttr, SecretStr
+from pydantic import Field, HttpUrl, PrivateAttr, SecretStr
 
 from prefect_biomed.blocks._keys import Keys
 from prefect_biomed.blocks._saved import with_saved_secrets
@@ -44,7 +44,6 @@ class VipCredentials(Keys, CredentialsBlock):
     """
 
     # An error about one field must not repeat what was typed into it.
-    model_config = ConfigDict(hide_input_in_errors=True)
 
     # As in vip-client, the key may be the path of a file or the name of a variable as it is.
     _official_names: frozenset[str] = PrivateAttr(default=frozenset({"VIP_API_KEY", "GIRDER_API_KEY"}))

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from prefect.blocks.abstract import JobBlock, JobRun
 from pydantic import Field, HttpUrl
 
+from prefect_biomed.blocks._fields import KnownFields
 from prefect_biomed.blocks.boss import BossCredentials
 from prefect_biomed.blocks.storage import StorageCredentials
 from prefect_biomed.blocks.vantage6 import Vantage6Credentials
@@ -108,7 +109,7 @@ class VipExecution(JobRun[SessionResult]):
         return [workflow.identifier for workflow in self.workflows]
 
 
-class VipPipeline(JobBlock[SessionResult]):
+class VipPipeline(KnownFields, JobBlock[SessionResult]):
     """A pipeline on VIP with its settings; the fields are the parameters of `vip_session`.
 
     Attributes:
@@ -236,7 +237,7 @@ class Vantage6Run(JobRun[Analysis]):
         return collect_results(one.credentials, self.task, one.refresh_time, one.outputs, one.waiting)
 
 
-class Vantage6Algorithm(JobBlock[Analysis]):
+class Vantage6Algorithm(KnownFields, JobBlock[Analysis]):
     """A function of an algorithm at organizations; the fields are the parameters of `federated_analysis`.
 
     Attributes:
@@ -367,7 +368,7 @@ class BossIngestRun(JobRun[UploadReport]):
         )
 
 
-class BossIngest(JobBlock[UploadReport]):
+class BossIngest(KnownFields, JobBlock[UploadReport]):
     """An ingest into the Boss; the fields are the parameters of `boss_ingest`.
 
     Attributes:

@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import pytest
 from prefect.blocks.abstract import CredentialsBlock
+from prefect.blocks.core import Block
 from pydantic import ValidationError
 
 from prefect_biomed import blocks
-from prefect_biomed.blocks import BossCredentials, Vantage6Credentials, VipCredentials
+from prefect_biomed.blocks import BossCredentials, StorageCredentials, Vantage6Credentials, VipCredentials
+from prefect_biomed.flows.jobs import VipPipeline
 
 SECRET = "CANARY-8f3a"
 HOST = "https://example.org"
@@ -43,3 +45,31 @@ def test_an_error_about_a_field_does_not_repeat_what_was_typed(attempt: Callable
         attempt()
     assert SECRET not in str(raised.value)
     assert SECRET not in repr(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("block", "given", "unknown"),
+    [
+        (VipCredentials, {"api_key": "k", "base_url": HOST}, "base_url"),
+        (Vantage6Credentials, {"url": HOST, "username": "u", "pasword": SECRET}, "pasword"),
+        (BossCredentials, {"host": "example.org", "token": "t", "protokol": "http"}, "protokol"),
+        (StorageCredentials, {"secret": SECRET}, "secret"),
+        (VipPipeline, {"pipeline_id": "a/1", "input_settings": {}, "nb_run": 5}, "nb_run"),
+    ],
+)
+def test_a_misspelt_field_is_refused_and_its_value_not_shown(
+    block: type[Block], given: dict[str, object], unknown: str
+) -> None:
+    """Prefect keeps what it does not know: the default portal would get the key, and a password be no secret."""
+    with pytest.raises(ValidationError, match=f"there is no field '{unknown}'; there are: ") as raised:
+        block(**given)
+    assert SECRET not in str(raised.value)
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_blocks_are_saved_and_loaded_with_what_prefect_adds() -> None:
+    VipCredentials(api_key=SECRET, url=HOST).save("known-fields")
+    loaded = VipCredentials.load("known-fields")
+    assert isinstance(loaded, VipCredentials)
+    again = VipCredentials.model_validate({**loaded.model_dump(), "block_type_slug": "vip-credentials"})
+    assert again.url == loaded.url
