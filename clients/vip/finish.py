@@ -18,7 +18,7 @@ from prefect_biomed.clients.vip.models import VipSession, Workflow, WorkflowStat
 from prefect_biomed.clients.vip.monitoring import Listing, details, is_named_after, list_all, session_on_file
 from prefect_biomed.clients.vip.outcome import judge, options_of
 from prefect_biomed.clients.vip.preflight import preflight
-from prefect_biomed.clients.vip.remote_files import delete_and_wait, list_folder_or_nothing, put_and_verify
+from prefect_biomed.clients.vip.remote_files import delete_and_wait, is_there, list_folder_or_nothing, put_and_verify
 from prefect_biomed.clients.vip.session_file import FILE_NAME, VIP_HOME, SessionFile
 from prefect_biomed.clients.vip.session_record import SessionRecord
 
@@ -219,7 +219,7 @@ def foresee_finish(
     options = session.options
 
     def will_be(path: str) -> bool:
-        return path in made or client.exists(path)
+        return path in made or is_there(client, path)
 
     removed: list[str] = []
     held_by: tuple[str, ...] = ()
@@ -299,7 +299,7 @@ def _refuse_going_on(session: VipSession, running: Sequence[str], lost: Sequence
 
 def _refuse_unlaunched(client: VipClient, session: VipSession, record: SessionRecord) -> None:
     unlaunched = record.not_launched(session, is_newest=session.token == record.ledger.newest)
-    if unlaunched and client.exists(session.vip_input_dir):
+    if unlaunched and is_there(client, session.vip_input_dir):
         raise StillNeeded(
             f"Session {session.session_name!r} is not finished: {', '.join(unlaunched)} was never launched and needs "
             "its inputs. Nothing was removed. Run vip_resume, which launches it, or finish with keep_input: True keeps "
@@ -310,7 +310,7 @@ def _refuse_unlaunched(client: VipClient, session: VipSession, record: SessionRe
 def _unfetched_of_others(client: VipClient, session: VipSession, workflows: Sequence[Workflow]) -> tuple[str, ...]:
     """Name the runs of other intents whose wanted outputs are not here; refuse when there are such of this one."""
     file = SessionFile(session, client)
-    if not file.exists and client.profile.takes_results_location and client.exists(session.vip_output_dir):
+    if not file.exists and client.profile.takes_results_location and is_there(client, session.vip_output_dir):
         raise NotFetched(
             f"Session {session.session_name!r} is not finished: nothing is written down of it here, and there are "
             f"outputs in {session.vip_output_dir}. Nothing was removed. Download them first, or keep them with "
@@ -397,7 +397,7 @@ def _remove_inputs(
 
 
 def _remove_empty(client: VipClient, session: VipSession, timeout_seconds: float) -> list[str]:
-    empty = [one for one in _parents(session) if client.exists(one) and not list_folder_or_nothing(client, one)]
+    empty = [one for one in _parents(session) if is_there(client, one) and not list_folder_or_nothing(client, one)]
     return [removed for folder in empty for removed in _remove(client, folder, timeout_seconds)]
 
 
@@ -478,14 +478,14 @@ def other_holders(client: VipClient, session: VipSession) -> tuple[str, ...]:
     Returns:
         Names of sessions.
     """
-    if client.exists(_holders_of(session)):
+    if is_there(client, _holders_of(session)):
         return tuple(sorted(list_folder_or_nothing(client, _holders_of(session)).keys() - {session.session_name}))
     is_owner = PurePosixPath(session.vip_input_dir).is_relative_to(session.vip_dir)
     return () if is_owner else ("their owner",)
 
 
 def _remove(client: VipClient, path: str, timeout_seconds: float) -> list[str]:
-    if not client.exists(path):
+    if not is_there(client, path):
         return []
     delete_and_wait(client, path, timeout_seconds=timeout_seconds)
     return [path]
@@ -525,10 +525,10 @@ def removable_session(client: VipClient, folder: str) -> bool:
         StillNeeded: As for `remove_session`.
     """
     path = PurePosixPath(folder)
-    if not client.exists(folder):
+    if not is_there(client, folder):
         return False
     holders = list_folder_or_nothing(client, f"{folder}/{_HOLDERS}").keys() - {path.name}
-    if others := sorted(name for name in holders if client.exists(str(path.parent / name))):
+    if others := sorted(name for name in holders if is_there(client, str(path.parent / name))):
         raise StillNeeded(f"{folder} holds the inputs of {', '.join(others)}. Finish or remove those first.")
     return True
 

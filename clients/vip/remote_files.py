@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import requests
 
@@ -21,7 +21,7 @@ from prefect_biomed.clients.texts import logger_of
 from prefect_biomed.clients.vip.carmin import compare_digest
 from prefect_biomed.clients.vip.client import VipClient
 
-__all__ = ["delete_and_wait", "list_folder_or_nothing", "put_and_verify"]
+__all__ = ["delete_and_wait", "is_there", "list_folder_or_nothing", "put_and_verify"]
 
 logger = logger_of(__name__)
 
@@ -45,6 +45,20 @@ def list_folder_or_nothing(client: VipClient, path: str) -> dict[str, int | None
     return {entry.name: None if entry.is_directory else entry.size for entry in entries}
 
 
+def is_there(client: VipClient, path: str) -> bool:
+    """Tell whether there is something at a path, where more depends on it than one answer carries.
+
+    Args:
+        client: The account.
+        path: Absolute path on the platform.
+
+    Returns:
+        False when the platform says so, and its folder does not list it either.
+    """
+    position = PurePosixPath(path)
+    return client.exists(path) or position.name in list_folder_or_nothing(client, str(position.parent))
+
+
 def delete_and_wait(client: VipClient, path: str, *, timeout_seconds: float) -> None:
     """Delete a file or folder and wait until it is gone; VIP deletes later than it answers. Safe to repeat.
 
@@ -59,7 +73,7 @@ def delete_and_wait(client: VipClient, path: str, *, timeout_seconds: float) -> 
     client.delete(path)
     settings = PollSettings(0.25, 2.0, 10.0, timeout_seconds)
     for _ in poll(
-        lambda: client.exists(path),
+        lambda: is_there(client, path),
         settings,
         done=operator.not_,
         what=f"The deletion of {path}",

@@ -391,6 +391,32 @@ def test_outputs_of_which_the_platform_has_not_told_are_not_removed(
     assert session.vip_output_dir in finish(client, session).removed
 
 
+def test_one_answer_that_nothing_is_there_removes_nothing_and_leaves_nothing(
+    vip: Sandbox, client: VipClient, new_session: NewSession
+) -> None:
+    """As a catalogue that cannot be reached may answer; the list of the folder tells otherwise."""
+    vip.vip.switches.delete_seconds = 0
+    owner = new_session(*COPY, name="owner", files={"a.bin": b"abc"})
+    run(client, owner)
+    download(client, owner)
+    guest = share_inputs(client, new_session(*COPY, name="guest"), owner)
+    nothing = Fault(query="action=exists", status=200, content_type="application/json", body='{"exists": false}')
+    vip.vip.faults.add(nothing)
+    summary = finish(client, owner)
+    assert (summary.removed, summary.kept_for) == ((owner.vip_output_dir,), ("guest",))
+    vip.vip.faults.clear()
+    assert client.exists(owner.vip_input_dir)
+    assert not client.exists(owner.vip_output_dir)
+    start(client, guest)
+    wait(client, guest)
+    download(client, guest)
+    vip.vip.faults.add(nothing)
+    finish(client, guest)
+    vip.vip.faults.clear()
+    assert not client.exists(owner.vip_dir)
+    assert not client.exists(guest.vip_dir)
+
+
 def test_records_of_runs_that_were_not_fetched_are_not_deleted(client: VipClient, new_session: NewSession) -> None:
     session = new_session(*COPY, files={"a.bin": b"abc"})
     (ended,) = run(client, session)
