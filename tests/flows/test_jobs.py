@@ -110,3 +110,11 @@ def test_each_job_is_one_of_the_engine() -> None:
         "VipPipeline",
     ]
     assert sum(issubclass(kind, JobRun) for kind in blocks) == 3
+
+
+def test_a_block_is_saved_and_loaded_with_what_prefect_adds_to_its_fields() -> None:
+    VipCredentials(api_key="key", url="https://example.org").save("known-fields")
+    loaded = VipCredentials.load("known-fields")
+    assert isinstance(loaded, VipCredentials)
+    again = VipCredentials.model_validate({**loaded.model_dump(), "block_type_slug": "vip-credentials"})
+    assert again.url == loaded.url

@@ -64,12 +64,3 @@ def test_a_misspelt_field_is_refused_and_its_value_not_shown(
     with pytest.raises(ValidationError, match=f"there is no field '{unknown}'; there are: ") as raised:
         block(**given)
     assert SECRET not in str(raised.value)
-
-
-@pytest.mark.usefixtures("prefect_api")
-def test_blocks_are_saved_and_loaded_with_what_prefect_adds() -> None:
-    VipCredentials(api_key=SECRET, url=HOST).save("known-fields")
-    loaded = VipCredentials.load("known-fields")
-    assert isinstance(loaded, VipCredentials)
-    again = VipCredentials.model_validate({**loaded.model_dump(), "block_type_slug": "vip-credentials"})
-    assert again.url == loaded.url
