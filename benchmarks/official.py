@@ -12,6 +12,8 @@ from pathlib import Path
 from filelock import FileLock
 
 CACHE = Path(__file__).parents[1] / ".cache" / "environments"
+# What each environment held when it last worked, by its name and the version of Python. Remove a file to resolve anew.
+LOCKS = Path(__file__).parent / "environments"
 _INSTALLED_WITHIN_SECONDS = 900
 
 
@@ -21,6 +23,9 @@ class MissingInterpreter(Exception):
 
 def official_environment(name: str, requirements: Sequence[str], python: str | None = None) -> Path:
     """Make an environment, or find it made.
+
+    Its packages are those of its lock. An environment without one takes the newest that its requirements allow, and
+    leaves a lock to be committed: what is published later cannot break it then.
 
     Args:
         name: For the folder.
@@ -35,14 +40,19 @@ def official_environment(name: str, requirements: Sequence[str], python: str | N
     """
     base = sys.executable if python is None else _interpreter(python)
     version = subprocess.run([base, "-V"], capture_output=True, text=True, check=True).stdout
-    digest = hashlib.sha256("\n".join([version, *requirements]).encode()).hexdigest()[:12]
+    lock = LOCKS / f"{name}-{'.'.join(version.split()[1].split('.')[:2])}.txt"
+    locked = lock.read_text() if lock.exists() else ""
+    digest = hashlib.sha256("\n".join([version, *requirements, locked]).encode()).hexdigest()[:12]
     folder = CACHE / f"{name}-{digest}"
     interpreter = folder / "bin" / "python"
     CACHE.mkdir(parents=True, exist_ok=True)
     with FileLock(CACHE / f"{name}-{digest}.lock"):
         if not (folder / "complete").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            _install(base, folder, interpreter, requirements)
+            _install(base, folder, interpreter, [*requirements, *(("-c", str(lock)) if locked else ())])
+            if not locked:
+                LOCKS.mkdir(exist_ok=True)
+                lock.write_text(_packages(interpreter))
             (folder / "complete").touch()
     return interpreter
 
@@ -82,6 +92,14 @@ def _install(base: str, folder: Path, interpreter: Path, requirements: Sequence[
     else:
         _run(base, "-m", "venv", str(folder))
     _run(str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements)
+
+
+def _packages(interpreter: Path) -> str:
+    program = (
+        "from importlib.metadata import distributions as d; print(*sorted({f'{p.name}=={p.version}' for p in d()}))"
+    )
+    listed = subprocess.run([interpreter, "-c", program], capture_output=True, text=True, check=True).stdout
+    return "\n".join([*listed.split(), ""])
 
 
 def _run(*command: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.boss import BOSS_INGEST
 from harness.ingest_lab import QUICK, Lab, lab, make_lab, volume
 from prefect_biomed.clients.boss import IngestConfig, JobStatus, UploadReport
 from prefect_biomed.sandbox.boss import Job
@@ -31,11 +32,7 @@ SHAPE = (20, 512, 1024)
 
 @pytest.fixture(scope="session")
 def boss_ingest(official_environment: Callable[..., Path]) -> Path:
-    # blosc and h5py are missing from its requirements; a newer setuptools lacks what it imports, and a newer Pillow
-    # refuses how its plugins for 16 bits make images.
-    requirements = ["boss-ingest==0.12.0", "setuptools<81", "blosc", "h5py", "pillow<11"]
-    python = official_environment("boss-ingest", requirements)
-    return python.parent / "boss-ingest"
+    return official_environment(*BOSS_INGEST).parent / "boss-ingest"
 
 
 @pytest.fixture

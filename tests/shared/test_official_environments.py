@@ -50,3 +50,25 @@ def test_uv_is_asked_last(only: Path) -> None:
     assert official._interpreter("3.13") == "/of/uv/python3.13"
     with pytest.raises(MissingInterpreter):
         official._interpreter("3.10")
+
+
+def test_an_environment_holds_what_its_lock_says_and_leaves_one_when_it_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def install(base: str, folder: Path, interpreter: Path, requirements: list[str]) -> None:
+        executable(interpreter, "echo a==2; echo b==3")
+        asked.append(tuple(requirements))
+
+    monkeypatch.setattr(official, "CACHE", tmp_path / "environments")
+    monkeypatch.setattr(official, "LOCKS", tmp_path / "locks")
+    monkeypatch.setattr(official, "_install", install)
+    free = official_environment("some", ["a>1"])
+    (lock,) = (tmp_path / "locks").iterdir()
+    assert lock.name.startswith("some-3.") and lock.read_text() == "a==2\nb==3\n"
+    locked = official_environment("some", ["a>1"])
+    assert official_environment("some", ["a>1"]) == locked != free
+    assert asked == [("a>1",), ("a>1", "-c", str(lock))]
+    lock.write_text("a==2\nb==4\n")
+    assert official_environment("some", ["a>1"]) not in {free, locked}
