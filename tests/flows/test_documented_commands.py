@@ -60,12 +60,13 @@ UNTRIED = {
     "pip install .": "without constraints it takes what is newest on the day; the suites run with constraints.txt",
     "pip install '.[all]'": "the suites install .[dev], which holds it, with constraints.txt",
     "pip install 'prefect-biomed[analysis]'": "the package is on no index",
+    "pip install 'prefect-biomed[bids]'": "the package is on no index",
     "pip install 'prefect-biomed[formats]'": "the package is on no index",
     "pip install 'prefect-biomed[girder]'": "the package is on no index",
     "pip install 'prefect-biomed[volumetric]'": "the package is on no index",
     "prefect deploy": "named as a word, without what it is to deploy",
     "prefect flow-run execute": "the document says that it is taken from Prefect's documentation",
-    "python -m benchmarks.boss_sections --slices 8": "sections of 20,000 x 20,000 pixels take minutes; "
+    "python -m benchmarks.boss_sections --slices 4": "sections of 20,000 x 20,000 pixels take minutes; "
     "tests/boss/test_boss_source_formats.py decodes smaller ones by the same path",
     "python -m benchmarks.formats": "tests/analysis/test_formats.py makes a part of the table by its functions",
     "python -m benchmarks.formats --table docs/formats.md": "the same, for all formats",
