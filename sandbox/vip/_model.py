@@ -46,7 +46,7 @@ class VipSwitches(Switches):
             `reschedule_seconds` later; counts down.
         reschedule_seconds: pause before the storage tries a transfer again.
         storage_retries: how often the storage tries a transfer again that was refused because the file exists.
-        delete_seconds: how long a path still exists after its DELETE was answered.
+        delete_seconds: how long a path still exists after its DELETE was answered; 0 deletes before the answer.
         lose_deletes: that many of the next deletions are answered 204 and never done; counts down.
         mkdir_existing_fails: making a directory that exists is an error, as on grid storage.
         rewrite_names: new files and directories get spaces replaced and everything but ASCII dropped.

@@ -370,6 +370,9 @@ class Storage:
         if self._switches.lose_deletes > 0:
             self._switches.lose_deletes -= 1
             return
+        if self._switches.delete_seconds == 0:
+            _remove(place)
+            return
         with self._lock:
             self._leaving.append(place)
         self._grid.begin(self._delete(place))
@@ -380,10 +383,7 @@ class Storage:
         self._active_deletes += 1
         try:
             await asyncio.sleep(self._switches.delete_seconds)
-            if place.is_dir():
-                await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
-            else:
-                place.unlink(missing_ok=True)
+            await asyncio.to_thread(_remove, place)
             with self._lock:
                 self._leaving.remove(place)
         finally:
@@ -417,6 +417,13 @@ class Storage:
             part.unlink(missing_ok=True)
             return False
         return True
+
+
+def _remove(place: Path) -> None:
+    if place.is_dir():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        place.unlink(missing_ok=True)
 
 
 def _properties(
