@@ -74,6 +74,9 @@ class Gate:
             else:
                 entry.fault = fault.label
                 await self._fail(fault, scope, counting_receive, _Answer(fault, counting_send, send, counting_receive))
+        except asyncio.CancelledError:
+            # The server ends, and its connections are gone; uvicorn would print this as an error.
+            return
         finally:
             self._platform.journal._end(entry)
 

@@ -325,6 +325,9 @@ class _Uvicorn(uvicorn.Server):
         deadline = time.monotonic() + _GRACE_SECONDS
         while (state.connections or state.tasks) and time.monotonic() < deadline:
             await asyncio.sleep(0.005)
+        for connection in list(state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)
         for task in list(state.tasks):
             task.cancel()
 

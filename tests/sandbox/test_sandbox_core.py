@@ -152,6 +152,36 @@ def test_drop_closes_the_connection_without_a_byte(sandbox: Sandbox) -> None:
         assert connection.recv(100) == b""
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(delay_seconds=60, status=500),
+        Fault(hold_seconds=60),
+        Fault(delay_seconds=60, status=500, after_effect=True),
+    ],
+)
+def test_the_end_of_a_server_is_no_error_of_what_it_holds(fault: Fault, caplog: pytest.LogCaptureFixture) -> None:
+    failed: list[Exception] = []
+
+    def ask(url: str) -> None:
+        try:
+            requests.get(url, timeout=30)
+        except requests.ConnectionError as error:
+            failed.append(error)
+
+    with Sandbox("vip") as sandbox:
+        sandbox.vip.faults.add(fault)
+        asking = threading.Thread(target=ask, args=(f"{sandbox.vip.url}/platform",))
+        asking.start()
+        deadline = time.monotonic() + 10
+        while not len(sandbox.vip.journal) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+    asking.join()
+    assert len(failed) == 1
+    assert caplog.records == []
+
+
 def test_replaced_answer(sandbox: Sandbox, session: requests.Session) -> None:
     url = sandbox.vip.url + "/things/x"
     sandbox.vip.faults.add(
