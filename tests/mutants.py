@@ -38,8 +38,8 @@ MUTANTS = (
     Mutant(
         "intent not written before the request",
         "clients/once.py",
-        "        intent = intent.from_now(asked)\n        store.write(intent)\n",
-        "        intent = intent.from_now(asked)\n",
+        "        intent, origin = intent.from_now(asked), Origin.SENT\n        store.write(intent)\n",
+        "        intent, origin = intent.from_now(asked), Origin.SENT\n",
         f"{ONCE}::test_first_call_writes_the_intent_before_it_sends",
     ),
     Mutant(
@@ -137,8 +137,8 @@ MUTANTS = (
     Mutant(
         "lease left closed after a doubt",
         "clients/once.py",
-        "            found = _settle(launch, intent, error, circumstances)\n",
-        "            try:\n                found = _settle(launch, intent, error, circumstances)\n"
+        "            found, origin = _settle(launch, intent, error, circumstances), Origin.SETTLED\n",
+        "            try:\n                found, origin = _settle(launch, intent, error, circumstances), Origin.SETTLED\n"
         "            except BiomedError as doubt:\n                return _Refused(doubt)\n",
         f"{ONCE}::test_doubt_leaves_the_lease_open",
     ),

@@ -7,6 +7,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+import mutants
 import pytest
 
 from harness import drawing
@@ -138,3 +139,8 @@ def test_no_test_is_named_by_a_number() -> None:
         for name in re.findall(r"def (test_(?:case_)?\d+_\w+)", path.read_text(encoding="utf-8"))
     ]
     assert numbered == []
+
+
+@pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda mutant: mutant.what)
+def test_each_mutant_still_has_something_to_break(mutant: mutants.Mutant) -> None:
+    assert (drawing.ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.old) == 1
