@@ -138,7 +138,8 @@ MUTANTS = (
         "lease left closed after a doubt",
         "clients/once.py",
         "            found, origin = _settle(launch, intent, error, circumstances), Origin.SETTLED\n",
-        "            try:\n                found, origin = _settle(launch, intent, error, circumstances), Origin.SETTLED\n"
+        "            try:\n"
+        "                found, origin = _settle(launch, intent, error, circumstances), Origin.SETTLED\n"
         "            except BiomedError as doubt:\n                return _Refused(doubt)\n",
         f"{ONCE}::test_doubt_leaves_the_lease_open",
     ),
