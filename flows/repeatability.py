@@ -16,7 +16,7 @@ from prefect_biomed.analysis.models import Baseline, PipelineReport
 from prefect_biomed.blocks.vip import VipCredentials
 from prefect_biomed.clients.errors import JobFailed
 from prefect_biomed.clients.vip import SessionOptions, VipSession, judge
-from prefect_biomed.clients.vip.bids import with_files
+from prefect_biomed.clients.vip.bids import answers, questions
 from prefect_biomed.flows._checked import checked_flow
 from prefect_biomed.flows.parameters import CancellableWaiting, Group, RefreshTime
 from prefect_biomed.flows.sessions import new_session
@@ -213,13 +213,15 @@ def perturbed_to_run(
     if pipeline is None:
         return []
     now = datetime.now(UTC)
+    asked = questions(input_settings, input_dir)
+    files = answers(asked, input_dir) if asked else {}
     run = analysis.RunRecord(
         series=series,
         began=now,
         recorded=now,
         pipeline=pipeline,
         repetition=1,
-        parameters=with_files(input_settings, input_dir),
+        parameters={**input_settings, **files},
         inputs=analysis.inputs_digest(input_dir),
     )
     known = experiment.perturbed(run, pipeline, before=series)[1]

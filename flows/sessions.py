@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefect_biomed.clients.errors import ConfigurationError
-from prefect_biomed.clients.vip import InputValue, SessionOptions, VipSession
+from prefect_biomed.clients.vip import InputValue, SessionOptions, VipSession, with_bids_files
 from prefect_biomed.clients.vip.girder import girder_path
 from prefect_biomed.flows.vip_parameters import Girder, Outputs, Removal, SessionUpload, chosen
 from prefect_biomed.tasks.policies import intent_token, is_deployed, lasting_folder
@@ -50,6 +50,7 @@ def new_session(
     Raises:
         ConfigurationError: A relative folder in a run of a deployment, a call from inside a task without a name, or
             values that make no session.
+        PreflightFailed: Values ask a BIDS dataset for files, and it has none of them.
     """
     upload, girder = upload or SessionUpload(), girder or Girder()
     token = intent_token("vip-session", explicit=session_name)
@@ -60,7 +61,7 @@ def new_session(
                 f"{what} is the relative path {folder}. A run of a deployment works in a folder that is removed after "
                 "it. Give an absolute path."
             )
-    return VipSession.planned(
+    session = VipSession.planned(
         session_name=name,
         pipeline_id=pipeline_id,
         input_settings=input_settings or {},
@@ -78,6 +79,7 @@ def new_session(
         girder_download=girder.download,
         options=chosen(options or SessionOptions(), outputs, removal),
     )
+    return with_bids_files(session)
 
 
 def default_output_dir(session_name: str) -> Path:

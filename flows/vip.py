@@ -25,6 +25,7 @@ from prefect_biomed.clients.vip import (
     open_girder_session,
     open_intents,
     open_session,
+    with_bids_files,
 )
 from prefect_biomed.clients.vip.monitoring import diagnoses, kill_intent
 from prefect_biomed.clients.vip.session_file import VIP_HOME, SessionFile, sessions_below
@@ -432,12 +433,13 @@ def session_on_inputs_of(owner: VipSession, number: int, run: PipelineRun, outpu
         "session_name": name,
         "pipeline_id": run.pipeline_id,
         "input_settings": run.input_settings,
+        "questions": {},
         "nb_runs": run.nb_runs,
         "output_dir": output_dir,
         "vip_output_dir": f"{PurePosixPath(owner.vip_dir).parent}/{name}/OUTPUTS",
         "girder_output_dir": str(PurePosixPath(on_girder).with_name(name)) if on_girder else None,
     }
-    return VipSession.planned(**{**dict(owner), **fields})
+    return with_bids_files(VipSession.planned(**{**dict(owner), **fields}))
 
 
 def finish_session(credentials: VipCredentials, session: VipSession) -> FinishSummary | None:

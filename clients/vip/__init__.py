@@ -36,7 +36,7 @@ from prefect_biomed.clients.vip.monitoring import failures, find_all, kill, kill
 from prefect_biomed.clients.vip.outcome import Asked, Outcome, judge, outcome
 from prefect_biomed.clients.vip.preflight import Preflight, preflight
 from prefect_biomed.clients.vip.profiles import Profile
-from prefect_biomed.clients.vip.session_file import SessionFile, open_intents, open_session
+from prefect_biomed.clients.vip.session_file import SessionFile, open_intents, open_session, with_bids_files
 from prefect_biomed.clients.vip.session_record import SessionRecord
 from prefect_biomed.clients.vip.upload import UploadSummary, complete_inputs, upload
 
@@ -93,5 +93,6 @@ __all__ = [
     "share_girder_key",
     "share_inputs",
     "upload",
+    "with_bids_files",
     "write_session_crate",
 ]

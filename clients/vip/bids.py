@@ -1,8 +1,8 @@
 """Values of `input_settings` that name files of a BIDS dataset by what their names say: `bids:suffix=T1w,session=01`.
 
 The input folder is the dataset (https://bids-specification.readthedocs.io). A value becomes the list of the matching
-files, in the order of their names, when the session is described: what is recorded, sent and launched is that list, so
-that a dataset that grows later changes nothing of a session that was begun.
+files, in the order of their names, before the session is begun (`session_file.with_bids_files`): what is recorded, sent
+and launched is that list, so that a dataset that grows later changes nothing of a session that was begun.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prefect_biomed.clients.errors import PreflightFailed
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["PREFIX", "by_subject", "with_files"]
+__all__ = ["PREFIX", "answers", "by_subject", "questions"]
 
 PREFIX = "bids:"
 """What a value begins with that is a question to the dataset."""
@@ -27,30 +27,40 @@ _DESCRIPTION = "dataset_description.json"
 _SUBJECT = re.compile(r"sub-([0-9A-Za-z+]+)_")
 
 
-def with_files(settings: Mapping[str, Any], input_dir: Path | None) -> dict[str, Any]:
-    """Put the files of the dataset in the place of values that ask for them.
+def questions(settings: Mapping[str, Any], input_dir: Path | None) -> dict[str, Any]:
+    """Tell which values ask the dataset.
 
     Args:
         settings: Values by parameter, as `named_values` gives them.
         input_dir: The dataset.
 
     Returns:
-        The values, with a list of paths relative to `input_dir` for each that asks. The name of a file that is there
-        asks for nothing, whatever it begins with.
+        Those that do, alone or as an element of a list. The name of a file that is there asks for nothing, whatever it
+        begins with.
+    """
+    return {name: value for name, value in settings.items() if any(_asks(one, input_dir) for one in _elements(value))}
+
+
+def answers(asked: Mapping[str, Any], input_dir: Path | None) -> dict[str, Any]:
+    """Find the files that values ask for.
+
+    Args:
+        asked: As `questions` gives them.
+        input_dir: The dataset.
+
+    Returns:
+        A list of paths relative to `input_dir` for each value, with the other elements as they are.
 
     Raises:
         PreflightFailed: No dataset, no such entity, or no file that matches; with all problems at once.
     """
-    asking = {name: value for name, value in settings.items() if any(_asks(one, input_dir) for one in _elements(value))}
-    if not asking:
-        return dict(settings)
     problems: list[str] = []
     found: dict[str, Any] = {}
     try:
         dataset = _Dataset(input_dir)
     except ValueError as error:
-        raise PreflightFailed(_ASKED, [f"{name!r}: {error}" for name in asking]) from None
-    for name, value in asking.items():
+        raise PreflightFailed(_ASKED, [f"{name!r}: {error}" for name in asked]) from None
+    for name, value in asked.items():
         files: list[Any] = []
         for one in _elements(value):
             try:
@@ -60,7 +70,7 @@ def with_files(settings: Mapping[str, Any], input_dir: Path | None) -> dict[str,
         found[name] = files
     if problems:
         raise PreflightFailed(_ASKED, problems)
-    return {**settings, **found}
+    return found
 
 
 def by_subject(settings: Mapping[str, Any]) -> list[str]:

@@ -27,7 +27,6 @@ from pydantic.alias_generators import to_camel
 
 from prefect_biomed.clients.errors import ConfigurationError, invalid_fields
 from prefect_biomed.clients.rest import Answered, OpenEnum
-from prefect_biomed.clients.vip.bids import with_files
 from prefect_biomed.clients.vip.profiles import CARMIN, VIP, Profile
 from prefect_biomed.clients.vip.values import as_written, is_text, named_values
 
@@ -569,6 +568,8 @@ class VipSession(BaseModel):
         session_name: Name of the session and of its folder on the platform.
         pipeline_id: Pipeline to run.
         input_settings: Values of the pipeline's parameters as the user gave them.
+        questions: Those of them that asked a BIDS dataset, as they were written, by parameter; `input_settings` has the
+            files, once `with_bids_files` has answered.
         input_dir: Local folder of input files; None when all inputs are on the platform already.
         output_dir: Local folder of the outputs and of `session_data.json`.
         vip_input_dir: Folder of the inputs on the platform.
@@ -588,6 +589,7 @@ class VipSession(BaseModel):
     session_name: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+$", max_length=200)]
     pipeline_id: str | None = None
     input_settings: InputSettings = Field(default_factory=dict)
+    questions: dict[str, InputValue] = Field(default_factory=dict)
     input_dir: Annotated[Path | None, AfterValidator(_named_in_text)] = None
     output_dir: Annotated[Path, AfterValidator(_named_in_text)]
     vip_input_dir: Annotated[str, AfterValidator(_below_a_home)]
@@ -612,15 +614,13 @@ class VipSession(BaseModel):
 
         Raises:
             ConfigurationError: Some values fit no session; the message says which, and what is accepted.
-            PreflightFailed: A value asks a BIDS dataset for files, and none can be told.
         """
         try:
-            session = cls(**fields)
+            return cls(**fields)
         except ValidationError as error:
             raise ConfigurationError(
                 f"This makes no session: {invalid_fields(error)}. Give other values. Nothing was sent."
             ) from None
-        return session.model_copy(update={"input_settings": with_files(session.input_settings, session.input_dir)})
 
     @property
     def vip_dir(self) -> str:

@@ -480,8 +480,8 @@ class _Settings:
             return self.session.vip_input_dir if local == "." else f"{self.session.vip_input_dir}/{local}"
         if value.startswith(PREFIX):
             self.problems.append(
-                f"{name!r} is {value!r}, which is answered when a flow describes the session. Give it by itself or as "
-                "an element of a list, not in a JSON text; without a flow, `VipSession.planned` answers it."
+                f"{name!r} is {value!r}, which was not answered. Give it by itself or as an element of a list, not in "
+                "a JSON text; without a flow, `with_bids_files` answers it."
             )
             return None
         if _STORAGE.match(value):

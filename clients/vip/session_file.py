@@ -15,13 +15,14 @@ from pydantic import ValidationError
 
 from prefect_biomed.clients.errors import HeldElsewhere, LedgerError
 from prefect_biomed.clients.files import atomic_write, exclusive, on_disk
+from prefect_biomed.clients.vip import bids
 from prefect_biomed.clients.vip.client import VipClient
 from prefect_biomed.clients.vip.errors import SessionLocked
 from prefect_biomed.clients.vip.models import VipSession
 from prefect_biomed.clients.vip.remote_files import delete_and_wait, put_and_verify
-from prefect_biomed.clients.vip.session_record import SessionRecord, damaged, parse
+from prefect_biomed.clients.vip.session_record import IntentRecord, SessionRecord, damaged, parse
 
-__all__ = ["SessionFile", "open_intents", "open_session", "sessions_below"]
+__all__ = ["SessionFile", "open_intents", "open_session", "sessions_below", "with_bids_files"]
 
 FILE_NAME = "session_data.json"
 VIP_HOME = "/vip/Home/API"
@@ -276,6 +277,43 @@ def open_intents(
         raise damaged(where, error) from None
 
 
+def with_bids_files(session: VipSession) -> VipSession:
+    """Answer the values that ask a BIDS dataset for files. Nothing is sent.
+
+    Safe to repeat: a session that was begun keeps the files that its record has, whatever comes to the dataset.
+
+    Args:
+        session: The session; its `input_dir` is the dataset.
+
+    Returns:
+        The session with lists of files in the place of such values, and these as its `questions`.
+
+    Raises:
+        PreflightFailed: No dataset, no such entity, or no file that matches; with all problems at once.
+        LedgerError: The session file in its output folder is damaged.
+    """
+    questions = bids.questions(session.input_settings, session.input_dir)
+    if not questions:
+        return session
+    begun = _begun_here(session)
+    if begun is not None and begun.questions == questions:
+        files = {name: begun.given[name] for name in questions}
+    else:
+        files = bids.answers(questions, session.input_dir)
+    settings = {**session.input_settings, **files}
+    return session.model_copy(update={"input_settings": settings, "questions": questions})
+
+
+def _begun_here(session: VipSession) -> IntentRecord | None:
+    """The intent of a session that was begun on this machine."""
+    for name in (FILE_NAME, f"{LOCKS}/{FILE_NAME}", _ON_ITS_WAY):
+        path = session.output_dir / name
+        if (text := _read_local(path)) is not None:
+            record = parse(text, str(path))
+            return record.ledger.intents.get(session.token) if record.session_name == session.session_name else None
+    return None
+
+
 def _found(
     output_dir: Path, session_name: str | None, client: VipClient | None, vip_home: str
 ) -> tuple[SessionRecord, str, str | None]:
@@ -301,6 +339,7 @@ def _session_of(record: SessionRecord, token: str, output_dir: Path, backup: str
             "session_name": record.session_name,
             "pipeline_id": intent.pipeline_id,
             "input_settings": sent,
+            "questions": intent.questions,
             "input_dir": intent.local_input_dir,
             "output_dir": output_dir,
             "vip_input_dir": intent.vip_input_dir or f"{PurePosixPath(record.vip_output_dir).parent}/INPUTS",

@@ -123,7 +123,8 @@ class IntentRecord(BaseModel):
     Attributes:
         begun_at: When it was written; None for one of an earlier release.
         pipeline_id: Pipeline to run; None for a session that only holds inputs.
-        given: Values of its parameters as the user gave them.
+        given: Values of its parameters as the user gave them, with the files of a BIDS dataset that he asked for.
+        questions: See `VipSession`.
         input_settings: The same as they are sent; None until the pre-flight.
         nb_runs: Number of runs.
         local_input_dir: Folder of the inputs here.
@@ -141,6 +142,7 @@ class IntentRecord(BaseModel):
     begun_at: AwareDatetime | None = None
     pipeline_id: str | None = None
     given: dict[str, InputValue] = Field(default_factory=dict)
+    questions: dict[str, InputValue] = Field(default_factory=dict)
     input_settings: dict[str, InputValue] | None = None
     nb_runs: int = 1
     local_input_dir: str | None = None
@@ -165,6 +167,7 @@ class IntentRecord(BaseModel):
         return cls(
             pipeline_id=session.pipeline_id,
             given=session.input_settings,
+            questions=session.questions,
             nb_runs=session.nb_runs,
             local_input_dir=str(session.input_dir) if session.input_dir else None,
             vip_input_dir=session.vip_input_dir,

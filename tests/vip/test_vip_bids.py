@@ -9,9 +9,17 @@ from typing import Any
 import pytest
 
 from prefect_biomed.blocks.vip import VipCredentials
-from prefect_biomed.clients.errors import PreflightFailed
-from prefect_biomed.clients.vip import VipClient, VipSession, preflight
-from prefect_biomed.clients.vip.bids import by_subject, with_files
+from prefect_biomed.clients.errors import LedgerError, PreflightFailed
+from prefect_biomed.clients.vip import (
+    VipClient,
+    VipSession,
+    launch,
+    open_session,
+    preflight,
+    upload,
+    with_bids_files,
+)
+from prefect_biomed.clients.vip.bids import by_subject
 from prefect_biomed.flows.vip_plans import plan_session
 from prefect_biomed.sandbox import Sandbox
 
@@ -42,7 +50,7 @@ def dataset(tmp_path: Path) -> Path:
 
 def session(dataset: Path | None, tmp_path: Path, **settings: Any) -> VipSession:
     home = "/vip/Home/API/s"
-    return VipSession.planned(
+    session = VipSession.planned(
         session_name="s",
         pipeline_id="CopyFile/1.0",
         input_settings=settings,
@@ -51,7 +59,9 @@ def session(dataset: Path | None, tmp_path: Path, **settings: Any) -> VipSession
         vip_input_dir=f"{home}/INPUTS",
         vip_output_dir=f"{home}/OUTPUTS",
         token="abcd1234",
+        nb_runs=2,
     )
+    return with_bids_files(session)
 
 
 FIRST, SECOND = "sub-01/ses-01/anat/sub-01_ses-01_run-0", "sub-02/ses-01/anat/sub-02_ses-01_T"
@@ -99,11 +109,11 @@ def test_what_is_no_dataset_is_told(dataset: Path, tmp_path: Path, which: str) -
         session(dataset if which == "no dataset" else None, tmp_path, file="bids:suffix=T1w")
 
 
-def test_without_the_extra_the_error_tells_it(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_error_tells_it(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bids2table", None)
     with pytest.raises(PreflightFailed, match=r"pip install 'prefect-biomed\[bids\]'"):
-        with_files({"file": "bids:suffix=T1w"}, dataset)
-    assert with_files({"file": "sub-01"}, dataset) == {"file": "sub-01"}
+        session(dataset, tmp_path, file="bids:suffix=T1w")
+    assert session(dataset, tmp_path, file="sub-01").input_settings == {"file": "sub-01"}
 
 
 def test_files_are_shown_by_subject(dataset: Path, tmp_path: Path) -> None:
@@ -133,7 +143,25 @@ def test_one_job_for_each_file_and_no_question_is_sent(vip: Sandbox, dataset: Pa
         assert check.input_values["file"] == [
             f"{home}/{name}" for name in (f"{FIRST}1_T1w.nii.gz", f"{FIRST}2_T1w.nii.gz", f"{SECOND}1w.nii.gz")
         ]
-        (dataset / "sub-03_T1w.nii.gz").write_text("later")
-        begun = VipSession(**{**dict(session(dataset, tmp_path)), "input_settings": {"file": "bids:suffix=T1w"}})
-        with pytest.raises(PreflightFailed, match=r"VipSession\.planned"):
-            preflight(client, begun)
+        unanswered = session(dataset, tmp_path).model_copy(update={"input_settings": {"file": "bids:suffix=T1w"}})
+        with pytest.raises(PreflightFailed, match="which was not answered"):
+            preflight(client, unanswered)
+
+
+def test_a_session_that_was_begun_keeps_its_files_whatever_comes_to_the_dataset(
+    vip: Sandbox, dataset: Path, tmp_path: Path
+) -> None:
+    with VipClient(vip.vip.url, vip.ready()["vip"]["api_key"]) as client:
+        begun = session(dataset, tmp_path, file="bids:suffix=T2w")
+        upload(client, begun, preflight(client, begun))
+        launch(client, begun, 1)
+        (dataset / "sub-02/ses-01/anat/sub-02_ses-01_run-2_T2w.nii.gz").write_text("later")
+        again = session(dataset, tmp_path, file="bids:suffix=T2w")
+        assert again == begun
+        upload(client, again, preflight(client, again))
+        assert launch(client, again, 2).name != launch(client, again, 1).name
+        assert open_session(begun.output_dir).questions == {"file": "bids:suffix=T2w"}
+        # Another question is answered anew, and is another intent.
+        other = session(dataset, tmp_path, file="bids:suffix=T2w,run=2")
+        with pytest.raises(LedgerError, match="other settings"):
+            upload(client, other, preflight(client, other))
