@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from prefect.events.worker import EventsWorker
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
 
@@ -80,7 +81,10 @@ def prefect_api_on_postgresql() -> Iterator[int]:
             server.start(timeout=300)
             try:
                 with temporary_settings({PREFECT_API_URL: server.api_url}):
+                    # What sends events of this process may still be bound to the API of another test.
+                    EventsWorker.drain_all()
                     yield port
+                    EventsWorker.drain_all()
             finally:
                 server.stop()
 
