@@ -325,7 +325,7 @@ def cancelling(account: VipCredentials, name: str, waiting: dict[str, Any]) -> t
 
 
 def test_runs_that_nobody_ends_are_ended_with_what_they_have_left(vip: Sandbox, account: VipCredentials) -> None:
-    vip.vip.switches.job_seconds = 600.0
+    vip.vip.switches.job_seconds, vip.vip.switches.kill_seconds = 600.0, 0.0
     killed, doomed = cancelling(account, "killed", {"cancel_remote": True})
     kept, left = cancelling(account, "kept", {})
     assert end_cancelled(seconds=60, tag="biomed-test") == [], "their workers may be about to end them"
@@ -338,7 +338,7 @@ def test_runs_that_nobody_ends_are_ended_with_what_they_have_left(vip: Sandbox, 
 
 
 def test_a_cancelled_run_stays_while_its_platform_cannot_be_asked(vip: Sandbox, account: VipCredentials) -> None:
-    vip.vip.switches.job_seconds = 600.0
+    vip.vip.switches.job_seconds, vip.vip.switches.kill_seconds = 600.0, 0.0
     run, execution = cancelling(account, "unreachable", {"cancel_remote": True})
     vip.vip.faults.add(Fault(method="GET", path="/executions", status=503, calls=range(1, 100)))
     with pytest.raises(BiomedError, match=f"Not all cancelled runs could be ended.\n.*{run}.*HTTP 503"):
