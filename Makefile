@@ -11,10 +11,10 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo
 
-# Most tests wait rather than compute, hence four at a time; those with a Prefect server share one. What waits for other
+# Most tests wait rather than compute, hence six at a time; those with a Prefect server share one. What waits for other
 # processes depends on what else the machine does: one more try is allowed, and shown.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 4 --reruns 1
+	$(BIN)/python -m pytest -n 6 --reruns 1
 
 check: $(STAMP)
 	$(BIN)/ruff check .
