@@ -11,7 +11,7 @@ setting; an automation that somebody has paused stays paused. An automation of y
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -58,27 +58,15 @@ def automations(
     Raises:
         ValueError: `quiet_seconds`, `silence_seconds` or `begin_seconds` is less than 10, which Prefect does not allow.
     """
-    run = {"prefect.resource.id": "prefect.flow-run.*"}
-    ours = {"prefect.resource.role": "tag", "prefect.resource.id": [f"prefect.tag.{tag}" for tag in tags]}
-    each = {"prefect.resource.id"}
     retry = {"state": StateType.SCHEDULED, "name": "AwaitingRetry"}
     return [
         Automation(
             name="biomed: report dead runs as crashed",
             description="The host or the worker died with the run, or it lost the network: no heartbeat comes.",
-            trigger=EventTrigger(
-                match=run,
-                match_related=ours,
-                for_each=each,
-                posture=Posture.Proactive,
-                # Each of them is enough: a server on SQLite loses events when it is busy.
-                after={"prefect.flow-run.Running", "prefect.flow-run.heartbeat"},
-                # A run that is suspended, or was scheduled again by somebody, has no heartbeat and is not dead. A run
-                # that has ended cannot be reported as crashed: the server refuses.
-                expect={"prefect.flow-run.*"},
-                threshold=1,
-                within=timedelta(seconds=silence_seconds),
-            ),
+            # Each of them is enough: a server on SQLite loses events when it is busy. A run that is suspended, or was
+            # scheduled again by somebody, has no heartbeat and is not dead. A run that has ended cannot be reported as
+            # crashed: the server refuses.
+            trigger=_stays({"Running", "heartbeat"}, tags, timedelta(seconds=silence_seconds)),
             actions=[
                 ChangeFlowRunState(
                     state=StateType.CRASHED,
@@ -89,32 +77,14 @@ def automations(
         Automation(
             name="biomed: schedule crashed runs again",
             description=f"At most until a run has begun {max_runs} times.",
-            trigger=EventTrigger(
-                # Runs that crash before they begin have the count 0: the installation is broken, a retry is no cure.
-                match=run | {"prefect.run-count": [str(count) for count in range(1, max_runs)]},
-                match_related=ours,
-                for_each=each,
-                posture=Posture.Proactive,
-                after={"prefect.flow-run.Crashed"},
-                expect={"prefect.flow-run.*"},
-                threshold=1,
-                within=timedelta(seconds=quiet_seconds),
-            ),
+            # Runs that crash before they begin have the count 0: the installation is broken, a retry is no cure.
+            trigger=_stays({"Crashed"}, tags, timedelta(seconds=quiet_seconds), counts=range(1, max_runs)),
             actions=[ChangeFlowRunState(**retry, message=AFTER_CRASH)],
         ),
         Automation(
             name="biomed: schedule runs again that never began",
             description="The worker died between taking the run and starting it.",
-            trigger=EventTrigger(
-                match=run,
-                match_related=ours,
-                for_each=each,
-                posture=Posture.Proactive,
-                after={"prefect.flow-run.Pending", "prefect.flow-run.Submitting"},
-                expect={"prefect.flow-run.*"},
-                threshold=1,
-                within=timedelta(seconds=begin_seconds),
-            ),
+            trigger=_stays({"Pending", "Submitting"}, tags, timedelta(seconds=begin_seconds)),
             actions=[ChangeFlowRunState(**retry, message=NEVER_BEGAN)],
         ),
     ]
@@ -135,22 +105,30 @@ def end_cancelled(deployment: UUID, tags: Sequence[str] = (TAG,), *, cancel_seco
     return Automation(
         name="biomed: end cancelled runs whose worker is gone",
         description="Kills what they have left on the platform, when they are to, and ends them.",
-        trigger=EventTrigger(
-            match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related={
-                "prefect.resource.role": "tag",
-                "prefect.resource.id": [f"prefect.tag.{tag}" for tag in tags],
-            },
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            after={"prefect.flow-run.Cancelling"},
-            expect={"prefect.flow-run.*"},
-            threshold=1,
-            within=timedelta(seconds=cancel_seconds),
-        ),
+        trigger=_stays({"Cancelling"}, tags, timedelta(seconds=cancel_seconds)),
         actions=[
             RunDeployment(deployment_id=deployment, parameters={"seconds": max(cancel_seconds - _CLOCK_SECONDS, 0.0)})
         ],
+    )
+
+
+def _stays(
+    events: Set[str], tags: Sequence[str], within: timedelta, *, counts: Sequence[int] | None = None
+) -> EventTrigger:
+    """Fires when one of these events came of a run with any of the tags, and no other one in time."""
+    times = {} if counts is None else {"prefect.run-count": [str(count) for count in counts]}
+    return EventTrigger(
+        match={"prefect.resource.id": "prefect.flow-run.*", **times},
+        match_related={
+            "prefect.resource.role": "tag",
+            "prefect.resource.id": [f"prefect.tag.{tag}" for tag in tags],
+        },
+        for_each={"prefect.resource.id"},
+        posture=Posture.Proactive,
+        after={f"prefect.flow-run.{event}" for event in events},
+        expect={"prefect.flow-run.*"},
+        threshold=1,
+        within=within,
     )
 
 
@@ -222,19 +200,7 @@ def suspension_notification(block: str, tags: Sequence[str] = (TAG,), *, suspend
     return Automation(
         name="biomed: tell of suspended runs that nobody resumes",
         description="The schedule of vip-collect is off, or its folder is not that of the session.",
-        trigger=EventTrigger(
-            match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related={
-                "prefect.resource.role": "tag",
-                "prefect.resource.id": [f"prefect.tag.{tag}" for tag in tags],
-            },
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            after={"prefect.flow-run.Suspended"},
-            expect={"prefect.flow-run.*"},
-            threshold=1,
-            within=timedelta(hours=suspended_hours),
-        ),
+        trigger=_stays({"Suspended"}, tags, timedelta(hours=suspended_hours)),
         actions=[
             SendNotification(
                 block_document_id=_saved(block),
